@@ -1,0 +1,34 @@
+"""BERT encoders that mix self-attention with convolutions (Chang, Xu, Xu and Tu, ACL 2021, arXiv 2106.05505).
+
+Importing the package registers its classes with the Auto classes of ``transformers``. That loads PyTorch, which takes
+seconds; the command line needs neither to print its help, so ``bertconv`` sets ``BERT_CONVOLUTIONS_LAZY`` to put it off.
+"""
+
+import importlib
+import os
+from typing import Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "CompositeBertConfig": "model",
+    "CompositeBertForMaskedLM": "model",
+    "CompositeBertForPreTraining": "model",
+    "CompositeBertForSequenceClassification": "model",
+    "CompositeBertModel": "model",
+    "CompositeBertTokenizer": "data.tokenizer",
+    "CompositeAttention": "attention.composite",
+}
+__all__ = [*_EXPORTS, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import an exported class when it is first asked for (PEP 562)."""
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+
+
+if not os.environ.get("BERT_CONVOLUTIONS_LAZY"):
+    importlib.import_module(f"{__name__}.model")
+    importlib.import_module(f"{__name__}.data.tokenizer")

@@ -1,0 +1,1 @@
+"""The whole path on public-domain speeches, in minutes."""

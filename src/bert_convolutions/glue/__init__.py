@@ -1,0 +1,1 @@
+"""GLUE: tasks, reading, fine-tuning, prediction, submission."""

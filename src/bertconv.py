@@ -1,0 +1,2 @@
+"""stub"""
+def main() -> int: return 0
