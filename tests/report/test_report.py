@@ -1,0 +1,110 @@
+"""Loss curves and kernels drawn from the files of a run."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from bert_convolutions.errors import UsageError
+from bert_convolutions.report.curves import plot_loss_curves
+from bert_convolutions.report.kernels import plot_kernels, read_kernels
+from bert_convolutions.report.runs import read_loss_history
+from bert_convolutions.report.style import line_colors
+
+REACH, HEADS, HEAD_SIZE = 3, 2, 4
+
+
+def write_state(folder: Path, last_loss: float) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    log = [
+        {"step": 5, "loss": 7.5, "learning_rate": 1e-3},
+        {"step": 10, "loss": last_loss},
+        {"step": 10, "eval_loss": 6.0, "eval_runtime": 1.0},
+        {"step": 10, "train_runtime": 3.0, "train_loss": 7.0},
+    ]
+    (folder / "trainer_state.json").write_text(json.dumps({"log_history": log}))
+    return folder
+
+
+def write_model(folder: Path, layers: int = 2, terms: tuple[str, ...] = ("convfixed", "convq", "convk")) -> Path:
+    shapes = {
+        "convfixed": (1, HEADS, 1, 2 * REACH + 1),
+        "convq": (HEAD_SIZE, 2 * REACH + 1),
+        "convk": (HEAD_SIZE, 2 * REACH + 1),
+    }
+    tensors = {"bert.embeddings.word_embeddings.weight": np.zeros((2, 2), np.float32)}
+    for layer in range(layers):
+        for term in terms:
+            values = np.full(shapes[term], layer, np.float32)
+            tensors[f"bert.encoder.layer.{layer}.attention.self.{term}_param"] = values
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"attention_kernel": "qk_convfixed_convq_convk 3"}))
+    return folder
+
+
+def assert_png(path: Path) -> None:
+    assert path.read_bytes().startswith(b"\x89PNG\r\n")
+    assert path.stat().st_size > 5000
+    assert not list(path.parent.glob("*.tmp"))
+
+
+def test_history_of_a_finished_run(tmp_path: Path) -> None:
+    history = read_loss_history(write_state(tmp_path / "run", 6.5))
+    assert history.train == [(5, 7.5), (10, 6.5)]
+    assert history.evaluation == [(10, 6.0)]
+
+
+def test_history_of_a_running_run_is_the_newest_checkpoint(tmp_path: Path) -> None:
+    write_state(tmp_path / "checkpoint-9", 6.5)
+    write_state(tmp_path / "checkpoint-10", 5.5)
+    (tmp_path / "checkpoint-11").mkdir()
+    assert read_loss_history(tmp_path).train[-1] == (10, 5.5)
+
+
+def test_history_of_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="not the output folder of a training run"):
+        read_loss_history(tmp_path)
+    (tmp_path / "trainer_state.json").write_text('{"log_hist')
+    with pytest.raises(UsageError, match=r"trainer_state\.json is not a trainer state"):
+        read_loss_history(tmp_path)
+
+
+def test_curves(tmp_path: Path) -> None:
+    runs = {name: write_state(tmp_path / name, loss) for name, loss in (("one", 6.5), ("two", 5.5))}
+    plot_loss_curves(runs, tmp_path / "plots" / "curves.png")
+    assert_png(tmp_path / "plots" / "curves.png")
+
+
+def test_kernels_are_read_by_layer(tmp_path: Path) -> None:
+    kernels = read_kernels(write_model(tmp_path / "model", layers=11), "convq_param")
+    assert list(kernels) == list(range(11))
+    assert all((kernel == layer).all() and kernel.shape == (HEAD_SIZE, 7) for layer, kernel in kernels.items())
+
+
+@pytest.mark.parametrize(
+    "terms", [("convfixed", "convq", "convk"), ("convfixed",), ("convq",), ("convk",), ("convfixed", "convk")]
+)
+def test_kernel_plot(tmp_path: Path, terms: tuple[str, ...]) -> None:
+    assert plot_kernels(write_model(tmp_path / "model", layers=5, terms=terms), tmp_path / "kernels.png")
+    assert_png(tmp_path / "kernels.png")
+
+
+def test_no_kernels_no_plot(tmp_path: Path) -> None:
+    assert not plot_kernels(write_model(tmp_path / "model", terms=()), tmp_path / "kernels.png")
+    assert not (tmp_path / "kernels.png").exists()
+
+
+def test_kernels_of_no_model(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="not the output folder of a finished run"):
+        plot_kernels(tmp_path, tmp_path / "kernels.png")
+    (tmp_path / "model.safetensors").write_bytes(b"not a model")
+    with pytest.raises(UsageError, match="can't be read"):
+        plot_kernels(tmp_path, tmp_path / "kernels.png")
+
+
+def test_colors_are_distinct() -> None:
+    for count in (1, 7, 12):
+        assert len(set(line_colors(count))) == count
