@@ -1,0 +1,180 @@
+"""SentencePiece with the rules of the original's tokenizer, light (no ``transformers``) and fast.
+
+Ids: the model's V pieces, then ``[CLS]`` = V, ``[SEP]`` = V + 1, ``<pad>`` = V + 2 and ``[MASK]`` = V + 3; ``<unk>`` is
+the model's own unknown piece. Encoding a text takes four steps:
+
+1. special tokens typed in the text are cut out and become their ids;
+2. the rest is normalised (see ``text.normalize``);
+3. SentencePiece encodes it (C++);
+4. the comma-digit rule: a piece such as ``1,`` is encoded again without its comma, so that no piece joins a digit and a
+   comma. What it becomes depends on the piece alone, so a table from id to ids, made once, is exact.
+"""
+
+import functools
+import hashlib
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sentencepiece
+
+from bert_convolutions.data.text import normalize
+from bert_convolutions.errors import UsageError
+
+APPENDED_TOKENS = ("[CLS]", "[SEP]", "<pad>", "[MASK]")
+"""Tokens added after the model's pieces, in the order of their ids."""
+UNKNOWN_TOKEN = "<unk>"
+MODEL_FILE = "spm.model"
+"""The model's name inside a tokenizer directory."""
+_SPECIAL_TOKENS = re.compile("(" + "|".join(re.escape(token) for token in (*APPENDED_TOKENS, UNKNOWN_TOKEN)) + ")")
+_WORD_START = "▁"
+_RULES_VERSION = "composite-bert-tokenizer-1"
+
+
+def find_model_file(path: str | Path) -> Path | None:
+    """Return the SentencePiece model that a tokenizer path means: itself, or ``spm.model`` in a directory.
+
+    None stands for a directory with another tokenizer in it.
+
+    Raises:
+        UsageError: nothing is there.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UsageError(
+            f"{path}: no such tokenizer on this machine; give the path of an spm.model or of a tokenizer directory"
+            " (nothing is downloaded)"
+        )
+    return path / MODEL_FILE if (path / MODEL_FILE).is_file() else None
+
+
+class SpmEncoder:
+    """Text to token ids with a bare ``spm.model``; the ids are those of the original's tokenizer.
+
+    Args:
+        model_path: a SentencePiece model file.
+
+    Raises:
+        UsageError: the file is missing or is not a SentencePiece model.
+    """
+
+    def __init__(self, model_path: str | Path) -> None:
+        self.model_path = str(model_path)
+        try:
+            self.model_bytes = Path(model_path).read_bytes()
+        except OSError as error:
+            raise UsageError(f"{model_path}: cannot read the SentencePiece model ({error.strerror})") from error
+        self._load()
+
+    def _load(self) -> None:
+        self.processor = sentencepiece.SentencePieceProcessor()
+        try:
+            self.processor.LoadFromSerializedProto(self.model_bytes)
+            self.num_pieces = int(self.processor.get_piece_size())
+        except (RuntimeError, OSError, ValueError) as error:
+            raise UsageError(f"{self.model_path}: not a SentencePiece model; give the path of an spm.model") from error
+        if not self.num_pieces:
+            raise UsageError(f"{self.model_path}: not a SentencePiece model; give the path of an spm.model")
+        self.unk_id = int(self.processor.unk_id())
+        self.special_ids = self._number_special_tokens()
+        self.cls_id, self.sep_id, self.pad_id, self.mask_id = (self.special_ids[token] for token in APPENDED_TOKENS)
+        self._comma_table = self._make_comma_table()
+        self._comma_ids = frozenset(self._comma_table)
+        # A comma that is no piece of its own may be swallowed by an unknown piece; then ids do not tell enough.
+        self._comma_is_unknown = self.processor.piece_to_id(",") == self.unk_id
+
+    def __len__(self) -> int:
+        """Return the size of the vocabulary, V + 4."""
+        return max(self.num_pieces, *(token_id + 1 for token_id in self.special_ids.values()))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"model_path": self.model_path, "model_bytes": self.model_bytes}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._load()
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """Return the sha256 that identifies the vocabulary and the rules."""
+        return hashlib.sha256(_RULES_VERSION.encode() + self.model_bytes).hexdigest()
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text, without ``[CLS]`` and ``[SEP]`` around it."""
+        if any("[" in text or "<" in text for text in texts) and any(map(_SPECIAL_TOKENS.search, texts)):
+            return self._encode_with_special_tokens(texts)
+        return self._encode_plain([normalize(text) for text in texts])
+
+    def build_pair(self, first: list[int], second: list[int]) -> list[int]:
+        """Return ``[CLS] first [SEP] second [SEP]``."""
+        return [self.cls_id, *first, self.sep_id, *second, self.sep_id]
+
+    def _encode_with_special_tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        parts = [_SPECIAL_TOKENS.split(text) for text in texts]
+        plain = iter(self._encode_plain([normalize(part) for split in parts for part in split[::2]]))
+        encoded = []
+        for split in parts:
+            ids = next(plain)
+            for token in split[1::2]:
+                ids = [*ids, self.special_ids[token], *next(plain)]
+            encoded.append(ids)
+        return encoded
+
+    def _encode_plain(self, normalized: list[str]) -> list[list[int]]:
+        """Encode normalised texts without special tokens in them."""
+        encoded = self.processor.encode(normalized, out_type=int, num_threads=1)
+        for position, ids in enumerate(encoded):
+            if not self._comma_ids.isdisjoint(ids):
+                table = self._comma_table
+                encoded[position] = list(itertools.chain.from_iterable(table.get(token) or (token,) for token in ids))
+            if self._comma_is_unknown and self.unk_id in ids:
+                encoded[position] = [self.piece_to_id(piece) for piece in self.tokenize(normalized[position])]
+        return encoded
+
+    def tokenize(self, text: str) -> list[str]:
+        """Return the pieces of a text without special tokens in it, the comma-digit rule applied."""
+        pieces = self.processor.encode(normalize(text), out_type=str)
+        return list(itertools.chain.from_iterable(self._split_comma(piece) or [piece] for piece in pieces))
+
+    def piece_to_id(self, piece: str) -> int:
+        """Return the id of a piece or special token; the unknown token's where there is none."""
+        return self.special_ids.get(piece, self.processor.piece_to_id(piece))
+
+    def _number_special_tokens(self) -> dict[str, int]:
+        """Append the special tokens to the pieces, but for those that the model already has among its pieces."""
+        special_ids = {UNKNOWN_TOKEN: self.unk_id}
+        next_id = self.num_pieces
+        for token in APPENDED_TOKENS:
+            piece_id = int(self.processor.piece_to_id(token))
+            if piece_id == self.unk_id:
+                piece_id, next_id = next_id, next_id + 1
+            special_ids[token] = piece_id
+        return special_ids
+
+    def _make_comma_table(self) -> dict[int, list[int]]:
+        pieces = enumerate(self.processor.id_to_piece(list(range(self.num_pieces))))
+        return {
+            token: [*map(self.piece_to_id, parts)] for token, piece in pieces if (parts := self._split_comma(piece))
+        }
+
+    def _split_comma(self, piece: str) -> list[str] | None:
+        """Return what the comma-digit rule makes of a piece; None where it does not apply."""
+        if len(piece) < 2 or piece[-1] != "," or not piece[-2].isdigit():
+            return None
+        pieces = self.processor.encode(piece[:-1].replace(_WORD_START, ""), out_type=str)
+        if piece[0] != _WORD_START and pieces[0][0] == _WORD_START:
+            # SentencePiece starts a word where the original text had none: take the mark off again.
+            pieces = pieces[1:] if len(pieces[0]) == 1 else [pieces[0][1:], *pieces[1:]]
+        return [*pieces, ","]
+
+
+def flatten(encoded: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ids of all texts in one int32 array, and the number of ids of each text (int64)."""
+    lengths = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
+    ids = np.fromiter(itertools.chain.from_iterable(encoded), dtype=np.int32, count=int(lengths.sum()))
+    return ids, lengths
