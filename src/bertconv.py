@@ -1,2 +1,24 @@
-"""stub"""
-def main() -> int: return 0
+"""The ``bertconv`` console script: start the command line without loading PyTorch, which takes seconds."""
+
+import os
+
+_LAZY = "BERT_CONVOLUTIONS_LAZY"
+
+
+def main() -> int:
+    """Run the command of ``sys.argv``.
+
+    Returns:
+        The exit code, for ``sys.exit``.
+    """
+    already_set = _LAZY in os.environ
+    os.environ.setdefault(_LAZY, "1")
+    from bert_convolutions.cli.main import main as run_command_line
+
+    if not already_set:  # child processes import the package in full, so that its classes are registered there
+        del os.environ[_LAZY]
+    return run_command_line()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

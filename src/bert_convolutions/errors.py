@@ -8,5 +8,25 @@ EXIT_INTERRUPTED = 75
 """Interrupted by a signal, saved, and can be resumed (``EX_TEMPFAIL`` of sysexits.h)."""
 
 
-class UsageError(Exception):
+class CommandError(Exception):
+    """Ends the command with a message for the user instead of a traceback, and with the class's exit code."""
+
+    exit_code = 1
+
+
+class UsageError(CommandError):
     """Bad input. The message is one sentence that names the file, line or flag, and the way out."""
+
+    exit_code = EXIT_USAGE
+
+
+class TrainingDiverged(CommandError):
+    """The loss became NaN or infinite. The message names the step, the samples and the last good checkpoint."""
+
+    exit_code = EXIT_DIVERGED
+
+
+class RunInterrupted(CommandError):
+    """A signal stopped the run after it saved. The message says how to resume."""
+
+    exit_code = EXIT_INTERRUPTED

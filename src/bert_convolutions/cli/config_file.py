@@ -1,0 +1,101 @@
+"""``--config FILE.yaml``: the flags of a sub-command from a file."""
+
+import argparse
+import dataclasses
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bert_convolutions.cli.flags import CONFIG_FLAG, as_argv, nearest
+from bert_convolutions.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class ConfigFile:
+    """The keys and values of a configuration file."""
+
+    path: Path
+    values: dict[str, Any]
+    """By key, dashes turned to underscores."""
+    lines: dict[str, int]
+    """The line of each key, counted from 1."""
+
+    def part(self, names: Collection[str], *, inside: bool) -> "ConfigFile":
+        """The keys that are (``inside``) or are not among ``names``."""
+        return dataclasses.replace(
+            self, values={key: value for key, value in self.values.items() if (key in names) == inside}
+        )
+
+    def argv(self, parser: argparse.ArgumentParser) -> list[str]:
+        """The values as flags of ``parser``.
+
+        Raises:
+            UsageError: a value is not one that the flag takes; names the file, the line and the key.
+        """
+        for key, value in self.values.items():
+            try:
+                _, left_over = parser.parse_known_args(as_argv({key: value}))
+            except UsageError as error:
+                raise UsageError(f"{self._place(key)}: {error}") from error
+            if left_over:
+                raise UsageError(f"{self._place(key)}: {key} takes one value, not the list {value}")
+        return as_argv(self.values)
+
+    def refuse(self, valid_names: Collection[str]) -> None:
+        """Raise about the first key, if there is one: no flag has that name.
+
+        Raises:
+            UsageError: names the file, the line, the key and the valid name nearest to it.
+        """
+        for key in self.values:
+            hint = nearest(key, valid_names)
+            suggestion = f", did you mean {hint!r}?" if hint else "; the keys are the names of the flags."
+            raise UsageError(f"{self._place(key)}: unknown key {key!r}{suggestion}")
+
+    def _place(self, key: str) -> str:
+        return f"{self.path}, line {self.lines[key]}"
+
+
+def read_config_file(path: Path) -> ConfigFile:
+    """Read a YAML mapping of flag names to values.
+
+    Raises:
+        UsageError: the file cannot be read, is not YAML (names the line), is not a mapping of names to values, or has
+            a key twice.
+    """
+    try:
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        document = loader.get_single_node()
+        pairs = document.value if isinstance(document, yaml.MappingNode) else []
+        items = [(key, loader.construct_object(value, deep=True)) for key, value in pairs]
+    except OSError as error:
+        raise UsageError(f"{CONFIG_FLAG} {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{CONFIG_FLAG} {path} is not UTF-8 text") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
+        raise UsageError(f"{path}{_yaml_place(error)}: not valid YAML: {_yaml_problem(error)}") from error
+    if document is not None and not isinstance(document, yaml.MappingNode):
+        raise UsageError(f"{path}: a configuration file has one 'flag: value' a line, without dashes before the flag")
+    config = ConfigFile(path, {}, {})
+    for node, value in items:
+        line = node.start_mark.line + 1
+        if not isinstance(node, yaml.ScalarNode):
+            raise UsageError(f"{path}, line {line}: a key is the name of a flag, not a list or a mapping")
+        key = node.value.replace("-", "_")
+        if key in config.lines:
+            raise UsageError(f"{path}, line {line}: key {key!r} is given twice, first in line {config.lines[key]}")
+        if key == CONFIG_FLAG.lstrip("-"):
+            raise UsageError(f"{path}, line {line}: a configuration file cannot name another one")
+        config.values[key], config.lines[key] = value, line
+    return config
+
+
+def _yaml_place(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return f", line {mark.line + 1}" if mark is not None else ""
+
+
+def _yaml_problem(error: Exception) -> str:
+    return str(getattr(error, "problem", None) or error).splitlines()[0]

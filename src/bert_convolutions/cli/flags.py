@@ -1,0 +1,215 @@
+"""From the fields of an options dataclass to command-line flags, and back to the dataclass.
+
+A field's name is its flag, its default the flag's default, ``metadata["help"]`` its help. The parser built from them
+knows only the sub-command's own flags: what it does not know is left for the Trainer (``trainer_flags.py``) or refused.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import shutil
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NoReturn, TypeVar, Union
+
+from bert_convolutions.errors import UsageError
+
+OptionsT = TypeVar("OptionsT")
+
+CONFIG_FLAG = "--config"
+_TRUE, _FALSE = {"true", "yes", "t", "y", "1"}, {"false", "no", "f", "n", "0"}
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """One line a flag where it fits: its name, the kind of value, its help and its default."""
+
+    def __init__(self, prog: str) -> None:
+        width = min(shutil.get_terminal_size().columns, 120) - 2
+        super().__init__(prog, max_help_position=36, width=width)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        name = action.option_strings[0] if action.option_strings[0] != "-h" else "-h, --help"
+        if action.nargs == 0:
+            return name
+        return f"{name} {self._format_args(action, self._get_default_metavar_for_optional(action))}"
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return "VALUE" if action.choices is None else "{" + ",".join(str(choice) for choice in action.choices) + "}"
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = (action.help or "").strip()
+        if action.default in (None, argparse.SUPPRESS) or action.default == []:
+            return text
+        return f"{text} (default: {_as_text(action.default).replace('%', '%%')})"
+
+
+class FlagParser(argparse.ArgumentParser):
+    """An argparse parser that raises ``UsageError`` where argparse would print its usage and exit."""
+
+    def __init__(self, command: str, **kwargs: Any) -> None:
+        super().__init__(
+            prog=f"bertconv {command}",
+            usage=argparse.SUPPRESS,
+            formatter_class=HelpFormatter,
+            add_help=False,
+            allow_abbrev=False,
+            **kwargs,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage and leaving."""
+        raise UsageError(f"{message.removeprefix('argument ')} (see {self.prog} --help)")
+
+
+def options_parser(command: str, options_class: type) -> FlagParser:
+    """A parser of the flags that ``options_class`` declares, and of ``--config``.
+
+    Args:
+        command: name of the sub-command, for messages.
+        options_class: a dataclass whose fields are ``str``, ``int``, ``float``, ``bool``, ``Path``, ``Literal[...]``,
+            a list of one of those, or ``X | None``. ``metadata["help"]`` and ``metadata["metavar"]`` are used.
+
+    Returns:
+        A parser that leaves required flags to ``make_options``, since a configuration file may give them.
+    """
+    parser = FlagParser(command)
+    group = parser.add_argument_group("flags")
+    hints = typing.get_type_hints(options_class)
+    for field in dataclasses.fields(options_class):
+        group.add_argument(f"--{field.name}", dest=field.name, **_argument(field, hints[field.name]))
+    group.add_argument(
+        CONFIG_FLAG, metavar="FILE", help="YAML file with the same keys as the flags; a flag wins over the file"
+    )
+    return parser
+
+
+def make_options(command: str, options_class: type[OptionsT], parsed: argparse.Namespace) -> OptionsT:
+    """The dataclass from what its parser found.
+
+    Raises:
+        UsageError: a required flag is missing, or the dataclass itself refuses a value with a ``ValueError``.
+    """
+    names = [field.name for field in dataclasses.fields(options_class)]  # type: ignore[arg-type]
+    missing = [name for name in names if not hasattr(parsed, name)]
+    if missing:
+        flags = " and ".join(f"--{name}" for name in missing)
+        raise UsageError(f"{flags} {'is' if len(missing) == 1 else 'are'} required (see bertconv {command} --help)")
+    try:
+        return options_class(**{name: getattr(parsed, name) for name in names})
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def with_underscores(argv: Iterable[str]) -> list[str]:
+    """``--train-data-file=x`` as ``--train_data_file=x``; values are left as they are."""
+    return [_canonical_flag(string) if string.startswith("--") else string for string in argv]
+
+
+def refuse_left_over(command: str, left_over: Sequence[str], valid_names: Iterable[str], *, all_flags: str) -> None:
+    """Raise about the first string that no flag has taken.
+
+    Args:
+        command: name of the sub-command.
+        left_over: strings of the command line that were not understood; nothing happens if there are none.
+        valid_names: names of all flags of the sub-command, without dashes.
+        all_flags: the flag that lists them, ``--help`` or ``--help-all``.
+
+    Raises:
+        UsageError: names the unknown flag and the nearest valid one.
+    """
+    if not left_over:
+        return
+    flags = [string for string in left_over if string.startswith("-")]
+    if not flags:
+        raise UsageError(f"unexpected value {left_over[0]!r} (see bertconv {command} --help)")
+    flag = flags[0].partition("=")[0]
+    hint = nearest(flag.lstrip("-"), valid_names)
+    suggestion = f", did you mean --{hint}?" if hint else ""
+    raise UsageError(f"unknown flag {flag}{suggestion} (bertconv {command} {all_flags} lists all)")
+
+
+def nearest(name: str, valid_names: Iterable[str]) -> str | None:
+    """The valid name most like ``name``, or None where none is like it at all."""
+    matches = difflib.get_close_matches(name, list(valid_names), n=1, cutoff=0.5)
+    return matches[0] if matches else None
+
+
+def as_argv(values: Mapping[str, Any]) -> list[str]:
+    """Values of a configuration file as the flags that say the same; a null leaves the default and gives no flag."""
+    argv: list[str] = []
+    for name, value in values.items():
+        if isinstance(value, list):
+            argv += [f"--{name}", *(_as_text(item) for item in value)]
+        elif value is not None:
+            argv.append(f"--{name}={_as_text(value)}")
+    return argv
+
+
+def _as_text(value: Any) -> str:
+    """A value as one would type it: ``true`` for True, the items of a list apart, JSON for a mapping."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return " ".join(_as_text(item) for item in value)
+    if isinstance(value, Mapping):
+        import json
+
+        return json.dumps(value)
+    return str(value)
+
+
+def _canonical_flag(string: str) -> str:
+    name, equals, value = string.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() in _TRUE | _FALSE:
+        return text.lower() in _TRUE
+    raise argparse.ArgumentTypeError(f"takes true or false, not {text!r}")
+
+
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"takes a whole number, not {text!r}") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"takes a number, not {text!r}") from None
+
+
+_CONVERTERS: dict[type, tuple[Any, str]] = {int: (_whole_number, "INT"), float: (_number, "FLOAT")}
+
+
+def _argument(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
+    """What ``add_argument`` needs for a field of type ``hint``."""
+    if typing.get_origin(hint) in (Union, types.UnionType):  # X | None
+        (hint,) = (argument for argument in typing.get_args(hint) if argument is not type(None))
+    many = typing.get_origin(hint) is list
+    if many:
+        (hint,) = typing.get_args(hint)
+    default = field.default
+    if field.default_factory is not dataclasses.MISSING:
+        default = field.default_factory()
+    required = default is dataclasses.MISSING
+    argument: dict[str, Any] = {
+        "default": argparse.SUPPRESS if required else default,
+        "help": field.metadata.get("help", "").replace("%", "%%") + (" (required)" if required else ""),
+    }
+    if hint is bool:
+        argument |= {"nargs": "?", "const": True, "type": _boolean, "metavar": "true|false"}
+    elif typing.get_origin(hint) is Literal:
+        choices = typing.get_args(hint)
+        argument |= {"choices": choices, "type": _CONVERTERS.get(type(choices[0]), (str, ""))[0]}
+    else:
+        convert, metavar = _CONVERTERS.get(hint, (hint, "TEXT"))
+        argument |= {"type": convert, "metavar": field.metadata.get("metavar", metavar)}
+    if many:
+        argument["nargs"] = "+"
+    return argument

@@ -1,0 +1,169 @@
+"""From dataclass fields to flags and back, with a dataclass made for the purpose."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import pytest
+
+from bert_convolutions.cli.command import Command
+from bert_convolutions.cli.trainer_flags import TrainerFlags
+from bert_convolutions.errors import UsageError
+
+
+@dataclass
+class Options:
+    train_data_file: list[str] = field(metadata={"help": "text, 100 % of it"})
+    name: str = "bert"
+    block_size: int = field(default=128, metadata={"help": "longest example"})
+    mlm_probability: float = 0.15
+    line_by_line: bool = False
+    pack: bool = True
+    order: Literal["sorted", "shuffled"] = "sorted"
+    cache_dir: Path | None = None
+    num_heads: int | None = None
+    seeds: list[int] = field(default_factory=lambda: [1, 2])
+
+    def __post_init__(self) -> None:
+        if self.block_size < 1:
+            raise ValueError("--block_size must be at least 1")
+
+
+def read(*argv: str, trainer: bool = False) -> tuple[Any, TrainerFlags]:
+    module: Any = SimpleNamespace(OPTIONS=Options, TRAINER=trainer)
+    return Command("pretrain", "Pre-train.").read(module, argv)
+
+
+def options(*argv: str) -> Options:
+    return read("--train_data_file", "a.txt", *argv)[0]
+
+
+def refusal(*argv: str, trainer: bool = False) -> str:
+    with pytest.raises(UsageError) as caught:
+        read(*argv, trainer=trainer)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_defaults_are_those_of_the_dataclass() -> None:
+    assert options() == Options(train_data_file=["a.txt"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "name", "value"),
+    [
+        (["--name", "x y"], "name", "x y"),
+        (["--name=a=b"], "name", "a=b"),
+        (["--name="], "name", ""),
+        (["--block_size", "64"], "block_size", 64),
+        (["--block-size=64"], "block_size", 64),
+        (["--block_size=1", "--block_size=2"], "block_size", 2),
+        (["--mlm_probability", "1e-1"], "mlm_probability", 0.1),
+        (["--line_by_line"], "line_by_line", True),
+        (["--line_by_line", "--name", "x"], "line_by_line", True),
+        (["--line_by_line", "true"], "line_by_line", True),
+        (["--line_by_line=False"], "line_by_line", False),
+        (["--pack", "false"], "pack", False),
+        (["--order", "shuffled"], "order", "shuffled"),
+        (["--cache_dir", "c"], "cache_dir", Path("c")),
+        (["--num_heads", "4"], "num_heads", 4),
+        (["--seeds", "3", "-4"], "seeds", [3, -4]),
+        (["--train_data_file", "a", "b", "--pack"], "train_data_file", ["a", "b"]),
+    ],
+)
+def test_values(argv: list[str], name: str, value: object) -> None:
+    assert getattr(options(*argv), name) == value
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--block_size", "1.5"], ["--block_size", "whole number", "1.5"]),
+        (["--mlm_probability", "x"], ["--mlm_probability", "a number", "'x'"]),
+        (["--pack", "maybe"], ["--pack", "true or false", "maybe"]),
+        (["--order", "random"], ["--order", "random", "sorted", "shuffled"]),
+        (["--block_size"], ["--block_size", "one argument"]),
+        (["--block_size", "0"], ["--block_size must be at least 1"]),
+        (["--blocksize", "3"], ["--blocksize", "did you mean --block_size?", "--help"]),
+        (["--block", "3"], ["--block", "--block_size"]),  # no abbreviations
+        (["--zzz"], ["unknown flag --zzz", "--help"]),
+        (["--name", "a", "b"], ["unexpected value 'b'"]),
+        (["-x"], ["unknown flag -x"]),
+    ],
+)
+def test_refusals(argv: list[str], words: list[str]) -> None:
+    message = refusal("--train_data_file", "a.txt", *argv)
+    for word in words:
+        assert word in message
+
+
+def test_required_flag_is_named() -> None:
+    assert refusal().startswith("--train_data_file is required")
+
+
+def test_what_is_left_over_goes_to_the_trainer() -> None:
+    argv = ["--train_data_file", "a", "b", "--max_steps", "-1", "--pack", "--seed=3"]
+    parsed, trainer_flags = read(*argv, trainer=True)
+    assert parsed.train_data_file == ["a", "b"]
+    assert trainer_flags.argv == ("--max_steps", "-1", "--seed=3")
+
+
+class TestConfigFile:
+    def write(self, folder: Path, text: str) -> str:
+        path = folder / "run.yaml"
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    def test_keys_are_flags_and_the_command_line_wins(self, tmp_path: Path) -> None:
+        text = """
+            train_data_file: [a.txt, 2.txt]
+            block-size: 64
+            mlm_probability: 1e-1
+            pack: off
+            order: shuffled
+            num_heads: null
+            seeds: 7
+            """
+        path = self.write(tmp_path, text)
+        parsed, _ = read("--config", path, "--block_size", "32")
+        assert parsed == Options(["a.txt", "2.txt"], "bert", 32, 0.1, False, False, "shuffled", None, None, [7])
+
+    def test_an_empty_file_changes_nothing(self, tmp_path: Path) -> None:
+        assert options("--config", self.write(tmp_path, "# nothing\n")) == options()
+
+    def test_keys_of_the_trainer_are_kept_for_it(self, tmp_path: Path) -> None:
+        path = self.write(tmp_path, "train_data_file: a\nmax_steps: 5\n")
+        _, trainer_flags = read("--config", path, "--seed", "1", trainer=True)
+        assert trainer_flags.config.values == {"max_steps": 5}
+        assert trainer_flags.argv == ("--seed", "1")
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("name: a\nblock_sise: 3\n", ["line 2", "'block_sise'", "did you mean 'block_size'"]),
+            ("name: a\nblock_size: x\n", ["line 2", "--block_size", "'x'"]),
+            ("name: a\n\nname: b\n", ["line 3", "twice", "line 1"]),
+            ("block_size: [1, 2]\n", ["line 1", "block_size", "one value"]),
+            ("name: a\n  b: [\n", ["line 2", "YAML"]),
+            ("name: [a\n", ["YAML", "line"]),
+            ("- name\n", ["flag: value"]),
+            ("just text\n", ["flag: value"]),
+            ("[a]: b\n", ["line 1"]),
+            ("config: other.yaml\n", ["line 1", "another"]),
+            ("name: 2020-99-99\n", ["not valid YAML"]),
+            ("name: !!python/object:os.system x\n", ["not valid YAML"]),
+            ("name: \x00\n", ["not valid YAML"]),
+        ],
+    )
+    def test_refusals_name_file_and_line(self, tmp_path: Path, text: str, words: list[str]) -> None:
+        path = self.write(tmp_path, text)
+        message = refusal("--train_data_file", "a", "--config", path)
+        for word in [path, *words]:
+            assert word in message
+
+    def test_a_missing_file_and_one_that_is_not_text(self, tmp_path: Path) -> None:
+        assert "No such file" in refusal("--config", str(tmp_path / "none.yaml"))
+        (tmp_path / "latin.yaml").write_bytes(b"name: \xe9\xff\n")
+        assert "not UTF-8" in refusal("--config", str(tmp_path / "latin.yaml"))
