@@ -1,0 +1,36 @@
+"""From weights by offset (.., S, 2n+1) to scores (.., S, S), without an S x S index and without a scatter-add.
+
+Legend: S sequence, n reach. ``weights[row, n + r]`` belongs to the pair (row, row + r); pairs further apart than n
+share the end weights.
+"""
+
+import torch
+from torch import Tensor
+
+
+def expand_offsets(weights: Tensor, length: int) -> Tensor:
+    """Lay out weights by offset as scores: ``scores[.., row, other] = weights[.., row, n + clip(other - row, -n, n)]``.
+
+    The end weights are repeated to all 2S offsets that occur, and the rows are then shifted against each other by
+    reading the same memory with a row length shorter by one. This is the skewing of Music Transformer (Huang et al.
+    2018, arXiv 1809.04281, section 3.4.1), extended to both directions and to clipped offsets. Views, padding and their
+    plain backwards only.
+
+    Args:
+        weights: (.., S or 1, 2n+1), any float dtype.
+        length: S.
+
+    Returns:
+        (.., S, S), same dtype.
+    """
+    reach = (weights.shape[-1] - 1) // 2
+    if reach > length - 1:  # offsets that don't occur in so short a sequence
+        weights = weights[..., reach - (length - 1) : reach + length]
+        reach = length - 1
+    outside = length - 1 - reach
+    left = weights[..., :1].expand(*weights.shape[:-1], outside)
+    right = weights[..., -1:].expand(*weights.shape[:-1], outside + 1)
+    by_offset = torch.cat([left, weights, right], dim=-1)  # (.., S or 1, 2S): offset r at S-1+r
+    by_offset = by_offset.expand(*weights.shape[:-2], length, 2 * length)
+    skewed = by_offset.flatten(-2)[..., length - 1 : length - 1 + length * (2 * length - 1)]
+    return skewed.unflatten(-1, (length, 2 * length - 1))[..., :length]

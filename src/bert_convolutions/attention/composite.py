@@ -1,0 +1,209 @@
+"""Composite attention: self-attention and convolutions in one score (Chang, Xu, Xu and Tu, ACL 2021, equation 9).
+
+For head h, query position i and key position j, any sum of these, then softmax over j:
+
+    score[h, i, j] =  q_i . k_j / sqrt(d)               qk         self-attention
+                   +  f[h, clip(j - i)]                 convfixed  fixed lightweight convolution
+                   +  q_i . Cq[:, clip(j - i)] / sqrt(d)  convq    dynamic lightweight convolution from the query
+                   +  k_j . Ck[:, clip(i - j)] / sqrt(d)  convk    the same from the key
+
+with clip to the reach n. The output is softmax(score) . v, plus, if asked for, a depthwise convolution of v.
+
+Legend: B batch, S sequence, H heads, d head size, D hidden, n reach (a kernel is 2n+1 wide).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bert_convolutions.attention.band import expand_offsets
+from bert_convolutions.attention.borders import Borders
+from bert_convolutions.attention.projections import depthwise_convolution, project, projection_parts
+from bert_convolutions.attention.spec import AttentionKernel, Projection
+from bert_convolutions.attention.terms import TERMS
+from bert_convolutions.errors import UsageError
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreParts:
+    """What the score is the sum of.
+
+    Attributes:
+        query, key: (B, H, S, d), scored by their dot product over sqrt(d); both None without ``qk``.
+        by_query: (B or 1, H, S or 1, 2n+1), the convolution weights of each query by the offset of the key; or None.
+        by_key: (B, H, S, 2n+1), those of each key by the offset of the query; or None.
+        mask: (B, 1 or H, S, S), added to the score; or None.
+        scaling: 1/sqrt(d).
+    """
+
+    query: Tensor | None
+    key: Tensor | None
+    by_query: Tensor | None
+    by_key: Tensor | None
+    mask: Tensor | None
+    scaling: float
+
+    def bias(self, length: int) -> Tensor | None:
+        """Everything but the dot product, broadcastable to (B, H, S, S): what other backends take as a mask."""
+        parts = [self.mask]
+        if self.by_query is not None:
+            parts.append(expand_offsets(self.by_query, length))
+        if self.by_key is not None:
+            parts.append(expand_offsets(self.by_key, length).transpose(-1, -2))
+        present = [part for part in parts if part is not None]
+        return sum(present[1:], present[0]) if present else None
+
+
+Attend = Callable[[ScoreParts, Tensor, float], tuple[Tensor, Tensor | None]]
+"""(score parts, value (B, H, S, d), dropout) -> (context (B, H, S, d), probabilities (B, H, S, S) or None)."""
+
+
+def attend_eager(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tensor, Tensor]:
+    """The equation as it stands: the oracle that every other backend agrees with."""
+    length = value.shape[2]
+    bias = parts.bias(length)
+    scores = value.new_zeros(*value.shape[:3], length)
+    if parts.query is not None and parts.key is not None:
+        scores = parts.query @ parts.key.transpose(-1, -2) * parts.scaling
+    if bias is not None:
+        scores = scores + bias
+    probabilities = scores.softmax(dim=-1)
+    return functional.dropout(probabilities, dropout) @ value, probabilities
+
+
+class CompositeAttention(nn.Module):
+    """Multi-head composite attention; usable in any PyTorch model.
+
+    >>> attention = CompositeAttention(256, 4, parse_kernel("qk_convfixed_convq_convk 8"))
+    >>> output, probabilities = attention(hidden)  # (B, S, 256) -> (B, S, 256), (B, 4, S, S)
+
+    Args:
+        hidden_size: D.
+        num_heads: H.
+        kernel: which terms make the score, their reach, and the depthwise convolution of the values.
+        head_size: d; D/H where None.
+        query_key, value: how the projections are made.
+        remove_query_key: use the hidden states themselves as queries and keys (then H*d must be D).
+        dropout: of the attention probabilities, in training.
+        activation: inside depthwise-separable projections.
+
+    Raises:
+        UsageError: where the sizes don't go together.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        kernel: AttentionKernel,
+        head_size: int | None = None,
+        query_key: Projection = Projection(),
+        value: Projection = Projection(linear_name="feedforward"),
+        remove_query_key: bool = False,
+        dropout: float = 0.0,
+        activation: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        if head_size is None and hidden_size % num_heads:
+            raise UsageError(f"{num_heads} heads don't divide hidden_size {hidden_size}; set attention_head_size")
+        self.head_size = head_size or hidden_size // num_heads
+        self.num_heads = num_heads
+        size = num_heads * self.head_size
+        if remove_query_key and size != hidden_size:
+            raise UsageError(f"remove_qk needs heads x head size = {size} to equal hidden_size {hidden_size}")
+        self.kernel = kernel
+        self.dropout = dropout
+        self.activation = activation or nn.GELU()
+        self.remove_query_key = remove_query_key
+        self.projections = {"query": query_key, "key": query_key, "value": value}
+        for name in self._projected():
+            flag = "value_forward" if name == "value" else "qk"
+            for suffix, module in projection_parts(self.projections[name], flag, hidden_size, size).items():
+                self.add_module(name + suffix, module)
+        for name in self._terms():
+            shape = TERMS[name].shape(num_heads, self.head_size, 2 * kernel.reach + 1)
+            self.register_parameter(f"{name}_param", nn.Parameter(torch.empty(shape)))
+        if kernel.convolution:
+            self.convolution = depthwise_convolution(size, size, kernel.reach, groups=hidden_size)
+            scaled = kernel.convolution == "convolution_scaled"
+            self.convolution_scalar = nn.Parameter(torch.ones(1, num_heads, 1, 1), requires_grad=scaled)
+        self.reset_terms()
+
+    def reset_terms(self) -> None:
+        """Give the convolution terms their initial values."""
+        for name in self._terms():
+            parameter = self.get_parameter(f"{name}_param")
+            if TERMS[name].initial == "zeros":
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
+
+    def _terms(self) -> list[str]:
+        return [name for name in self.kernel.score_terms if name != "qk"]
+
+    def _projected(self) -> list[str]:
+        """The projections that some term needs; the others are not created."""
+        needed = {"query", "key"} if "qk" in self.kernel.score_terms else set()
+        needed |= {TERMS[name].row for name in self._terms() if TERMS[name].dynamic}
+        return [*(() if self.remove_query_key else sorted(needed, reverse=True)), "value"]
+
+    def _heads(self, hidden: Tensor) -> Tensor:
+        return hidden.unflatten(-1, (self.num_heads, self.head_size)).transpose(1, 2)  # (B, S, H*d) -> (B, H, S, d)
+
+    def project(self, name: str, hidden: Tensor, borders: Borders) -> Tensor | None:
+        """Queries, keys or values (B, H, S, d) of ``hidden`` (B, S, D); None where no term needs them."""
+        if name in self._projected():
+            parts = lambda suffix: self.get_submodule(name + suffix)  # noqa: E731
+            hidden = project(parts, self.projections[name], hidden, borders, self.activation)
+        elif not self.remove_query_key:
+            return None
+        return self._heads(hidden)
+
+    def score_parts(self, query: Tensor | None, key: Tensor | None, mask: Tensor | None) -> ScoreParts:
+        """The terms of the score, from queries and keys (B, H, S, d)."""
+        scaling = self.head_size**-0.5
+        rows: dict[str, Tensor] = {}
+        for name in self._terms():
+            term = TERMS[name]
+            projection = query if term.row == "query" else key
+            weights = term.weights(projection, self.get_parameter(f"{name}_param"), scaling)  # type: ignore[arg-type]
+            rows[term.row] = rows[term.row] + weights if term.row in rows else weights
+        dot = "qk" in self.kernel.score_terms
+        return ScoreParts(
+            query if dot else None, key if dot else None, rows.get("query"), rows.get("key"), mask, scaling
+        )
+
+    def forward(
+        self,
+        hidden: Tensor,
+        borders: Borders | Tensor | None = None,
+        mask: Tensor | None = None,
+        attend: Attend = attend_eager,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Mix the tokens of each example.
+
+        Args:
+            hidden: (B, S, D), floating point.
+            borders: an attention mask (B, S) (0 padding, k > 0 the k-th example of the row), or ``Borders`` made of it.
+            mask: ``borders.score_mask(dtype)``, where the caller shares one between layers.
+            attend: the backend.
+
+        Returns:
+            Output (B, S, H*d) and attention probabilities (B, H, S, S) before dropout, or None if the backend keeps none.
+        """
+        if not isinstance(borders, Borders):
+            borders = Borders.from_mask(borders)
+        query, key, value = (self.project(name, hidden, borders) for name in ("query", "key", "value"))
+        assert value is not None
+        if mask is None:
+            mask = borders.score_mask(value.dtype)
+        parts = self.score_parts(query, key, mask)
+        context, probabilities = attend(parts, value, self.dropout if self.training else 0.0)
+        if self.kernel.convolution:
+            flat = value.transpose(1, 2).flatten(2)  # (B, S, H*d)
+            context = context + self._heads(borders.convolve(self.convolution, flat)) * self.convolution_scalar
+        return context.transpose(1, 2).flatten(2), probabilities

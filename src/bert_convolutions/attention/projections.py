@@ -1,0 +1,80 @@
+"""How hidden states become queries, keys and values: linear, grouped, depthwise-separable, mixed (paper, section 4.2).
+
+Legend: B batch, S sequence, D hidden, H*d heads times head size, n reach (the kernel is 2n+1 wide).
+The parts of a projection are named as in the paper's code, so that its checkpoints load: ``value`` for a plain linear
+layer; ``value_conv``, ``value_pointwise``, ``value_linear`` for the parts of a convolution.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from bert_convolutions.attention.borders import Borders
+from bert_convolutions.attention.spec import Projection
+from bert_convolutions.errors import UsageError
+
+
+def depthwise_convolution(channels_in: int, channels_out: int, reach: int, groups: int) -> nn.Conv1d:
+    """A depthwise Conv1d, one group per channel of ``groups``; where that doesn't divide, one per output channel.
+
+    The paper's code always uses ``groups`` = D, which fails when H*d is not a multiple of D; any head size works here.
+    """
+    if channels_out % groups or channels_in % groups:
+        groups = channels_out
+    return nn.Conv1d(channels_in, channels_out, 2 * reach + 1, groups=groups)
+
+
+def projection_parts(spec: Projection, flag: str, hidden_size: int, size: int) -> dict[str, nn.Module]:
+    """The modules of one projection D -> H*d, by the suffix of their name.
+
+    Raises:
+        UsageError: where the channels can't be halved (mixed) or divided into the groups asked for.
+    """
+    if not spec.convolution:
+        return {"": nn.Linear(hidden_size, size)}
+    if spec.mixed and size % 2:
+        raise UsageError(f'--{flag} "{spec}" needs an even number of channels to mix, not {size}; change the head size')
+    convolved = size // 2 if spec.mixed else size
+    parts: dict[str, nn.Module] = {}
+    if spec.depth:
+        # Depthwise to H*d channels as in the paper's code; over the D input channels where H*d is not a multiple.
+        channels = size if size % hidden_size == 0 else hidden_size
+        parts["_conv"] = depthwise_convolution(hidden_size, channels, spec.reach, groups=hidden_size)
+        parts["_pointwise"] = nn.Linear(channels, convolved)
+    elif hidden_size % spec.groups or convolved % spec.groups:
+        raise UsageError(
+            f'--{flag} "{spec}" asks for {spec.groups} groups, which must divide both {hidden_size} and {convolved} channels'
+        )
+    else:
+        parts["_conv"] = nn.Conv1d(hidden_size, convolved, 2 * spec.reach + 1, groups=spec.groups)
+    if spec.mixed:
+        parts["_linear"] = nn.Linear(hidden_size, convolved)
+    return parts
+
+
+def project(
+    parts: Callable[[str], nn.Module], spec: Projection, hidden: Tensor, borders: Borders, activation: nn.Module
+) -> Tensor:
+    """Apply a projection.
+
+    Args:
+        parts: gives the module with a suffix, as named by ``projection_parts``.
+        spec: the same as given there.
+        hidden: (B, S, D).
+        borders: which tokens belong together.
+        activation: between the depthwise and the pointwise part.
+
+    Returns:
+        (B, S, H*d).
+    """
+    if not spec.convolution:
+        return parts("")(hidden)
+    convolution = parts("_conv")
+    assert isinstance(convolution, nn.Conv1d)
+    convolved = borders.convolve(convolution, hidden)
+    if spec.depth:
+        convolved = parts("_pointwise")(convolved if spec.no_activation else activation(convolved))
+    if spec.mixed:
+        convolved = torch.cat([convolved, parts("_linear")(hidden)], dim=-1)
+    return convolved

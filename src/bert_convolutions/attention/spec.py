@@ -1,0 +1,163 @@
+"""Option strings of the paper's code, parsed once into dataclasses; ``str()`` gives the canonical string back.
+
+``attention_kernel``  ``dot_product``, or terms joined by ``_`` and a reach: ``qk_convfixed_convq_convk 8``.
+``qk``                ``linear``, or a convolution: ``convolution[_depth][_mixed][_no_act] REACH GROUPS``.
+``value_forward``     ``feedforward``, or a convolution of the same form.
+
+Imports neither PyTorch nor transformers, so that a bad option is refused at once.
+"""
+
+from dataclasses import dataclass
+
+from bert_convolutions.attention.terms import TERMS
+from bert_convolutions.errors import UsageError
+
+SCORE_TERMS = ("qk", *TERMS)
+"""Terms of the score equation, in canonical order: the dot product, and those that ``attention.terms`` declares."""
+
+OUTPUT_TERMS = ("convolution", "convolution_scaled")
+"""A depthwise convolution added to the output of attention, without and with a trained scale per head."""
+
+
+@dataclass(frozen=True)
+class AttentionKernel:
+    """What the attention of a layer is made of.
+
+    Attributes:
+        terms: names of the score terms, in the order of ``SCORE_TERMS``; empty for plain dot-product attention.
+        convolution: one of ``OUTPUT_TERMS``, or None.
+        reach: tokens that a convolution sees to each side (n in the paper; the kernel is 2n+1 wide).
+    """
+
+    terms: tuple[str, ...] = ()
+    convolution: str | None = None
+    reach: int = 0
+
+    @property
+    def score_terms(self) -> tuple[str, ...]:
+        """The terms whose sum is the score: plain dot product where no term is named."""
+        return self.terms or ("qk",)
+
+    def __str__(self) -> str:
+        """The canonical option string."""
+        names = [*self.terms, *([self.convolution] if self.convolution else [])]
+        return f"{'_'.join(names)} {self.reach}" if names else "dot_product"
+
+
+@dataclass(frozen=True)
+class Projection:
+    """How hidden states become queries, keys or values: an ordinary linear layer, or a convolution.
+
+    Attributes:
+        convolution: whether there is a convolution at all; the other fields describe it.
+        depth: depthwise convolution, activation, pointwise linear layer (depthwise-separable).
+        mixed: the convolution makes the first half of the channels, a linear layer the second.
+        no_activation: no activation between the depthwise and the pointwise part.
+        reach: tokens seen to each side.
+        groups: groups of a convolution that is not depthwise.
+        linear_name: what the option calls a plain linear layer.
+    """
+
+    convolution: bool = False
+    depth: bool = False
+    mixed: bool = False
+    no_activation: bool = False
+    reach: int = 0
+    groups: int = 1
+    linear_name: str = "linear"
+
+    def __str__(self) -> str:
+        """The canonical option string."""
+        if not self.convolution:
+            return self.linear_name
+        flags = [("_depth", self.depth), ("_mixed", self.mixed), ("_no_act", self.no_activation)]
+        return f"convolution{''.join(name for name, on in flags if on)} {self.reach} {self.groups}"
+
+
+def parse_kernel(text: str) -> AttentionKernel:
+    """Parse ``--attention_kernel``.
+
+    Raises:
+        UsageError: on an unknown, repeated or missing term, or a reach that is not a whole number of at least 0.
+    """
+    words = str(text).split()
+    if words == ["dot_product"]:
+        return AttentionKernel()
+    form = 'write e.g. "qk_convfixed_convq_convk 8": terms joined by "_", then the reach in tokens'
+    if len(words) != 2:
+        raise UsageError(f'--attention_kernel "{text}" is not a list of terms and one number; {form}')
+    names = _split_names(words[0])
+    valid = (*SCORE_TERMS, *OUTPUT_TERMS)
+    for name in names:
+        if name not in valid:
+            raise UsageError(
+                f'--attention_kernel "{text}" has the unknown term "{name}"; valid terms are {", ".join(valid)}, '
+                "or dot_product alone"
+            )
+        if names.count(name) > 1:
+            raise UsageError(f'--attention_kernel "{text}" names the term "{name}" twice; name each term once')
+    output_terms = [name for name in names if name in OUTPUT_TERMS]
+    if len(output_terms) > 1:
+        raise UsageError(f'--attention_kernel "{text}" names convolution and convolution_scaled; choose one of them')
+    return AttentionKernel(
+        terms=tuple(name for name in SCORE_TERMS if name in names),
+        convolution=output_terms[0] if output_terms else None,
+        reach=_whole_number(words[1], 0, f'the reach in --attention_kernel "{text}"'),
+    )
+
+
+def parse_projection(text: str, flag: str) -> Projection:
+    """Parse ``--qk`` or ``--value_forward``.
+
+    Args:
+        text: the option string.
+        flag: ``qk`` or ``value_forward``: the two name their plain linear layer differently.
+
+    Raises:
+        UsageError: on an unknown word or a bad number.
+    """
+    linear_name = {"qk": "linear", "value_forward": "feedforward"}[flag]
+    words = str(text).split()
+    if words == [linear_name]:
+        return Projection(linear_name=linear_name)
+    form = f'write "{linear_name}" or e.g. "convolution_depth_mixed_no_act 8 1": the form, the reach and the groups'
+    if not words or not words[0].startswith("convolution"):
+        raise UsageError(f'--{flag} "{text}" is not known; {form}')
+    valid = ("depth", "mixed", "no_act")
+    names = words[0].removeprefix("convolution").replace("_no_act", "_no-act").split("_")
+    names = [name.replace("-", "_") for name in names]
+    if names[0]:
+        raise UsageError(f'--{flag} "{text}" is not known; {form}')
+    for name in names[1:]:
+        if name not in valid:
+            raise UsageError(f'--{flag} "{text}" has the unknown word "{name}"; valid are {", ".join(valid)}')
+        if names.count(name) > 1:
+            raise UsageError(f'--{flag} "{text}" names "{name}" twice; name each word once')
+    if len(words) != 3:
+        raise UsageError(f'--{flag} "{text}" needs two numbers; {form}')
+    return Projection(
+        convolution=True,
+        depth="depth" in names,
+        mixed="mixed" in names,
+        no_activation="no_act" in names,
+        reach=_whole_number(words[1], 0, f'the reach in --{flag} "{text}"'),
+        groups=_whole_number(words[2], 1, f'the number of groups in --{flag} "{text}"'),
+        linear_name=linear_name,
+    )
+
+
+def _split_names(text: str) -> list[str]:
+    """Split at underscores, keeping ``convolution_scaled`` in one piece."""
+    names: list[str] = []
+    for name in text.split("_"):
+        if name == "scaled" and names and names[-1] == "convolution":
+            names[-1] = "convolution_scaled"
+        else:
+            names.append(name)
+    return names
+
+
+def _whole_number(text: str, least: int, what: str) -> int:
+    if not (text.isascii() and text.isdigit()) or int(text) < least or len(text) > 6:
+        raise UsageError(f'{what} is "{text}", which is not a whole number of at least {least}')
+    return int(text)

@@ -1,0 +1,54 @@
+"""How attention is computed: looked up by ``attn_implementation``, as everywhere in ``transformers``.
+
+``eager`` is the equation as it stands. Every other name is a function of ``transformers``' attention interface, which
+takes the convolution terms as a float mask. ``sdpa`` on a CPU is our own fused function, since PyTorch's has no fused
+kernel there for dropout or for the gradient of a mask.
+"""
+
+from types import SimpleNamespace
+
+from torch import Tensor
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from bert_convolutions.attention.composite import Attend, ScoreParts, attend_eager
+from bert_convolutions.attention.fused import attend_fused
+from bert_convolutions.errors import UsageError
+
+# Kernels without a place for the bias: they would drop the convolution terms or the borders between examples.
+_WITHOUT_BIAS = "flash_attention"
+
+
+def attention_backend(name: str | None) -> Attend:
+    """The function for an ``attn_implementation``.
+
+    Raises:
+        UsageError: for a name that the attention interface doesn't know, or a kernel that takes no float mask.
+    """
+    if name in (None, "eager"):
+        return attend_eager
+    if name == "sdpa":
+        return _attend_sdpa
+    if name.startswith(_WITHOUT_BIAS) or name not in ALL_ATTENTION_FUNCTIONS:
+        raise UsageError(f'attn_implementation "{name}" can\'t take the convolution terms; use sdpa or eager')
+    return lambda parts, value, dropout: _attend_interface(name, parts, value, dropout)
+
+
+def _attend_sdpa(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tensor, Tensor | None]:
+    if value.device.type == "cpu":
+        return attend_fused(parts, value, dropout)
+    return _attend_interface("sdpa", parts, value, dropout)
+
+
+def _attend_interface(name: str, parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tensor, Tensor | None]:
+    """Call a function of the attention interface; without a dot product its queries and keys are zeros."""
+    batch, heads, length, _ = value.shape
+    query = value.new_zeros(value.shape) if parts.query is None else parts.query
+    key = query if parts.key is None else parts.key
+    bias = parts.bias(length)
+    if bias is not None:
+        bias = bias.to(query.dtype).expand(batch, heads, length, length)
+    module = SimpleNamespace(is_causal=False, training=dropout > 0)
+    context, probabilities = ALL_ATTENTION_FUNCTIONS[name](
+        module, query, key, value, bias, dropout=dropout, scaling=parts.scaling, is_causal=False
+    )
+    return context.transpose(1, 2), probabilities

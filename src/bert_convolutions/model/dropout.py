@@ -1,0 +1,2 @@
+"""stub"""
+from torch.nn import Dropout
