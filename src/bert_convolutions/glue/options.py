@@ -1,0 +1,58 @@
+"""Flags of ``bertconv glue`` and ``bertconv compile-glue``. Imports neither torch nor transformers."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class GlueOptions:
+    """What to fine-tune on, from which model, and how often. The Trainer's own flags stand beside these."""
+
+    data_dir: str = field(
+        metadata={
+            "help": "folder with CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE, WNLI and diagnostic in GLUE's TSVs"
+        }
+    )
+    task_name: str = field(
+        metadata={
+            "help": "a task, a list such as RTE,MRPC, or ALL. One task runs once, straight into --output_dir; "
+            "several run --rounds times into <output_dir>/<TASK><round>"
+        }
+    )
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "folder of the pre-trained model; needed by --do_train, otherwise not opened"}
+    )
+    tokenizer_name: str | None = field(
+        default=None,
+        metadata={"help": "an spm.model or a tokenizer folder; default: the folder of the model"},
+    )
+    max_seq_length: int = field(
+        default=128, metadata={"help": "longest example in tokens, special tokens included; longer ones are cut"}
+    )
+    hyperparams: str | None = field(
+        default=None,
+        metadata={
+            "help": "electra, electra_base, stable, or a YAML file of task: {learning_rate, batch_size, steps}. Sets "
+            "the learning rate, warm-up (a tenth of the steps), steps (at most --max_steps where that is given) and "
+            "global batch (never above --per_device_train_batch_size a device). Default: the Trainer's flags"
+        },
+    )
+    rounds: int | None = field(
+        default=None,
+        metadata={
+            "help": "how often each task runs, each time with another seed, at most 10; default: 10, one task: once"
+        },
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "run finished tasks again and use folders that hold something else"}
+    )
+    model_type: str | None = field(
+        default=None, metadata={"help": "accepted as in the original's commands and not used: config.json says it"}
+    )
+
+
+@dataclass
+class CompileGlueOptions:
+    """Where the fine-tuned tasks are and where the submission goes."""
+
+    input: str = field(metadata={"help": "the --output_dir of bertconv glue, with <TASK><round> folders"})
+    test_dir: str = field(metadata={"help": "folder for the eleven files, submission.zip and dev_scores.json"})
