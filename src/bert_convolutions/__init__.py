@@ -1,11 +1,13 @@
 """BERT encoders that mix self-attention with convolutions (Chang, Xu, Xu and Tu, ACL 2021, arXiv 2106.05505).
 
 Importing the package registers its classes with the Auto classes of ``transformers``. That loads PyTorch, which takes
-seconds; the command line needs neither to print its help, so ``bertconv`` sets ``BERT_CONVOLUTIONS_LAZY`` to put it off.
+seconds; the command line needs neither to print its help, so ``bertconv`` sets ``BERT_CONVOLUTIONS_LAZY`` to put it
+off, and ``python -m bert_convolutions`` puts it off too.
 """
 
 import importlib
 import os
+import sys
 from typing import Any
 
 __version__ = "0.1.0"
@@ -29,6 +31,7 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
 
 
-if not os.environ.get("BERT_CONVOLUTIONS_LAZY"):
+_is_the_command = ("-m", __name__) in zip(sys.orig_argv, sys.orig_argv[1:], strict=False)
+if not (os.environ.get("BERT_CONVOLUTIONS_LAZY") or _is_the_command):
     importlib.import_module(f"{__name__}.model")
     importlib.import_module(f"{__name__}.data.tokenizer")

@@ -7,10 +7,12 @@ knows only the sub-command's own flags: what it does not know is left for the Tr
 import argparse
 import dataclasses
 import difflib
+import re
 import shutil
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union
 
 from bert_convolutions.errors import UsageError
@@ -25,8 +27,8 @@ class HelpFormatter(argparse.HelpFormatter):
     """One line a flag where it fits: its name, the kind of value, its help and its default."""
 
     def __init__(self, prog: str) -> None:
-        width = min(shutil.get_terminal_size().columns, 120) - 2
-        super().__init__(prog, max_help_position=36, width=width)
+        width = min(shutil.get_terminal_size((100, 24)).columns, 120) - 2
+        super().__init__(prog, max_help_position=38, width=width)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         name = action.option_strings[0] if action.option_strings[0] != "-h" else "-h, --help"
@@ -59,7 +61,8 @@ class FlagParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage and leaving."""
-        raise UsageError(f"{message.removeprefix('argument ')} (see {self.prog} --help)")
+        message = re.sub(r"^argument (--\w+)[^:]*", r"\1", message)  # one of a flag's names is enough
+        raise UsageError(f"{message} (see {self.prog} --help)")
 
 
 def options_parser(command: str, options_class: type) -> FlagParser:
@@ -184,7 +187,12 @@ def _number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"takes a number, not {text!r}") from None
 
 
-_CONVERTERS: dict[type, tuple[Any, str]] = {int: (_whole_number, "INT"), float: (_number, "FLOAT")}
+_CONVERTERS: dict[type, tuple[Any, str]] = {
+    int: (_whole_number, "INT"),
+    float: (_number, "FLOAT"),
+    str: (str, "TEXT"),
+    Path: (Path, "PATH"),
+}
 
 
 def _argument(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
@@ -206,9 +214,9 @@ def _argument(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
         argument |= {"nargs": "?", "const": True, "type": _boolean, "metavar": "true|false"}
     elif typing.get_origin(hint) is Literal:
         choices = typing.get_args(hint)
-        argument |= {"choices": choices, "type": _CONVERTERS.get(type(choices[0]), (str, ""))[0]}
+        argument |= {"choices": choices, "type": _CONVERTERS[type(choices[0])][0]}
     else:
-        convert, metavar = _CONVERTERS.get(hint, (hint, "TEXT"))
+        convert, metavar = _CONVERTERS[hint]
         argument |= {"type": convert, "metavar": field.metadata.get("metavar", metavar)}
     if many:
         argument["nargs"] = "+"

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import select
 import sys
 import traceback
 from collections.abc import Sequence
@@ -27,6 +28,10 @@ COMMANDS = {
 TRACEBACK_VARIABLE = "BERTCONV_TRACEBACK"
 EXIT_INTERRUPTED_BY_KEYBOARD = 130
 """128 + SIGINT, as shells report it."""
+EXIT_BROKEN_PIPE = 141
+"""128 + SIGPIPE."""
+_STDOUT = 1
+"""File descriptor of standard output."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,22 +47,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
-    except CommandError as error:
-        code, message = error.exit_code, f"error: {error}" if isinstance(error, UsageError) else str(error)
-    except KeyboardInterrupt:
-        code, message = EXIT_INTERRUPTED_BY_KEYBOARD, "interrupted"
-    except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except Exception as error:
-        code, message = 1, f"error: {_sentence(error)}"
-    else:
-        return 0
-    if os.environ.get(TRACEBACK_VARIABLE):
-        traceback.print_exc()
-    rank = os.environ.get("RANK", "0")
-    print(f"bertconv: {message}" if rank == "0" else f"bertconv [rank {rank}]: {message}", file=sys.stderr)
-    return code
+    except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, BrokenPipeError) and _reader_has_left():
+            return EXIT_BROKEN_PIPE
+        if os.environ.get(TRACEBACK_VARIABLE):
+            traceback.print_exc()
+        code, message = _verdict(error)
+        rank = os.environ.get("RANK", "0")
+        print(f"bertconv: {message}" if rank == "0" else f"bertconv [rank {rank}]: {message}", file=sys.stderr)
+        return code
+    return 0
 
 
 def run(argv: Sequence[str]) -> None:
@@ -96,16 +95,46 @@ def _overview() -> str:
     )
 
 
-def _sentence(error: Exception) -> str:
+def _verdict(error: BaseException) -> tuple[int, str]:
+    """The exit code and the message for what ended the command."""
+    if isinstance(error, UsageError):
+        return error.exit_code, f"error: {error}"
+    if isinstance(error, CommandError):
+        return error.exit_code, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_INTERRUPTED_BY_KEYBOARD, "interrupted"
+    return 1, f"error: {_sentence(error)}"
+
+
+def _reader_has_left() -> bool:
+    """Whether stdout's reader, such as ``head``, has gone; if so nothing more is written there."""
+    poll = select.poll()
+    poll.register(_STDOUT, 0)  # errors are reported whatever is asked for
+    if not poll.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)
+    return True
+
+
+def _sentence(error: BaseException) -> str:
     """One sentence for an error that no code of ours has put into words."""
     text = " ".join(str(error).split())
     if isinstance(error, OSError):
-        place = f"{error.filename}: " if error.filename else ""
-        way_out = "; make room and run the same command again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        return f"{place}{error.strerror or text}{way_out}"
+        text = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error.strerror or text
+    if _is_full_disk(error, text):
+        return f"{text.rstrip('.')}; make room and run the same command again"
+    if isinstance(error, OSError):
+        return text
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without its import
         return f"out of memory; a smaller --per_device_train_batch_size or --block_size needs less. {text}".rstrip()
     return (
         f"unexpected {type(error).__name__}: {text} "
         f"(please report it, with the traceback that {TRACEBACK_VARIABLE}=1 in the environment shows)"
     )
+
+
+def _is_full_disk(error: BaseException, text: str) -> bool:
+    """Whether the disk or the quota is exhausted, also in the words of PyTorch and safetensors."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return any(words in text for words in ("No space left", "StorageFull", "PytorchStreamWriter failed writing"))

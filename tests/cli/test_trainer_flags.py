@@ -1,0 +1,67 @@
+"""The Trainer's flags: the short list in the help, configuration files, and names that must not clash."""
+
+import dataclasses
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from bert_convolutions.cli import pretrain
+from bert_convolutions.cli.main import COMMANDS
+from bert_convolutions.cli.trainer_help import COMMON_TRAINER_FLAGS
+from bert_convolutions.errors import UsageError
+from bert_convolutions.training.arguments import BertTrainingArguments
+
+
+def parse(*argv: str) -> BertTrainingArguments:
+    _, trainer_flags = COMMANDS["pretrain"].read(pretrain, argv)
+    return trainer_flags.parse(BertTrainingArguments)
+
+
+def test_the_help_tells_the_true_defaults() -> None:
+    fields = {field.name: field for field in dataclasses.fields(BertTrainingArguments)}
+    for flag in COMMON_TRAINER_FLAGS:
+        assert flag.default == fields[flag.name].default, flag.name
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_sub_command_takes_a_flag_from_the_trainer(name: str) -> None:
+    module = importlib.import_module(f"bert_convolutions.cli.{name.replace('-', '_')}")
+    if module.TRAINER:
+        own = {field.name for field in dataclasses.fields(module.OPTIONS)}
+        assert not own & {field.name for field in dataclasses.fields(BertTrainingArguments)}
+
+
+def test_a_configuration_file_gives_them_and_the_command_line_wins(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "output_dir: out\nmax_steps: 7\nlearning-rate: 1e-4\nlr_scheduler_kwargs: {num_cycles: 2}\ndo_train: true\n"
+    )
+    arguments = parse("--config", str(path), "--max_steps", "9")
+    assert (arguments.output_dir, arguments.max_steps, arguments.learning_rate) == ("out", 9, 1e-4)
+    assert arguments.lr_scheduler_kwargs == json.loads('{"num_cycles": 2}')
+    assert arguments.do_train
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("max_step: 7\n", ["line 1", "'max_step'", "'max_steps'"]),
+        ("blok_size: 7\n", ["line 1", "'block_size'"]),
+        ("seed: 1\nmax_steps: many\n", ["line 2", "--max_steps", "many"]),
+        ("max_steps: [1, 2]\n", ["line 1", "max_steps", "one value"]),
+    ],
+)
+def test_a_bad_configuration_file_is_named_with_the_line(tmp_path: Path, text: str, words: list[str]) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        parse("--output_dir", "out", "--config", str(path))
+    for word in [str(path), *words]:
+        assert word in str(caught.value)
+
+
+def test_dashes_do_for_underscores() -> None:
+    arguments = parse("--output-dir=a-b", "--max-steps", "3")
+    assert (arguments.output_dir, arguments.max_steps) == ("a-b", 3)
