@@ -1,0 +1,59 @@
+"""What the processes of a run tell each other about the run itself: counts, wishes to stop, one decision for all.
+
+These few integers travel over gloo between the CPUs, so a GPU is never waited for. With one process nothing is sent.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+class Agreement:
+    """Collective sums and broadcasts over all processes; every process must make the same calls in the same order."""
+
+    def __init__(self, world_size: int) -> None:
+        self._several = world_size > 1
+        self._group: Any = None
+
+    def sum(self, values: Sequence[int]) -> list[int]:
+        """Each value summed over the processes."""
+        if not self._several:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.int64)
+        dist.all_reduce(total, group=self._gloo())
+        return [int(value) for value in total]
+
+    def smallest(self, value: int) -> int:
+        """The smallest value of all processes."""
+        if not self._several:
+            return value
+        least = torch.tensor(value, dtype=torch.int64)
+        dist.all_reduce(least, op=dist.ReduceOp.MIN, group=self._gloo())
+        return int(least)
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says yes."""
+        return self.sum([int(flag)])[0] > 0
+
+    def from_first(self, value: Any) -> Any:
+        """The first process's value, on all of them."""
+        if not self._several:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self._gloo())
+        return box[0]
+
+    def gather(self, value: bytes) -> list[bytes]:
+        """Every process's bytes in the order of the processes, on all of them."""
+        if not self._several:
+            return [value]
+        boxes: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(boxes, value, group=self._gloo())
+        return boxes
+
+    def _gloo(self) -> Any:
+        if self._group is None and dist.get_backend() != "gloo":
+            self._group = dist.new_group(backend="gloo")
+        return self._group

@@ -1,0 +1,190 @@
+"""Checkpoints on the disk: published whole, checked before they are used, thinned out without losing the last good one.
+
+A checkpoint is a folder ``checkpoint-<step>`` whose ``manifest.json`` gives the size and the SHA-256 of every other
+file. The manifest is the last thing written before the folder gets its name, so a folder without one is unfinished.
+"""
+
+import hashlib
+import json
+import pickle
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bert_convolutions.errors import UsageError
+from bert_convolutions.training.durable import sync, sync_tree, write_json
+
+MANIFEST_NAME = "manifest.json"
+MANIFEST_FORMAT = 1
+STAGING_NAME = ".saving"
+"""Folder inside the output folder in which a checkpoint is written before it gets its place."""
+_DELETED, _REPLACED = ".deleting-", ".replaced-"
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+class Search(NamedTuple):
+    """Outcome of looking for a checkpoint: the newest valid one, and what was skipped on the way, with the reason."""
+
+    found: Path | None
+    skipped: list[tuple[Path, str]]
+
+
+def step_of(checkpoint: Path) -> int:
+    """The number in the name of a checkpoint folder, -1 where it is no such name."""
+    match = _NAME.fullmatch(checkpoint.name)
+    return int(match[1]) if match else -1
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoint folders in ``folder``, valid or not, by step."""
+    if not folder.is_dir():
+        return []
+    return sorted((path for path in folder.iterdir() if path.is_dir() and step_of(path) >= 0), key=step_of)
+
+
+def publish(staged: Path, place: Path, facts: Mapping[str, Any]) -> None:
+    """Give a completely written checkpoint its manifest and then its name.
+
+    Args:
+        staged: the folder as written, on the same file system as ``place``.
+        place: ``.../checkpoint-<step>``. What stands there already is replaced.
+        facts: JSON values kept in the manifest under ``run``.
+    """
+    sync_tree(staged)
+    files = {str(path.relative_to(staged)): _describe(path) for path in sorted(staged.rglob("*")) if path.is_file()}
+    write_json(staged / MANIFEST_NAME, {"format": MANIFEST_FORMAT, "run": dict(facts), "files": files})
+    replaced = place.with_name(_REPLACED + place.name)
+    if place.exists():
+        place.rename(replaced)
+    staged.rename(place)
+    sync(place.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def read_manifest(checkpoint: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint.
+
+    Raises:
+        ValueError: there is none, or it can't be read; the message completes "... was skipped: ".
+    """
+    try:
+        manifest = json.loads((checkpoint / MANIFEST_NAME).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"it has no {MANIFEST_NAME}, so it was not written to its end") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"its {MANIFEST_NAME} cannot be read ({error})") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_FORMAT or "files" not in manifest:
+        raise ValueError(f"its {MANIFEST_NAME} is none that this version understands")
+    return manifest
+
+
+def fault_in(checkpoint: Path, *, contents: bool = True) -> str | None:
+    """What is wrong with a checkpoint, or None.
+
+    Args:
+        checkpoint: the folder.
+        contents: compare the checksums too, which reads every byte; otherwise names and sizes only.
+    """
+    try:
+        files = read_manifest(checkpoint)["files"]
+    except ValueError as error:
+        return str(error)
+    for name, expected in files.items():
+        path = checkpoint / name
+        try:
+            if path.stat().st_size != expected["size"]:
+                return f"{name} has {path.stat().st_size} bytes instead of {expected['size']}"
+            if contents and _sha256(path) != expected["sha256"]:
+                return f"{name} does not have the checksum it was written with"
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+    return None
+
+
+def newest_valid(folder: Path) -> Search:
+    """The valid checkpoint of the highest step in ``folder``."""
+    skipped: list[tuple[Path, str]] = []
+    for checkpoint in reversed(list_checkpoints(folder)):
+        fault = fault_in(checkpoint)
+        if fault is None:
+            return Search(checkpoint, skipped)
+        skipped.append((checkpoint, fault))
+    return Search(None, skipped)
+
+
+def newest_complete(folder: Path) -> Path | None:
+    """As ``newest_valid``, by names and sizes only: at once, whatever the size; for messages."""
+    complete = (path for path in reversed(list_checkpoints(folder)) if fault_in(path, contents=False) is None)
+    return next(complete, None)
+
+
+def rotate(folder: Path, limit: int | None, *, keep: Path, best: Path | None = None) -> None:
+    """Delete the oldest complete checkpoints beyond ``limit``.
+
+    Args:
+        folder: the output folder.
+        limit: how many may stay; None or 0 deletes nothing.
+        keep: the checkpoint just published, known to be good: it stays in any case, also where damaged ones of a
+            later step lie beside it.
+        best: another one that stays, the best by the run's own measure.
+    """
+    if not limit:
+        return
+    complete = [path for path in list_checkpoints(folder) if fault_in(path, contents=False) is None]
+    spare = [path for path in complete if path not in (keep, best)]
+    for path in spare[: max(len(complete) - limit, 0)]:
+        delete(path)
+
+
+def delete(checkpoint: Path) -> None:
+    """Delete a checkpoint so that a crash on the way leaves nothing that looks like one."""
+    doomed = checkpoint.with_name(_DELETED + checkpoint.name)
+    checkpoint.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed runs have left half-written or half-deleted in ``folder``; hold its lock meanwhile."""
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        if path.name == STAGING_NAME or path.name.startswith((_DELETED, _REPLACED)):
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name.startswith(".") and path.name.endswith(".writing"):
+            path.unlink(missing_ok=True)
+
+
+def refuse_unsafe_files(checkpoint: Path) -> None:
+    """Make sure that PyTorch's files in a checkpoint hold tensors and plain values only, before the Trainer loads them.
+
+    Raises:
+        UsageError: a file would run code when loaded, or is none of PyTorch's.
+    """
+    import torch
+    from transformers.trainer_pt_utils import safe_globals
+
+    for path in sorted([*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth"), *checkpoint.glob("pytorch_model*.bin")]):
+        try:
+            with safe_globals():
+                torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+            raise UsageError(
+                f"{path} is refused: it holds more than tensors and plain values, or is damaged; "
+                f"resume from another checkpoint ({str(error).splitlines()[0]})"
+            ) from error
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    return {"size": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

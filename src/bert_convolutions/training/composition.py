@@ -1,0 +1,104 @@
+"""The model that ``bertconv pretrain`` trains: a preset or a config file, changed by flags, sized by the tokenizer."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from bert_convolutions.data.tokenizer import load_tokenizer
+from bert_convolutions.errors import UsageError
+from bert_convolutions.model import CompositeBertConfig, CompositeBertForMaskedLM, CompositeBertForPreTraining
+from bert_convolutions.model.presets import load_config
+from bert_convolutions.training.options import ARCHITECTURE_FLAGS, PretrainOptions
+
+
+def choose_tokenizer(options: PretrainOptions) -> PreTrainedTokenizerBase:
+    """The tokenizer of ``--tokenizer_name`` or, left out, the one saved beside the model."""
+    tokenizer = load_tokenizer(options.tokenizer_name or options.model_name_or_path or "")
+    missing = [name for name in ("cls", "sep", "pad", "mask") if getattr(tokenizer, f"{name}_token_id") is None]
+    if missing:
+        raise UsageError(f"{options.tokenizer_name}: the tokenizer has no {' and no '.join(missing)} token")
+    return tokenizer
+
+
+def compose_config(options: PretrainOptions, tokenizer: PreTrainedTokenizerBase) -> CompositeBertConfig:
+    """The configuration of the model.
+
+    Raises:
+        UsageError: the tokenizer's size is not the model's, ``--block_size`` is more than the model has positions, or
+            an architecture flag contradicts the model of ``--model_name_or_path``.
+    """
+    if options.model_name_or_path:
+        config = _config_of_model(options)
+        stated: int | None = config.vocab_size
+    else:
+        config = _changed(load_config(options.config_name or ""), options)
+        stated = _stated_vocab_size(options.config_name or "")
+    source = options.model_name_or_path or options.config_name
+    if stated is not None and stated != len(tokenizer):
+        tokenizer_path = options.tokenizer_name or options.model_name_or_path
+        raise UsageError(
+            f"{source} has a vocabulary of {stated} and the tokenizer {tokenizer_path} one of {len(tokenizer)}; "
+            f"give the tokenizer that belongs to it"
+            + ("" if options.model_name_or_path else f", or set vocab_size to {len(tokenizer)} there")
+        )
+    config.vocab_size, config.pad_token_id = len(tokenizer), tokenizer.pad_token_id
+    if not config.remove_position_embeddings and options.block_size > config.max_position_embeddings:
+        raise UsageError(
+            f"--block_size {options.block_size} is more than {source} has positions, "
+            f"{config.max_position_embeddings}; lower it, raise max_position_embeddings there, or give "
+            f"--remove_position_embeddings"
+        )
+    return config
+
+
+def compose_model(options: PretrainOptions, config: CompositeBertConfig, seed: int) -> PreTrainedModel:
+    """The model with its heads: random weights drawn from ``seed``, or those of ``--model_name_or_path``."""
+    model_class = CompositeBertForPreTraining if options.use_sop_head else CompositeBertForMaskedLM
+    backend: dict[str, Any] = (
+        {"attn_implementation": options.attn_implementation} if options.attn_implementation else {}
+    )
+    set_seed(seed)
+    try:
+        if options.model_name_or_path:
+            return model_class.from_pretrained(
+                options.model_name_or_path, config=config, dtype=torch.float32, local_files_only=True, **backend
+            )
+        return model_class._from_config(config, **backend)
+    except ValueError as error:  # the only input left to judge is the backend's name
+        raise UsageError(f"--attn_implementation {options.attn_implementation}: {error}") from error
+
+
+def _config_of_model(options: PretrainOptions) -> CompositeBertConfig:
+    path = options.model_name_or_path or ""
+    if not (Path(path) / "config.json").is_file():
+        raise UsageError(f"--model_name_or_path {path} holds no config.json; give the directory of a saved model")
+    config = AutoConfig.from_pretrained(path, local_files_only=True)
+    if not isinstance(config, CompositeBertConfig):
+        raise UsageError(f"{path} holds a {config.model_type} model; run bertconv convert on one of the original's")
+    changed = _changed(config, options)
+    for name in ARCHITECTURE_FLAGS:
+        if getattr(changed, name) != getattr(config, name):
+            raise UsageError(
+                f"--{name} {getattr(options, name)} contradicts --model_name_or_path: the model in {path} has "
+                f"{getattr(config, name)}; leave the flag out"
+            )
+    return config
+
+
+def _changed(config: CompositeBertConfig, options: PretrainOptions) -> CompositeBertConfig:
+    """A config with the architecture flags applied; a flag left out (None or false) changes nothing."""
+    flags = {name: getattr(options, name) for name in ARCHITECTURE_FLAGS if getattr(options, name) not in (None, False)}
+    return CompositeBertConfig(**{**config.to_dict(), **flags}) if flags else config
+
+
+def _stated_vocab_size(config_name: str) -> int | None:
+    """``vocab_size`` as a config file states it; None for a preset, which is of any size."""
+    path = Path(config_name)
+    path = path / "config.json" if path.is_dir() else path
+    if not path.is_file():
+        return None
+    stated: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return stated.get("vocab_size")

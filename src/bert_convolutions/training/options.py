@@ -1,0 +1,102 @@
+"""The flags of ``bertconv pretrain`` beside the Trainer's own. Imports neither PyTorch nor transformers."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+ARCHITECTURE_FLAGS = (
+    "attention_kernel",
+    "value_forward",
+    "qk",
+    "remove_qk",
+    "remove_position_embeddings",
+    "num_attention_heads",
+    "attention_head_size",
+    "num_hidden_layers",
+)
+"""Options that change what ``--config_name`` says; each is a field of ``CompositeBertConfig`` of the same name."""
+
+
+@dataclass
+class PretrainOptions:
+    """What ``bertconv pretrain`` trains, on which text. A field's name is its flag."""
+
+    tokenizer_name: str | None = field(
+        default=None,
+        metadata={"help": "path of an spm.model or of a tokenizer directory; left out, that of --model_name_or_path"},
+    )
+    config_name: str | None = field(
+        default=None, metadata={"help": "architecture: bert_small, bert_base, or the path of a config.json"}
+    )
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "start from the weights of this directory, with a new schedule"}
+    )
+    model_type: Literal["bert", "composite_bert"] = field(
+        default="bert", metadata={"help": "accepted for the original's commands; both mean composite_bert"}
+    )
+
+    train_data_file: list[str] = field(
+        default_factory=list,
+        metadata={"help": "plain text (--line_by_line), an ids file (--train_iterable) or a build-dataset folder"},
+    )
+    line_by_line: bool = field(
+        default=False, metadata={"help": "the data are plain text, one sentence a line, paired two by two"}
+    )
+    train_iterable: bool = field(
+        default=False, metadata={"help": "the training data are an ids file, one example of token ids a line"}
+    )
+    eval_data_file: list[str] = field(
+        default_factory=list, metadata={"help": "evaluation data, in any of the forms of --train_data_file"}
+    )
+    eval_fraction: float = field(
+        default=0.0, metadata={"help": "share of the training data held out for evaluation, by document"}
+    )
+    split_sentences: bool = field(default=False, metadata={"help": "cut the lines of plain text into sentences first"})
+    pair_within_documents: bool = field(
+        default=False, metadata={"help": "a blank line ends a document; pair no sentences across it"}
+    )
+    data_cache_dir: Path | None = field(
+        default=None, metadata={"help": "where examples built from plain text are kept; left out, beside the text"}
+    )
+    language: str = field(default="en", metadata={"help": "language code for --split_sentences"})
+    num_proc: int | None = field(
+        default=None,
+        metadata={"help": "processes that build examples from plain text; left out, one a core, at most 8"},
+    )
+
+    mlm: bool = field(default=True, metadata={"help": "train by masked tokens, the only way there is here"})
+    mlm_probability: float = field(default=0.15, metadata={"help": "share of the tokens to predict"})
+    use_sop_head: bool = field(
+        default=False, metadata={"help": "also learn whether the two sentences of a pair were swapped"}
+    )
+    block_size: int = field(default=128, metadata={"help": "longest example in tokens; longer ones are cut"})
+    pack: bool = field(
+        default=True, metadata={"help": "lay several examples in a row; changes the speed and no result"}
+    )
+
+    attention_kernel: str | None = field(
+        default=None, metadata={"help": "attention scores, such as 'qk_convfixed_convq_convk 8', or dot_product"}
+    )
+    value_forward: str | None = field(
+        default=None, metadata={"help": "value projection, such as 'convolution_depth_mixed_no_act 8 1' or feedforward"}
+    )
+    qk: str | None = field(
+        default=None, metadata={"help": "query and key projections, in the forms of --value_forward, or linear"}
+    )
+    remove_qk: bool = field(default=False, metadata={"help": "no query and key projections: use the hidden states"})
+    remove_position_embeddings: bool = field(default=False, metadata={"help": "no absolute position embeddings"})
+    num_attention_heads: int | None = field(default=None, metadata={"help": "attention heads a layer"})
+    attention_head_size: int | None = field(
+        default=None, metadata={"help": "dimensions of a head; -1 is the hidden size over the heads"}
+    )
+    num_hidden_layers: int | None = field(default=None, metadata={"help": "layers of the encoder"})
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "attention backend, such as sdpa or eager; changes the speed and no result"}
+    )
+
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "start anew in a folder that holds a run; deletes that run's checkpoints"}
+    )
+    save_every_minutes: float | None = field(
+        default=None, metadata={"help": "also save a checkpoint when this much time has passed since the last one"}
+    )

@@ -1,0 +1,136 @@
+"""Which examples a step takes: a pure function of (seed, epoch, step), the same for every layout of the batch.
+
+Step ``s`` of an epoch takes positions ``[s*G, (s+1)*G)`` of the epoch's permutation, G being the global batch. They
+are cut into as many contiguous slices as there are micro-batches (processes x accumulation), so another number of
+processes with the same G sees the same examples in each step. The last step of an epoch takes what is left, cut the
+same way: every example is seen once an epoch, and a slice left empty becomes a placeholder that adds nothing.
+Resuming needs the number of the step and nothing else.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from bert_convolutions.data.collate import Examples, Feature
+from bert_convolutions.data.order import EpochOrder
+
+
+class Slice(NamedTuple):
+    """Positions ``start`` to ``stop`` of an epoch's order: one micro-batch, before any example is looked at."""
+
+    epoch: int
+    start: int
+    stop: int
+
+
+class StepPlan:
+    """How many examples, steps and micro-batches there are in an epoch, and which belong to which.
+
+    Args:
+        num_examples: examples in an epoch, at least one.
+        seed: of the epochs' orders; None keeps the examples in their own order.
+        micro_batch_size: examples in one micro-batch of one process.
+        micro_batches: micro-batches a process adds up in one step.
+        processes: number of processes.
+    """
+
+    def __init__(
+        self, num_examples: int, seed: int | None, *, micro_batch_size: int, micro_batches: int, processes: int
+    ) -> None:
+        self.num_examples, self.seed = num_examples, seed
+        self.micro_batches, self.processes = micro_batches, processes
+        self.global_batch_size = micro_batch_size * micro_batches * processes
+        self.steps_per_epoch = -(-num_examples // self.global_batch_size)
+
+    def slice(self, epoch: int, step: int, process: int, micro_batch: int) -> Slice:
+        """The positions of one micro-batch; ``step`` counts from the epoch's start."""
+        begin = step * self.global_batch_size
+        size = min(self.global_batch_size, self.num_examples - begin)
+        slices = self.micro_batches * self.processes
+        index = process * self.micro_batches + micro_batch
+        return Slice(epoch, begin + size * index // slices, begin + size * (index + 1) // slices)
+
+    def samples(self, part: Slice) -> np.ndarray:
+        """The numbers of the examples at the positions of ``part``, int64 ``(stop - start,)``."""
+        positions = np.arange(part.start, part.stop)
+        if self.seed is None:
+            return positions
+        return np.asarray(EpochOrder(self.num_examples, self.seed, part.epoch)[positions])
+
+    def samples_of_step(self, global_step: int) -> list[int]:
+        """All examples of a step of the run (0-based, over all epochs), in order."""
+        epoch, step = divmod(global_step, self.steps_per_epoch)
+        begin = step * self.global_batch_size
+        stop = min(begin + self.global_batch_size, self.num_examples)
+        return [int(sample) for sample in self.samples(Slice(epoch, begin, stop))]
+
+
+class StepSlices(Sampler[Slice]):
+    """The micro-batches of one process through an epoch, in order.
+
+    It yields slices, not lists of examples: running past the steps that a resumed run has done costs next to nothing.
+    """
+
+    def __init__(self, plan: StepPlan, process: int) -> None:
+        self.plan, self.process, self.epoch = plan, process, 0
+
+    def __len__(self) -> int:
+        return self.plan.steps_per_epoch * self.plan.micro_batches
+
+    def __iter__(self) -> Iterator[Slice]:
+        for step in range(self.plan.steps_per_epoch):
+            for micro_batch in range(self.plan.micro_batches):
+                yield self.plan.slice(self.epoch, step, self.process, micro_batch)
+
+
+class SlicedExamples(Dataset[Any]):
+    """A data set that is asked for a whole ``Slice`` at a time and answers with the collator's features.
+
+    Args:
+        examples: the store.
+        plan: turns positions into example numbers.
+    """
+
+    def __init__(self, examples: Examples, plan: StepPlan) -> None:
+        self.examples, self.plan = examples, plan
+
+    def __len__(self) -> int:
+        return self.plan.num_examples
+
+    def __getitem__(self, sample: int) -> Feature:
+        return self._feature(0, sample)
+
+    def __getitems__(self, part: Slice) -> list[Feature]:  # what the DataLoader calls, if it is there
+        return [self._feature(part.epoch, int(sample)) for sample in self.plan.samples(part)]
+
+    def _feature(self, epoch: int, sample: int) -> Feature:
+        return {"epoch": epoch, "sample": sample, "input_ids": self.examples[sample]}
+
+
+class WithPlaceholder:
+    """A collator that also takes no features at all and then makes a batch that adds nothing to any loss.
+
+    Processes must all run a model step, even one that has no example left at the end of an epoch.
+
+    Args:
+        collate: the collator proper.
+        stand_in: a feature to fill the placeholder with.
+    """
+
+    def __init__(self, collate: Callable[[list[Any]], dict[str, torch.Tensor]], stand_in: Mapping[str, Any]) -> None:
+        self.collate, self.stand_in = collate, stand_in
+
+    def __call__(self, features: list[Any]) -> dict[str, torch.Tensor]:
+        """A batch of ``features``; where there are none, all labels are -100 and no token counts as real."""
+        if features:
+            return self.collate(features)
+        batch = self.collate([self.stand_in])
+        for name in ("labels", "next_sentence_label"):
+            if name in batch:
+                batch[name] = torch.full_like(batch[name], -100)
+        batch["num_real_tokens"] = torch.zeros_like(batch["num_real_tokens"])
+        batch["sample_ids"] = batch["sample_ids"][:0]
+        return batch
