@@ -1,14 +1,13 @@
 """Text as the tokenizer wants it: lower-cased, accents stripped, white space collapsed, quotes made plain.
 
-These are the steps that the original takes before SentencePiece sees a sentence, in its order (the slow ALBERT tokenizer
-of ``transformers`` 3): the same text must reach SentencePiece at training, at encoding and in every sub-command.
+These are the steps that the original takes before SentencePiece sees a sentence, in its order (the slow ALBERT
+tokenizer of ``transformers`` 3): SentencePiece must see the same text when it learns as when it encodes.
 """
 
 import functools
 import re
 import sys
 import unicodedata
-from collections.abc import Iterable
 
 
 def normalize(text: str) -> str:
@@ -22,11 +21,6 @@ def normalize(text: str) -> str:
         return text.lower().replace("``", '"').replace("''", '"')
     text = text.replace("Σ", "σ").lower().replace("``", '"').replace("''", '"')
     return _combining_characters().sub("", unicodedata.normalize("NFKD", text)).lower()
-
-
-def normalize_all(texts: Iterable[str]) -> list[str]:
-    """Return ``normalize`` of each text."""
-    return [normalize(text) for text in texts]
 
 
 @functools.cache

@@ -80,7 +80,9 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
         text = "".join(f" {token} " if token in special else token.replace("▁", " ") for token in tokens)
         return " ".join(text.split())
 
-    def _encode_plus(self, text: Any, text_pair: Any = None, **kwargs: Any) -> BatchEncoding:
+    def _encode_plus(  # type: ignore[override]  # all other arguments have names and pass through
+        self, text: Any, text_pair: Any = None, **kwargs: Any
+    ) -> BatchEncoding:
         """Encode strings in one batch; leave pre-tokenized input, added tokens and overflow to the base class."""
         texts = [text] if isinstance(text, str) else text
         pairs = [text_pair] if isinstance(text_pair, str) else text_pair
@@ -116,10 +118,10 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
             padding_side=kwargs.get("padding_side"),
             return_attention_mask=kwargs.get("return_attention_mask"),
         )
-        return BatchEncoding(padded, tensor_type=kwargs.get("return_tensors"), prepend_batch_axis=single)
+        return BatchEncoding(padded.data, tensor_type=kwargs.get("return_tensors"), prepend_batch_axis=single)
 
     def _encodes_alone(self, texts: Any, pairs: Any, kwargs: dict[str, Any]) -> bool:
-        """Say whether the encoder can take a whole batch at once: strings, and nothing out of the ordinary asked for."""
+        """Say whether the encoder can take a whole batch at once: strings, and nothing unusual asked for."""
         return (
             _are_strings(texts)
             and (pairs is None or (_are_strings(pairs) and len(pairs) == len(texts)))
@@ -130,7 +132,7 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
             and len(self._added_tokens_decoder) == len(self.encoder_model.special_ids)
         )
 
-    def truncate_sequences(
+    def truncate_sequences(  # type: ignore[override]  # there may be no second sequence
         self,
         ids: list[int],
         pair_ids: list[int] | None = None,
@@ -193,7 +195,7 @@ def _from_directory(loader: Any, path: str | Path) -> PreTrainedTokenizerBase:
         tokenizer = loader.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
     except UsageError:
         raise
-    except Exception as error:  # noqa: BLE001 (whatever third-party loaders raise)
+    except Exception as error:  # a third party's loader may raise anything
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(f"{path}: no tokenizer can be loaded from this directory ({reason})") from error
     missing = [name for name in ("cls_token", "sep_token", "pad_token", "mask_token") if not getattr(tokenizer, name)]

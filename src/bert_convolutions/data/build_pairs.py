@@ -1,0 +1,236 @@
+"""Second stage of the dataset builder: encoded sentences become pairs, in the order of their shuffle keys.
+
+Every pair has a 64-bit key, a hash of the seed and of the number that its first sentence has in the whole corpus.
+Sorting all pairs by key is the shuffle: uniform over the corpus and the same for any number of processes. The key's top
+bits name the shard, so each block's pairs, sorted by key, fall into one run for each shard; the third stage merges the
+runs.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bert_convolutions.data.files import map_arrays, take_rows, write_arrays
+from bert_convolutions.data.hashing import mix
+
+BLOCK_DOCUMENT_SENTENCES = 1000
+"""A file without blank lines counts as documents of this many sentences, so that some can be held out."""
+_SHUFFLE = 0x5348
+"""Keeps these random bits apart from others that are drawn with the same seed."""
+
+
+@dataclass(frozen=True)
+class PairTask:
+    """The sentences of one block, and all that their pairing takes from other blocks."""
+
+    sentences: Path
+    runs: Path
+    first_sentence: int
+    """Number of the block's first sentence in the corpus."""
+    first_in_file: int
+    """Its number in its file."""
+    first_in_document: int
+    """Its number in its document, should no border stand before it."""
+    document: int
+    """Number of the document that goes on from the block before (or, without blank lines, of the file's first one)."""
+    has_documents: bool
+    """Whether the file has blank lines between sentences."""
+    next_sentences: Path | None
+    """The block whose first sentence follows the last one, where it may be paired with it."""
+    pair_within_documents: bool
+    seed: int
+    num_shards: int
+    cls_id: int
+    sep_id: int
+
+
+@dataclass(frozen=True)
+class CorpusCounts:
+    """What the first stage found, over all files."""
+
+    num_sentences: int
+    num_tokens: int
+    num_bytes: int
+    num_documents: int
+
+
+def count(facts: list[list[dict[str, Any]]]) -> CorpusCounts:
+    """Add up the facts of the blocks of each file."""
+    every = [block for file in facts for block in file]
+    return CorpusCounts(
+        num_sentences=sum(block["num_sentences"] for block in every),
+        num_tokens=sum(block["num_tokens"] for block in every),
+        num_bytes=sum(block["num_bytes"] for block in every),
+        num_documents=sum(_num_documents(file) for file in facts),
+    )
+
+
+def plan(
+    files: list[list[Path]],
+    facts: list[list[dict[str, Any]]],
+    *,
+    pair_within_documents: bool,
+    seed: int,
+    num_shards: int,
+    cls_id: int,
+    sep_id: int,
+) -> Iterator[PairTask]:
+    """Yield the task of every block with sentences in it.
+
+    Pairing starts anew in every file. Sentences in a file are paired first with second, third with fourth and so on;
+    ``pair_within_documents`` starts anew after every blank line.
+
+    Args:
+        files: for each file, the paths of its blocks of sentences.
+        facts: for each file, the facts of its blocks.
+        pair_within_documents: pair no sentences across a blank line.
+        seed: of the shuffle.
+        num_shards: number of shards to come.
+        cls_id: id before a pair.
+        sep_id: id after each of its sentences.
+    """
+    sentence = document = 0
+    for paths, blocks in zip(files, facts, strict=True):
+        has_documents = _num_borders(blocks) > 0
+        in_file = in_document = borders = 0
+        border_before = False
+        for number, (path, block) in enumerate(zip(paths, blocks, strict=True)):
+            if not block["num_sentences"]:
+                border_before |= block["ends_with_border"]
+                continue
+            if border_before and in_file and not block["starts_with_border"]:
+                borders, in_document = borders + 1, 0
+            yield PairTask(
+                sentences=path,
+                runs=path.with_suffix(".runs"),
+                first_sentence=sentence,
+                first_in_file=in_file,
+                first_in_document=in_document,
+                document=document + borders,
+                has_documents=has_documents,
+                next_sentences=_next_block(paths, blocks, number, pair_within_documents),
+                pair_within_documents=pair_within_documents,
+                seed=seed,
+                num_shards=num_shards,
+                cls_id=cls_id,
+                sep_id=sep_id,
+            )
+            inner = block["num_borders"] - (block["starts_with_border"] and not in_file)
+            borders += inner
+            in_document = block["since_last_border"] + (0 if block["num_borders"] else in_document)
+            sentence += block["num_sentences"]
+            in_file += block["num_sentences"]
+            border_before = block["ends_with_border"]
+        document += _num_documents(blocks)
+
+
+def _next_block(paths: list[Path], blocks: list[dict[str, Any]], number: int, within_documents: bool) -> Path | None:
+    """Find the block that holds the partner of a block's last sentence."""
+    border = blocks[number]["ends_with_border"]
+    for path, block in zip(paths[number + 1 :], blocks[number + 1 :], strict=True):
+        if block["num_sentences"]:
+            return None if within_documents and (border or block["starts_with_border"]) else path
+        border |= block["ends_with_border"]
+    return None
+
+
+def _num_borders(blocks: list[dict[str, Any]]) -> int:
+    """Count the blank lines (one for several together) that stand between two sentences of a file."""
+    borders = 0
+    started = pending = False
+    for block in blocks:
+        if block["num_sentences"]:
+            borders += block["num_borders"] - (block["starts_with_border"] and not started)
+            borders += pending and started and not block["starts_with_border"]
+            started, pending = True, False
+        pending |= block["ends_with_border"]
+    return borders
+
+
+def _num_documents(blocks: list[dict[str, Any]]) -> int:
+    num_sentences = sum(block["num_sentences"] for block in blocks)
+    borders = _num_borders(blocks)
+    return borders + 1 if borders else -(-num_sentences // BLOCK_DOCUMENT_SENTENCES)
+
+
+def write_runs(task: PairTask) -> None:
+    """Pair the sentences of a block and write them sorted by shuffle key.
+
+    The file holds, for each pair in the order of its key, ``keys`` (uint64), ``documents`` (uint32), ``lengths``
+    (uint32) and ``ids`` (flat), and for each shard the first pair (``pair_starts``) and its first id (``id_starts``).
+    """
+    part = map_arrays(task.sentences)
+    ids, lengths, borders = part["ids"], part["lengths"].astype(np.int64), part["borders"].copy()
+    borders[0] &= task.first_in_file > 0
+    num_own = lengths.size
+    in_file = task.first_in_file + np.arange(num_own)
+    first = (
+        np.flatnonzero(_in_document(borders, task.first_in_document) % 2 == 0)
+        if task.pair_within_documents
+        else (np.flatnonzero(in_file % 2 == 0))
+    )
+    if task.next_sentences is not None and first.size and first[-1] == num_own - 1:
+        following = map_arrays(task.next_sentences)
+        length = int(following["lengths"][0])
+        ids = np.concatenate([ids, following["ids"][:length]])
+        lengths = np.append(lengths, length)
+        borders = np.append(borders, False)
+    first = first[first + 1 < lengths.size]
+    if task.pair_within_documents:
+        first = first[~borders[first + 1]]
+    documents = (
+        task.document + (np.cumsum(borders) if task.has_documents else in_file // BLOCK_DOCUMENT_SENTENCES)[first]
+    )
+
+    keys = mix((task.first_sentence + first).astype(np.uint64), task.seed, _SHUFFLE)
+    order = np.argsort(keys, kind="stable")
+    keys, first = keys[order], first[order]
+    pair_lengths = lengths[first] + lengths[first + 1] + 3
+    bounds = np.searchsorted(shard_of(keys, task.num_shards), np.arange(task.num_shards + 1))
+    id_bounds = np.concatenate([[0], np.cumsum(pair_lengths)])[bounds]
+    write_arrays(
+        task.runs,
+        {
+            "pair_starts": bounds.astype(np.int64),
+            "id_starts": id_bounds.astype(np.int64),
+            "keys": keys,
+            "documents": documents[order].astype(np.uint32),
+            "lengths": pair_lengths.astype(np.uint32),
+            "ids": _join_pairs(ids, lengths, first, task.cls_id, task.sep_id),
+        },
+        num_pairs=first.size,
+    )
+
+
+def _in_document(borders: np.ndarray, first_in_document: int) -> np.ndarray:
+    """Return the number that each sentence has in its document."""
+    positions = np.arange(borders.size)
+    last_border = np.maximum.accumulate(np.where(borders, positions, -1))
+    return np.where(last_border < 0, positions + first_in_document, positions - last_border)
+
+
+def _join_pairs(ids: np.ndarray, lengths: np.ndarray, first: np.ndarray, cls_id: int, sep_id: int) -> np.ndarray:
+    """Return ``[CLS] a [SEP] b [SEP]`` of each pair (sentences ``first[i]`` and ``first[i] + 1``), flat.
+
+    First the special ids are put between all sentences, in the order of the text: ``[SEP]`` after every sentence,
+    ``[CLS]`` before the first of a pair. Then each pair is one row to be moved.
+    """
+    is_first = np.zeros(lengths.size, dtype=np.int64)
+    is_first[first] = 1
+    ends = np.cumsum(lengths + 1 + is_first)
+    begins = ends - (lengths + 1 + is_first)
+    marked = np.empty(int(ends[-1]) if ends.size else 0, dtype=ids.dtype)
+    is_text = np.ones(marked.size, dtype=bool)
+    for positions, special_id in ((begins[first], cls_id), (ends - 1, sep_id)):
+        marked[positions] = special_id
+        is_text[positions] = False
+    marked[is_text] = ids
+    return take_rows(marked, begins[first], ends[first + 1] - begins[first])
+
+
+def shard_of(keys: np.ndarray, num_shards: int) -> np.ndarray:
+    """Return the shard of each key: equal shares of the range of keys, in order."""
+    return ((keys >> np.uint64(32)) * np.uint64(num_shards)) >> np.uint64(32)

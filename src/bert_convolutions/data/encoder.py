@@ -1,0 +1,60 @@
+"""What the dataset builder needs of a tokenizer, whichever it is."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from bert_convolutions.data.spm_encoder import SpmEncoder, find_model_file
+
+
+class Encoder(Protocol):
+    """Sentences to ids, and the special ids around them."""
+
+    cls_id: int
+    sep_id: int
+
+    @property
+    def hash(self) -> str:
+        """The sha256 that identifies vocabulary and rules."""
+
+    def __len__(self) -> int:
+        """The size of the vocabulary, special tokens included."""
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text, without special tokens around it."""
+
+
+class HuggingFaceEncoder:
+    """Any Hugging Face tokenizer; needs ``transformers``, so more memory than ``SpmEncoder``."""
+
+    def __init__(self, path: str | Path) -> None:
+        from bert_convolutions.data.tokenizer import load_tokenizer
+
+        self._tokenizer: Any = load_tokenizer(path)
+        self.cls_id: int = self._tokenizer.cls_token_id
+        self.sep_id: int = self._tokenizer.sep_token_id
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """The sha256 that identifies vocabulary and rules."""
+        from bert_convolutions.data.tokenizer import tokenizer_hash
+
+        return tokenizer_hash(self._tokenizer)
+
+    def __len__(self) -> int:
+        return len(self._tokenizer)
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text, without special tokens around it."""
+        return self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+
+
+def open_encoder(path: str | Path) -> Encoder:
+    """Open a bare ``spm.model``, a directory with one, or the directory of any Hugging Face tokenizer.
+
+    Raises:
+        UsageError: nothing is there, or it is no tokenizer.
+    """
+    model_file = find_model_file(path)
+    return SpmEncoder(model_file) if model_file is not None else HuggingFaceEncoder(path)

@@ -1,0 +1,90 @@
+"""Files that are either whole or not there: written beside their place, synced, renamed."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+_ALIGNMENT = 64
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary sibling for writing; it takes the place of ``path`` once all is written and synced."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file whole."""
+    with whole_file(path) as file:
+        file.write((json.dumps(content, indent=1) + "\n").encode())
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray], **facts: Any) -> None:
+    """Write named one-dimensional arrays, and some JSON facts, into one file that can be memory-mapped."""
+    header: dict[str, Any] = {"facts": facts, "arrays": {}}
+    position = 0
+    for name, array in arrays.items():
+        header["arrays"][name] = [array.dtype.str, array.size, position]
+        position += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-(len(encoded) + 1) % _ALIGNMENT) + b"\n"
+    with whole_file(path) as file:
+        file.write(encoded)
+        for array in arrays.values():
+            file.write(np.ascontiguousarray(array).data)
+            file.write(b"\0" * (-array.nbytes % _ALIGNMENT))
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Return the facts of a file that ``write_arrays`` made."""
+    with path.open("rb") as file:
+        return json.loads(file.readline())["facts"]
+
+
+def map_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of a file that ``write_arrays`` made, memory-mapped."""
+    with path.open("rb") as file:
+        arrays = json.loads(file.readline())["arrays"]
+        start = file.tell()
+    if not any(size for _, size, _ in arrays.values()):
+        return {name: np.empty(0, dtype) for name, (dtype, _, _) in arrays.items()}
+    raw = np.memmap(path, mode="r")
+    mapped = {}
+    for name, (dtype, size, position) in arrays.items():
+        first = start + position
+        mapped[name] = raw[first : first + size * np.dtype(dtype).itemsize].view(dtype)
+    return mapped
+
+
+def take_rows(values: np.ndarray, starts: np.ndarray, lengths: np.ndarray, *, chunk: int = 1 << 20) -> np.ndarray:
+    """Copy rows of different lengths, one after another.
+
+    Args:
+        values: flat array with the rows in it.
+        starts: where each row begins.
+        lengths: how long it is.
+        chunk: values moved at a time, which bounds the memory of their indices.
+    """
+    ends = np.cumsum(lengths)
+    taken = np.empty(int(ends[-1]) if ends.size else 0, dtype=values.dtype)
+    row = begin = 0
+    while row < ends.size:
+        stop = max(int(np.searchsorted(ends, begin + chunk, side="right")), row + 1)
+        rows, end = slice(row, stop), int(ends[stop - 1])
+        shifts = starts[rows] - (ends[rows] - lengths[rows])
+        taken[begin:end] = values[np.repeat(shifts, lengths[rows]) + np.arange(begin, end)]
+        row, begin = stop, end
+    return taken

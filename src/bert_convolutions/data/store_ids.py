@@ -1,0 +1,137 @@
+"""The original's *iterable* file: one example a line, token ids separated by single spaces.
+
+It is mapped, not read: an index of where the lines begin is made once, in a pass that also checks every id, so that
+training never fails on a bad line after hours.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bert_convolutions.data.files import whole_file
+from bert_convolutions.data.store import ExampleView
+from bert_convolutions.errors import UsageError
+
+_CHUNK_BYTES = 4 << 20
+_DOCUMENT_LINES = 500
+_NEWLINE, _SPACE, _RETURN, _ZERO, _NINE = b"\n \r09"
+_MAX_DIGITS = 9
+
+
+class IdsStore:
+    """Examples of an ids file, by line; blank lines are no examples.
+
+    Args:
+        path: the file.
+        vocabulary_size: ids must be below it.
+        cache_dir: where the index is kept; it is made again when the file's size or time changes.
+
+    Raises:
+        UsageError: something that is no id, or an id out of range; names the file and line.
+    """
+
+    def __init__(self, path: str | Path, *, vocabulary_size: int, cache_dir: str | Path) -> None:
+        self._path = Path(path)
+        status = self._path.stat()
+        if not status.st_size:
+            raise UsageError(f"{path}: the file is empty")
+        identity = f"{self._path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{vocabulary_size}|1"
+        self._index_path = Path(cache_dir) / f"lines-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npy"
+        if not self._index_path.exists():
+            self._index_path.parent.mkdir(parents=True, exist_ok=True)
+            write_line_index(self._path, self._index_path, vocabulary_size)
+        self._open()
+        self.description = f"{path} ({len(self):,} examples)"
+
+    def _open(self) -> None:
+        self._lines = np.load(self._index_path, mmap_mode="r")
+        self._bytes = np.memmap(self._path, mode="r")
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Return the ids of one example, int64 (length,)."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        start, end = (int(bound) for bound in self._lines[index])
+        return np.array(self._bytes[start:end].tobytes().split(), dtype=np.int64)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in ("_lines", "_bytes")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    def split_by_document(self, fraction: float, seed: int) -> tuple[ExampleView, ExampleView]:
+        """Refuse: the file is shuffled and does not say which document a line comes from."""
+        raise UsageError(
+            f"{self._path}: an ids file does not say which document a line comes from; give --eval_data_file instead "
+            "of --eval_fraction, or train on a folder made by build-dataset"
+        )
+
+
+def write_line_index(path: Path, index_path: Path, vocabulary_size: int) -> None:
+    """Check an ids file and write where its lines begin and end, int64 (lines, 2), without the blank ones.
+
+    Memory is bounded by the longest line and, at 16 bytes a line, by the index.
+
+    Raises:
+        UsageError: names the file and line of the first fault.
+    """
+    bounds: list[np.ndarray] = []
+    position = line_number = 0
+    carried = b""
+    with path.open("rb") as file:
+        while data := file.read(_CHUNK_BYTES):
+            data = carried + data
+            cut = data.rfind(b"\n") + 1
+            if not cut and len(data) > 16 * _CHUNK_BYTES:
+                raise UsageError(f"{path}, line {line_number + 1}: longer than 64 MiB; is it a file of token ids?")
+            carried = data[cut:]
+            bounds.append(_check_lines(path, data[:cut], position, line_number, vocabulary_size))
+            line_number += data.count(b"\n", 0, cut)
+            position += cut
+    bounds.append(_check_lines(path, carried + b"\n", position, line_number, vocabulary_size))
+    lines = np.concatenate(bounds)
+    if not len(lines):
+        raise UsageError(f"{path}: not one example in the file")
+    with whole_file(index_path) as output:
+        np.save(output, lines)
+
+
+def _check_lines(path: Path, data: bytes, position: int, line_number: int, vocabulary_size: int) -> np.ndarray:
+    """Check whole lines; return where each that is not blank begins and ends in the file, int64 (lines, 2)."""
+    raw = np.frombuffer(data, dtype=np.uint8)
+    newlines = np.flatnonzero(raw == _NEWLINE)
+    is_digit = (raw >= _ZERO) & (raw <= _NINE)
+    is_space = (raw == _SPACE) | (raw == _NEWLINE) | (raw == _RETURN)
+    bad = np.flatnonzero(~is_digit & ~is_space)
+    if bad.size:
+        _refuse(path, data, int(bad[0]), newlines, line_number, vocabulary_size)
+    edges = np.flatnonzero(np.diff(is_digit, prepend=False, append=False))
+    starts, ends = edges[::2], edges[1::2]
+    lengths = ends - starts
+    values = np.zeros(starts.size, dtype=np.int64)
+    for digit in range(min(int(lengths.max(initial=0)), _MAX_DIGITS)):
+        inside = lengths > digit
+        values[inside] = values[inside] * 10 + raw[starts[inside] + digit] - _ZERO
+    bad = np.flatnonzero((lengths > _MAX_DIGITS) | (values >= vocabulary_size))
+    if bad.size:
+        _refuse(path, data, int(starts[bad[0]]), newlines, line_number, vocabulary_size)
+    begins = np.concatenate([[0], newlines[:-1] + 1]).astype(np.int64)[: newlines.size]
+    has_ids = np.diff(np.searchsorted(starts, np.append(begins, len(data)))) > 0
+    return np.stack([begins, newlines], axis=1)[has_ids] + position
+
+
+def _refuse(path: Path, data: bytes, at: int, newlines: np.ndarray, line_number: int, vocabulary_size: int) -> None:
+    line = line_number + int(np.searchsorted(newlines, at)) + 1
+    begin = max(data.rfind(b" ", 0, at), data.rfind(b"\n", 0, at)) + 1
+    word = data[begin : begin + 40].split()[0].decode("utf-8", "replace")
+    raise UsageError(
+        f"{path}, line {line}: {word!r} is not a token id between 0 and {vocabulary_size - 1}; one example a line, ids "
+        "separated by single spaces"
+    )

@@ -1,0 +1,160 @@
+"""``bertconv train-tokenizer``: a SentencePiece vocabulary from text of any size."""
+
+import io
+import re
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+from tqdm import tqdm
+
+from bert_convolutions.data.build_sources import Source, blocks, find_sources, read_text
+from bert_convolutions.data.files import whole_file, write_json
+from bert_convolutions.data.hashing import mix
+from bert_convolutions.data.options import TrainTokenizerOptions
+from bert_convolutions.data.spm_encoder import APPENDED_TOKENS, MODEL_FILE, UNKNOWN_TOKEN
+from bert_convolutions.data.text import normalize
+from bert_convolutions.errors import UsageError
+
+_MAX_LINE_BYTES = 4192
+"""SentencePiece leaves longer lines out; here they are cut into several instead."""
+_MAX_LINE_CHARACTERS = _MAX_LINE_BYTES // 4
+_KEYS_AT_A_TIME = 1 << 16
+_SAMPLE = 0x544B
+"""Keeps these random bits apart from others that are drawn with the same seed."""
+
+
+def train_tokenizer(options: TrainTokenizerOptions) -> Path:
+    """Learn a unigram vocabulary and write ``spm.model`` and ``tokenizer_config.json``.
+
+    The text is read twice: to count its lines, then to draw ``input_sentence_size`` of them. Only those are held in
+    memory.
+
+    Returns:
+        The output folder, which ``AutoTokenizer`` loads.
+
+    Raises:
+        UsageError: bad text or options, an output that is already there, or too little text for the vocabulary.
+    """
+    folder = Path(options.output_dir)
+    _check(options, folder)
+    sources = find_sources(options.input)
+    num_lines = sum(1 for _ in _lines(sources, "counting"))
+    if not num_lines:
+        raise UsageError(f"{options.input[0]}: nothing but blank lines in the text")
+    model = _learn(_sample(sources, num_lines, options), options)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_config(folder / "tokenizer_config.json")
+        with whole_file(folder / MODEL_FILE) as file:
+            file.write(model)
+    except OSError as error:
+        raise UsageError(f"--output_dir {folder}: cannot be written ({error.strerror})") from error
+    return folder
+
+
+def _check(options: TrainTokenizerOptions, folder: Path) -> None:
+    for name in ("vocab_size", "input_sentence_size"):
+        if getattr(options, name) < 1:
+            raise UsageError(f"--{name} {getattr(options, name)}: give a positive number")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--output_dir {folder}: is a file; give a folder")
+    if (folder / MODEL_FILE).exists() and not options.overwrite_output_dir:
+        raise UsageError(
+            f"--output_dir {folder}: already holds a tokenizer; choose another folder or give --overwrite_output_dir"
+        )
+
+
+def _lines(sources: list[Source], what: str) -> Iterator[str]:
+    """Yield the lines of all files that are not blank, with progress."""
+    with tqdm(total=sum(s.size for s in sources), desc=what, unit="B", unit_scale=True, mininterval=1.0) as bar:
+        for source in sources:
+            before = 0
+            for block in blocks(source):
+                for line in read_text(block).splitlines():
+                    if line and not line.isspace():
+                        yield line
+                bar.update(block.position - before)
+                before = block.position
+
+
+def _sample(sources: list[Source], num_lines: int, options: TrainTokenizerOptions) -> Iterator[str]:
+    """Yield about ``input_sentence_size`` lines, each with the same probability, as the encoder will see them.
+
+    A line is drawn when the hash of the seed and its number falls into that share of the range of hashes.
+
+    The lines are normalised as they are before encoding. SentencePiece's own normalisation keeps capitals and accents,
+    so it would spend a large part of the vocabulary on pieces that no lower-cased text can ever be cut into.
+    """
+    share = options.input_sentence_size / num_lines
+    threshold = np.uint64(min(int(share * 2.0**64), 2**64 - 1)) if share < 1 else np.uint64(2**64 - 1)
+    lines = _lines(sources, "sampling")
+    number = 0
+    while batch := list(islice(lines, _KEYS_AT_A_TIME)):
+        keys = mix(np.arange(number, number + len(batch), dtype=np.uint64), options.seed, _SAMPLE)
+        for position in np.flatnonzero(keys <= threshold).tolist():
+            yield from _cut(normalize(batch[position]))
+        number += len(batch)
+
+
+def _cut(line: str) -> Iterator[str]:
+    """Cut a line that SentencePiece would leave out, after a space where there is one."""
+    while len(line) > _MAX_LINE_CHARACTERS and len(line.encode()) > _MAX_LINE_BYTES:
+        space = line.rfind(" ", 1, _MAX_LINE_CHARACTERS)
+        end = space if space > 0 else _MAX_LINE_CHARACTERS
+        yield line[:end]
+        line = line[end:].lstrip()
+    if line:
+        yield line
+
+
+def _learn(lines: Iterator[str], options: TrainTokenizerOptions) -> bytes:
+    """Return the model that SentencePiece learns.
+
+    The number of threads is left at SentencePiece's constant, not the machine's, since sums of floats depend on it.
+    """
+    model = io.BytesIO()
+    sentencepiece.set_random_generator_seed(options.seed & 0xFFFFFFFF)
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=lines,
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=options.vocab_size,
+            input_sentence_size=options.input_sentence_size,
+            shuffle_input_sentence=True,
+            max_sentence_length=_MAX_LINE_BYTES,
+            minloglevel=2,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(_explain(str(error), options)) from error
+    return model.getvalue()
+
+
+def _explain(message: str, options: TrainTokenizerOptions) -> str:
+    """Put SentencePiece's message about the size of the vocabulary into words."""
+    if found := re.search(r"<= (\d+)", message):
+        return (
+            f"--vocab_size {options.vocab_size}: too large for this text, which has at most {found[1]} pieces; "
+            f"give --vocab_size {found[1]} or less, or more text"
+        )
+    if found := re.search(r"required_chars\D+(\d+) vs (\d+)", message):
+        needed = max(int(found[1]), int(found[2])) + 1
+        return f"--vocab_size {options.vocab_size}: too small for the characters of this text; give at least {needed}"
+    return f"--input {options.input[0]}: SentencePiece cannot learn from this text ({message.splitlines()[0]})"
+
+
+def _write_config(path: Path) -> None:
+    """Write what ``AutoTokenizer`` needs beside the model, without loading ``transformers``."""
+    cls_token, sep_token, pad_token, mask_token = APPENDED_TOKENS
+    config = {
+        "tokenizer_class": "CompositeBertTokenizer",
+        "unk_token": UNKNOWN_TOKEN,
+        "cls_token": cls_token,
+        "sep_token": sep_token,
+        "pad_token": pad_token,
+        "mask_token": mask_token,
+    }
+    write_json(path, config)
