@@ -11,7 +11,7 @@ _ENVIRONMENT = {
 }
 _IRRELEVANT_WARNINGS = (
     r".*pin_memory.* argument is set as true but no accelerator is found",
-    r".*`torch\.jit\.script` is deprecated",
+    r".*`broadcast_buffers` is deprecated",  # accelerate, about the argument that it sets itself
 )
 
 

@@ -1,0 +1,29 @@
+"""Messages of libraries that are kept off the terminal, and those that are not."""
+
+import warnings
+
+import pytest
+
+from bert_convolutions.cli.quiet import silence_libraries
+
+
+def test_only_what_is_irrelevant_is_silenced() -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        silence_libraries()
+        warnings.warn(
+            "'pin_memory' argument is set as true but no accelerator is found, then device pinned memory", stacklevel=1
+        )
+        warnings.warn("`broadcast_buffers` is deprecated. Use another.", FutureWarning, stacklevel=1)
+        warnings.warn("the loss is odd", stacklevel=1)
+    assert [str(warning.message) for warning in caught] == ["the loss is odd"]
+
+
+def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    import os
+
+    silence_libraries()
+    assert os.environ["HF_HUB_OFFLINE"] == "0"
+    assert os.environ["TOKENIZERS_PARALLELISM"] == "false"
