@@ -29,7 +29,7 @@ from bert_convolutions.attention.borders import Borders
 from bert_convolutions.attention.composite import CompositeAttention
 from bert_convolutions.model.backends import attention_backend
 from bert_convolutions.model.configuration import CompositeBertConfig
-from bert_convolutions.model.dropout import Dropout
+from bert_convolutions.attention.dropout import Dropout
 
 
 @dataclass(frozen=True, eq=False)

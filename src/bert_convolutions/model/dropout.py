@@ -1,2 +1,0 @@
-"""stub"""
-from torch.nn import Dropout
