@@ -3,7 +3,6 @@
 Imports neither torch nor transformers: everything is read from the files that ``bertconv glue`` wrote.
 """
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +10,9 @@ from pathlib import Path
 from bert_convolutions.errors import UsageError
 from bert_convolutions.glue.options import CompileGlueOptions
 from bert_convolutions.glue.progress import best, make_console, mean, score_table, standard_deviation
-from bert_convolutions.glue.state import write_atomically
 from bert_convolutions.glue.submission import check_archive, convert_predictions, write_submission
 from bert_convolutions.glue.tasks import DevSet, all_dev_sets, all_test_sets
+from bert_convolutions.training.durable import write_json
 
 SCORES_FILE = "dev_scores.json"
 
@@ -60,7 +59,8 @@ def compile_glue(options: CompileGlueOptions) -> None:
     console.print(score_table(compilation.scores, f"Dev scores of {source}, times 100"))
     for sentence in compilation.missing:
         console.print(f"missing: {sentence}", markup=False)
-    write_atomically(target / SCORES_FILE, json.dumps(summary(compilation), indent=2) + "\n")
+    target.mkdir(parents=True, exist_ok=True)
+    write_json(target / SCORES_FILE, summary(compilation))
     if not compilation.files:
         console.print(f"No predictions to submit. Scores: {target / SCORES_FILE}", markup=False)
         return

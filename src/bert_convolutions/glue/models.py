@@ -32,7 +32,7 @@ def load_pretrained(path: str, task: Task) -> PreTrainedModel:
     Raises:
         UsageError: no such folder, not a model, or weights of another shape or architecture.
     """
-    config = _load_config(path)
+    config = load_config(path)
     labels = task.labels or (SCORE_LABEL,)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: number for number, label in enumerate(labels)}
@@ -48,7 +48,7 @@ def load_finetuned(folder: Path, task: Task) -> PreTrainedModel:
     """
     if not folder.is_dir():
         raise UsageError(f"{folder} is not there: fine-tune {task.name} first (--do_train)")
-    config = _load_config(str(folder))
+    config = load_config(str(folder))
     words = sorted(_words(config))
     if len(words) != task.num_outputs or (task.labels and words != sorted(task.labels)):
         raise UsageError(f"{folder} has the labels {', '.join(words)}, which are not {task.name}'s")
@@ -91,7 +91,12 @@ def check_fit(
         raise UsageError(f"--max_seq_length {max_seq_length} is above the model's {positions} positions")
 
 
-def _load_config(path: str) -> PreTrainedConfig:
+def load_config(path: str) -> PreTrainedConfig:
+    """Load the configuration of a model folder.
+
+    Raises:
+        UsageError: no such folder, not a model, or a checkpoint of the original code.
+    """
     folder = Path(path)
     config_file = folder / "config.json"
     if not folder.is_dir() and (path.startswith((".", "/", "~")) or path.count("/") != 1):

@@ -42,6 +42,9 @@ class GlueOptions:
             "help": "how often each task runs, each time with another seed, at most 10; default: 10, one task: once"
         },
     )
+    save_every_minutes: float | None = field(
+        default=None, metadata={"help": "save a checkpoint to go on from when this long has passed since the last"}
+    )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "run finished tasks again and use folders that hold something else"}
     )

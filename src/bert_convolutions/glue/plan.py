@@ -13,6 +13,9 @@ from bert_convolutions.glue.presets import load_hyperparameters
 from bert_convolutions.glue.state import ENCODER_FOLDER, TaskState, is_foreign, read_state
 from bert_convolutions.glue.tasks import MNLI, ROUND_SEEDS, Task, TestSet, parse_tasks, round_seed
 
+SHORTEST_PAIR = 5
+"""Tokens of ``[CLS] a [SEP] b [SEP]`` with texts of one token."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -78,6 +81,15 @@ def plan_jobs(options: GlueOptions, arguments: TrainingArguments) -> list[Job]:
         raise UsageError("nothing to do: give --do_train, --do_eval or --do_predict")
     if arguments.do_train and options.model_name_or_path is None:
         raise UsageError("--do_train needs --model_name_or_path, the folder of the pre-trained model")
+    if options.max_seq_length < SHORTEST_PAIR:
+        raise UsageError(
+            f"--max_seq_length {options.max_seq_length} leaves no room for a pair: [CLS] a [SEP] b [SEP] needs "
+            f"{SHORTEST_PAIR}"
+        )
+    if str(arguments.resume_from_checkpoint).lower() not in ("none", "true", "false"):
+        raise UsageError(
+            "--resume_from_checkpoint takes no folder here: a half-finished task goes on from its own newest checkpoint"
+        )
     tasks = parse_tasks(options.task_name)
     presets = load_hyperparameters(options.hyperparams, tasks) if options.hyperparams is not None else {}
     output_dir = Path(str(arguments.output_dir))

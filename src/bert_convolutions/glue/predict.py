@@ -22,7 +22,11 @@ MIN_BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
 
 
 def predict_logits(
-    model: PreTrainedModel, examples: EncodedExamples, collator: Collator, arguments: TrainingArguments
+    model: PreTrainedModel,
+    examples: EncodedExamples,
+    collator: Collator,
+    arguments: TrainingArguments,
+    before_batch: Callable[[], None] | None = None,
 ) -> np.ndarray:
     """Return the logits (N, num_outputs), float32, of all examples on every process.
 
@@ -34,16 +38,23 @@ def predict_logits(
         examples: N examples.
         collator: pads a list of examples.
         arguments: device, precision, batch size, process.
+        before_batch: called equally often on every process; may raise to stop.
     """
     lengths = examples.lengths
     budget = max(
         arguments.per_device_eval_batch_size * int(lengths.max()), MIN_BATCH_TOKENS.get(arguments.device.type, 0)
     )
-    batches = token_budget_batches(lengths, budget)[arguments.process_index :: arguments.world_size]
+    all_batches = token_budget_batches(lengths, budget)
+    batches = all_batches[arguments.process_index :: arguments.world_size]
     torch.nn.Module.to(model, arguments.device).eval()
     outputs = []
     with torch.inference_mode(), _precision(arguments):
-        for batch in batches:
+        for turn in range(-(-len(all_batches) // arguments.world_size)):
+            if before_batch is not None:
+                before_batch()
+            if turn == len(batches):  # this process has one batch less than others
+                break
+            batch = batches[turn]
             inputs = collator([examples[index] for index in batch])
             inputs = {name: value.to(arguments.device) for name, value in inputs.items() if name != "labels"}
             outputs.append(model(**inputs).logits.float())
@@ -60,14 +71,15 @@ def evaluate(
     dev: Mapping[DevSet, EncodedExamples],
     collator: Collator,
     arguments: TrainingArguments,
+    before_batch: Callable[[], None] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Return the scores of each development set by its name."""
+    """Return the scores of each development set by its name; the arguments are those of :func:`predict_logits`."""
     order = [label_words(model).index(word) for word in task.labels] if task.labels else [0]
     results = {}
     for dev_set, examples in dev.items():
         if examples.labels is None:
             raise ValueError(f"{dev_set.name} has no labels")
-        logits = predict_logits(model, examples, collator, arguments)[:, order]
+        logits = predict_logits(model, examples, collator, arguments, before_batch)[:, order]
         results[dev_set.name] = dev_scores(logits, examples.labels, task, dev_set)
     return results
 

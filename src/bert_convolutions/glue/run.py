@@ -1,8 +1,13 @@
 """``bertconv glue``: fine-tune, score and predict every (task, round) that is not done yet."""
 
-import logging
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 from accelerate import PartialState
 from transformers import (
@@ -14,11 +19,11 @@ from transformers import (
 )
 
 from bert_convolutions.data.tokenizer import load_tokenizer
-from bert_convolutions.errors import UsageError
+from bert_convolutions.errors import RunInterrupted, UsageError
 from bert_convolutions.glue.compile import collect_scores
 from bert_convolutions.glue.data import GlueData, evaluates_in_training
-from bert_convolutions.glue.finetune import finetune, global_batch_size
-from bert_convolutions.glue.models import check_fit, load_finetuned, load_pretrained
+from bert_convolutions.glue.finetune import GlueTrainer, finetune, global_batch_size
+from bert_convolutions.glue.models import check_fit, load_config, load_finetuned, load_pretrained
 from bert_convolutions.glue.options import GlueOptions
 from bert_convolutions.glue.plan import Job, changed_settings, plan_jobs, planned_steps
 from bert_convolutions.glue.predict import evaluate, format_predictions, predict_logits
@@ -26,14 +31,17 @@ from bert_convolutions.glue.progress import Progress, format_seconds, make_conso
 from bert_convolutions.glue.state import (
     TaskState,
     clear_folder,
+    delete_checkpoints,
     format_results,
     read_state,
-    write_atomically,
     write_state,
 )
+from bert_convolutions.training import checkpoints
+from bert_convolutions.training.agreement import Agreement
+from bert_convolutions.training.durable import write_text
+from bert_convolutions.training.interrupt import SIGNALS
 from bert_convolutions.training.lock import run_lock
-
-logger = logging.getLogger(__name__)
+from bert_convolutions.training.resumable import resume_command
 
 
 def run_glue(options: GlueOptions, arguments: TrainingArguments) -> None:
@@ -45,19 +53,47 @@ def run_glue(options: GlueOptions, arguments: TrainingArguments) -> None:
 
     Raises:
         UsageError: bad input, or nothing could be predicted.
+        RunInterrupted: a signal came; the same command goes on.
+        TrainingDiverged: a loss became NaN or infinite.
     """
     output_dir = Path(str(arguments.output_dir))
+    _ = arguments.device  # joins the other processes, on the device that the flags ask for
     processes = PartialState()
     jobs = plan_jobs(options, arguments)
     processes.wait_for_everyone()  # all have planned from the same folders before one writes to them
     run = GlueRun(options, jobs, processes)
     run.check_data()
-    if processes.is_main_process:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        with run_lock(output_dir):
+    with stopped_by_signals():
+        if processes.is_main_process:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            with run_lock(output_dir):
+                run.run()
+        else:
             run.run()
-    else:
-        run.run()
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Outside of training, where there is nothing to save, SIGTERM and SIGINT end the run at once.
+
+    Raises:
+        RunInterrupted: a signal came.
+    """
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        raise interrupted(signal.Signals(number))
+
+    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def interrupted(number: signal.Signals) -> RunInterrupted:
+    """Return the error that ends a run between two stages, all of which are safe on the disk."""
+    return RunInterrupted(f"stopped by {number.name}; what is done is kept; go on with: {resume_command(sys.argv)}")
 
 
 @dataclass
@@ -97,6 +133,8 @@ class GlueRun:
             if job.train
         }
         self.progress = Progress(self.console, work, len(open_jobs))
+        if work:
+            load_config(str(self.options.model_name_or_path))
         tokenizer_path = self.options.tokenizer_name or (self.options.model_name_or_path if work else None)
         if tokenizer_path is not None:
             self.tokenizer = load_tokenizer(tokenizer_path)
@@ -139,16 +177,45 @@ class GlueRun:
         own = self.options.tokenizer_name in (None, self.options.model_name_or_path)
         check_fit(model, tokenizer, own, self.options.max_seq_length)
         settings = {**job.settings(self.options.max_seq_length), "model": start}
+        checkpoint = self._prepare_folder(job, settings)
+        trainer = GlueTrainer(
+            job.task,
+            train,
+            dev,
+            model=model,
+            args=arguments,
+            data_collator=DataCollatorWithPadding(tokenizer),
+            processing_class=tokenizer,
+            save_every_minutes=self.options.save_every_minutes,
+        )
+        trained = finetune(trainer, tokenizer, checkpoint)
+        self._update(job, TaskState(job.task.name, settings, trained=True))
+        if self.processes.is_main_process:
+            delete_checkpoints(job.folder)
+        self.progress.say(f"{job.name}: trained in {format_seconds(self.progress.trained(job.name))}")
+        if trainer.watch.received is not None:  # too late to stop a step
+            raise interrupted(trainer.watch.received)
+        return Finetuned(trained, tokenizer)
+
+    def _prepare_folder(self, job: Job, settings: dict[str, Any]) -> Path | None:
+        """Return the checkpoint that a half-finished run of the same settings left; clear the folder otherwise."""
+        checkpoint = None
         if self.processes.is_main_process:
             job.folder.mkdir(parents=True, exist_ok=True)
-            clear_folder(job.folder)
-            write_state(job.folder, TaskState(job.task.name, settings))
-        self.processes.wait_for_everyone()
-        collator = DataCollatorWithPadding(tokenizer)
-        trained = finetune(model, tokenizer, job.task, train, dev, collator, arguments)
-        self._update(job, TaskState(job.task.name, settings, trained=True))
-        self.progress.say(f"{job.name}: trained in {format_seconds(self.progress.trained(job.name))}")
-        return Finetuned(trained, tokenizer)
+            before = None if self.options.overwrite_output_dir else read_state(job.folder)
+            if before is not None and not before.trained and before.settings == settings:
+                checkpoints.sweep(job.folder)
+                checkpoint, skipped = checkpoints.newest_valid(job.folder)
+                for path, fault in skipped:
+                    self.progress.say(f"{job.name}: skipped {path}: {fault}")
+            if checkpoint is None:
+                clear_folder(job.folder)
+                write_state(job.folder, TaskState(job.task.name, settings))
+            else:
+                checkpoints.refuse_unsafe_files(checkpoint)
+                self.progress.say(f"{job.name}: going on from {checkpoint}")
+        found: Path | None = Agreement(self.processes.num_processes).from_first(checkpoint)
+        return found
 
     def _start(self, job: Job) -> str:
         """Return the folder of the model that a job starts from."""
@@ -188,7 +255,7 @@ class GlueRun:
         results = evaluate(finetuned.model, job.task, dev, finetuned.collator, job.arguments)
         if self.processes.is_main_process:
             for name, scores in results.items():
-                write_atomically(job.folder / f"eval_results_{name}.txt", format_results(scores))
+                write_text(job.folder / f"eval_results_{name}.txt", format_results(scores))
         state = self._state(job)
         state.dev = results
         self._update(job, state)
@@ -207,7 +274,7 @@ class GlueRun:
             logits = predict_logits(finetuned.model, examples, finetuned.collator, job.arguments)
             path = job.folder / f"test_results_{test.name}.txt"
             if self.processes.is_main_process:
-                write_atomically(path, format_predictions(logits, indices, finetuned.model, job.task))
+                write_text(path, format_predictions(logits, indices, finetuned.model, job.task))
             state = self._state(job)
             state.predicted[test.name] = len(indices)
             self._update(job, state)

@@ -5,7 +5,6 @@ half-done and taken for good. Imports neither torch nor transformers.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from bert_convolutions.errors import UsageError
+from bert_convolutions.training import checkpoints
+from bert_convolutions.training.durable import write_json
 from bert_convolutions.training.lock import LOCK_NAME
 
 STATE_FILE = "glue_state.json"
@@ -56,18 +57,7 @@ def read_state(folder: Path) -> TaskState | None:
 
 def write_state(folder: Path, state: TaskState) -> None:
     """Replace the state of a folder."""
-    write_atomically(folder / STATE_FILE, json.dumps(asdict(state), indent=2) + "\n")
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file beside its place, sync it, and rename it: readers see the old or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with beside.open("wb") as file:
-        file.write(content.encode("utf-8") if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    write_json(folder / STATE_FILE, asdict(state))
 
 
 def format_results(results: Mapping[str, float]) -> str:
@@ -78,11 +68,18 @@ def format_results(results: Mapping[str, float]) -> str:
 def clear_folder(folder: Path) -> None:
     """Delete what a former run of a task left: its results, checkpoints and encoder; the state goes first."""
     (folder / STATE_FILE).unlink(missing_ok=True)
-    for pattern in ("eval_results_*.txt", "test_results_*.txt", ".*.tmp", "model*.safetensors", "config.json"):
+    for pattern in ("eval_results_*.txt", "test_results_*.txt", "model*.safetensors", "config.json"):
         for path in folder.glob(pattern):
             path.unlink()
-    for path in (*folder.glob("checkpoint-*"), folder / ENCODER_FOLDER):
-        shutil.rmtree(path, ignore_errors=True)
+    shutil.rmtree(folder / ENCODER_FOLDER, ignore_errors=True)
+    delete_checkpoints(folder)
+
+
+def delete_checkpoints(folder: Path) -> None:
+    """Delete the checkpoints of a task, from which nobody will go on."""
+    checkpoints.sweep(folder)
+    for checkpoint in checkpoints.list_checkpoints(folder):
+        checkpoints.delete(checkpoint)
 
 
 def is_foreign(folder: Path) -> bool:

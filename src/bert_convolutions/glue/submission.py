@@ -9,8 +9,8 @@ from io import BytesIO
 from pathlib import Path
 
 from bert_convolutions.errors import UsageError
-from bert_convolutions.glue.state import write_atomically
 from bert_convolutions.glue.tasks import MAX_SCORE, MIN_SCORE, Task, TestSet, all_test_sets
+from bert_convolutions.training.durable import write_bytes, write_text
 
 HEADER = "index\tprediction"
 ARCHIVE = "submission.zip"
@@ -91,13 +91,13 @@ def write_submission(folder: Path, files: Mapping[str, str]) -> Path:
         if test.submission not in files:
             (folder / test.submission).unlink(missing_ok=True)
     for name, content in files.items():
-        write_atomically(folder / name, content)
+        write_text(folder / name, content)
     buffer = BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in files.items():
             archive.writestr(zipfile.ZipInfo(name, ZIP_TIME), content, zipfile.ZIP_DEFLATED)
     path = folder / ARCHIVE
-    write_atomically(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue())
     return path
 
 

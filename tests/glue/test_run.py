@@ -1,0 +1,226 @@
+"""The command's work end to end with a tiny random model on a tiny GLUE: train, predict, compile, stop and go on."""
+
+import json
+import os
+import shutil
+import signal
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from bert_convolutions.errors import RunInterrupted, TrainingDiverged, UsageError
+from bert_convolutions.glue.compile import compile_glue
+from bert_convolutions.glue.finetune import GlueTrainer
+from bert_convolutions.glue.options import CompileGlueOptions, GlueOptions
+from bert_convolutions.glue.run import run_glue
+from bert_convolutions.glue.tasks import TASKS, all_dev_sets, all_test_sets
+from bert_convolutions.training.arguments import BertTrainingArguments
+
+
+def arguments(folder: Path, **changes) -> BertTrainingArguments:
+    given = {"max_steps": 2, "learning_rate": 1e-3, "use_cpu": True, "disable_tqdm": True, "save_steps": 9999999}
+    return BertTrainingArguments(output_dir=str(folder), **{**given, **changes})
+
+
+def options(glue_dir: Path, model_dir: Path, task_name: str = "RTE", **changes) -> GlueOptions:
+    given = {"data_dir": str(glue_dir), "task_name": task_name, "model_name_or_path": str(model_dir)}
+    return GlueOptions(**{**given, "max_seq_length": 32, **changes})
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    first, second = weights(a), weights(b)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, glue_dir: Path, model_dir: Path) -> Path:
+    """Nine tasks and AX, two rounds, fine-tuned, scored and predicted."""
+    folder = tmp_path_factory.mktemp("all")
+    run_glue(
+        options(glue_dir, model_dir, "ALL", rounds=2, hyperparams="electra"),
+        arguments(folder, do_train=True, do_eval=True, do_predict=True, per_device_train_batch_size=99999),
+    )
+    return folder
+
+
+def test_every_task_has_its_results(finished: Path):
+    for task in TASKS:
+        for number in (0, 1):
+            folder = finished / f"{task.name}{number}"
+            for dev in task.dev:
+                lines = (folder / f"eval_results_{dev.name}.txt").read_text().splitlines()
+                assert dev.score in {line.split(" = ")[0] for line in lines}
+            for test in task.tests:
+                rows = (folder / f"test_results_{test.name}.txt").read_text().splitlines()
+                assert rows[0] == "index\tprediction"
+                assert [row.split("\t")[0] for row in rows[1:]] == [str(index) for index in range(7)]
+            assert AutoModelForSequenceClassification.from_pretrained(folder).config.num_labels == task.num_outputs
+            assert len(AutoTokenizer.from_pretrained(folder)) == 45
+            assert not list(folder.glob("checkpoint-*"))
+            assert not list(folder.rglob("*.bin"))
+
+
+def test_models_know_their_labels(finished: Path):
+    config = json.loads((finished / "RTE0" / "config.json").read_text())
+    assert config["id2label"] == {"0": "entailment", "1": "not_entailment"}
+    assert config["label2id"] == {"entailment": 0, "not_entailment": 1}
+    assert json.loads((finished / "STS-B0" / "config.json").read_text())["problem_type"] == "regression"
+
+
+def test_three_tasks_start_from_mnli_of_their_round(finished: Path, model_dir: Path):
+    for task in TASKS:
+        state = json.loads((finished / f"{task.name}1" / "glue_state.json").read_text())
+        from_mnli = task.name in ("MRPC", "STS-B", "RTE")
+        expected = finished / "MNLI1" / "transformer_subgraph" if from_mnli else model_dir
+        assert state["settings"]["model"] == str(expected)
+        assert state["settings"]["seed"] == 97
+        assert state["settings"]["max_steps"] == 2
+
+
+def test_the_encoder_of_mnli_is_the_fine_tuned_one(finished: Path, model_dir: Path):
+    encoder = load_file(finished / "MNLI0" / "transformer_subgraph" / "model.safetensors")
+    whole = weights(finished / "MNLI0")
+    assert all(torch.equal(value, whole[f"bert.{name}"]) for name, value in encoder.items())
+    assert not any("classifier" in name for name in encoder)
+    name = "encoder.layer.0.output.dense.weight"
+    assert not torch.equal(encoder[name], load_file(model_dir / "model.safetensors")[f"bert.{name}"])
+
+
+def test_the_submission_of_it(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    compile_glue(CompileGlueOptions(input=str(finished), test_dir=str(tmp_path)))
+    printed = capsys.readouterr().out
+    assert "MNLI-mm" in printed and "Not the official test set" in printed
+    with zipfile.ZipFile(tmp_path / "submission.zip") as archive:
+        assert set(archive.namelist()) == {test.submission for _, test in all_test_sets()}
+    scores = json.loads((tmp_path / "dev_scores.json").read_text())
+    assert set(scores["dev"]) == {dev.title for _, dev in all_dev_sets()}
+
+
+def test_what_is_finished_is_not_run_again(finished: Path, glue_dir: Path, model_dir: Path, tmp_path: Path, capsys):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    shutil.rmtree(folder / "WNLI1")
+    given = arguments(folder, do_train=True, do_eval=True, do_predict=True, max_steps=3)
+    run_glue(options(glue_dir, model_dir, "ALL", rounds=2, hyperparams="electra"), given)
+    after = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    changed = {path for path in before if before[path] != after[path]}
+    assert {path.relative_to(folder).parts[0] for path in changed} == {"WNLI1", ".bertconv.lock"}
+    assert "RTE0: done before, with batch_size 32 (now 8), max_steps 2 (now 3)" in capsys.readouterr().out
+
+
+def test_a_task_alone_runs_straight_in_the_output_folder(tmp_path: Path, glue_dir: Path, model_dir: Path):
+    run_glue(options(glue_dir, model_dir), arguments(tmp_path, do_train=True, do_eval=True, seed=7))
+    state = json.loads((tmp_path / "glue_state.json").read_text())
+    assert (state["settings"]["seed"], state["settings"]["max_steps"]) == (7, 2)
+    assert (tmp_path / "eval_results_rte.txt").is_file()
+    with pytest.raises(UsageError, match="holds a run of RTE"):
+        run_glue(options(glue_dir, model_dir, "CoLA"), arguments(tmp_path, do_train=True))
+
+
+def test_equal_seeds_give_equal_weights_and_overwriting_runs_again(tmp_path: Path, glue_dir: Path, model_dir: Path):
+    for name in ("a", "b"):
+        run_glue(options(glue_dir, model_dir), arguments(tmp_path / name, do_train=True))
+    assert same_weights(tmp_path / "a", tmp_path / "b")
+    given = arguments(tmp_path / "b", do_train=True, seed=1)
+    run_glue(options(glue_dir, model_dir), given)
+    assert same_weights(tmp_path / "a", tmp_path / "b")
+    run_glue(options(glue_dir, model_dir, overwrite_output_dir=True), given)
+    assert not same_weights(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_list_without_mnli_starts_from_the_model_and_says_so(tmp_path: Path, glue_dir: Path, model_dir: Path, capsys):
+    run_glue(options(glue_dir, model_dir, "rte,Mrpc", rounds=1), arguments(tmp_path, do_train=True))
+    printed = capsys.readouterr().out
+    assert "MRPC0: no encoder fine-tuned on MNLI" in printed and "RTE0: no encoder fine-tuned on MNLI" in printed
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["MRPC0", "RTE0"]
+
+
+def kill_in_step(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
+    """Send this process a signal in a training step (from 1), once."""
+    original = GlueTrainer.training_step
+    seen = []
+
+    def training_step(self, *args, **kwargs):
+        seen.append(1)
+        if len(seen) == step:
+            os.kill(os.getpid(), number)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(GlueTrainer, "training_step", training_step)
+
+
+@pytest.mark.parametrize("step", [2, 3, 5])
+def test_a_stopped_task_goes_on_to_the_same_weights(
+    tmp_path: Path, glue_dir: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch, step: int
+):
+    """24 examples in batches of 8: stops within an epoch, at its end, and in the last step; with dropout."""
+    given = {"do_train": True, "do_eval": True, "max_steps": 5, "per_device_train_batch_size": 8}
+    run_glue(options(glue_dir, model_dir), arguments(tmp_path / "whole", **given))
+    stopped = arguments(tmp_path / "stopped", **given)
+    kill_in_step(monkeypatch, step, signal.SIGTERM)
+    with pytest.raises(RunInterrupted, match="SIGTERM"):
+        run_glue(options(glue_dir, model_dir), stopped)
+    assert not json.loads((tmp_path / "stopped" / "glue_state.json").read_text())["trained"]
+    assert (tmp_path / "stopped" / f"checkpoint-{step}").is_dir()
+    run_glue(options(glue_dir, model_dir), stopped)
+    assert same_weights(tmp_path / "whole", tmp_path / "stopped")
+    assert not list((tmp_path / "stopped").glob("checkpoint-*"))
+
+
+def test_debris_of_a_killed_task_is_not_taken_for_good(tmp_path: Path, glue_dir: Path, model_dir: Path):
+    """Killed while the model was being saved: files are there, the state says untrained, there is no checkpoint."""
+    run_glue(options(glue_dir, model_dir), arguments(tmp_path / "whole", do_train=True))
+    folder = tmp_path / "killed"
+    shutil.copytree(tmp_path / "whole", folder)
+    state = json.loads((folder / "glue_state.json").read_text()) | {"trained": False}
+    (folder / "glue_state.json").write_text(json.dumps(state))
+    (folder / "model.safetensors").write_bytes(b"half")
+    (folder / "checkpoint-1").mkdir()
+    with pytest.raises(UsageError, match=r"nothing could be predicted: RTE"):
+        run_glue(options(glue_dir, model_dir), arguments(folder, do_predict=True))
+    run_glue(options(glue_dir, model_dir), arguments(folder, do_train=True))
+    assert same_weights(tmp_path / "whole", folder)
+    assert not (folder / "checkpoint-1").exists()
+
+
+def test_prediction_goes_on_without_a_missing_task(finished: Path, glue_dir: Path, tmp_path: Path, capsys):
+    folder, data = tmp_path / "copy", tmp_path / "data"
+    shutil.copytree(finished, folder)
+    shutil.copytree(glue_dir, data)
+    shutil.rmtree(folder / "CoLA0")
+    (data / "QQP" / "test.tsv").unlink()
+    for path in folder.glob("*/test_results_*"):
+        path.unlink()
+    for path in folder.glob("*/glue_state.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"predicted": {}}))
+    placeholder = options(data, Path("placeholder"), "ALL", rounds=1)
+    run_glue(placeholder, arguments(folder, do_predict=True))
+    printed = capsys.readouterr().out
+    assert "Left out: CoLA0, QQP0 (QQP/test.tsv)" in printed
+    assert (folder / "MNLI0" / "test_results_diagnostic.txt").is_file()
+    for test in ("MNLI0/test_results_mnli.txt", "STS-B0/test_results_sts-b.txt"):
+        assert (folder / test).read_text() == (finished / test).read_text()
+
+
+def test_scores_during_training(tmp_path: Path, glue_dir: Path, model_dir: Path):
+    given = arguments(tmp_path, do_train=True, eval_strategy="steps", eval_steps=1, save_strategy="no")
+    run_glue(options(glue_dir, model_dir), given)
+    assert (tmp_path / "model.safetensors").is_file()
+
+
+def test_a_diverged_task_stops_the_run(tmp_path: Path, glue_dir: Path, model_dir: Path):
+    with pytest.raises(TrainingDiverged, match=r"step 2 \(samples "):
+        run_glue(
+            options(glue_dir, model_dir, "STS-B"),
+            arguments(tmp_path, do_train=True, learning_rate=1e30, max_grad_norm=1e30, max_steps=4),
+        )
+    assert not json.loads((tmp_path / "glue_state.json").read_text())["trained"]
