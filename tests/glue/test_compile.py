@@ -1,0 +1,193 @@
+"""The dev table, the choice of rounds, and the submission, from files written by hand."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from bert_convolutions.errors import UsageError
+from bert_convolutions.glue.compile import best_round, collect_scores, compile_glue
+from bert_convolutions.glue.options import CompileGlueOptions
+from bert_convolutions.glue.progress import Progress, format_seconds, make_console, standard_deviation
+from bert_convolutions.glue.submission import check_archive, check_rows
+from bert_convolutions.glue.tasks import MNLI, TASKS, Task, all_test_sets, find_task
+
+RTE, STSB = find_task("RTE"), find_task("STS-B")
+
+
+def write_round(folder: Path, task: Task, number: int, score: float, rows: int | None = 3) -> None:
+    """Dev scores and predictions as the original writes them; None rows are the official number."""
+    place = folder / f"{task.name}{number}"
+    place.mkdir(parents=True, exist_ok=True)
+    for dev in task.dev:
+        (place / f"eval_results_{dev.name}.txt").write_text(f"eval_loss = 0.5\n{dev.score} = {score}\nepoch = 3.0\n")
+    for test in task.tests:
+        word = task.labels[number % len(task.labels)] if task.labels else f"{number}.500"
+        lines = [f"{index}\t{word}" for index in range(test.rows if rows is None else rows)]
+        (place / f"test_results_{test.name}.txt").write_text("\n".join(["index\tprediction", *lines]) + "\n")
+
+
+def run(source: Path, target: Path, capsys: pytest.CaptureFixture[str]) -> tuple[str, dict]:
+    compile_glue(CompileGlueOptions(input=str(source), test_dir=str(target)))
+    return capsys.readouterr().out, json.loads((target / "dev_scores.json").read_text())
+
+
+def prediction(target: Path, name: str) -> str:
+    return (target / name).read_text().splitlines()[1].split("\t")[1]
+
+
+def test_each_file_comes_from_the_best_round(tmp_path: Path, capsys):
+    for task in TASKS:
+        for number, score in enumerate([0.5, 0.75, 0.25]):
+            write_round(tmp_path / "in", task, number, score)
+    mismatched = tmp_path / "in" / "MNLI2" / "eval_results_mnli-mm.txt"
+    mismatched.write_text("eval_mnli-mm/acc = 0.9\n")
+    printed, scores = run(tmp_path / "in", tmp_path / "out", capsys)
+    assert prediction(tmp_path / "out", "MNLI-m.tsv") == prediction(tmp_path / "out", "AX.tsv") == MNLI.labels[1]
+    assert prediction(tmp_path / "out", "MNLI-mm.tsv") == MNLI.labels[2]
+    assert prediction(tmp_path / "out", "RTE.tsv") == RTE.labels[1]
+    assert scores["submitted_from"]["AX.tsv"] == "MNLI1"
+    assert scores["dev"]["RTE"] == {
+        "rounds": {"0": 0.5, "1": 0.75, "2": 0.25},
+        "mean": 0.5,
+        "std": 0.25,
+        "best": 0.75,
+        "best_round": 1,
+    }
+    assert scores["missing"] == []
+    lines = [line.split() for line in printed.splitlines()]
+    assert lines[1][:4] == ["round", "MNLI-m", "MNLI-mm", "CoLA"]
+    assert ["1", *["75.0"] * 10] in lines
+    assert ["mean", "50.0", "71.7", *["50.0"] * 8] in lines
+
+
+def test_the_official_test_set_is_accepted(tmp_path: Path, capsys):
+    for task in TASKS:
+        write_round(tmp_path / "in", task, 0, 0.5, rows=None)
+    printed, _ = run(tmp_path / "in", tmp_path / "out", capsys)
+    assert "All eleven files have the names, headers, rows and labels of the GLUE site" in printed
+    assert check_archive(tmp_path / "out" / "submission.zip") == ([], [])
+    with zipfile.ZipFile(tmp_path / "out" / "submission.zip") as archive:
+        assert sorted(archive.namelist()) == sorted(test.submission for _, test in all_test_sets())
+        for name in archive.namelist():
+            assert archive.read(name) == (tmp_path / "out" / name).read_bytes()
+
+
+def test_what_is_missing_is_told_and_the_rest_written(tmp_path: Path, capsys):
+    for task in TASKS[:-1]:
+        for number in (0, 1):
+            write_round(tmp_path / "in", task, number, 0.5 + number / 10)
+    (tmp_path / "in" / "RTE1" / "test_results_rte.txt").unlink()
+    (tmp_path / "in" / "CoLA1" / "eval_results_cola.txt").unlink()
+    (tmp_path / "in" / "MNLI0" / "transformer_subgraph").mkdir()
+    printed, scores = run(tmp_path / "in", tmp_path / "out", capsys)
+    assert scores["missing"] == [
+        "CoLA has no dev score in round 1",
+        "WNLI has no dev score in any round",
+        "RTE.tsv: RTE1 is best on dev and has no test_results_rte.txt",
+        "WNLI.tsv: no round to take it from",
+    ]
+    for sentence in scores["missing"]:
+        assert f"missing: {sentence}" in printed
+    assert "RTE.tsv is not in the archive; WNLI.tsv is not in the archive" in printed
+    assert not (tmp_path / "out" / "RTE.tsv").exists()
+    assert prediction(tmp_path / "out", "CoLA.tsv") == "0"
+    assert len(list((tmp_path / "out").glob("*.tsv"))) == 9
+
+
+def test_files_of_an_earlier_submission_do_not_stay(tmp_path: Path, capsys):
+    for task in TASKS:
+        write_round(tmp_path / "in", task, 0, 0.5)
+    run(tmp_path / "in", tmp_path / "out", capsys)
+    first = (tmp_path / "out" / "submission.zip").read_bytes()
+    run(tmp_path / "in", tmp_path / "out", capsys)
+    assert (tmp_path / "out" / "submission.zip").read_bytes() == first
+    (tmp_path / "in" / "RTE0" / "test_results_rte.txt").unlink()
+    run(tmp_path / "in", tmp_path / "out", capsys)
+    assert not (tmp_path / "out" / "RTE.tsv").exists()
+
+
+def test_without_predictions_there_is_a_table_and_no_archive(tmp_path: Path, capsys):
+    write_round(tmp_path / "in", RTE, 0, 0.5)
+    (tmp_path / "in" / "RTE0" / "test_results_rte.txt").unlink()
+    printed, _ = run(tmp_path / "in", tmp_path / "out", capsys)
+    assert "No predictions to submit" in printed
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["dev_scores.json"]
+
+
+def test_scores_of_stsb_are_clamped(tmp_path: Path, capsys):
+    write_round(tmp_path / "in", STSB, 0, 0.5)
+    (tmp_path / "in" / "STS-B0" / "test_results_sts-b.txt").write_text("index\tprediction\n0\t-0.2\n1\t5.31\n2\t2.5\n")
+    run(tmp_path / "in", tmp_path / "out", capsys)
+    assert (tmp_path / "out" / "STS-B.tsv").read_text() == "index\tprediction\n0\t0.000\n1\t5.000\n2\t2.500\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("", "the header is ''"),
+        ("index,prediction\n0,entailment\n", "the header is 'index,prediction'"),
+        ("index\tprediction\n", "there are no predictions"),
+        ("index\tprediction\n0\tyes\n", "line 2 has the prediction 'yes', which RTE does not know"),
+        ("index\tprediction\n1\tentailment\n", "line 2 has the index '1', not 0"),
+        ("index\tprediction\n0\tentailment\tx\n", "line 2 has 3 tab-separated columns, not 2"),
+        ("index\tprediction\n0\tentailment\n", ""),
+    ],
+)
+def test_rows_of_a_submission_are_checked(content: str, problem: str):
+    assert check_rows(content, RTE).startswith(problem)
+    assert bool(check_rows(content, RTE)) == bool(problem)
+
+
+def test_damaged_results_are_named(tmp_path: Path):
+    write_round(tmp_path / "in", RTE, 0, 0.5)
+    options = CompileGlueOptions(input=str(tmp_path / "in"), test_dir=str(tmp_path / "out"))
+    results = tmp_path / "in" / "RTE0" / "eval_results_rte.txt"
+    for content, message in (("eval_loss = 1\n", "no line eval_acc"), ("eval_acc = nan\n", "not a number")):
+        results.write_text(content)
+        with pytest.raises(UsageError, match=message):
+            compile_glue(options)
+    write_round(tmp_path / "in", RTE, 0, 0.5)
+    (tmp_path / "in" / "RTE0" / "test_results_rte.txt").write_text("index\tprediction\n0\tmaybe\n")
+    with pytest.raises(UsageError, match=r"test_results_rte.txt: line 2 has the prediction 'maybe'"):
+        compile_glue(options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("make", [True, False])
+def test_a_folder_without_results_is_refused(tmp_path: Path, make: bool):
+    if make:
+        (tmp_path / "in").mkdir()
+    with pytest.raises(UsageError, match=r"--input .*in: no "):
+        compile_glue(CompileGlueOptions(input=str(tmp_path / "in"), test_dir=str(tmp_path / "out")))
+
+
+def test_names_that_look_alike_are_no_rounds(tmp_path: Path):
+    write_round(tmp_path, RTE, 0, 0.5)
+    for name in ("RTE", "RTEx", "RTE1.bak", "QNLI2"):
+        (tmp_path / name).mkdir()
+    scores = collect_scores(tmp_path)
+    assert scores["RTE"] == {0: 0.5}
+    assert scores["QNLI"] == {}
+
+
+def test_of_equal_rounds_the_first_is_best():
+    assert best_round({0: 0.1, 1: 0.7, 2: 0.7}) == 1
+    assert standard_deviation([1.0]) is None
+
+
+def test_time_left_goes_by_what_a_task_took_before():
+    progress = Progress(make_console(quiet=True), {"MNLI0": 1000, "RTE0": 100, "MNLI1": 1000, "RTE1": 100}, 4)
+    assert progress.time_left() == ""
+    progress._seconds = {"MNLI0": 1000.0}
+    assert progress.time_left() == "20 min 0 s"
+    progress._seconds["RTE0"] = 400.0
+    assert progress.time_left() == "23 min 20 s"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (3725, "1 h 2 min"), (100000, "1 d 3 h")]
+)
+def test_times_are_readable(seconds: float, text: str):
+    assert format_seconds(seconds) == text
