@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.utils import logging
 
-from bert_convolutions.errors import CommandError
+from bert_convolutions.errors import CommandError, UsageError
 from bert_convolutions.training import checkpoints, durable
 from bert_convolutions.training.agreement import Agreement
 from bert_convolutions.training.interrupt import SignalWatch
@@ -145,6 +146,15 @@ class AtomicCheckpointMixin(Trainer):
         )
         torch.manual_seed(self.args.seed + self.state.global_step * self.args.world_size + self.args.process_index)
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Refuse a checkpoint whose weights are not the model's; weights tied to others are rightly left out."""
+        missing = set(load_result.missing_keys) - set(self.model.all_tied_weights_keys)
+        if missing or load_result.unexpected_keys:
+            raise UsageError(
+                f"the checkpoint is of another model (missing: {_some(missing)}; unknown: "
+                f"{_some(load_result.unexpected_keys)}); resume with the flags that the run was started with"
+            )
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Save the model; the arguments as JSON instead of the Trainer's pickle."""
         logging.disable_progress_bar()  # one bar is enough, and it is the run's
@@ -156,3 +166,7 @@ class AtomicCheckpointMixin(Trainer):
             folder = Path(output_dir or self.args.output_dir or ".")
             (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
             durable.write_text(folder / "training_args.json", self.args.to_json_string() + "\n")
+
+
+def _some(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)[:3]) or "none"

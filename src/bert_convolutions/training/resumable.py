@@ -106,7 +106,7 @@ class ResumableTrainer(AtomicCheckpointMixin):
         Raises:
             RunInterrupted: after the checkpoint has been saved.
         """
-        busy = self.control.should_save or self.control.should_evaluate
+        busy = self.control.should_log or self.control.should_save or self.control.should_evaluate
         try:
             super()._maybe_log_save_evaluate(*args, **kwargs)
         except EvaluationAbandonedError:

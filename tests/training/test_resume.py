@@ -1,0 +1,167 @@
+"""Stopped and resumed is the same as not stopped, bit for bit; nothing bad is ever kept."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.training.helpers import MakeTrainer, assert_same_weights
+from transformers import TrainerCallback
+
+from bert_convolutions.errors import RunInterrupted, TrainingDiverged, UsageError
+from bert_convolutions.training import checkpoints
+from bert_convolutions.training.trainer import PretrainingTrainer
+
+STEPS_AN_EPOCH = 13  # 52 examples, 4 a step
+
+
+class At(TrainerCallback):
+    """Does something once, at an event of a step."""
+
+    def __init__(self, event: str, step: int, action: Callable[[Any], None]) -> None:
+        self.event, self.step, self.action = event, step, action
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == object.__getattribute__(self, "event"):
+            return object.__getattribute__(self, "_act")
+        return object.__getattribute__(self, name)
+
+    def _act(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            self.step = -1
+            self.action(kwargs.get("model"))
+
+
+def terminate(_: Any) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def run(trainer: PretrainingTrainer, resume: bool = False, callback: TrainerCallback | None = None) -> None:
+    """Train with the signals watched, as the command does."""
+    if callback:
+        trainer.add_callback(callback)
+    found = checkpoints.newest_valid(Path(trainer.args.output_dir)).found if resume else None
+    with trainer.watch.installed():
+        trainer.train(resume_from_checkpoint=str(found) if found else None)
+
+
+@pytest.fixture
+def uninterrupted(make_trainer: MakeTrainer, tmp_path: Path) -> PretrainingTrainer:
+    trainer = make_trainer(tmp_path / "whole")
+    run(trainer)
+    return trainer
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stopped_three_times(
+    make_trainer: MakeTrainer, uninterrupted: PretrainingTrainer, tmp_path: Path, workers: int
+) -> None:
+    """Mid-epoch, at an epoch's end, and in the next epoch; with accumulation, dropout and workers."""
+    folder = tmp_path / "cut"
+    for step in (7, STEPS_AN_EPOCH, 20):
+        trainer = make_trainer(folder, dataloader_num_workers=workers, save_total_limit=1)
+        with pytest.raises(RunInterrupted, match=rf"SIGTERM after step {step}.*--resume_from_checkpoint true"):
+            run(trainer, resume=True, callback=At("on_step_end", step, terminate))
+        assert [checkpoints.step_of(path) for path in checkpoints.list_checkpoints(folder)] == [step]
+    trainer = make_trainer(folder, dataloader_num_workers=workers)
+    run(trainer, resume=True)
+    assert trainer.state.global_step == 30
+    assert_same_weights(trainer, uninterrupted)
+    assert trainer.throughput.seen == uninterrupted.throughput.seen
+
+
+def test_the_signal_may_come_at_any_point_of_a_step(
+    make_trainer: MakeTrainer, uninterrupted: PretrainingTrainer, tmp_path: Path
+) -> None:
+    """In the middle of accumulation, while a checkpoint is saved, and in an evaluation."""
+    folder = tmp_path / "cut"
+    settings = {"save_strategy": "steps", "save_steps": 5, "eval_strategy": "steps", "eval_steps": 8}
+    places = (("on_substep_end", 2, 3), ("on_save", 5, 5), ("on_prediction_step", 8, 8), ("on_log", 12, 12))
+    for event, step, saved in places:
+        with pytest.raises(RunInterrupted):
+            run(make_trainer(folder, **settings), resume=True, callback=At(event, step, terminate))
+        assert checkpoints.newest_valid(folder).found == folder / f"checkpoint-{saved}"
+    trainer = make_trainer(folder, **settings)
+    run(trainer, resume=True)
+    assert_same_weights(trainer, uninterrupted)
+
+
+def test_killed_and_resumed_from_an_older_checkpoint(
+    make_trainer: MakeTrainer, uninterrupted: PretrainingTrainer, tmp_path: Path
+) -> None:
+    """As after kill -9: the newest checkpoint is damaged, the one before it is taken, and the damaged one replaced."""
+    folder = tmp_path / "cut"
+    settings = {"save_strategy": "steps", "save_steps": 6}
+    with pytest.raises(RunInterrupted):
+        run(make_trainer(folder, **settings), callback=At("on_step_end", 18, terminate))
+    os.truncate(folder / "checkpoint-18" / "optimizer.pt", 100)
+    trainer = make_trainer(folder, **settings)
+    run(trainer, resume=True)
+    assert checkpoints.fault_in(folder / "checkpoint-18") is None
+    assert_same_weights(trainer, uninterrupted)
+
+
+def test_saved_by_the_clock(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, max_steps=3, trainer={"save_every_minutes": 1e-9})
+    run(trainer)
+    assert [checkpoints.step_of(path) for path in checkpoints.list_checkpoints(tmp_path)] == [1, 2, 3]
+
+
+def spoil(model: torch.nn.Module) -> None:
+    with torch.no_grad():
+        model.bert.embeddings_project.weight[0, 0] = float("nan")
+
+
+def test_a_bad_loss_stops_the_run_and_leaves_the_last_good_checkpoint(
+    make_trainer: MakeTrainer, store: list[np.ndarray], tmp_path: Path
+) -> None:
+    trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=4)
+    with pytest.raises(TrainingDiverged) as caught:
+        run(trainer, callback=At("on_step_begin", 7, spoil))
+    assert "in step 8 (samples " in str(caught.value) and "checkpoint-4" in str(caught.value)
+    facts = json.loads((tmp_path / "diverged.json").read_text())
+    assert facts["step"] == 8 and facts["samples"] == trainer.samples_of_step(7) and len(facts["samples"]) == 4
+    assert checkpoints.newest_valid(tmp_path).found == tmp_path / "checkpoint-4"
+
+
+def test_weights_spoilt_by_the_step_itself_are_not_saved(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    """The loss of the step was still finite."""
+    trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=4)
+    with pytest.raises(TrainingDiverged, match="weights are no longer finite in step 4"):
+        run(trainer, callback=At("on_step_end", 4, spoil))
+    assert not checkpoints.list_checkpoints(tmp_path)
+
+
+def test_a_full_disk_costs_one_checkpoint_and_no_step(
+    make_trainer: MakeTrainer, uninterrupted: PretrainingTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "full"
+    trainer = make_trainer(folder, save_strategy="steps", save_steps=10)
+    genuine = torch.save
+
+    def full(value: Any, path: Any) -> None:
+        if trainer.state.global_step == 20:
+            raise OSError(28, "No space left on device", str(path))
+        genuine(value, path)
+
+    monkeypatch.setattr(torch, "save", full)
+    run(trainer)
+    assert [checkpoints.step_of(path) for path in checkpoints.list_checkpoints(folder)] == [10, 30]
+    assert checkpoints.fault_in(folder / "checkpoint-10") is None
+    assert_same_weights(trainer, uninterrupted)
+
+
+def test_new_flags_count_after_a_resume_and_other_weights_are_refused(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    run(make_trainer(tmp_path, max_steps=4, save_strategy="steps", save_steps=4))
+    trainer = make_trainer(tmp_path, max_steps=8, save_strategy="steps", save_steps=2)
+    run(trainer, resume=True)
+    assert [checkpoints.step_of(path) for path in checkpoints.list_checkpoints(tmp_path)] == [4, 6, 8]
+    with pytest.raises(UsageError, match="of another model"):
+        run(make_trainer(tmp_path, sentence_order=True), resume=True)
