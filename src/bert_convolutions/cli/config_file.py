@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import datetime
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import yaml
 
 from bert_convolutions.cli.flags import CONFIG_FLAG, as_argv, nearest
 from bert_convolutions.errors import UsageError
+
+_SCALARS = (str, int, float, bool, datetime.date)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +31,19 @@ class ConfigFile:
             self, values={key: value for key, value in self.values.items() if (key in names) == inside}
         )
 
-    def argv(self, parser: argparse.ArgumentParser) -> list[str]:
+    def argv(self, parser: argparse.ArgumentParser, *, mappings: bool = False) -> list[str]:
         """The values as flags of ``parser``.
+
+        Args:
+            parser: takes each of the flags.
+            mappings: whether a value may be a mapping, which the flag is given as JSON.
 
         Raises:
             UsageError: a value is not one that the flag takes; names the file, the line and the key.
         """
         for key, value in self.values.items():
+            if not _is_plain(value, mappings):
+                raise UsageError(f"{self._place(key)}: {key} takes text, a number, true or false, not {value!r}")
             try:
                 _, left_over = parser.parse_known_args(as_argv({key: value}))
             except UsageError as error:
@@ -56,6 +65,13 @@ class ConfigFile:
 
     def _place(self, key: str) -> str:
         return f"{self.path}, line {self.lines[key]}"
+
+
+def _is_plain(value: Any, mappings: bool) -> bool:
+    """Whether a flag can say ``value``."""
+    if isinstance(value, list):
+        return all(isinstance(item, _SCALARS) for item in value)
+    return value is None or isinstance(value, _SCALARS) or (mappings and isinstance(value, dict))
 
 
 def read_config_file(path: Path) -> ConfigFile:

@@ -7,6 +7,7 @@ knows only the sub-command's own flags: what it does not know is left for the Tr
 import argparse
 import dataclasses
 import difflib
+import json
 import re
 import shutil
 import types
@@ -156,9 +157,7 @@ def _as_text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return " ".join(_as_text(item) for item in value)
     if isinstance(value, Mapping):
-        import json
-
-        return json.dumps(value)
+        return json.dumps({str(key): item for key, item in value.items()}, default=str)
     return str(value)
 
 

@@ -41,7 +41,7 @@ class TrainerFlags:
         names = [field.name for field in dataclasses.fields(arguments_class) if field.init]
         valid_names = [*self.own_names, *names]
         self.config.part(names, inside=False).refuse(valid_names)
-        argv = [*self.config.argv(parser), *self.argv]
+        argv = [*self.config.argv(parser, mappings=True), *self.argv]
         parsed, left_over = parser.parse_known_args(argv)
         refuse_left_over(self.command, left_over, valid_names, all_flags="--help-all")
         if parsed.output_dir is None:
