@@ -268,9 +268,9 @@ def _build_from_text(settings: BuildDatasetOptions, tokenizer: Any, cache: Path)
     path = tokenizer
     if not isinstance(tokenizer, (str, Path)):
         path = cache / f"tokenizer-{identity[:16]}"
-        if not path.exists():
-            tokenizer.save_pretrained(str(path))
-    build_dataset(replace(settings, tokenizer_name=str(path), output_dir=str(folder)))
+        tokenizer.save_pretrained(str(path))
+    # What is damaged there is made again: the folder's name says that nothing else can be in it.
+    build_dataset(replace(settings, tokenizer_name=str(path), output_dir=str(folder), overwrite_output_dir=True))
     return ArrowStore(folder, identity)
 
 

@@ -21,6 +21,8 @@ from bert_convolutions.errors import UsageError
 _MAX_LINE_BYTES = 4192
 """SentencePiece leaves longer lines out; here they are cut into several instead."""
 _MAX_LINE_CHARACTERS = _MAX_LINE_BYTES // 4
+_MIN_SAMPLE = 101
+"""The least that SentencePiece accepts as the size of a sample."""
 _KEYS_AT_A_TIME = 1 << 16
 _SAMPLE = 0x544B
 """Keeps these random bits apart from others that are drawn with the same seed."""
@@ -123,7 +125,7 @@ def _learn(lines: Iterator[str], options: TrainTokenizerOptions) -> bytes:
             model_writer=model,
             model_type="unigram",
             vocab_size=options.vocab_size,
-            input_sentence_size=options.input_sentence_size,
+            input_sentence_size=max(options.input_sentence_size, _MIN_SAMPLE),
             shuffle_input_sentence=True,
             max_sentence_length=_MAX_LINE_BYTES,
             minloglevel=2,
@@ -135,7 +137,7 @@ def _learn(lines: Iterator[str], options: TrainTokenizerOptions) -> bytes:
 
 def _explain(message: str, options: TrainTokenizerOptions) -> str:
     """Put SentencePiece's message about the size of the vocabulary into words."""
-    if found := re.search(r"<= (\d+)", message):
+    if found := re.search(r"to a value <= (\d+)", message):
         return (
             f"--vocab_size {options.vocab_size}: too large for this text, which has at most {found[1]} pieces; "
             f"give --vocab_size {found[1]} or less, or more text"

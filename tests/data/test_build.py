@@ -1,0 +1,299 @@
+import gzip
+import json
+import lzma
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zstandard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bert_convolutions.data import build_sources
+from bert_convolutions.data.build_sentences import split_sentences
+from bert_convolutions.data.spm_encoder import SpmEncoder
+from bert_convolutions.data.store import ArrowStore
+from bert_convolutions.errors import UsageError
+
+Build = Callable[..., Path]
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 300 bytes, so that short texts have many (only in this process: with num_proc=1)."""
+    monkeypatch.setattr(build_sources, "BLOCK_BYTES", 300)
+
+
+def examples(folder: Path) -> list[list[int]]:
+    store = ArrowStore(folder)
+    return [store[index].tolist() for index in range(len(store))]
+
+
+def expected_pairs(encoder: SpmEncoder, documents: list[list[str]]) -> list[list[int]]:
+    pairs = []
+    for sentences in documents:
+        encoded = encoder.encode(sentences)
+        pairs += [encoder.build_pair(*pair) for pair in zip(encoded[::2], encoded[1::2], strict=False)]
+    return pairs
+
+
+def documents_of(text: str) -> list[list[str]]:
+    documents: list[list[str]] = [[]]
+    for line in text.splitlines():
+        if line.strip():
+            documents[-1].append(line)
+        else:
+            documents.append([])
+    return documents
+
+
+def test_consecutive_lines_are_paired_across_blank_lines_and_blocks(
+    build: Build, encoder: SpmEncoder, speeches: list[str], small_blocks: None
+) -> None:
+    text = "\n".join(speeches[:151])
+    built = examples(build(text))
+    expected = expected_pairs(encoder, [[line for line in text.splitlines() if line.strip()]])
+    assert sorted(built) == sorted(expected)
+    assert built != expected, "not shuffled"
+
+
+def test_documents_are_not_crossed_when_asked(build: Build, encoder: SpmEncoder, small_blocks: None) -> None:
+    text = "one\n\n\nfirst of two\nsecond of two\n \na\nb\nc\n" * 30
+    built = examples(build(text, pair_within_documents=True))
+    assert sorted(built) == sorted(expected_pairs(encoder, documents_of(text)))
+
+
+lines = st.sampled_from(["", " ", "the union", "of the several states, as it was " * 4, "\u2003", "a", "no\u2028line"])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(lines, min_size=1, max_size=40), st.booleans(), st.sampled_from(["\n", "\r\n"]))
+def test_any_mix_of_blank_lines_and_blocks(
+    build: Build, encoder: SpmEncoder, small_blocks: None, rows: list[str], within: bool, ending: str
+) -> None:
+    text = ending.join(rows)
+    sentences = [row for row in text.splitlines() if row.strip()]
+    expected = expected_pairs(encoder, documents_of(text) if within else [sentences])
+    if expected:
+        folder = build(text, pair_within_documents=within, overwrite_output_dir=True)
+        assert sorted(examples(folder)) == sorted(expected)
+    else:
+        with pytest.raises(UsageError, match=r"text\.txt: (not one pair|the file is empty)"):
+            build(text, pair_within_documents=within, overwrite_output_dir=True)
+
+
+def test_number_of_processes_blocks_and_compression_change_nothing(
+    build: Build, speeches: list[str], tmp_path: Path
+) -> None:
+    text = "\n".join(speeches[:300]).encode()
+    plain = tmp_path / "a.txt"
+    plain.write_bytes(text)
+    compressed = {"gz": gzip.compress(text), "xz": lzma.compress(text), "zst": zstandard.compress(text)}
+    reference = examples(build(plain, "one", shard_size_mb=1))
+    assert examples(build(plain, "two", num_proc=2)) == reference
+    for suffix, data in compressed.items():
+        file = tmp_path / f"a.txt.{suffix}"
+        file.write_bytes(data)
+        assert examples(build(file, suffix)) == reference
+    assert examples(build(plain, "other", seed=1)) != reference
+    assert sorted(examples(tmp_path / "other")) == sorted(reference)
+
+
+def test_the_shuffle_is_uniform_over_the_corpus(build: Build, encoder: SpmEncoder) -> None:
+    numbers = range(4000)
+    text = "".join(f"{number}\nx\n" for number in numbers)
+    position_of = {tuple(ids): position for position, ids in enumerate(examples(build(text)))}
+    pairs = expected_pairs(encoder, [[word for number in numbers for word in (str(number), "x")]])
+    positions = np.array([position_of[tuple(pair)] for pair in pairs])
+    assert abs(np.corrcoef(np.arange(4000), positions)[0, 1]) < 0.06
+    halves = np.histogram2d(np.arange(4000), positions, bins=4)[0]
+    assert np.abs(halves - 250).max() < 75
+
+
+def test_paragraphs_are_cut_into_sentences(build: Build, encoder: SpmEncoder) -> None:
+    text = "Mr. Smith came. He saw. He won!\n\nWas it so? Nobody knows.\n"
+    built = examples(build(text, split_sentences=True, pair_within_documents=True))
+    cut = [["Mr. Smith came.", "He saw.", "He won!"], ["Was it so?", "Nobody knows."]]
+    assert sorted(built) == sorted(expected_pairs(encoder, cut))
+    assert split_sentences("  ", "en") == []
+
+
+def test_folders_several_files_and_a_byte_order_mark(build: Build, encoder: SpmEncoder, tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "b.txt").write_bytes(b"\xef\xbb\xbfthe union\nof states\nan odd last line")
+    (folder / "sub" / "a").write_bytes(b"in years\nof war\n")
+    (folder / ".hidden").write_bytes(b"\xff\xff")
+    (folder / "empty").touch()
+    built = examples(build(folder))
+    assert sorted(built) == sorted(expected_pairs(encoder, [["the union", "of states"], ["in years", "of war"]]))
+
+
+def test_lines_of_megabytes(build: Build, encoder: SpmEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = "of the union " * 90_000
+    built = examples(build(f"{long}\nshort\n"))
+    assert built == expected_pairs(encoder, [[long, "short"]])
+    monkeypatch.setattr(build_sources, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(build_sources, "MAX_REST_BYTES", 500)
+    words = [f"é{number}" for number in range(100, 1000)]
+    cut = examples(build(" ".join(words), "cut"))
+    sentences = [encoder.processor.decode(ids) for pair in cut for ids in _between(pair, encoder)]
+    assert sorted(" ".join(sentences).split()) == [word.replace("é", "e") for word in words]
+
+
+def _between(pair: list[int], encoder: SpmEncoder) -> list[list[int]]:
+    end = pair.index(encoder.sep_id)
+    return [pair[1:end], pair[end + 1 : -1]]
+
+
+def test_ids_format_is_the_original_s(build: Build, speeches: list[str], tmp_path: Path) -> None:
+    text = "\n".join(speeches[:100])
+    reference = examples(build(text))
+    file = tmp_path / "ids.txt"
+    assert build(text, output_format="ids", output_file=str(file)) == file
+    rows = file.read_text(encoding="ascii").splitlines()
+    assert [[int(word) for word in row.split(" ")] for row in rows] == reference
+    assert not list(tmp_path.glob("*.building")) and not list(tmp_path.glob("*.tmp"))
+
+
+def test_manifest_and_datasets_see_the_same_folder(build: Build, speeches: list[str]) -> None:
+    import datasets
+
+    text = "\n".join(speeches[:100])
+    folder = build(text)
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    built = examples(folder)
+    assert manifest["counts"]["examples"] == len(built)
+    assert manifest["counts"]["tokens"] == sum(map(len, built))
+    assert manifest["counts"]["bytes"] == len(text.encode())
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 1.2 * len(text.encode())
+    assert datasets.load_from_disk(str(folder))["input_ids"][:] == built
+
+
+def test_a_finished_build_is_not_done_again(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = build("the union\nof states\n")
+    before = (folder / "manifest.json").stat().st_mtime_ns
+    text = folder.parent / "text.txt"
+    assert build(text) == folder
+    assert "already built" in capsys.readouterr().out
+    assert (folder / "manifest.json").stat().st_mtime_ns == before
+    with pytest.raises(UsageError, match="differs in seed"):
+        build(text, seed=7)
+    with pytest.raises(UsageError, match="which has changed"):
+        build("other text\nof other states\n")
+    build("other text\nof other states\n", overwrite_output_dir=True)
+    (folder / "notes.txt").touch()
+    build("more text\nof other states\n", overwrite_output_dir=True)
+    assert (folder / "notes.txt").exists(), "removed a file that is not ours"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the file is empty"),
+        (b"good line\nand \xff bad\n", "not UTF-8 text: byte 0xff at offset 14, line 2"),
+        (b"\xef\xbb\xbfgood\n\xc3(", "offset 8, line 2"),
+        (b"only one line\n\n", "not one pair of sentences"),
+        (b" \n\n", "not one pair of sentences"),
+    ],
+)
+def test_bad_text_is_refused_by_name_and_leaves_nothing(
+    build: Build, tmp_path: Path, content: bytes, message: str
+) -> None:
+    file = tmp_path / "bad.txt"
+    file.write_bytes(content)
+    with pytest.raises(UsageError, match=r"bad\.txt") as error:
+        build(file)
+    assert message in str(error.value)
+    assert not list((tmp_path / "dataset").glob("**/*"))
+    file.write_text("the union\nof states\n", encoding="utf-8")
+    assert len(examples(build(file))) == 1
+
+
+@pytest.mark.parametrize("suffix", ["gz", "xz", "zst"])
+def test_damaged_archives_are_refused(build: Build, tmp_path: Path, suffix: str) -> None:
+    text = b"the union\nof states\n" * 50
+    data = {"gz": gzip.compress, "xz": lzma.compress, "zst": zstandard.compress}[suffix](text)
+    file = tmp_path / f"bad.{suffix}"
+    file.write_bytes(b"plain text, not an archive\n")
+    with pytest.raises(UsageError, match=f"bad.{suffix}: cannot be decompressed"):
+        build(file)
+    if suffix != "zst":
+        file.write_bytes(data[: len(data) // 2])
+        with pytest.raises(UsageError, match=f"bad.{suffix}: cannot be decompressed"):
+            build(file)
+
+
+def test_bad_options_are_refused(build: Build, tmp_path: Path) -> None:
+    text = "the union\nof states\n"
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "precious").touch()
+    for options, message in [
+        ({"output_dir": None}, "--output_dir is needed"),
+        ({"output_format": "ids"}, "needs --output_file"),
+        ({"num_proc": 0}, "--num_proc 0"),
+        ({"output_dir": str(tmp_path / "full")}, "is not empty"),
+        ({"output_dir": str(tmp_path / "text.txt")}, "is a file"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            build(text, **options)
+    with pytest.raises(UsageError, match=r"missing\.txt: no such file"):
+        build(tmp_path / "missing.txt")
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, speeches: list[str]) -> Iterator[Path]:
+    file = tmp_path / "corpus.txt"
+    text = "\n".join(speeches)
+    file.write_text(text * (30_000_000 // len(text)), encoding="utf-8")
+    yield file
+    file.unlink()
+
+
+def test_a_killed_build_goes_on_where_it_was(tmp_path: Path, tokenizer_dir: Path, build: Build, corpus: Path) -> None:
+    program = (
+        "import sys\nfrom bert_convolutions.data.build import build_dataset\n"
+        "from bert_convolutions.data.options import BuildDatasetOptions\n"
+        "if __name__ == '__main__':\n"
+        "    build_dataset(BuildDatasetOptions([sys.argv[1]], sys.argv[2], sys.argv[3], num_proc=2, shard_size_mb=1))\n"
+    )
+    script = tmp_path / "build.py"
+    script.write_text(program, encoding="utf-8")
+    folder = tmp_path / "killed"
+    command = [sys.executable, str(script), str(corpus), str(tokenizer_dir), str(folder)]
+    process = subprocess.Popen(command, env={**os.environ, "BERT_CONVOLUTIONS_LAZY": "1"}, stderr=subprocess.DEVNULL)
+    while not list((folder / ".building").glob("*.sentences")) and process.poll() is None:
+        time.sleep(0.02)
+    with pytest.raises(UsageError, match="another build-dataset is writing"):
+        build(corpus, "killed", shard_size_mb=1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = {file: file.stat().st_mtime_ns for file in (folder / ".building").glob("*.sentences")}
+    assert done and not (folder / "manifest.json").exists()
+    time.sleep(1)
+    with pytest.raises(UsageError, match="an interrupted build differs in seed"):
+        build(corpus, "killed", shard_size_mb=1, seed=1)
+    kept: dict[Path, int] = {}
+
+    real_unlink = Path.unlink
+
+    def remember(self: Path, missing_ok: bool = False) -> None:
+        if self in done:
+            kept[self] = self.stat().st_mtime_ns
+        real_unlink(self, missing_ok)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "unlink", remember)
+        build(corpus, "killed", shard_size_mb=1)
+    assert kept == done, "finished blocks were encoded again"
+    build(corpus, "whole", num_proc=2, shard_size_mb=1)
+    for file in (tmp_path / "whole").iterdir():
+        assert file.read_bytes() == (folder / file.name).read_bytes()
+    shutil.rmtree(folder)

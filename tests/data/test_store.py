@@ -1,0 +1,173 @@
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from bert_convolutions.data.spm_encoder import SpmEncoder
+from bert_convolutions.data.store import ArrowStore, open_examples
+from bert_convolutions.data.store_ids import IdsStore, write_line_index
+from bert_convolutions.data.tokenizer import load_tokenizer
+from bert_convolutions.errors import UsageError
+
+Build = Callable[..., Path]
+
+
+@pytest.fixture
+def folder(build: Build, speeches: list[str]) -> Path:
+    return build("\n".join(speeches))
+
+
+def test_examples_are_whole_pairs_in_any_order_and_process(
+    folder: Path, tokenizer_dir: Path, encoder: SpmEncoder
+) -> None:
+    store = open_examples(folder, tokenizer=load_tokenizer(tokenizer_dir))
+    assert str(len(store)) in store.description.replace(",", "")
+    reopened = pickle.loads(pickle.dumps(store))
+    for index in np.random.default_rng(0).permutation(len(store))[:50]:
+        ids = store[int(index)]
+        assert ids.ndim == 1 and ids.dtype == np.int64
+        assert ids[0] == encoder.cls_id and ids[-1] == encoder.sep_id and (ids == encoder.sep_id).sum() == 2
+        assert np.array_equal(reopened[int(index)], ids)
+    with pytest.raises(IndexError):
+        store[len(store)]
+
+
+def test_another_tokenizer_is_refused(folder: Path, tmp_path: Path, tokenizer_dir: Path) -> None:
+    other = load_tokenizer(tokenizer_dir)
+    other.encoder_model.__dict__["hash"] = "0" * 64
+    with pytest.raises(UsageError, match=f"{folder.name}: built with another tokenizer"):
+        open_examples(folder, tokenizer=other)
+
+
+def test_damaged_shards_are_refused_by_name(folder: Path) -> None:
+    shard = next(folder.glob("*.arrow"))
+    content = bytearray(shard.read_bytes())
+    shard.write_bytes(content[:-1000])
+    with pytest.raises(UsageError, match=f"{shard.name}: the shard has .* truncated"):
+        ArrowStore(folder)
+    content[len(content) // 2] ^= 0x40
+    shard.write_bytes(content)
+    with pytest.raises(UsageError, match=f"{shard.name}: the shard is damaged"):
+        ArrowStore(folder).verify()
+    shard.unlink()
+    with pytest.raises(UsageError, match=f"{shard.name}: the shard is missing"):
+        ArrowStore(folder)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 99}', '{"version": 1, "shards": [{}]}'])
+def test_damaged_manifests_are_refused(folder: Path, content: str) -> None:
+    (folder / "manifest.json").write_text(content, encoding="utf-8")
+    with pytest.raises(UsageError, match=r"manifest\.json"):
+        ArrowStore(folder)
+
+
+def test_documents_are_held_out_whole(build: Build, encoder: SpmEncoder) -> None:
+    documents = [[f"speech {number}", "of the union"] * 5 for number in range(200)]
+    store = ArrowStore(build("\n\n".join("\n".join(document) for document in documents)))
+    train, held_out = store.split_by_document(0.2, seed=3)
+    assert len(train) + len(held_out) == len(store) == 1000
+    assert 20 < len(held_out) // 5 < 60 and len(held_out) % 5 == 0
+    texts = [{tuple(view[index]) for index in range(len(view))} for view in (train, held_out)]
+    assert not texts[0] & texts[1]
+    again = pickle.loads(pickle.dumps(held_out))
+    assert [again[index].tolist() for index in range(5)] == [held_out[index].tolist() for index in range(5)]
+    assert len(store.split_by_document(0.2, seed=4)[1]) + len(store.split_by_document(0.2, seed=4)[0]) == 1000
+    with pytest.raises(UsageError, match="too few to hold out"):
+        store.split_by_document(1e-6, seed=3)
+
+
+def test_text_without_blank_lines_counts_as_documents_of_a_thousand_sentences(build: Build) -> None:
+    store = ArrowStore(build("".join(f"{number}\n" for number in range(20_000))))
+    train, held_out = store.split_by_document(0.3, seed=0)
+    assert len(held_out) % 500 == 0 and len(train) % 500 == 0
+
+
+def test_plain_text_is_built_once(tmp_path: Path, tokenizer_dir: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the union\nof states\n\nin years\nof war\n", encoding="utf-8")
+    arguments = {"tokenizer": load_tokenizer(tokenizer_dir), "cache_dir": tmp_path / "cache", "num_proc": 1}
+    first = open_examples([text], line_by_line=True, **arguments)
+    built = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("pairs-*/*")}
+    open_examples([text], line_by_line=True, **arguments)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("pairs-*/*")} == built
+    text.write_text("another text\nof states\n", encoding="utf-8")
+    assert len(first) == 2 and len(open_examples([text], line_by_line=True, **arguments)) == 1
+
+
+def test_what_cannot_be_opened_says_why(tmp_path: Path, folder: Path, tokenizer_dir: Path) -> None:
+    text = tmp_path / "a.txt"
+    text.write_text("the union\n", encoding="utf-8")
+    for paths, options, message in [
+        ([tmp_path / "none"], {}, "none: no such file"),
+        ([text], {}, "give --line_by_line"),
+        ([folder, folder], {}, "only one folder"),
+        ([text, text], {"train_iterable": True}, "takes one ids file"),
+        ([text], {"train_iterable": True, "line_by_line": True}, "contradict"),
+        ([], {}, "no file given"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            open_examples(paths, tokenizer=tokenizer_dir, cache_dir=tmp_path / "cache", **options)
+
+
+def test_ids_files_equal_the_arrow_folder(
+    build: Build, speeches: list[str], tmp_path: Path, tokenizer_dir: Path
+) -> None:
+    text = "\n".join(speeches[:200])
+    arrow = ArrowStore(build(text))
+    file = build(text, output_format="ids", output_file=str(tmp_path / "ids.txt"))
+    store = open_examples(file, tokenizer=tokenizer_dir, train_iterable=True, cache_dir=tmp_path)
+    assert len(store) == len(arrow)
+    reopened = pickle.loads(pickle.dumps(store))
+    for index in range(len(store)):
+        assert np.array_equal(store[index], arrow[index]) and np.array_equal(reopened[index], arrow[index])
+    with pytest.raises(UsageError, match="does not say which document"):
+        store.split_by_document(0.1, 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"1 2\n3 four\n", "line 2: 'four' is not a token id between 0 and 99"),
+        (b"1 2\n\n3 100", "line 3: '100' is not a token id"),
+        (b"-1 2\n", "line 1: '-1' is not"),
+        (b"1 99999999999999999999\n", "line 1: '99999999999999999999'"),
+        (b"1\t2\n", "line 1"),
+        (b"1 2.5\n", "line 1: '2.5'"),
+        (b"", "the file is empty"),
+        (b"\n \n", "not one example"),
+    ],
+)
+def test_bad_ids_files_are_refused_with_their_line(tmp_path: Path, content: bytes, message: str) -> None:
+    file = tmp_path / "bad.txt"
+    file.write_bytes(content)
+    with pytest.raises(UsageError, match=r"bad\.txt") as error:
+        IdsStore(file, vocabulary_size=100, cache_dir=tmp_path)
+    assert message in str(error.value)
+    assert not list(tmp_path.glob("*.npy"))
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.one_of(st.binary(max_size=6), st.sampled_from([b"1", b"23", b" ", b"\n", b"\r\n", b"7 8\n"]))))
+@example([b"0000000005"])
+def test_any_bytes_are_read_as_python_would_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: list[bytes]
+) -> None:
+    monkeypatch.setattr("bert_convolutions.data.store_ids._CHUNK_BYTES", 7)
+    content = b"".join(parts)
+    file, index = tmp_path / "ids.txt", tmp_path / "index.npy"
+    file.write_bytes(content)
+    rows = [line.split(b" ") for line in content.replace(b"\r", b" ").split(b"\n")]
+    words = [[word for word in row if word] for row in rows]
+    valid = all(word.isdigit() and len(word) < 10 and int(word) < 50 for row in words for word in row)
+    if valid and any(words):
+        write_line_index(file, index, 50)
+        bounds = np.load(index)
+        read = [[int(word) for word in content[start:end].split()] for start, end in bounds]
+        assert read == [[int(word) for word in row] for row in words if row]
+    else:
+        with pytest.raises(UsageError):
+            write_line_index(file, index, 50)

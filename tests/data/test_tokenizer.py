@@ -1,0 +1,120 @@
+import copy
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizer
+
+from bert_convolutions.data.spm_encoder import SpmEncoder
+from bert_convolutions.data.tokenizer import CompositeBertTokenizer, load_tokenizer, tokenizer_hash
+from bert_convolutions.errors import UsageError
+
+GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "tokenizer"
+TEXTS = ["", "In 1900, it was [MASK].", "1,000 [SEP] ☃ Σ", "A longer sentence than the others, about the Union."]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tokenizer_dir: Path) -> CompositeBertTokenizer:
+    loaded = load_tokenizer(tokenizer_dir)
+    assert isinstance(loaded, CompositeBertTokenizer)
+    return loaded
+
+
+def test_pairs_have_special_tokens_types_and_masks(tokenizer: CompositeBertTokenizer, encoder: SpmEncoder) -> None:
+    first, second = encoder.encode(["The Union", "of states"])
+    batch = tokenizer("The Union", "of states", return_special_tokens_mask=True)
+    assert batch["input_ids"] == encoder.build_pair(first, second)
+    assert batch["token_type_ids"] == [0] * (len(first) + 2) + [1] * (len(second) + 1)
+    assert batch["special_tokens_mask"] == [1, *[0] * len(first), 1, *[0] * len(second), 1]
+    assert batch["attention_mask"] == [1] * len(batch["input_ids"])
+
+
+def test_batches_equal_single_calls_and_the_base_class(tokenizer: CompositeBertTokenizer) -> None:
+    batch = tokenizer(TEXTS, TEXTS[::-1], truncation=True, max_length=12)
+    for position, text in enumerate(TEXTS):
+        single = tokenizer(text, TEXTS[::-1][position], truncation=True, max_length=12)
+        assert {key: values[position] for key, values in batch.items()} == dict(single)
+    slow = [tokenizer.convert_tokens_to_ids(PreTrainedTokenizer.tokenize(tokenizer, text)) for text in TEXTS]
+    assert [ids[1:-1] for ids in tokenizer(TEXTS)["input_ids"]] == slow
+
+
+def test_padding_and_tensors(tokenizer: CompositeBertTokenizer) -> None:
+    batch = tokenizer(TEXTS, padding=True, return_tensors="pt", pad_to_multiple_of=8)
+    assert batch["input_ids"].shape == batch["attention_mask"].shape
+    assert batch["input_ids"].shape[1] % 8 == 0
+    assert (batch["input_ids"][batch["attention_mask"] == 0] == tokenizer.pad_token_id).all()
+
+
+@pytest.mark.parametrize(("lengths", "limit", "kept"), [((6, 2), 8, (3, 2)), ((4, 4), 8, (3, 2)), ((2, 9), 9, (2, 4))])
+def test_truncation_is_longest_first(
+    tokenizer: CompositeBertTokenizer, lengths: tuple[int, int], limit: int, kept: tuple[int, int]
+) -> None:
+    first, second, _ = tokenizer.truncate_sequences(
+        list(range(lengths[0])), list(range(lengths[1])), num_tokens_to_remove=sum(lengths) + 3 - limit
+    )
+    assert second is not None
+    assert (first, second) == (list(range(kept[0])), list(range(kept[1])))
+
+
+def test_words_split_by_the_caller_and_added_tokens_take_the_base_class(tokenizer_dir: Path) -> None:
+    tokenizer = load_tokenizer(tokenizer_dir)
+    split = tokenizer(["the", "union"], is_split_into_words=True)["input_ids"]
+    assert split == tokenizer("the union")["input_ids"]
+    tokenizer.add_tokens(["<new>"])
+    assert len(tokenizer) == 1005
+    assert 1004 in tokenizer("the <new> union")["input_ids"]
+
+
+def test_saved_tokenizers_load_by_their_class_name(tokenizer: CompositeBertTokenizer, tmp_path: Path) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    assert not (tmp_path / "tokenizer.json").exists()
+    for loaded in (
+        AutoTokenizer.from_pretrained(tmp_path),
+        pickle.loads(pickle.dumps(tokenizer)),
+        copy.deepcopy(tokenizer),
+    ):
+        assert isinstance(loaded, CompositeBertTokenizer)
+        assert len(loaded) == 1004
+        assert loaded(TEXTS)["input_ids"] == tokenizer(TEXTS)["input_ids"]
+        assert loaded.get_vocab() == tokenizer.get_vocab()
+
+
+def test_decoding(tokenizer: CompositeBertTokenizer) -> None:
+    ids = tokenizer("The Union, in 1,000 [MASK] years")["input_ids"]
+    assert tokenizer.decode(ids) == "[CLS] the union, in 1,000 [MASK] years [SEP]"
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "the union, in 1,000 years"
+
+
+def test_a_hash_names_vocabulary_and_rules_not_the_path(tokenizer: CompositeBertTokenizer, tokenizer_dir: Path) -> None:
+    hashes = {tokenizer_hash(tokenizer), tokenizer_hash(tokenizer_dir), tokenizer_hash(tokenizer_dir / "spm.model")}
+    assert len(hashes) == 1
+
+
+def test_any_hugging_face_directory_loads(tmp_path: Path, tokenizer: CompositeBertTokenizer) -> None:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "union"]
+    BertTokenizer(vocab={word: number for number, word in enumerate(words)}).save_pretrained(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert loaded("The Union")["input_ids"] == [2, 5, 6, 3]
+    before = tokenizer_hash(loaded)
+    loaded(["the", "the union"], padding=True, truncation=True, max_length=8)
+    assert tokenizer_hash(loaded) == before == tokenizer_hash(tmp_path) != tokenizer_hash(tokenizer)
+
+
+def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="bert-base-uncased: no such tokenizer on this machine"):
+        load_tokenizer("bert-base-uncased")
+    with pytest.raises(UsageError, match="no tokenizer can be loaded"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{broken", encoding="utf-8")
+    with pytest.raises(UsageError, match="no tokenizer can be loaded"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.skipif(not GOLDEN.exists(), reason="the golden files are not part of the repository")
+def test_golden_pairs() -> None:
+    golden = json.loads((GOLDEN / "golden.json").read_text(encoding="utf-8"))
+    tokenizer = load_tokenizer(GOLDEN / "spm.model")
+    for row in golden["pairs_max_length_48"]:
+        encoded = tokenizer(row["a"], row["b"], truncation=True, max_length=48, padding="max_length")
+        assert {key: encoded[key] for key in encoded} == {key: row[key] for key in encoded}

@@ -1,0 +1,95 @@
+import json
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from bert_convolutions.data import train_tokenizer as module
+from bert_convolutions.data.options import TrainTokenizerOptions
+from bert_convolutions.data.spm_encoder import SpmEncoder
+from bert_convolutions.data.tokenizer import CompositeBertTokenizer
+from bert_convolutions.data.train_tokenizer import train_tokenizer
+from bert_convolutions.errors import UsageError
+
+
+@pytest.fixture
+def text(tmp_path: Path, speeches: list[str]) -> str:
+    file = tmp_path / "text.txt"
+    file.write_text("\n".join(speeches[:400]), encoding="utf-8")
+    return str(file)
+
+
+def test_the_folder_loads_offline(tokenizer_dir: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
+    assert isinstance(tokenizer, CompositeBertTokenizer)
+    assert len(tokenizer) == 1004
+    assert json.loads((tokenizer_dir / "tokenizer_config.json").read_bytes())["mask_token"] == "[MASK]"
+    assert sorted(file.name for file in tokenizer_dir.iterdir()) == ["spm.model", "tokenizer_config.json"]
+
+
+def test_it_learns_from_lower_case_without_accents(encoder: SpmEncoder) -> None:
+    pieces = encoder.processor.id_to_piece(list(range(encoder.num_pieces)))
+    assert all(piece == piece.lower() for piece in pieces)
+    assert "▁the" in pieces
+
+
+def test_the_same_seed_gives_the_same_model(text: str, tmp_path: Path) -> None:
+    def train(name: str, seed: int) -> bytes:
+        options = TrainTokenizerOptions(
+            [text], str(tmp_path / name), vocab_size=200, input_sentence_size=100, seed=seed
+        )
+        return (train_tokenizer(options) / "spm.model").read_bytes()
+
+    first = train("a", 1)
+    assert train("b", 1) == first != train("c", 2)
+
+
+def test_lines_are_drawn_uniformly(tmp_path: Path) -> None:
+    file = tmp_path / "numbers.txt"
+    file.write_text("".join(f"{number}\n" for number in range(10_000)), encoding="utf-8")
+    options = TrainTokenizerOptions([str(file)], str(tmp_path), input_sentence_size=2000, seed=5)
+    sources = module.find_sources(options.input)
+    drawn = [int(line) for line in module._sample(sources, 10_000, options)]
+    assert abs(len(drawn) - 2000) < 200 and len(set(drawn)) == len(drawn)
+    assert abs(sum(number < 5000 for number in drawn) / len(drawn) - 0.5) < 0.05
+    options.input_sentence_size = 20_000
+    assert len(list(module._sample(sources, 10_000, options))) == 10_000
+
+
+def test_a_line_of_a_megabyte(tmp_path: Path) -> None:
+    file = tmp_path / "long.txt"
+    file.write_text("of the several states " * 50_000 + "\nand 三国志" + "三国志" * 5000, encoding="utf-8")
+    folder = train_tokenizer(TrainTokenizerOptions([str(file)], str(tmp_path / "out"), vocab_size=24))
+    pieces = SpmEncoder(folder / "spm.model").processor
+    assert pieces.piece_to_id("国") != pieces.unk_id()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"vocab_size": 10**6}, "--vocab_size 1000000: too large for this text, which has at most"),
+        ({"vocab_size": 8}, "--vocab_size 8: too small for the characters"),
+        ({"vocab_size": 0}, "--vocab_size 0"),
+        ({"input": ["missing.txt"]}, "missing.txt: no such file"),
+    ],
+)
+def test_bad_options_leave_nothing(text: str, tmp_path: Path, options: dict[str, object], message: str) -> None:
+    arguments = {"input": [text], "output_dir": str(tmp_path / "out"), **options}
+    with pytest.raises(UsageError) as error:
+        train_tokenizer(TrainTokenizerOptions(**arguments))  # type: ignore[arg-type]
+    assert message in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_is_not_overwritten_unasked(text: str, tokenizer_dir: Path) -> None:
+    with pytest.raises(UsageError, match="already holds a tokenizer"):
+        train_tokenizer(TrainTokenizerOptions([text], str(tokenizer_dir)))
+
+
+def test_bad_text(tmp_path: Path) -> None:
+    file = tmp_path / "bad.txt"
+    for content, message in [(b"a\nb \xff", "line 2"), (b"\n \n", "nothing but blank lines"), (b"", "empty")]:
+        file.write_bytes(content)
+        with pytest.raises(UsageError, match=r"bad\.txt") as error:
+            train_tokenizer(TrainTokenizerOptions([str(file)], str(tmp_path / "out"), vocab_size=20))
+        assert message in str(error.value)
