@@ -1,11 +1,12 @@
 """The Trainer's arguments with the defaults this project trains by."""
 
+import os
 from dataclasses import dataclass, field
 
 import torch
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
-from transformers.utils import is_torch_bf16_gpu_available, logging
+from transformers.utils import logging
 
 from bert_convolutions.errors import UsageError
 
@@ -41,10 +42,14 @@ class BertTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        no_accelerator = not torch.accelerator.is_available()
-        if (self.bf16 or self.bf16_full_eval) and no_accelerator and not is_torch_bf16_gpu_available():
-            self.use_cpu = True  # the Trainer refuses bf16 on a CPU unless it is told that the CPU is meant
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # or else the Trainer refuses bf16 and does not see several processes
         super().__post_init__()
+        if int(os.environ.get("WORLD_SIZE", "1")) != self.world_size:
+            raise UsageError(
+                f"started as one of {os.environ['WORLD_SIZE']} processes, which do not find each other; "
+                f"start them with torchrun or accelerate launch, and see --ddp_backend"
+            )
         if self.auto_find_batch_size:
             raise UsageError("--auto_find_batch_size would change the global batch; set --per_device_train_batch_size")
         if self.ignore_data_skip:

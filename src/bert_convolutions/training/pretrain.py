@@ -4,7 +4,7 @@ import hashlib
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -67,7 +67,7 @@ def run_pretraining(options: PretrainOptions, arguments: BertTrainingArguments) 
 
     with _lost_process(arguments.world_size), SignalWatch().installed() as watch:
         try:
-            with _folder_held(agreement, folder, arguments):
+            with _folder_held(agreement, folder):
                 trainer = _make_trainer(options, arguments, model, tokenizer, corpus, watch)
                 if arguments.do_train:
                     checkpoint = _on_first(agreement, lambda: _prepare_folder(folder, wish, options, trainer.run_facts))
@@ -228,24 +228,17 @@ def _refuse_to_empty_source(folder: Path, source: Path) -> None:
         )
 
 
-def _folder_held(agreement: Agreement, folder: Path, arguments: BertTrainingArguments) -> Any:
+@contextmanager
+def _folder_held(agreement: Agreement, folder: Path) -> Iterator[None]:
     """The lock of the output folder, which the first process takes for all of them."""
-    lock = run_lock(folder) if arguments.should_save else nullcontext()
+    with ExitStack() as stack:
 
-    def take() -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.__enter__()
+        def take() -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(run_lock(folder))
 
-    @contextmanager
-    def held() -> Iterator[None]:
         _on_first(agreement, take)
-        try:
-            yield
-        finally:
-            if arguments.should_save:
-                lock.__exit__(None, None, None)
-
-    return held()
+        yield
 
 
 def _on_first(agreement: Agreement, function: Callable[[], Result]) -> Result:
