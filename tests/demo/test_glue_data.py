@@ -81,17 +81,17 @@ def test_layout_without_labels(glue: Path) -> None:
     assert {len(example) for example in rows(glue / "diagnostic" / "diagnostic.tsv")} == {3}
 
 
-def bag(*texts: str) -> tuple[str, ...]:
-    """The words of the texts without their order."""
-    return tuple(sorted(re.findall(r"[^\s.]+", " ".join(texts).lower())))
+def bag(text: str) -> tuple[str, ...]:
+    """The words of a text without their order."""
+    return tuple(sorted(re.findall(r"[^\s.]+", text.lower())))
 
 
-@pytest.mark.parametrize(("task", "texts", "label"), [("CoLA", (3,), 1), ("QQP", (3, 4), 5), ("RTE", (1, 2), -1)])
+@pytest.mark.parametrize(("task", "texts", "label"), [("CoLA", (3,), 1), ("QQP", (3, 4), 5)])
 def test_a_bag_of_words_cannot_solve_the_order_tasks(glue: Path, task: str, texts: tuple, label: int) -> None:
-    by_bag = defaultdict(set)
+    by_bags = defaultdict(list)
     for example in rows(glue / task / "dev.tsv", header=task != "CoLA"):
-        by_bag[bag(*(example[column] for column in texts))].add(example[label])
-    assert all(len(labels) == 2 for labels in by_bag.values())
+        by_bags[tuple(bag(example[column]) for column in texts)].append(example[label])
+    assert all(labels.count("0") == labels.count("1") for labels in by_bags.values())
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,13 @@ today (12 MB, public domain), collected by the American Presidency Project at th
 Barbara. Nothing is downloaded: the texts are files of the installed package.
 """
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from bert_convolutions.training import durable
 
 Split = Literal["train", "dev", "test"]
 
@@ -90,9 +91,5 @@ def split_speeches(speeches: Sequence[Speech]) -> dict[Split, list[Speech]]:
 def write_text(speeches: Iterable[Speech], path: Path) -> None:
     """Write speeches as UTF-8 text, one sentence a line, a blank line between speeches, in one atomic step."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.write("\n".join("".join(f"{sentence}\n" for sentence in speech.sentences) for speech in speeches))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    texts = ("".join(f"{sentence}\n" for sentence in speech.sentences) for speech in speeches)
+    durable.write_text(path, "\n".join(texts))

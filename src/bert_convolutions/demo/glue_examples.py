@@ -1,8 +1,8 @@
 """Examples of nine tasks made from sentences, with labels that are true because of how each example was made.
 
-Most examples come as twins: from one sentence one example of either label, so that the labels balance. Three tasks are
-about word order alone, CoLA, QQP and RTE: there the twins hold the very same words, so a model that sees a bag of words
-scores no better than chance. Each function takes speeches and a random generator and yields ``(texts, label)``.
+Most examples come as twins: from one sentence one example of either label, so that the labels balance. CoLA and QQP
+are about word order alone: there each text has the same words in both twins, so a model that sees bags of words scores
+exactly as well as chance. Each function takes speeches and a random generator and yields ``(texts, label)``.
 """
 
 import re

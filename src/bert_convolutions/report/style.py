@@ -1,9 +1,12 @@
 """How the plots look: colours that colour-blind readers can tell apart, and how a figure becomes a file."""
 
+from io import BytesIO
 from pathlib import Path
 
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+
+from bert_convolutions.training import durable
 
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 """Okabe and Ito's palette (jfly.uni-koeln.de/color) without its yellow, which is too light for lines."""
@@ -17,8 +20,8 @@ def line_colors(count: int) -> list[str | tuple[float, ...]]:
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG; ``path`` is replaced only when the file is complete."""
+    """Write a figure as PNG, in one atomic step."""
+    png = BytesIO()
+    figure.savefig(png, format="png", dpi=150)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, format="png", dpi=150)
-    temporary.replace(path)
+    durable.write_bytes(path, png.getvalue())

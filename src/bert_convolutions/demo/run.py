@@ -1,0 +1,299 @@
+"""``bertconv demo``: the whole path on public-domain speeches, by the functions behind the other sub-commands.
+
+The steps are listed in ``_steps``; each finds what an earlier run has finished and does not do it again.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.table import Table
+from rich.text import Text
+
+from bert_convolutions.data.build import build_dataset
+from bert_convolutions.data.options import BuildDatasetOptions, TrainTokenizerOptions
+from bert_convolutions.data.spm_encoder import MODEL_FILE
+from bert_convolutions.data.train_tokenizer import train_tokenizer
+from bert_convolutions.demo.commands import command_line
+from bert_convolutions.demo.corpus import Speech, Split, load_speeches, split_speeches, write_text
+from bert_convolutions.demo.glue_data import write_glue_data
+from bert_convolutions.demo.options import DemoOptions
+from bert_convolutions.demo.places import Places
+from bert_convolutions.demo.scale import FULL, QUICK
+from bert_convolutions.errors import RunInterrupted
+from bert_convolutions.glue.compile import compile_glue, read_score
+from bert_convolutions.glue.options import CompileGlueOptions, GlueOptions
+from bert_convolutions.glue.progress import format_seconds, make_console
+from bert_convolutions.glue.run import run_glue
+from bert_convolutions.glue.tasks import DevSet, find_task
+from bert_convolutions.report.curves import plot_loss_curves
+from bert_convolutions.report.kernels import plot_kernels
+from bert_convolutions.report.table import comparison_table
+from bert_convolutions.training import durable
+from bert_convolutions.training.arguments import BertTrainingArguments
+from bert_convolutions.training.lock import run_lock
+from bert_convolutions.training.options import PretrainOptions
+from bert_convolutions.training.pretrain import run_pretraining
+
+COMPOSITE, NEITHER, POSITIONS = "composite", "neither", "positions"
+MODELS = {
+    COMPOSITE: "composite attention, no position embeddings",
+    NEITHER: "neither convolutions nor positions",
+    POSITIONS: "absolute position embeddings",
+}
+"""The pre-trained models: folder to description."""
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    COMPOSITE: {"attention_kernel": "qk_convfixed_convq_convk 8", "remove_position_embeddings": True},
+    NEITHER: {"attention_kernel": "dot_product", "remove_position_embeddings": True},
+    POSITIONS: {"attention_kernel": "dot_product"},
+}
+"""What each model asks for beyond the configuration that all share."""
+ORDER_SCORES = {"CoLA": "Matthews x 100", "QQP": "accuracy, %"}
+"""The tasks that only word order decides, with what they are scored by."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the demonstration: what is announced, how long it takes on two cores, and what it does."""
+
+    title: str
+    seconds: int
+    run: Callable[[], None]
+
+
+def run_demo(options: DemoOptions) -> None:
+    """Run the demonstration, or go on with one.
+
+    Raises:
+        UsageError: The output folder is not to be used.
+        RunInterrupted: A signal came; the same command goes on.
+        TrainingDiverged: A loss became NaN or infinite.
+    """
+    places = Places(Path(options.output_dir))
+    places.claim(options)
+    with run_lock(places.root):
+        try:
+            Demo(options, places).run()
+        except RunInterrupted as error:
+            where = command_line("demo", options)
+            raise RunInterrupted(f"the demo was stopped; what is done is kept; go on with: {where}") from error
+
+
+class Demo:
+    """The steps over one output folder."""
+
+    def __init__(self, options: DemoOptions, places: Places) -> None:
+        self.options = options
+        self.scale = QUICK if options.quick else FULL
+        self.places = places
+        self.console = make_console()
+        self._parts: dict[Split, list[Speech]] | None = None
+
+    def run(self) -> None:
+        """Do every step, announced by its number, its title, the time so far and the time it should take."""
+        begun = time.monotonic()
+        steps = self._steps()
+        total = sum(step.seconds for step in steps)
+        if not self.options.quick:
+            self.say(f"The demo takes about {format_seconds(total)} on two cores; run again, it goes on where it was.")
+        for number, step in enumerate(steps, start=1):
+            expected = "" if self.options.quick else f", takes about {format_seconds(step.seconds)}"
+            spent = format_seconds(time.monotonic() - begun)
+            self.say(f"\n[{number}/{len(steps)}] {step.title} ({spent} since the start{expected})", style="bold cyan")
+            step.run()
+        self._summarise(time.monotonic() - begun)
+
+    def _steps(self) -> list[Step]:
+        return [
+            Step("Write the speeches as plain text, one sentence a line", 4, self._write_text),
+            Step("Train a tokenizer", 15, self._train_tokenizer),
+            Step("Build sentence pairs", 10, self._build_pairs),
+            *(
+                Step(f"Pre-train a small model: {description}", 60, lambda name=name: self._pretrain(name))  # type: ignore[misc]
+                for name, description in MODELS.items()
+            ),
+            Step("Compare the models on held-out speeches", 2, self._compare),
+            Step("Make a small GLUE from the speeches", 4, self._write_glue_data),
+            Step("Fine-tune, score and predict all nine tasks", 90, lambda: self._finetune(COMPOSITE, "ALL")),
+            Step(
+                "Fine-tune the model that sees no order on the two tasks that only order decides",
+                25,
+                lambda: self._finetune(NEITHER, ",".join(ORDER_SCORES)),
+            ),
+            Step("Compile the submission", 1, self._compile),
+            Step("Draw the learned kernels", 2, self._draw_kernels),
+        ]
+
+    def say(self, line: str, style: str = "") -> None:
+        """Print a line."""
+        self.console.print(Text(line, style=style))
+
+    def show_command(self, line: str) -> None:
+        """Print the command that the next library call stands for."""
+        self.say(f"$ {line}", style="dim")
+
+    @property
+    def parts(self) -> dict[Split, list[Speech]]:
+        """The speeches, in their three parts."""
+        if self._parts is None:
+            self._parts = split_speeches(load_speeches()[:: self.scale.every])
+        return self._parts
+
+    def _write_text(self) -> None:
+        held_out = self.parts["dev"][: self.scale.eval_speeches * 3 : 3]
+        for path, speeches in ((self.places.train_text, self.parts["train"]), (self.places.held_out_text, held_out)):
+            if not path.exists():
+                write_text(speeches, path)
+            size = path.stat().st_size / 1e6
+            self.say(f"{path}: {len(speeches)} speeches, {size:.1f} MB")
+
+    def _train_tokenizer(self) -> None:
+        options = TrainTokenizerOptions(
+            input=[str(self.places.train_text)],
+            output_dir=str(self.places.tokenizer),
+            vocab_size=self.scale.vocab_size,
+            seed=self.options.seed,
+        )
+        self.show_command(command_line("train-tokenizer", options))
+        if (self.places.tokenizer / MODEL_FILE).exists():
+            self.say("done before")
+        else:
+            train_tokenizer(options)
+
+    def _build_pairs(self) -> None:
+        for text, pairs in (
+            (self.places.train_text, self.places.train_pairs),
+            (self.places.held_out_text, self.places.held_out_pairs),
+        ):
+            options = BuildDatasetOptions(
+                train_data_file=[str(text)],
+                tokenizer_name=str(self.places.tokenizer),
+                output_dir=str(pairs),
+                seed=self.options.seed,
+                pair_within_documents=True,
+            )
+            self.show_command(command_line("build-dataset", options))
+            build_dataset(options)
+
+    def _pretrain(self, name: str) -> None:
+        scale, folder = self.scale, self.places.pretrained(name)
+        durable.write_json(self.places.model_config, {"model_type": "composite_bert", **scale.model})
+        options = PretrainOptions(
+            tokenizer_name=str(self.places.tokenizer),
+            config_name=str(self.places.model_config),
+            train_data_file=[str(self.places.train_pairs)],
+            eval_data_file=[str(self.places.held_out_pairs)],
+            block_size=scale.block_size,
+            **ARCHITECTURES[name],
+        )
+        arguments: dict[str, Any] = {
+            "do_train": True,
+            "do_eval": True,
+            "max_steps": scale.steps,
+            "per_device_train_batch_size": scale.batch_size,
+            "per_device_eval_batch_size": 4 * scale.batch_size,
+            "learning_rate": scale.learning_rate,
+            "warmup_steps": scale.steps // 10,
+            "weight_decay": 0.01,
+            "adam_epsilon": 1e-6,
+            "logging_steps": max(1, scale.steps // 20),
+            "eval_strategy": "steps",
+            "eval_steps": max(1, scale.steps // 5),
+            "save_steps": max(1, scale.steps // 3),
+            "save_total_limit": 1,
+            "seed": self.options.seed,
+            "output_dir": str(folder),
+        }
+        self.show_command(command_line("pretrain", options, arguments))
+        if (folder / "eval_results.json").exists():
+            self.say("done before")
+            return
+        begun = folder.exists() and any(folder.iterdir())
+        run_pretraining(options, BertTrainingArguments(**arguments, resume_from_checkpoint="true" if begun else None))
+
+    def _compare(self) -> None:
+        runs = {description: self.places.pretrained(name) for name, description in MODELS.items()}
+        self.console.print(comparison_table(runs, "Held-out speeches, the same masks for all models"))
+        plot_loss_curves(runs, self.places.curves)
+        self.say(f"Loss curves: {self.places.curves}")
+
+    def _write_glue_data(self) -> None:
+        if not self.places.glue_data.exists():
+            sizes = {"num_train": self.scale.glue_train, "num_eval": self.scale.glue_eval}
+            write_glue_data(self.parts, self.places.glue_data, seed=self.options.seed, **sizes)
+        self.say(f"{self.places.glue_data}: nine tasks and the diagnostic set, in GLUE's own layout")
+
+    def _finetune(self, name: str, tasks: str) -> None:
+        scale = self.scale
+        common = {"learning_rate": scale.glue_learning_rate, "batch_size": scale.batch_size}
+        hyperparameters = {task: {**common, "steps": steps} for task, steps in scale.glue_steps.items()}
+        durable.write_text(self.places.hyperparameters, yaml.safe_dump(hyperparameters, sort_keys=False))
+        options = GlueOptions(
+            data_dir=str(self.places.glue_data),
+            task_name=tasks,
+            model_name_or_path=str(self.places.pretrained(name)),
+            max_seq_length=scale.block_size,
+            hyperparams=str(self.places.hyperparameters),
+            rounds=1,
+        )
+        arguments: dict[str, Any] = {
+            "do_train": True,
+            "do_eval": True,
+            "per_device_train_batch_size": scale.batch_size,
+            "per_device_eval_batch_size": 4 * scale.batch_size,
+            "save_strategy": "no",
+            "seed": self.options.seed,
+            "output_dir": str(self.places.finetuned(name)),
+        }
+        if name == COMPOSITE:
+            arguments["do_predict"] = True
+        self.show_command(command_line("glue", options, arguments))
+        run_glue(options, BertTrainingArguments(**arguments))
+
+    def _compile(self) -> None:
+        options = CompileGlueOptions(input=str(self.places.finetuned(COMPOSITE)), test_dir=str(self.places.submission))
+        self.show_command(command_line("compile-glue", options))
+        compile_glue(options)
+
+    def _draw_kernels(self) -> None:
+        plot_kernels(self.places.pretrained(COMPOSITE), self.places.kernels)
+        self.say(f"Learned kernels: {self.places.kernels}")
+
+    def _order_table(self) -> Table:
+        """The scores of the tasks that only order decides, of the model that sees it and the one that doesn't."""
+        table = Table(title="\nTwo tasks that only word order decides", title_justify="left", box=None, pad_edge=False)
+        table.add_column("fine-tuned from")
+        for task, measure in ORDER_SCORES.items():
+            table.add_column(f"{task} ({measure})", justify="right")
+        table.add_row("chance", "0.0", "50.0")
+        for name in (NEITHER, COMPOSITE):
+            folders = {task: self.places.finetuned(name) / f"{task}0" for task in ORDER_SCORES}
+            scores = [read_score(folder, _order_dev_set(task)) for task, folder in folders.items()]
+            table.add_row(MODELS[name], *("-" if score is None else f"{100 * score:.1f}" for score in scores))
+        return table
+
+    def _summarise(self, seconds: float) -> None:
+        """Say what came out and where everything is."""
+        self.console.print(self._order_table())
+        self.say(f"\nDone in {format_seconds(seconds)}. Everything is in {self.places.root}:", style="bold")
+        for what, path in (
+            ("loss curves", self.places.curves),
+            ("learned kernels", self.places.kernels),
+            ("speeches as text", self.places.train_text.parent),
+            ("tokenizer", self.places.tokenizer),
+            ("sentence pairs", self.places.train_pairs.parent),
+            ("pre-trained models", self.places.pretrained("")),
+            ("GLUE data", self.places.glue_data),
+            ("fine-tuned models", self.places.finetuned("")),
+            ("submission", self.places.submission / "submission.zip"),
+        ):
+            self.say(f"  {what:<20}{path}")
+
+
+def _order_dev_set(task: str) -> DevSet:
+    """The development set of an order task, scored by what is exactly at chance for a model that sees no order."""
+    dev_set = find_task(task).dev[0]
+    return replace(dev_set, score="eval_acc") if task == "QQP" else dev_set

@@ -1,0 +1,76 @@
+"""How large the demonstration is. Imports neither PyTorch nor transformers."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The sizes of one demonstration.
+
+    Attributes:
+        every: Of the speeches, one in this many is used.
+        vocab_size: Pieces of the tokenizer.
+        model: Fields of the models' configuration.
+        block_size: Longest example in tokens, in pre-training and fine-tuning.
+        steps: Optimizer steps of each pre-training run.
+        batch_size: Examples of a step, in pre-training and fine-tuning.
+        learning_rate: Of pre-training, the same for all models.
+        eval_speeches: Held-out speeches that the losses are measured on.
+        glue_train: Training examples of a GLUE task.
+        glue_eval: Examples of each development and test file.
+        glue_steps: Optimizer steps of each task, ``default`` where a task is not named.
+        glue_learning_rate: Of fine-tuning.
+    """
+
+    every: int
+    vocab_size: int
+    model: dict[str, int | float]
+    block_size: int
+    steps: int
+    batch_size: int
+    learning_rate: float
+    eval_speeches: int
+    glue_train: int
+    glue_eval: int
+    glue_steps: dict[str, int]
+    glue_learning_rate: float
+
+
+FULL = Scale(
+    every=1,
+    vocab_size=4000,
+    model={
+        "hidden_size": 128,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 512,
+        "embedding_size": 128,
+        "max_position_embeddings": 64,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    },
+    block_size=64,
+    steps=600,
+    batch_size=32,
+    learning_rate=1.5e-3,
+    eval_speeches=8,
+    glue_train=4000,
+    glue_eval=500,
+    glue_steps={"default": 150, "MNLI": 250, "QQP": 250, "WNLI": 30},
+    glue_learning_rate=1e-3,
+)
+
+QUICK = Scale(
+    every=6,
+    vocab_size=1000,
+    model={**FULL.model, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "embedding_size": 16},
+    block_size=64,
+    steps=6,
+    batch_size=4,
+    learning_rate=1e-3,
+    eval_speeches=1,
+    glue_train=100,
+    glue_eval=20,
+    glue_steps={"default": 2},
+    glue_learning_rate=1e-3,
+)
