@@ -38,7 +38,9 @@ class Borders:
         if attention_mask.dim() == 2:
             return cls(examples=attention_mask.long())
         if attention_mask.dim() not in (3, 4):
-            raise ValueError(f"attention_mask has shape {tuple(attention_mask.shape)}; (B, S) or (B, H, S, S) is expected")
+            raise ValueError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}; (B, S) or (B, H, S, S) is expected"
+            )
         pairs = attention_mask if attention_mask.dim() == 4 else attention_mask.unsqueeze(1)
         additive = pairs.is_floating_point() and bool((pairs <= 0).all())
         return cls(allowed=pairs >= 0 if additive else pairs.bool())

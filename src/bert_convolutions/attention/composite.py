@@ -75,6 +75,10 @@ def attend_eager(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tens
     return functional.dropout(probabilities, dropout) @ value, probabilities
 
 
+LINEAR = Projection()
+"""The ordinary projection of queries, keys and values."""
+
+
 class CompositeAttention(nn.Module):
     """Multi-head composite attention; usable in any PyTorch model.
 
@@ -101,8 +105,8 @@ class CompositeAttention(nn.Module):
         num_heads: int,
         kernel: AttentionKernel,
         head_size: int | None = None,
-        query_key: Projection = Projection(),
-        value: Projection = Projection(linear_name="feedforward"),
+        query_key: Projection = LINEAR,
+        value: Projection = LINEAR,
         remove_query_key: bool = False,
         dropout: float = 0.0,
         activation: nn.Module | None = None,
@@ -193,7 +197,7 @@ class CompositeAttention(nn.Module):
             attend: the backend.
 
         Returns:
-            Output (B, S, H*d) and attention probabilities (B, H, S, S) before dropout, or None if the backend keeps none.
+            Output (B, S, H*d) and the probabilities (B, H, S, S) before dropout, or None where the backend keeps none.
         """
         if not isinstance(borders, Borders):
             borders = Borders.from_mask(borders)

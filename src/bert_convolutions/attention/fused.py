@@ -21,7 +21,6 @@ from torch import Tensor
 from bert_convolutions.attention.composite import ScoreParts, attend_eager
 from bert_convolutions.attention.dropout import keep_mask
 
-
 _BLOCK = 64  # rows written at once: small triangles, few calls
 
 

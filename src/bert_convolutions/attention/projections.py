@@ -44,7 +44,7 @@ def projection_parts(spec: Projection, flag: str, hidden_size: int, size: int) -
         parts["_pointwise"] = nn.Linear(channels, convolved)
     elif hidden_size % spec.groups or convolved % spec.groups:
         raise UsageError(
-            f'--{flag} "{spec}" asks for {spec.groups} groups, which must divide both {hidden_size} and {convolved} channels'
+            f'--{flag} "{spec}" asks for {spec.groups} groups, which must divide {hidden_size} and {convolved} channels'
         )
     else:
         parts["_conv"] = nn.Conv1d(hidden_size, convolved, 2 * spec.reach + 1, groups=spec.groups)

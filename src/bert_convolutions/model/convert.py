@@ -84,7 +84,9 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds; none of them may execute the file
-        raise UsageError(f"{path} can't be read as plain weights, so it was not loaded: {error}".splitlines()[0]) from error
+        raise UsageError(
+            f"{path} can't be read as plain weights, so it was not loaded: {error}".splitlines()[0]
+        ) from error
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UsageError(f"{path} holds something else than a dictionary of tensors")
     return {name: value for name, value in weights.items() if name.rsplit(".", 1)[-1] not in _BUFFERS}

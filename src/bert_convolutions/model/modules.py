@@ -1,0 +1,198 @@
+"""The modules of BERT: embeddings, layers, pooler, heads. Parameter names are those of BERT in ``transformers``.
+
+Legend: B rows, S sequence, D hidden, E embedding size, V vocabulary, X examples.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from bert_convolutions.attention.borders import Borders
+from bert_convolutions.attention.composite import CompositeAttention
+from bert_convolutions.attention.dropout import Dropout
+from bert_convolutions.model.backends import attention_backend
+from bert_convolutions.model.configuration import CompositeBertConfig
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionInputs:
+    """What all layers of a forward pass share: the borders, their score mask, and the backend's name."""
+
+    borders: Borders
+    mask: Tensor | None
+    implementation: str | None
+
+
+class BertEmbeddings(nn.Module):
+    """Word, token-type and, unless removed, position embeddings: (B, S) -> (B, S, E)."""
+
+    def __init__(self, config: CompositeBertConfig) -> None:
+        super().__init__()
+        size = config.embedding_size
+        self.word_embeddings = nn.Embedding(config.vocab_size, size, padding_idx=config.pad_token_id)
+        if not config.remove_position_embeddings:
+            self.position_embeddings = nn.Embedding(config.max_position_embeddings, size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, size)
+        self.LayerNorm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+        self.dropout = Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        token_type_ids: Tensor | None,
+        position_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+    ) -> Tensor:
+        """Sum, normalise and drop out.
+
+        Raises:
+            ValueError: for a sequence longer than the position embeddings.
+        """
+        embeddings = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        if token_type_ids is None:
+            embeddings = embeddings + self.token_type_embeddings.weight[0]
+        else:
+            embeddings = embeddings + self.token_type_embeddings(token_type_ids)
+        if hasattr(self, "position_embeddings"):
+            embeddings = embeddings + self._positions(position_ids, embeddings.shape[1])
+        return self.dropout(self.LayerNorm(embeddings))
+
+    def _positions(self, position_ids: Tensor | None, length: int) -> Tensor:
+        if position_ids is not None:
+            return self.position_embeddings(position_ids)
+        most = self.position_embeddings.num_embeddings
+        if length > most:
+            raise ValueError(
+                f"a sequence of {length} tokens is longer than max_position_embeddings = {most}; truncate it, or train "
+                "a model with remove_position_embeddings, which takes any length"
+            )
+        return self.position_embeddings.weight[:length]
+
+
+class BertSelfOutput(nn.Module):
+    """Linear, dropout, residual, post-layer-norm."""
+
+    def __init__(self, size_in: int, config: CompositeBertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(size_in, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden: Tensor, residual: Tensor) -> Tensor:
+        """(B, S, size_in), (B, S, D) -> (B, S, D)."""
+        return self.LayerNorm(self.dropout(self.dense(hidden)) + residual)
+
+
+class BertAttention(nn.Module):
+    """Composite attention and its output projection H*d -> D."""
+
+    def __init__(self, config: CompositeBertConfig) -> None:
+        super().__init__()
+        self.self = CompositeAttention(
+            config.hidden_size,
+            config.num_attention_heads,
+            config.kernel,
+            head_size=config.head_size,
+            query_key=config.query_key_projection,
+            value=config.value_projection,
+            remove_query_key=config.remove_qk,
+            dropout=config.attention_probs_dropout_prob,
+            activation=ACT2FN[config.hidden_act],
+        )
+        self.output = BertSelfOutput(config.num_attention_heads * config.head_size, config)
+
+    def forward(self, hidden: Tensor, inputs: AttentionInputs) -> tuple[Tensor, Tensor | None]:
+        """(B, S, D) -> (B, S, D), probabilities (B, H, S, S) or None."""
+        attend = attention_backend(inputs.implementation)
+        output, probabilities = self.self(hidden, inputs.borders, inputs.mask, attend)
+        return self.output(output, hidden), probabilities
+
+
+class BertIntermediate(nn.Module):
+    """The first half of the feed-forward part."""
+
+    def __init__(self, config: CompositeBertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(B, S, D) -> (B, S, intermediate)."""
+        return self.activation(self.dense(hidden))
+
+
+class BertLayer(GradientCheckpointingLayer):
+    """Attention, then feed-forward, each with residual and post-layer-norm."""
+
+    def __init__(self, config: CompositeBertConfig) -> None:
+        super().__init__()
+        self.attention = BertAttention(config)
+        self.intermediate = BertIntermediate(config)
+        self.output = BertSelfOutput(config.intermediate_size, config)
+
+    def forward(self, hidden: Tensor, inputs: AttentionInputs) -> tuple[Tensor, Tensor | None]:
+        """(B, S, D) -> (B, S, D), probabilities or None."""
+        hidden, probabilities = self.attention(hidden, inputs)
+        return self.output(self.intermediate(hidden), hidden), probabilities
+
+
+class BertEncoder(nn.Module):
+    """The stack of layers."""
+
+    def __init__(self, config: CompositeBertConfig) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList([BertLayer(config) for _ in range(config.num_hidden_layers)])
+
+
+class BertPooler(nn.Module):
+    """Linear and tanh on the first token of each example."""
+
+    def __init__(self, config: CompositeBertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden: Tensor, example_starts: Tensor | None = None) -> Tensor:
+        """(B, S, D) -> (B, D), or (X, D) for flat ``example_starts`` (X,)."""
+        first = hidden[:, 0] if example_starts is None else hidden.flatten(0, 1)[example_starts]
+        return torch.tanh(self.dense(first))
+
+
+class BertPredictionHeadTransform(nn.Module):
+    """D -> E, activation, layer norm."""
+
+    def __init__(self, config: CompositeBertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.embedding_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.LayerNorm = nn.LayerNorm(config.embedding_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(.., D) -> (.., E)."""
+        return self.LayerNorm(self.activation(self.dense(hidden)))
+
+
+class BertLMPredictionHead(nn.Module):
+    """The masked language model's head; its decoder is tied to the word embeddings."""
+
+    def __init__(self, config: CompositeBertConfig) -> None:
+        super().__init__()
+        self.transform = BertPredictionHeadTransform(config)
+        self.decoder = nn.Linear(config.embedding_size, config.vocab_size, bias=True)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(.., D) -> (.., V)."""
+        return self.decoder(self.transform(hidden))
+
+
+class BertPreTrainingHeads(nn.Module):
+    """The language model's head and, with ``sentence_order``, the layer that tells the order of the sentences."""
+
+    def __init__(self, config: CompositeBertConfig, sentence_order: bool) -> None:
+        super().__init__()
+        self.predictions = BertLMPredictionHead(config)
+        if sentence_order:
+            self.seq_relationship = nn.Linear(config.hidden_size, 2)

@@ -1,0 +1,185 @@
+"""The score equation against loops over it, and the properties that every layout of a batch must keep."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from bert_convolutions.attention.band import expand_offsets
+from bert_convolutions.attention.borders import Borders
+from bert_convolutions.attention.composite import CompositeAttention, attend_eager
+from bert_convolutions.attention.dropout import Dropout, keep_mask
+from bert_convolutions.attention.fused import attend_fused
+from bert_convolutions.attention.spec import SCORE_TERMS, parse_kernel, parse_projection
+from bert_convolutions.errors import UsageError
+from bert_convolutions.model.backends import _attend_interface, attention_backend
+
+SUBSETS = ["_".join(terms) for size in range(1, 5) for terms in itertools.combinations(SCORE_TERMS, size)]
+CONVOLUTIONS = ["", "_convolution", "_convolution_scaled"]
+
+
+def make(kernel, hidden_size=16, heads=2, **options):
+    module = CompositeAttention(hidden_size, heads, parse_kernel(kernel), **options).double()
+    for name, parameter in module.named_parameters():
+        if name.endswith(("_param", "_scalar")):
+            nn.init.normal_(parameter)
+    return module.eval()
+
+
+def numbered(*lengths, row_length=None):
+    """An attention mask of one row with examples of these lengths, padded."""
+    numbers = torch.cat([torch.full((length,), k + 1) for k, length in enumerate(lengths)])
+    return nn.functional.pad(numbers, (0, (row_length or len(numbers)) - len(numbers))).unsqueeze(0)
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 12])
+@pytest.mark.parametrize("reach", [0, 1, 4])
+def test_offsets_are_laid_out_and_clipped(length, reach):
+    weights = torch.randn(2, 3, length, 2 * reach + 1)
+    scores = expand_offsets(weights, length)
+    for row, other in itertools.product(range(length), repeat=2):
+        offset = min(max(other - row, -reach), reach)
+        assert torch.equal(scores[..., row, other], weights[..., row, reach + offset])
+
+
+@pytest.mark.parametrize("subset", SUBSETS)
+def test_the_score_is_the_sum_of_the_named_terms(subset):
+    length, reach = 9, 3
+    module = make(f"{subset} {reach}")
+    hidden = torch.randn(1, length, 16, dtype=torch.float64)
+    query, key = (module.project(name, hidden, Borders()) for name in ("query", "key"))
+    _, probabilities = module(hidden)
+    scores = torch.zeros(2, length, length, dtype=torch.float64)
+    for head, i, j in itertools.product(range(2), range(length), range(length)):
+        ahead, behind = (min(max(r, -reach), reach) + reach for r in (j - i, i - j))
+        if "qk" in subset.split("_"):
+            scores[head, i, j] += query[0, head, i] @ key[0, head, j] / 8**0.5
+        if "convfixed" in subset:
+            scores[head, i, j] += module.convfixed_param[0, head, 0, ahead]
+        if "convq" in subset:
+            scores[head, i, j] += query[0, head, i] @ module.convq_param[:, ahead] / 8**0.5
+        if "convk" in subset:
+            scores[head, i, j] += key[0, head, j] @ module.convk_param[:, behind] / 8**0.5
+    assert torch.allclose(probabilities[0], scores.softmax(-1))
+    assert (query is None) == (not {"qk", "convq"} & set(subset.split("_")))
+    assert (key is None) == (not {"qk", "convk"} & set(subset.split("_")))
+
+
+BACKENDS = {"fused": attend_fused, "sdpa": lambda *arguments: _attend_interface("sdpa", *arguments)}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("length", [1, 7, 128, 129, 512])
+@pytest.mark.parametrize("subset", SUBSETS)
+def test_backends_agree_with_the_equation(subset, length, backend):
+    module = make(f"{subset} 4")
+    hidden = torch.randn(2, length, 16, dtype=torch.float64)
+    for mask in (None, torch.arange(length) // 23 + 1, (torch.arange(length) < max(1, length // 2)).long()):
+        results = []
+        for attend in (attend_eager, BACKENDS[backend]):
+            module.zero_grad()
+            inputs = hidden.clone().requires_grad_()
+            output, _ = module(inputs, None if mask is None else mask.expand(2, -1), attend=attend)
+            (output * torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)).sum().backward()
+            results.append([output, inputs.grad, *[parameter.grad for parameter in module.parameters()]])
+        for expected, actual in zip(*results, strict=True):
+            if expected is not None:
+                assert torch.allclose(expected, actual, atol=1e-10)
+
+
+@pytest.mark.parametrize("convolution", CONVOLUTIONS)
+@pytest.mark.parametrize(
+    ("value", "query_key"),
+    [
+        ("feedforward", "linear"),
+        ("convolution 2 4", "linear"),
+        ("convolution_depth 2 1", "convolution_depth_mixed_no_act 3 1"),
+        ("convolution_mixed 1 2", "convolution 2 1"),
+        ("convolution_depth_mixed_no_act 3 1", "convolution_mixed_no_act 2 1"),
+    ],
+)
+def test_padding_and_packing_change_nothing(convolution, value, query_key):
+    module = make(
+        f"qk_convfixed_convq_convk{convolution} 3",
+        value=parse_projection(value, "value_forward"),
+        query_key=parse_projection(query_key, "qk"),
+    )
+    lengths = (11, 4, 20, 1)
+    examples = [torch.randn(1, length, 16, dtype=torch.float64) for length in lengths]
+    alone = [module(example)[0] for example in examples]
+    for row_length in (36, 50):
+        garbage = 100 * torch.randn(1, row_length - 36, 16, dtype=torch.float64)
+        for attend in (attend_eager, attend_fused):
+            mask = numbered(*lengths, row_length=row_length)
+            packed, _ = module(torch.cat([*examples, garbage], dim=1), mask, attend=attend)
+            assert torch.allclose(packed[:, :36], torch.cat(alone, dim=1), atol=1e-10)
+    left_padded = torch.cat([torch.randn(1, 5, 16, dtype=torch.float64), examples[0]], dim=1)
+    output, _ = module(left_padded, torch.tensor([[0] * 5 + [1] * 11]))
+    assert torch.allclose(output[:, 5:], alone[0], atol=1e-10)
+
+
+@pytest.mark.parametrize("convolution", CONVOLUTIONS)
+@pytest.mark.parametrize("subset", SUBSETS)
+@pytest.mark.parametrize("remove_query_key", [False, True])
+def test_every_kernel_trains_all_its_parameters(subset, convolution, remove_query_key):
+    module = make(f"{subset}{convolution} 2", remove_query_key=remove_query_key)
+    output, _ = module(torch.randn(2, 6, 16, dtype=torch.float64))
+    output.square().sum().backward()
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+    assert any(name == "convolution_scalar" for name, _ in module.named_parameters()) == bool(convolution)
+
+
+@pytest.mark.parametrize("head_size", [1, 3, 8, 16])
+@pytest.mark.parametrize(
+    "form", ["convolution 1 1", "convolution_depth 1 1", "convolution_depth_mixed 1 1", "feedforward"]
+)
+def test_any_head_size(head_size, form):
+    module = make("qk_convq_convolution 2", head_size=head_size, value=parse_projection(form, "value_forward"))
+    output, _ = module(torch.randn(2, 5, 16, dtype=torch.float64))
+    assert output.shape == (2, 5, 2 * head_size)
+
+
+def test_sizes_that_do_not_go_together_are_refused():
+    with pytest.raises(UsageError, match="attention_head_size"):
+        make("dot_product", heads=3)
+    with pytest.raises(UsageError, match="remove_qk"):
+        make("dot_product", head_size=4, remove_query_key=True)
+    with pytest.raises(UsageError, match="3 groups"):
+        make("dot_product", value=parse_projection("convolution 1 3", "value_forward"))
+    with pytest.raises(UsageError, match="flash_attention_2"):
+        attention_backend("flash_attention_2")
+
+
+def test_a_mask_of_pairs():
+    module = make("qk_convfixed 2")
+    hidden = torch.randn(1, 6, 16, dtype=torch.float64)
+    numbers = numbered(4, row_length=6)
+    pairs = (numbers.unsqueeze(2) == numbers.unsqueeze(1)).unsqueeze(1)
+    expected, _ = module(hidden, numbers)
+    for mask in (pairs, pairs.long(), torch.zeros(pairs.shape).masked_fill(~pairs, torch.finfo(torch.float32).min)):
+        assert torch.allclose(module(hidden, mask)[0], expected)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_dropout_keeps_the_mean_and_its_gradient(rate):
+    kept = keep_mask(torch.Size([1000, 1001]), rate, torch.float32)
+    assert set(kept.unique().tolist()) == {0.0, 1.0}
+    assert kept.mean().item() == pytest.approx(1 - rate, abs=0.003)
+    assert kept.mean(0).std().item() == pytest.approx((rate * (1 - rate) / 1000) ** 0.5, rel=0.15)
+    hidden = torch.ones(999, requires_grad=True)
+    output = Dropout(rate)(hidden)
+    output.sum().backward()
+    assert torch.equal(output, hidden.grad) and output.max().item() == pytest.approx(1 / (1 - rate))
+    assert torch.equal(Dropout(rate).eval()(hidden), hidden)
+
+
+def test_dropout_of_the_fused_backend_is_that_of_probabilities():
+    module = make("qk_convfixed_convq_convk 2", dropout=0.3).train()
+    hidden = torch.randn(4, 30, 16, dtype=torch.float64, requires_grad=True)
+    draws = torch.stack([module(hidden, attend=attend_fused)[0].detach() for _ in range(400)])
+    expected, _ = module.eval()(hidden)
+    deviation = (draws.mean(0) - expected).abs() / (draws.std(0) / 20 + 1e-9)
+    assert deviation.median() < 1.0 and deviation.max() < 7

@@ -1,0 +1,183 @@
+"""Order, masking, packing and collation: pure functions, and layouts that change no number of the model."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bert_convolutions import CompositeBertConfig, CompositeBertForMaskedLM, CompositeBertForPreTraining
+from bert_convolutions.data.collate import KeyedExamples, PretrainingCollator
+from bert_convolutions.data.masking import IGNORED, Masking
+from bert_convolutions.data.order import EpochOrder
+from bert_convolutions.data.packing import pack
+
+CLS, SEP, PAD, MASK, VOCABULARY = 57, 58, 59, 60, 61
+MASKING = Masking(seed=3, mask_id=MASK, vocab_size=VOCABULARY, special_ids=(CLS, SEP, PAD, MASK))
+
+
+def examples(count, longest=30):
+    random = np.random.default_rng(0)
+
+    def sentence():
+        return random.integers(1, 57, random.integers(1, longest))
+
+    return [np.concatenate([[CLS], sentence(), [SEP], sentence(), [SEP]]) for _ in range(count)]
+
+
+def features(count, epoch=0):
+    keyed = KeyedExamples(examples(count))
+    return [keyed[epoch, sample] for sample in range(count)]
+
+
+def collator(**options):
+    return PretrainingCollator(MASKING, CLS, SEP, PAD, **{"block_size": 64, **options})
+
+
+@given(st.integers(1, 3000), st.integers(0, 2**40), st.integers(0, 1000))
+def test_an_epoch_visits_each_sample_once(count, seed, epoch):
+    order = EpochOrder(count, seed, epoch)[np.arange(count)]
+    assert np.array_equal(np.sort(order), np.arange(count))
+    assert np.array_equal(EpochOrder(count, seed, epoch)[np.arange(count)[::-1]], order[::-1])
+
+
+def test_orders_differ_and_mix_well():
+    first, second = (EpochOrder(5000, 1, epoch)[np.arange(5000)] for epoch in (0, 1))
+    assert (first == second).mean() < 0.01
+    for order in (first, second):
+        assert abs(np.corrcoef(order, np.arange(5000))[0, 1]) < 0.05
+        assert abs(np.corrcoef(order[1:], order[:-1])[0, 1]) < 0.05
+    firsts = np.array([EpochOrder(10, seed, 0)[np.arange(10)] for seed in range(4000)])
+    counts = np.stack([np.bincount(column, minlength=10) for column in firsts.T])
+    assert ((counts - 400) ** 2 / 400).sum() < 160  # chi-squared, 81 degrees of freedom: 99.99 % below 143
+    with pytest.raises(IndexError):
+        EpochOrder(10, 0, 0)[np.array([10])]
+
+
+def test_masking_has_the_right_rates_and_spares_special_tokens():
+    ids = np.concatenate([[CLS], np.full(200_000, 5), [SEP]])
+    masked, labels = MASKING(ids, epoch=0, sample=0)
+    chosen = labels != IGNORED
+    assert not chosen[[0, -1]].any() and (labels[chosen] == 5).all() and (masked[~chosen] == ids[~chosen]).all()
+    assert chosen.mean() == pytest.approx(0.15, abs=0.003)
+    assert (masked[chosen] == MASK).mean() == pytest.approx(0.8 + 0.1 / VOCABULARY, abs=0.01)
+    assert (masked[chosen] == 5).mean() == pytest.approx(0.1 + 0.1 / VOCABULARY, abs=0.01)
+
+
+def test_masking_depends_on_seed_epoch_and_sample_alone():
+    ids = np.arange(1, 50)
+    first = MASKING(ids, 2, 7)[0]
+    assert np.array_equal(first, MASKING(ids, 2, 7)[0])
+    prefix = MASKING(ids[:20], 2, 7)[1] != IGNORED
+    assert prefix.any()
+    for other in (MASKING(ids, 3, 7), MASKING(ids, 2, 8), Masking(4, MASK, VOCABULARY, ())(ids, 2, 7)):
+        assert not np.array_equal(first, other[0])
+    swaps = [MASKING.swaps(0, sample) for sample in range(2000)]
+    assert np.mean(swaps) == pytest.approx(0.5, abs=0.05)
+
+
+@given(st.lists(st.integers(1, 64), max_size=60))
+def test_packing_overlaps_nothing_and_wastes_little(lengths):
+    places, rows = pack(lengths, 64)
+    used = np.zeros((rows, 64), dtype=int)
+    for place, length in zip(places, lengths, strict=True):
+        used[place.row, place.column : place.column + length] += 1
+        assert place.column + length <= 64
+    assert used.max(initial=1) == 1 and used.sum() == sum(lengths)
+    assert rows <= 11 / 9 * -(-sum(lengths) // 64) * 2 and (not lengths or used[:, 0].all())
+
+
+def test_an_example_longer_than_a_row_is_refused():
+    with pytest.raises(ValueError, match="65"):
+        pack([65], 64)
+
+
+def test_a_batch_holds_each_example_once():
+    batch = collator()(features(20))
+    ids, numbers = batch["input_ids"], batch["attention_mask"]
+    assert ids.shape[0] < 20 and (ids[numbers == 0] == PAD).all()
+    assert batch["num_real_tokens"].item() == (numbers > 0).sum()
+    assert (batch["position_ids"][ids == CLS] == 0).all()
+    real = batch["labels"] != IGNORED
+    originals = ids.flatten()[batch["masked_positions"]][real]
+    assert ((originals == MASK) | (originals == batch["labels"][real])).float().mean() > 0.8
+    assert len(batch["labels"]) % 64 == 0
+    for name, value in collator()(features(20)).items():
+        assert torch.equal(value, batch[name])
+
+
+def test_buckets_keep_shapes_few():
+    batch = collator(row_bucket=8, position_bucket=256)(features(20))
+    assert batch["input_ids"].shape[0] % 8 == 0 and len(batch["labels"]) % 256 == 0
+
+
+def test_long_examples_are_truncated_to_their_first_tokens():
+    ids = np.concatenate([[CLS], np.arange(1, 50), [SEP]])
+    batch = collator(block_size=16)([{"epoch": 0, "sample": 0, "input_ids": ids}])
+    restored = batch["input_ids"].flatten().clone()
+    restored[batch["masked_positions"]] = torch.where(
+        batch["labels"] == IGNORED, restored[batch["masked_positions"]], batch["labels"]
+    )
+    assert restored.tolist() == ids[:16].tolist()
+
+
+def test_sentence_order_swaps_the_sentences():
+    ids = np.array([CLS, 1, 2, SEP, 3, SEP])
+    none = PretrainingCollator(
+        Masking(3, MASK, VOCABULARY, (), probability=0.0), CLS, SEP, PAD, block_size=8, sentence_order=True
+    )
+    batch = none([{"epoch": 0, "sample": sample, "input_ids": ids} for sample in range(40)])
+    for start, swapped in zip(batch["example_starts"], batch["next_sentence_label"], strict=True):
+        expected = [CLS, 3, SEP, 1, 2, SEP] if swapped else ids.tolist()
+        assert batch["input_ids"].flatten()[start : start + 6].tolist() == expected
+    assert 5 < batch["next_sentence_label"].sum() < 35
+
+
+@pytest.mark.parametrize("sentence_order", [False, True])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"attention_kernel": "qk_convfixed_convq_convk 8", "remove_position_embeddings": True},
+        {"attention_kernel": "dot_product"},
+        {"attention_kernel": "convfixed_convolution_scaled 3"},
+        {
+            "attention_kernel": "qk_convk_convolution 2",
+            "value_forward": "convolution_depth_mixed 3 1",
+            "qk": "convolution 2 1",
+        },
+    ],
+)
+def test_packed_rows_give_the_loss_and_gradients_of_padded_ones(options, implementation, sentence_order):
+    config = CompositeBertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        embedding_size=16,
+        max_position_embeddings=64,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        pad_token_id=PAD,
+        initializer_range=0.2,
+        attn_implementation=implementation,
+        **options,
+    )
+    model = (CompositeBertForPreTraining if sentence_order else CompositeBertForMaskedLM)(config).train()
+    results = []
+    for pack_rows in (True, False):
+        batch = collator(pack=pack_rows, sentence_order=sentence_order)(features(12))
+        for name in ("sample_ids", "num_real_tokens"):
+            batch.pop(name)
+        assert (batch["input_ids"].shape[0] < 12) == pack_rows
+        model.zero_grad()
+        loss = model(**batch).loss
+        loss.backward()
+        results.append(
+            (loss.item(), {name: value.grad.clone() for name, value in model.named_parameters() if value.requires_grad})
+        )
+    (packed, packed_gradients), (padded, padded_gradients) = results
+    assert packed == pytest.approx(padded, abs=1e-5)
+    for name, gradient in packed_gradients.items():
+        assert torch.allclose(gradient, padded_gradients[name], atol=1e-5), name

@@ -1,0 +1,210 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+)
+
+import bert_convolutions
+from bert_convolutions import (
+    CompositeBertConfig,
+    CompositeBertForMaskedLM,
+    CompositeBertForPreTraining,
+    CompositeBertForSequenceClassification,
+    CompositeBertModel,
+)
+from bert_convolutions.errors import UsageError
+from bert_convolutions.model.presets import PRESETS, load_config
+
+SIZES = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 24,
+}
+COMPOSITE = {"attention_kernel": "qk_convfixed_convq_convk 3", "remove_position_embeddings": True}
+
+
+def config(**options):
+    return CompositeBertConfig(**{**SIZES, "embedding_size": 16, **options})
+
+
+def tokens(batch=3, length=20):
+    return torch.randint(5, 61, (batch, length))
+
+
+def test_auto_classes_and_exports(tmp_path):
+    for auto, model_class in (
+        (AutoModel, CompositeBertModel),
+        (AutoModelForMaskedLM, CompositeBertForMaskedLM),
+        (AutoModelForPreTraining, CompositeBertForPreTraining),
+        (AutoModelForSequenceClassification, CompositeBertForSequenceClassification),
+    ):
+        model = auto.from_config(config(**COMPOSITE))
+        assert type(model) is model_class and getattr(bert_convolutions, model_class.__name__) is model_class
+        model.save_pretrained(tmp_path / auto.__name__)
+        again = auto.from_pretrained(tmp_path / auto.__name__)
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, again.state_dict()[name]), name
+        assert not list((tmp_path / auto.__name__).glob("*.bin"))
+    assert AutoConfig.from_pretrained(tmp_path / "AutoModel").attention_kernel == COMPOSITE["attention_kernel"]
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_dot_product_with_positions_is_bert(implementation):
+    """With an embedding as wide as the model and no convolution, this is transformers' BERT, weight by weight."""
+    sizes = {**SIZES, "hidden_act": "gelu"}
+    peer = BertForMaskedLM(BertConfig(**sizes)).eval()
+    ours = CompositeBertForMaskedLM(config(embedding_size=32, attn_implementation=implementation)).eval()
+    ours.load_state_dict(peer.state_dict())
+    ids, labels = tokens(), tokens()
+    mask = torch.ones_like(ids)
+    mask[1, 9:] = 0
+    types = torch.randint(0, 2, ids.shape)
+    for inputs in ({"labels": labels}, {"labels": labels, "return_dict": False}, {"output_hidden_states": True}):
+        expected = peer(ids, mask, types, **inputs)
+        actual = ours(ids, mask, types, **inputs)
+        assert len(expected) == len(actual)
+    expected, actual = peer(ids, mask, types, labels=labels), ours(ids, mask, types, labels=labels)
+    assert torch.allclose(expected.loss, actual.loss, atol=1e-5)
+    assert torch.allclose(expected.logits[mask.bool()], actual.logits[mask.bool()], atol=1e-5)
+
+
+@pytest.mark.parametrize(("labels", "count"), [([0, 2, 1], 3), ([0.5, 3.0, 1.0], 1)])
+def test_classification_and_regression_are_berts(labels, count):
+    peer = BertForSequenceClassification(BertConfig(**SIZES, num_labels=count)).eval()
+    ours = CompositeBertForSequenceClassification(config(embedding_size=32, num_labels=count)).eval()
+    ours.load_state_dict(peer.state_dict())
+    ids = tokens()
+    expected, actual = (model(ids, labels=torch.tensor(labels)) for model in (peer, ours))
+    assert torch.allclose(expected.loss, actual.loss, atol=1e-5)
+    assert torch.allclose(expected.logits, actual.logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("model_class", [CompositeBertForMaskedLM, CompositeBertForPreTraining])
+def test_the_head_runs_on_masked_tokens_only(model_class):
+    model = model_class(config(**COMPOSITE, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+    ids = tokens()
+    labels = torch.where(torch.rand(ids.shape) < 0.2, ids, -100)
+    order = {"next_sentence_label": torch.tensor([0, 1, 1])} if model_class is CompositeBertForPreTraining else {}
+    rows = []
+    model.cls.predictions.register_forward_hook(lambda module, inputs, output: rows.append(output.shape[:-1].numel()))
+    model.eval()
+    full = model(ids, labels=labels, **order)
+    positions = (labels.flatten() != -100).nonzero().squeeze(1)
+    sparse = model(ids, labels=labels.flatten()[positions], masked_positions=positions, **order)
+    model.train()
+    training = model(ids, labels=labels, **order)
+    model(ids)
+    assert rows == [60, len(positions), len(positions), 60]
+    assert torch.allclose(full.loss, sparse.loss, atol=1e-6) and torch.allclose(full.loss, training.loss, atol=1e-6)
+
+
+def test_a_batch_without_labels_has_loss_zero():
+    model = CompositeBertForMaskedLM(config()).train()
+    loss = model(tokens(), labels=torch.full((3, 20), -100)).loss
+    assert loss.item() == 0.0
+    loss.backward()
+
+
+def test_any_length_without_position_embeddings():
+    model = CompositeBertModel(config(**COMPOSITE)).eval()
+    for length in (1, 2, 100):
+        assert model(tokens(1, length)).last_hidden_state.shape == (1, length, 32)
+    with_positions = CompositeBertModel(config()).eval()
+    assert with_positions(tokens(1, 24)).last_hidden_state.shape == (1, 24, 32)
+    with pytest.raises(ValueError, match="max_position_embeddings"):
+        with_positions(tokens(1, 25))
+
+
+@pytest.mark.parametrize("options", [COMPOSITE, {"value_forward": "convolution_depth 2 1"}, {"remove_qk": True}])
+def test_the_amount_of_padding_changes_nothing(options):
+    model = CompositeBertModel(config(**options)).eval()
+    ids = tokens(1, 9)
+    alone = model(ids)
+    padded = model(torch.cat([ids, tokens(1, 8)], dim=1), attention_mask=(torch.arange(17) < 9).long().unsqueeze(0))
+    assert torch.allclose(alone.last_hidden_state, padded.last_hidden_state[:, :9], atol=1e-5)
+    assert torch.allclose(alone.pooler_output, padded.pooler_output, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_gradient_checkpointing_gives_the_same_gradients(implementation):
+    model = CompositeBertForMaskedLM(config(**COMPOSITE, attn_implementation=implementation)).train()
+    again = copy.deepcopy(model)
+    again.gradient_checkpointing_enable()
+    ids = tokens()
+    for each in (model, again):
+        torch.manual_seed(1)
+        each(ids, labels=ids).loss.backward()
+    assert any(parameter.grad.abs().sum() > 0 for parameter in model.parameters())
+    for (name, first), second in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert torch.allclose(first.grad, second.grad, atol=1e-6), name
+
+
+def test_inputs_embeds_and_resized_embeddings():
+    model = CompositeBertForMaskedLM(config()).eval()
+    ids = tokens()
+    embedded = model.get_input_embeddings()(ids)
+    assert torch.allclose(model(ids).logits, model(inputs_embeds=embedded).logits)
+    with pytest.raises(ValueError, match="exactly one"):
+        model(ids, inputs_embeds=embedded)
+    model.resize_token_embeddings(70)
+    assert model(ids).logits.shape[-1] == 70
+    assert model.cls.predictions.decoder.weight is model.get_input_embeddings().weight
+
+
+def test_initialisation_is_the_originals():
+    model = CompositeBertForMaskedLM(
+        config(
+            hidden_size=256, attention_kernel="qk_convfixed_convq_convk_convolution 8", value_forward="convolution 8 4"
+        )
+    )
+    layer = model.bert.encoder.layer[0].attention.self
+    assert layer.query.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert layer.query.bias.abs().max() == 0 and layer.convfixed_param.abs().max() == 0
+    assert (layer.convolution_scalar == 1).all() and not layer.convolution_scalar.requires_grad
+    bound = 17**-0.5
+    assert 0.9 * bound < layer.convq_param.abs().max() <= bound
+    reference = nn.Conv1d(256, 256, 17, groups=4).weight
+    assert layer.value_conv.weight.std().item() == pytest.approx(reference.std().item(), rel=0.05)
+    assert layer.value_conv.bias.abs().max() > 0
+
+
+def test_presets_and_their_sizes(tmp_path):
+    small = load_config("bert_small")
+    assert sum(parameter.numel() for parameter in CompositeBertForMaskedLM(small).parameters()) == 13_430_708
+    assert (small.num_hidden_layers, small.hidden_size, small.num_attention_heads, small.intermediate_size) == (
+        (12, 256, 4, 1024)
+    )
+    base = load_config("bert_base")
+    assert (base.num_hidden_layers, base.hidden_size, base.num_attention_heads, base.intermediate_size) == (
+        (12, 768, 12, 3072)
+    )
+    with pytest.raises(UsageError, match="bert_small"):
+        load_config("bert_tiny")
+    (tmp_path / "config.json").write_text('{"hidden_size": "many"}')
+    with pytest.raises(UsageError, match="hidden_size"):
+        load_config(str(tmp_path))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UsageError, match="JSON"):
+        load_config(str(tmp_path / "config.json"))
+    assert set(PRESETS) == {"bert_small", "bert_base"}
+
+
+def test_a_bad_option_is_refused_by_the_configuration():
+    with pytest.raises(UsageError, match="konvq"):
+        config(attention_kernel="qk_konvq 3")
+    with pytest.raises(UsageError, match="num_attention_heads"):
+        config(num_attention_heads=5)
+    assert config(attention_kernel="convk_qk 3").attention_kernel == "qk_convk 3"
