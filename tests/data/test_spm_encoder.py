@@ -63,6 +63,10 @@ def test_batches_encode_as_the_rules_do_one_piece_at_a_time(encoder: SpmEncoder,
     expected = encode_piece_by_piece(encoder.processor, text)
     assert encoder.encode([text]) == [expected]
     assert encoder.encode(["Before [SEP] it", text]) == [*encoder.encode(["Before [SEP] it"]), expected]
+    ids, lengths = encoder.encode_flat(["5, 1900,", text, "", "10, 20"])
+    parts = [encode_piece_by_piece(encoder.processor, part) for part in ("5, 1900,", text, "", "10, 20")]
+    assert ids.tolist() == [token for part in parts for token in part]
+    assert lengths.tolist() == [len(part) for part in parts]
 
 
 def test_the_comma_digit_rule_is_exercised(encoder: SpmEncoder) -> None:

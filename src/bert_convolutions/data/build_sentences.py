@@ -1,5 +1,6 @@
 """First stage of the dataset builder: a block of text becomes a file of encoded sentences."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,6 @@ import numpy as np
 from bert_convolutions.data.build_sources import Block, read_text
 from bert_convolutions.data.encoder import Encoder, open_encoder
 from bert_convolutions.data.files import write_arrays
-from bert_convolutions.data.spm_encoder import flatten
 
 _BATCH_CHARACTERS = 1 << 18
 _encoder: Encoder
@@ -43,31 +43,25 @@ def encode_block(task: SentenceTask) -> int:
     Raises:
         UsageError: the block is not UTF-8.
     """
+    sentences, borders, ends_with_border = _find_sentences(read_text(task.block), task.language)
     id_type = smallest_id_type(len(_encoder))
-    all_ids, all_lengths, all_borders = [], [], []
-    sentences = _Sentences(read_text(task.block), task.language)
-    for batch, borders in sentences:
-        ids, lengths = flatten(_encoder.encode(batch))
+    all_ids, all_lengths = [np.empty(0, id_type)], [np.empty(0, np.uint32)]
+    for batch in _batches(sentences):
+        ids, lengths = _encoder.encode_flat(batch)
         all_ids.append(ids.astype(id_type))
         all_lengths.append(lengths.astype(np.uint32))
-        all_borders.append(np.array(borders, dtype=bool))
-    arrays = {
-        "lengths": _joined(all_lengths, np.uint32),
-        "borders": _joined(all_borders, np.bool_),
-        "ids": _joined(all_ids, id_type),
-    }
-    borders_at = np.flatnonzero(arrays["borders"])
-    num_sentences = arrays["lengths"].size
+    ids = np.concatenate(all_ids)
+    borders_at = np.flatnonzero(borders)
     write_arrays(
         task.path,
-        arrays,
-        num_sentences=num_sentences,
-        num_tokens=arrays["ids"].size,
+        {"lengths": np.concatenate(all_lengths), "borders": borders, "ids": ids},
+        num_sentences=len(sentences),
+        num_tokens=ids.size,
         num_bytes=task.block.end - task.block.start,
         num_borders=borders_at.size,
-        starts_with_border=bool(num_sentences and arrays["borders"][0]),
-        ends_with_border=sentences.border,
-        since_last_border=int(num_sentences - borders_at[-1]) if borders_at.size else num_sentences,
+        starts_with_border=bool(borders[:1].any()),
+        ends_with_border=ends_with_border,
+        since_last_border=len(sentences) - (int(borders_at[-1]) if borders_at.size else 0),
     )
     return task.block.position - task.read_before
 
@@ -77,35 +71,35 @@ def smallest_id_type(vocabulary_size: int) -> type[np.unsignedinteger[Any]]:
     return np.uint16 if vocabulary_size <= 1 << 16 else np.uint32
 
 
-class _Sentences:
-    """Batches of the sentences of a text, and for each whether blank lines stand before it.
+def _find_sentences(text: str, language: str | None) -> tuple[list[str], np.ndarray, bool]:
+    """Return the sentences of a text, for each whether blank lines stand before it, and whether they end the text.
 
-    Lines end where ``str.splitlines`` ends them, as in the original. After iteration ``border`` says whether blank
-    lines end the text.
+    Lines end where ``str.splitlines`` ends them, as in the original.
     """
+    lines = text.splitlines()
+    is_blank = np.array([not line or line.isspace() for line in lines], dtype=bool)
+    filled = np.flatnonzero(~is_blank)
+    borders = np.diff(filled, prepend=-1) > 1
+    sentences = lines if filled.size == len(lines) else [lines[number] for number in filled.tolist()]
+    if language is not None:
+        cut = [split_sentences(paragraph, language) for paragraph in sentences]
+        sentences = list(itertools.chain.from_iterable(cut))
+        counts = np.fromiter(map(len, cut), dtype=np.int64, count=len(cut))
+        is_first = np.zeros(len(sentences), dtype=bool)
+        is_first[np.cumsum(counts) - counts] = True
+        borders = np.repeat(borders, counts) & is_first
+    return sentences, borders, bool(is_blank[-1:].any())
 
-    def __init__(self, text: str, language: str | None) -> None:
-        self._text = text
-        self._language = language
-        self.border = False
 
-    def __iter__(self) -> Iterator[tuple[list[str], list[bool]]]:
-        sentences: list[str] = []
-        borders: list[bool] = []
-        characters = 0
-        for line in self._text.splitlines():
-            if not line or line.isspace():
-                self.border = True
-                continue
-            for sentence in [line] if self._language is None else split_sentences(line, self._language):
-                sentences.append(sentence)
-                borders.append(self.border)
-                self.border = False
-            characters += len(line)
-            if characters > _BATCH_CHARACTERS:
-                yield sentences, borders
-                sentences, borders, characters = [], [], 0
-        yield sentences, borders
+def _batches(sentences: list[str]) -> Iterator[list[str]]:
+    """Yield the sentences in groups of some ``_BATCH_CHARACTERS``, which bounds the memory of lists of ids."""
+    ends = np.cumsum(np.fromiter(map(len, sentences), dtype=np.int64, count=len(sentences)))
+    begin = 0
+    while begin < len(sentences):
+        limit = (int(ends[begin - 1]) if begin else 0) + _BATCH_CHARACTERS
+        end = max(int(np.searchsorted(ends, limit, side="right")), begin + 1)
+        yield sentences[begin:end]
+        begin = end
 
 
 def split_sentences(paragraph: str, language: str) -> list[str]:
@@ -113,7 +107,3 @@ def split_sentences(paragraph: str, language: str) -> list[str]:
     import sentencex
 
     return [sentence for sentence in sentencex.segment(language, paragraph) if sentence and not sentence.isspace()]
-
-
-def _joined(arrays: list[np.ndarray], dtype: type[np.generic]) -> np.ndarray:
-    return np.concatenate(arrays) if arrays else np.empty(0, dtype)

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from bert_convolutions.data.spm_encoder import SpmEncoder, find_model_file
+import numpy as np
+
+from bert_convolutions.data.spm_encoder import SpmEncoder, find_model_file, flatten
 
 
 class Encoder(Protocol):
@@ -21,8 +23,8 @@ class Encoder(Protocol):
     def __len__(self) -> int:
         """The size of the vocabulary, special tokens included."""
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of each text, without special tokens around it."""
+    def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids of all texts in one int32 array, and the number of ids of each text (int64)."""
 
 
 class HuggingFaceEncoder:
@@ -45,9 +47,10 @@ class HuggingFaceEncoder:
     def __len__(self) -> int:
         return len(self._tokenizer)
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of each text, without special tokens around it."""
-        return self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+    def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids of all texts in one int32 array, and the number of ids of each text (int64)."""
+        encoded = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+        return flatten(encoded)
 
 
 def open_encoder(path: str | Path) -> Encoder:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import sentencepiece
 
-from bert_convolutions.data.text import normalize
+from bert_convolutions.data.text import normalize, normalize_all
 from bert_convolutions.errors import UsageError
 
 APPENDED_TOKENS = ("[CLS]", "[SEP]", "<pad>", "[MASK]")
@@ -85,6 +85,9 @@ class SpmEncoder:
         self.cls_id, self.sep_id, self.pad_id, self.mask_id = (self.special_ids[token] for token in APPENDED_TOKENS)
         self._comma_table = self._make_comma_table()
         self._comma_ids = frozenset(self._comma_table)
+        self._comma_lengths = np.ones(len(self), dtype=np.int64)
+        for token, parts in self._comma_table.items():
+            self._comma_lengths[token] = len(parts)
         # A comma that is no piece of its own may be swallowed by an unknown piece; then ids do not tell enough.
         self._comma_is_unknown = self.processor.piece_to_id(",") == self.unk_id
 
@@ -106,9 +109,26 @@ class SpmEncoder:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text, without ``[CLS]`` and ``[SEP]`` around it."""
-        if any("[" in text or "<" in text for text in texts) and any(map(_SPECIAL_TOKENS.search, texts)):
+        if _SPECIAL_TOKENS.search("\n".join(texts)):
             return self._encode_with_special_tokens(texts)
-        return self._encode_plain([normalize(text) for text in texts])
+        return self._encode_plain(normalize_all(texts))
+
+    def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Return what ``encode`` returns, flat: all ids (int32) and the number of ids of each text (int64)."""
+        if self._comma_is_unknown or _SPECIAL_TOKENS.search("\n".join(texts)):
+            return flatten(self.encode(texts))
+        ids, lengths = flatten(self.processor.encode(normalize_all(texts), out_type=int, num_threads=1))
+        hits = np.flatnonzero(self._comma_lengths[ids] > 1)
+        if not hits.size:
+            return ids, lengths
+        added = self._comma_lengths[ids[hits]] - 1
+        np.add.at(lengths, np.searchsorted(np.cumsum(lengths), hits, side="right"), added)
+        starts = hits + np.cumsum(added) - added
+        replaced = [self._comma_table[token] for token in ids[hits].tolist()]
+        ids = np.repeat(ids, self._comma_lengths[ids])
+        for start, parts in zip(starts.tolist(), replaced, strict=True):
+            ids[start : start + len(parts)] = parts
+        return ids, lengths
 
     def build_pair(self, first: list[int], second: list[int]) -> list[int]:
         """Return ``[CLS] first [SEP] second [SEP]``."""
@@ -116,7 +136,7 @@ class SpmEncoder:
 
     def _encode_with_special_tokens(self, texts: Sequence[str]) -> list[list[int]]:
         parts = [_SPECIAL_TOKENS.split(text) for text in texts]
-        plain = iter(self._encode_plain([normalize(part) for split in parts for part in split[::2]]))
+        plain = iter(self._encode_plain(normalize_all([part for split in parts for part in split[::2]])))
         encoded = []
         for split in parts:
             ids = next(plain)
