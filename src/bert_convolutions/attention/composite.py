@@ -24,8 +24,39 @@ from bert_convolutions.attention.band import expand_offsets
 from bert_convolutions.attention.borders import Borders
 from bert_convolutions.attention.projections import depthwise_convolution, project, projection_parts
 from bert_convolutions.attention.spec import AttentionKernel, Projection
-from bert_convolutions.attention.terms import TERMS
+from bert_convolutions.attention.terms import TERMS, Term
 from bert_convolutions.errors import UsageError
+
+
+@dataclass(frozen=True, eq=False)
+class OffsetWeights:
+    """The convolution terms seen from one side, before they are computed: a backend may want them in another basis.
+
+    Attributes:
+        projection: queries or keys (B, H, S, d), or None where no term depends on them.
+        terms: each term with its parameter, whose last dimension is that of the 2n+1 offsets.
+        scaling: 1/sqrt(d).
+    """
+
+    projection: Tensor | None
+    terms: list[tuple[Term, Tensor]]
+    scaling: float
+
+    @property
+    def width(self) -> int:
+        """2n+1."""
+        return self.terms[0][1].shape[-1]
+
+    def compute(self, basis: Tensor | None = None) -> Tensor:
+        """The summed weights by offset, broadcastable to (B, H, S, 2n+1), or those times ``basis`` (2n+1, k).
+
+        Weights are linear in the parameters, so the basis is applied to these, which are small.
+        """
+        weights = [
+            term.weights(self.projection, parameter if basis is None else parameter @ basis, self.scaling)
+            for term, parameter in self.terms
+        ]
+        return sum(weights[1:], weights[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,16 +65,16 @@ class ScoreParts:
 
     Attributes:
         query, key: (B, H, S, d), scored by their dot product over sqrt(d); both None without ``qk``.
-        by_query: (B or 1, H, S or 1, 2n+1), the convolution weights of each query by the offset of the key; or None.
-        by_key: (B, H, S, 2n+1), those of each key by the offset of the query; or None.
+        by_query: the convolution weights of each query by the offset of the key, or None.
+        by_key: those of each key by the offset of the query, or None.
         mask: (B, 1 or H, S, S), added to the score; or None.
         scaling: 1/sqrt(d).
     """
 
     query: Tensor | None
     key: Tensor | None
-    by_query: Tensor | None
-    by_key: Tensor | None
+    by_query: OffsetWeights | None
+    by_key: OffsetWeights | None
     mask: Tensor | None
     scaling: float
 
@@ -51,9 +82,9 @@ class ScoreParts:
         """Everything but the dot product, broadcastable to (B, H, S, S): what other backends take as a mask."""
         parts = [self.mask]
         if self.by_query is not None:
-            parts.append(expand_offsets(self.by_query, length))
+            parts.append(expand_offsets(self.by_query.compute(), length))
         if self.by_key is not None:
-            parts.append(expand_offsets(self.by_key, length).transpose(-1, -2))
+            parts.append(expand_offsets(self.by_key.compute(), length).transpose(-1, -2))
         present = [part for part in parts if part is not None]
         return sum(present[1:], present[0]) if present else None
 
@@ -170,15 +201,14 @@ class CompositeAttention(nn.Module):
     def score_parts(self, query: Tensor | None, key: Tensor | None, mask: Tensor | None) -> ScoreParts:
         """The terms of the score, from queries and keys (B, H, S, d)."""
         scaling = self.head_size**-0.5
-        rows: dict[str, Tensor] = {}
+        weights: dict[str, OffsetWeights] = {}
         for name in self._terms():
             term = TERMS[name]
-            projection = query if term.row == "query" else key
-            weights = term.weights(projection, self.get_parameter(f"{name}_param"), scaling)  # type: ignore[arg-type]
-            rows[term.row] = rows[term.row] + weights if term.row in rows else weights
+            side = weights.setdefault(term.row, OffsetWeights(query if term.row == "query" else key, [], scaling))
+            side.terms.append((term, self.get_parameter(f"{name}_param")))
         dot = "qk" in self.kernel.score_terms
         return ScoreParts(
-            query if dot else None, key if dot else None, rows.get("query"), rows.get("key"), mask, scaling
+            query if dot else None, key if dot else None, weights.get("query"), weights.get("key"), mask, scaling
         )
 
     def forward(

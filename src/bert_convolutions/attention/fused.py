@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bert_convolutions.attention.composite import ScoreParts, attend_eager
+from bert_convolutions.attention.composite import OffsetWeights, ScoreParts, attend_eager
 from bert_convolutions.attention.dropout import keep_mask
 
 _BLOCK = 64  # rows written at once: small triangles, few calls
@@ -32,19 +32,22 @@ def attend_fused(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tens
     """
     batch, heads, length, _ = value.shape
     weights = [part for part in (parts.by_query, parts.by_key) if part is not None]
-    reach = max((part.shape[-1] // 2 for part in weights), default=0)
+    reach = max((part.width // 2 for part in weights), default=0)
     if length < 4 * reach + 2 or torch.compiler.is_compiling():
         return attend_eager(parts, value, dropout)
 
     def matrices(part: Tensor | None) -> Tensor | None:
         return None if part is None else part.expand(batch, heads, length, -1).flatten(0, 1).to(value.dtype)
 
+    def ends(weights: OffsetWeights | None, row: str) -> Tensor | None:
+        return None if weights is None else matrices(weights.compute(_ends_basis(weights.width, row, value.dtype)))
+
     context = _FusedAttention.apply(
         matrices(parts.query),
         matrices(parts.key),
         value.flatten(0, 1),
-        None if parts.by_query is None else matrices(_split_ends(parts.by_query, "query")),
-        None if parts.by_key is None else matrices(_split_ends(parts.by_key, "key")),
+        ends(parts.by_query, "query"),
+        ends(parts.by_key, "key"),
         parts.mask,
         (batch, heads),
         parts.scaling,
@@ -53,17 +56,12 @@ def attend_fused(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tens
     return context.unflatten(0, (batch, heads)), None
 
 
-def _split_ends(weights: Tensor, row: str) -> Tensor:
-    """Weights by offset (.., 2n+1) -> (.., 2n+3): near (2n+1), later, earlier, by a product with a constant matrix."""
-    return weights @ _ends_matrix(weights.shape[-1], row).to(weights.dtype)
-
-
 @lru_cache
-def _ends_matrix(width: int, row: str) -> Tensor:
-    """(2n+1, 2n+3) for ``_split_ends``. Offsets are "other minus row": a later key is a later *other* for the query."""
+def _ends_basis(width: int, row: str, dtype: torch.dtype) -> Tensor:
+    """(2n+1, 2n+3): weights by offset times this are near (2n+1), later, earlier. An offset is "other minus row"."""
     reach = width // 2
     later, earlier = (width - 1, 0) if row == "query" else (0, width - 1)
-    matrix = torch.zeros(width, width + 2)
+    matrix = torch.zeros(width, width + 2, dtype=dtype)
     for offset in range(width):
         is_later = offset > reach if row == "query" else offset < reach
         matrix[offset, offset] += 1
@@ -112,7 +110,7 @@ class _ScoreBuffer:
             yield slice(start, stop), slice(0, start), slice(stop, self.length)
 
     def write_bias(self, by_query: Tensor | None, by_key: Tensor | None) -> None:
-        """Write the bias from the weights of ``_split_ends``, (G, S, 2n+3) each, in one pass over the scores."""
+        """Write the bias from the weights in ``_ends_basis``, (G, S, 2n+3) each, in one pass over the scores."""
         scores, width = self.scores, self.width
         zeros = scores.new_zeros(scores.shape[:2])
         later_query = zeros if by_query is None else by_query[..., width]
@@ -150,7 +148,7 @@ class _ScoreBuffer:
 class _FusedAttention(torch.autograd.Function):
     """softmax(query . key * scaling + bias + mask), dropout, . value; see the head of the file for the bias.
 
-    query, key, value (G, S, d), the first two maybe None; by_query, by_key (G, S, 2n+3) of ``_split_ends`` or None;
+    query, key, value (G, S, d), the first two maybe None; by_query, by_key (G, S, 2n+3) in ``_ends_basis`` or None;
     mask (B, 1 or H, S, S) or None. Returns (G, S, d).
     """
 

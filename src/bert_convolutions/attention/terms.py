@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,14 +27,15 @@ class Term:
         dynamic: whether the weights depend on that projection (else the projection need not exist).
         shape: (H, d, 2n+1) -> shape of the term's parameter, which is named ``<term>_param``.
         initial: zeros, or Kaiming-uniform with a = sqrt(5) as PyTorch's own convolutions.
-        weights: (projection (B, H, S, d), parameter, 1/sqrt(d)) -> weights by offset, broadcastable to (B, H, S, 2n+1).
+        weights: (projection (B, H, S, d) or None, parameter, 1/sqrt(d)) -> weights by offset, broadcastable to
+            (B, H, S, 2n+1); linear in the last dimension of the parameter.
     """
 
     row: Literal["query", "key"]
     dynamic: bool
     shape: Callable[[int, int, int], tuple[int, ...]]
     initial: Literal["zeros", "kaiming_uniform"]
-    weights: Callable[[Tensor, Tensor, float], Tensor]
+    weights: Callable[[Any, Tensor, float], Tensor]
 
 
 TERMS = {
