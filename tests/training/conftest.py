@@ -1,10 +1,13 @@
 """A model of 2 layers and 32 dimensions on a store of random pairs, trained by the real trainer."""
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import sentencepiece
 import torch
 from tests.training.helpers import CLS, NUM_EXAMPLES, PAD, PIECES, SEP, SIZE, MakeTrainer, make_collator
 
@@ -71,3 +74,63 @@ def make_trainer(store: list[np.ndarray]) -> MakeTrainer:
         )
 
     return make
+
+
+@dataclass(frozen=True)
+class Corner:
+    """What the command needs, in a folder: ``spm.model``, ``config.json`` (no dropout), ``train.ids``, ``eval.ids``."""
+
+    folder: Path
+
+    def flags(self, output: str, **changes: Any) -> list[str]:
+        """The flags of a quick run into ``output``; a change to None leaves a flag out."""
+        flags = {
+            "tokenizer_name": self.folder / "spm.model",
+            "config_name": self.folder / "config.json",
+            "train_data_file": self.folder / "train.ids",
+            "output_dir": self.folder / output,
+            "do_train": "true",
+            "train_iterable": "true",
+            "data_cache_dir": self.folder / "cache",
+            "block_size": 32,
+            "max_steps": 12,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 0.01,
+            "logging_steps": 1,
+            "save_steps": 100,
+            "disable_tqdm": "true",
+        } | changes
+        return [f"--{name}={value}" for name, value in flags.items() if value is not None]
+
+    def log(self, output: str) -> list[float]:
+        """The losses of a finished run."""
+        state = json.loads((self.folder / output / "trainer_state.json").read_text())
+        return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+
+
+@pytest.fixture(scope="session")
+def corner(tmp_path_factory: pytest.TempPathFactory, store: list[np.ndarray]) -> Corner:
+    folder = tmp_path_factory.mktemp("corner")
+    draw = np.random.default_rng(1)
+    words = ["".join(draw.choice(list("abcdefgh"), 4)) for _ in range(300)]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(" ".join(draw.choice(words, 8)) for _ in range(400)),
+        model_prefix=str(folder / "spm"),
+        vocab_size=PIECES,
+        minloglevel=2,
+    )
+    config = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+        "embedding_size": 16,
+        "max_position_embeddings": 64,
+        "attention_kernel": "qk_convfixed_convq_convk 3",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    for name, examples in (("train", store), ("eval", store[:21])):
+        (folder / f"{name}.ids").write_text("".join(" ".join(map(str, ids)) + "\n" for ids in examples))
+    return Corner(folder)

@@ -1,0 +1,142 @@
+"""``bertconv pretrain`` as a whole: what it leaves, what it refuses, and a real process that is killed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.training.conftest import Corner
+from transformers import AutoModelForMaskedLM
+
+from bert_convolutions.cli.main import main
+from bert_convolutions.data.tokenizer import load_tokenizer
+from bert_convolutions.training import checkpoints
+
+
+def run(corner: Corner, output: str, **changes: Any) -> int:
+    return main(["pretrain", *corner.flags(output, **changes)])
+
+
+def test_a_run_leaves_a_model_results_and_can_be_gone_on_from(
+    corner: Corner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluation = {
+        "do_eval": "true",
+        "eval_data_file": corner.folder / "eval.ids",
+        "eval_strategy": "steps",
+        "eval_steps": 6,
+    }
+    assert run(corner, "whole", use_sop_head="true", bf16="true", **evaluation) == 0
+    folder = corner.folder / "whole"
+    results = json.loads((folder / "train_results.json").read_text())
+    assert results["steps"] == 12 and results["non_padding_tokens_seen"] > 500 and results["real_tokens_per_second"] > 0
+    lines = dict(line.split(" = ") for line in (folder / "eval_results_lm.txt").read_text().splitlines())
+    assert float(lines["perplexity"]) > 1 and "sop_accuracy" in lines
+    model = AutoModelForMaskedLM.from_pretrained(folder)
+    assert model.config.vocab_size == len(load_tokenizer(folder)) and model.config.attention_kernel.startswith(
+        "qk_conv"
+    )
+    assert not list(folder.rglob("*.bin")) and not (folder / checkpoints.STAGING_NAME).exists()
+
+    before = (folder / "model.safetensors").read_bytes()
+    assert run(corner, "whole", use_sop_head="true", bf16="true", resume_from_checkpoint="true") == 0
+    assert "the run is finished, 12 of 12 steps" in capsys.readouterr().err
+    (folder / "train_results.json").unlink()  # as if killed between the last checkpoint and the model
+    (folder / "model.safetensors").unlink()
+    assert run(corner, "whole", use_sop_head="true", bf16="true", resume_from_checkpoint="true") == 0
+    assert (folder / "model.safetensors").read_bytes() == before and (folder / "train_results.json").exists()
+
+    assert run(corner, "next", config_name=None, tokenizer_name=None, model_name_or_path=folder, max_steps=2) == 0
+    assert json.loads((corner.folder / "next" / "train_results.json").read_text())["steps"] == 2
+
+
+WRONG = {
+    "do_train": ({"do_train": None}, "give --do_train"),
+    "no data": ({"train_data_file": None}, "--do_train needs --train_data_file"),
+    "lost data": ({"train_data_file": "nowhere.ids"}, "nowhere.ids does not exist"),
+    "no eval data": ({"do_eval": "true"}, "--do_eval needs --eval_data_file"),
+    "no config": ({"config_name": None}, "give --config_name"),
+    "bad preset": ({"config_name": "bert_huge"}, "bert_huge is neither a preset"),
+    "bad kernel": ({"attention_kernel": "qk_konv 8"}, "konv"),
+    "bad backend": ({"attn_implementation": "magic"}, "--attn_implementation magic"),
+    "no tokenizer": ({"tokenizer_name": "nowhere"}, "nowhere"),
+    "long block": ({"block_size": 65}, "--block_size 65 is more than"),
+    "mask": ({"mlm_probability": 1.5}, "--mlm_probability 1.5"),
+    "mlm": ({"mlm": "false"}, "--mlm false"),
+    "two models": ({"model_name_or_path": "somewhere"}, "--config_name and --model_name_or_path"),
+    "batch finder": ({"auto_find_batch_size": "true"}, "--auto_find_batch_size"),
+    "resume": ({"resume_from_checkpoint": "nowhere"}, "--resume_from_checkpoint nowhere"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_bad_input_is_one_sentence_and_leaves_nothing(
+    corner: Corner, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    changes, message = WRONG[case]
+    assert run(corner, "wrong", **changes) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("bertconv: error: ") and message in said
+    left = corner.folder / "wrong"
+    assert not left.exists() or not [path for path in left.iterdir() if not path.name.startswith(".")]
+
+
+def test_a_tokenizer_of_another_size_is_refused(corner: Corner, capsys: pytest.CaptureFixture[str]) -> None:
+    config = json.loads((corner.folder / "config.json").read_text())
+    (corner.folder / "other.json").write_text(json.dumps(config | {"vocab_size": 30004}))
+    assert run(corner, "wrong", config_name=corner.folder / "other.json") == 2
+    assert "has a vocabulary of 30004 and the tokenizer" in capsys.readouterr().err
+
+
+def test_a_used_folder_is_left_alone_resumed_or_replaced(corner: Corner, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(corner, "used", max_steps=4, save_steps=2) == 0
+    assert run(corner, "used", max_steps=4) == 2
+    said = capsys.readouterr().err
+    assert "--resume_from_checkpoint true" in said and "--overwrite_output_dir" in said
+    for changes, reason in (
+        ({"seed": 7}, "--seed was 42 and is now 7"),
+        ({"per_device_train_batch_size": 2}, "the global batch"),
+        ({"value_forward": "convolution_depth 2 1"}, "value_forward"),
+        ({"train_data_file": corner.folder / "eval.ids"}, "the number of examples"),
+    ):
+        assert run(corner, "used", max_steps=8, resume_from_checkpoint="true", **changes) == 2
+        assert reason in capsys.readouterr().err
+    source = corner.folder / "used" / "checkpoint-4"
+    start = {"config_name": None, "model_name_or_path": source, "max_steps": 2}
+    assert run(corner, "used", overwrite_output_dir="true", **start) == 2
+    assert "would delete --model_name_or_path" in capsys.readouterr().err and source.exists()
+    assert run(corner, "from", remove_position_embeddings="true", **start) == 2
+    assert "--remove_position_embeddings True contradicts" in capsys.readouterr().err
+    assert run(corner, "used", overwrite_output_dir="true", max_steps=3, seed=7) == 0
+    left = checkpoints.list_checkpoints(corner.folder / "used")
+    assert [checkpoints.step_of(path) for path in left] == [3]
+
+
+def test_a_real_process_killed_at_random_moments_ends_with_the_same_weights(corner: Corner) -> None:
+    changes = {"max_steps": 150, "save_steps": 7, "save_total_limit": 2, "gradient_accumulation_steps": 2}
+    assert run(corner, "unharmed", **changes) == 0
+    flags = corner.flags("killed", resume_from_checkpoint="true", **changes)
+    folder = corner.folder / "killed"
+    draw = random.Random(os.getpid())
+    for kill in range(2):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bert_convolutions", "pretrain", *flags], stderr=subprocess.DEVNULL
+        )
+        end = time.monotonic() + 60
+        while process.poll() is None and len(list(folder.glob("checkpoint-*"))) <= kill:
+            assert time.monotonic() < end
+            time.sleep(0.005)
+        time.sleep(draw.uniform(0, 0.5))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (folder / "train_results.json").exists()
+    assert run(corner, "killed", resume_from_checkpoint="true", **changes) == 0
+    one, other = (load_file(corner.folder / name / "model.safetensors") for name in ("unharmed", "killed"))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

@@ -1,0 +1,81 @@
+"""Two CPU processes under torchrun do what one does."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.training.conftest import Corner
+
+from bert_convolutions.cli.main import main
+from bert_convolutions.training import checkpoints
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+COMMAND = ("-m", "bert_convolutions", "pretrain")
+
+
+def launch_two(flags: list[str]) -> None:
+    arguments = [sys.executable, *TORCHRUN, *COMMAND, *flags]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_two_processes_and_one_give_the_same_losses_also_when_they_take_turns(corner: Corner) -> None:
+    """15 steps of 8 are more than an epoch of 52 examples, whose last step is of 4."""
+    common = {"max_steps": 15, "use_sop_head": "true", "do_eval": "true", "eval_data_file": corner.folder / "eval.ids"}
+    assert main(["pretrain", *corner.flags("one", gradient_accumulation_steps=2, save_steps=6, **common)]) == 0
+    launch_two(corner.flags("two", **common))
+    losses = corner.log("one")
+    assert len(losses) == 15
+    np.testing.assert_allclose(corner.log("two"), losses, atol=1e-5)
+    lines = [(corner.folder / output / "eval_results_lm.txt").read_text().splitlines() for output in ("one", "two")]
+    figures = [{line.split(" = ")[0]: float(line.split(" = ")[1]) for line in text} for text in lines]
+    assert figures[0]["masked_tokens"] == figures[1]["masked_tokens"]
+    assert figures[0]["perplexity"] == pytest.approx(figures[1]["perplexity"], rel=1e-4)
+    saved = corner.folder / "two" / "checkpoint-15"
+    assert checkpoints.fault_in(saved) is None  # one writer: else files would have changed after the manifest
+    assert {path.name for path in saved.glob("rng*")} == {"rng_state_0.pth", "rng_state_1.pth"}
+
+    resumed = corner.flags("more", resume_from_checkpoint=corner.folder / "one" / "checkpoint-6", **common)
+    launch_two(resumed)
+    np.testing.assert_allclose(corner.log("more"), losses, atol=1e-5)
+
+
+def workers_of(launcher: int) -> list[int]:
+    """Process ids of the two workers, once both train."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    return [int(child) for child in children]
+
+
+def wait_for(path: Path, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} has not come"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, "died"), (signal.SIGTERM, "saved")])
+def test_a_rank_that_dies_or_is_told_to_stop_ends_the_others(corner: Corner, number: signal.Signals, code: str) -> None:
+    output = f"rank-{code}"
+    flags = corner.flags(output, max_steps=1_000_000, save_steps=50, logging_steps=1000, save_total_limit=2)
+    launcher = subprocess.Popen(
+        [sys.executable, *TORCHRUN, *COMMAND, *flags], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        wait_for(corner.folder / output / "checkpoint-50")
+        os.kill(workers_of(launcher.pid)[1], number)
+        begun = time.monotonic()
+        _, said = launcher.communicate(timeout=60)
+        assert time.monotonic() - begun < 60 and launcher.returncode != 0
+    finally:
+        if launcher.poll() is None:
+            os.killpg(launcher.pid, signal.SIGKILL)
+    assert checkpoints.newest_valid(corner.folder / output).found is not None
+    if code == "died":
+        assert "exitcode: -9" in said.replace(" ", "").replace("exitcode:", "exitcode: ")
+    else:
+        assert "--resume_from_checkpoint true" in said and "exitcode  : 75" in said
