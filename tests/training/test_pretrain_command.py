@@ -24,16 +24,12 @@ def run(corner: Corner, output: str, **changes: Any) -> int:
     return main(["pretrain", *corner.flags(output, **changes)])
 
 
-def test_a_run_leaves_a_model_results_and_can_be_gone_on_from(
+def test_a_run_leaves_model_and_results_and_can_be_gone_on_from(
     corner: Corner, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    evaluation = {
-        "do_eval": "true",
-        "eval_data_file": corner.folder / "eval.ids",
-        "eval_strategy": "steps",
-        "eval_steps": 6,
-    }
-    assert run(corner, "whole", use_sop_head="true", bf16="true", **evaluation) == 0
+    flags = {"use_sop_head": "true", "bf16": "true"}
+    evaluation = {"do_eval": "true", "eval_data_file": corner.folder / "eval.ids", "eval_steps": 6}
+    assert run(corner, "whole", eval_strategy="steps", **flags, **evaluation) == 0
     folder = corner.folder / "whole"
     results = json.loads((folder / "train_results.json").read_text())
     assert results["steps"] == 12 and results["non_padding_tokens_seen"] > 500 and results["real_tokens_per_second"] > 0
@@ -46,11 +42,11 @@ def test_a_run_leaves_a_model_results_and_can_be_gone_on_from(
     assert not list(folder.rglob("*.bin")) and not (folder / checkpoints.STAGING_NAME).exists()
 
     before = (folder / "model.safetensors").read_bytes()
-    assert run(corner, "whole", use_sop_head="true", bf16="true", resume_from_checkpoint="true") == 0
+    assert run(corner, "whole", **flags, resume_from_checkpoint="true") == 0
     assert "the run is finished, 12 of 12 steps" in capsys.readouterr().err
     (folder / "train_results.json").unlink()  # as if killed between the last checkpoint and the model
     (folder / "model.safetensors").unlink()
-    assert run(corner, "whole", use_sop_head="true", bf16="true", resume_from_checkpoint="true") == 0
+    assert run(corner, "whole", **flags, resume_from_checkpoint="true") == 0
     assert (folder / "model.safetensors").read_bytes() == before and (folder / "train_results.json").exists()
 
     assert run(corner, "next", config_name=None, tokenizer_name=None, model_name_or_path=folder, max_steps=2) == 0
