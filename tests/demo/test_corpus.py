@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bert_convolutions.demo.corpus import Speech, load_speeches, split_sentences, split_speeches, write_text
+from bert_convolutions.demo.corpus import Speech, split_sentences, split_speeches, write_text
 
 
 @pytest.mark.parametrize(
@@ -24,19 +24,16 @@ def test_sentences(paragraph: str, sentences: list[str]) -> None:
     assert split_sentences(paragraph) == sentences
 
 
-def test_speeches_are_whole_and_in_order() -> None:
-    speeches = load_speeches()
+def test_speeches_are_whole_and_in_order(speeches: list[Speech]) -> None:
     assert len(speeches) > 230
     assert speeches[0].sentences[0].startswith("Fellow-Citizens of the Senate")
     assert [speech.year for speech in speeches] == sorted(speech.year for speech in speeches)
     for speech in speeches:
         assert speech.sentences
         assert all(s == " ".join(s.split()) and s for s in speech.sentences)
-    assert speeches == load_speeches()
 
 
-def test_parts_are_disjoint_and_span_the_years() -> None:
-    speeches = load_speeches()
+def test_parts_are_disjoint_and_span_the_years(speeches: list[Speech]) -> None:
     parts = split_speeches(speeches)
     names = [speech.name for part in parts.values() for speech in part]
     assert sorted(names) == sorted(speech.name for speech in speeches)

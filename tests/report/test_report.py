@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from safetensors.numpy import save_file
 
 from bert_convolutions.errors import UsageError
@@ -12,6 +13,7 @@ from bert_convolutions.report.curves import plot_loss_curves
 from bert_convolutions.report.kernels import plot_kernels, read_kernels
 from bert_convolutions.report.runs import read_loss_history
 from bert_convolutions.report.style import line_colors
+from bert_convolutions.report.table import comparison_table
 
 REACH, HEADS, HEAD_SIZE = 3, 2, 4
 
@@ -108,3 +110,23 @@ def test_kernels_of_no_model(tmp_path: Path) -> None:
 def test_colors_are_distinct() -> None:
     for count in (1, 7, 12):
         assert len(set(line_colors(count))) == count
+
+
+def test_table(tmp_path: Path) -> None:
+    runs = {}
+    for name, loss in (("one", 6.5), ("two", 5.5)):
+        runs[name] = tmp_path / name
+        runs[name].mkdir()
+        figures = {"eval_loss": loss, "eval_perplexity": 99.5, "eval_masked_accuracy": 0.125}
+        (runs[name] / "eval_results.json").write_text(json.dumps(figures))
+        (runs[name] / "train_results.json").write_text(json.dumps({"steps": 7, "real_tokens_per_second": 1234.5}))
+    console = Console(width=120)
+    with console.capture() as printed:
+        console.print(comparison_table(runs, "Losses"))
+    assert [line.split() for line in printed.get().splitlines()[2:]] == [
+        ["one", "7", "6.500", "99.5", "12.5%", "1,234"],
+        ["two", "7", "5.500", "99.5", "12.5%", "1,234"],
+    ]
+    (runs["two"] / "eval_results.json").unlink()
+    with pytest.raises(UsageError, match="to the end"):
+        comparison_table(runs, "Losses")
