@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,15 @@ import pytest
 import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers import BertTokenizer
 
+from bert_convolutions.data import build as build_module
 from bert_convolutions.data import build_sources
 from bert_convolutions.data.build_sentences import split_sentences
+from bert_convolutions.data.options import BuildDatasetOptions
 from bert_convolutions.data.spm_encoder import SpmEncoder
 from bert_convolutions.data.store import ArrowStore
-from bert_convolutions.errors import UsageError
+from bert_convolutions.errors import CommandError, RunInterrupted, UsageError
 
 Build = Callable[..., Path]
 
@@ -231,6 +235,48 @@ def test_damaged_archives_are_refused(build: Build, tmp_path: Path, suffix: str)
             build(file)
 
 
+def test_a_fault_that_a_worker_process_finds(build: Build, tmp_path: Path) -> None:
+    file = tmp_path / "bad.txt"
+    file.write_bytes(b"good line\n" * 1_000_000 + b"and \xff bad\n")
+    with pytest.raises(UsageError, match=r"bad\.txt: not UTF-8 text: byte 0xff at offset 10000004, line 1000001"):
+        build(file, num_proc=2)
+    assert not list((tmp_path / "dataset").glob("**/*"))
+
+
+def test_interruption_and_lost_workers_leave_work_to_go_on_from(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the union\nof states\n", encoding="utf-8")
+    real = build_module.build_pairs.write_runs
+    for error, expected in [
+        (KeyboardInterrupt(), RunInterrupted),
+        (BrokenProcessPool(), CommandError),
+        (OSError(28, "No space left on device", "x.runs"), UsageError),
+    ]:
+
+        def fail(task: object, error: BaseException = error) -> None:
+            raise error
+
+        monkeypatch.setattr(build_module.build_pairs, "write_runs", fail)
+        with pytest.raises(expected, match="to go on from here"):
+            build(text)
+        monkeypatch.setattr(build_module.build_pairs, "write_runs", real)
+    capsys.readouterr()
+    folder = build(text)
+    assert "going on with an interrupted build" in capsys.readouterr().out
+    assert len(examples(folder)) == 1 and not (folder / ".building").exists()
+
+
+def test_any_hugging_face_tokenizer_and_a_vocabulary_beyond_16_bits(build: Build, tmp_path: Path) -> None:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{number}" for number in range(70_000)), "union"]
+    BertTokenizer(vocab={word: number for number, word in enumerate(words)}).save_pretrained(tmp_path / "tokenizer")
+    file = tmp_path / "text.txt"
+    file.write_text("Union\nword3 union\n", encoding="utf-8")
+    options = BuildDatasetOptions([str(file)], str(tmp_path / "tokenizer"), str(tmp_path / "dataset"), num_proc=1)
+    assert examples(build_module.build_dataset(options)) == [[2, 70_005, 3, 8, 70_005, 3]]
+
+
 def test_bad_options_are_refused(build: Build, tmp_path: Path) -> None:
     text = "the union\nof states\n"
     (tmp_path / "full").mkdir()
@@ -252,7 +298,7 @@ def test_bad_options_are_refused(build: Build, tmp_path: Path) -> None:
 def corpus(tmp_path: Path, speeches: list[str]) -> Iterator[Path]:
     file = tmp_path / "corpus.txt"
     text = "\n".join(speeches)
-    file.write_text(text * (30_000_000 // len(text)), encoding="utf-8")
+    file.write_text(text * (16_000_000 // len(text)), encoding="utf-8")
     yield file
     file.unlink()
 

@@ -2,7 +2,7 @@
 
 Three stages, each a pool of processes over small independent tasks whose results are whole files:
 
-1. a block of text (8 MiB) becomes a file of encoded sentences (``build_sentences``);
+1. a block of text (4 MiB) becomes a file of encoded sentences (``build_sentences``);
 2. the sentences of a block become pairs, sorted by shuffle key (``build_pairs``);
 3. the pairs of a shard are merged from all blocks and written (``build_shards``).
 
@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,9 @@ from bert_convolutions.data.files import read_facts, whole_file, write_json
 from bert_convolutions.data.manifest import Manifest, write_datasets_files
 from bert_convolutions.data.options import BuildDatasetOptions
 from bert_convolutions.data.parallel import run_tasks
-from bert_convolutions.errors import UsageError
+from bert_convolutions.errors import CommandError, RunInterrupted, UsageError
 
-_MERGE_PROCESSES = 4
+_MERGE_PROCESSES = 3
 """Shards being merged at a time: each takes some five times a shard's size of memory."""
 _DEFAULT_MAX_PROCESSES = 8
 
@@ -43,6 +44,8 @@ def build_dataset(options: BuildDatasetOptions) -> Path:
 
     Raises:
         UsageError: bad options or text, an output that belongs to another dataset, or no room on the disk.
+        RunInterrupted: Ctrl-C; the next call goes on.
+        CommandError: a worker process was killed; the next call goes on.
     """
     target = Target.from_options(options)
     sources = find_sources(options.train_data_file)
@@ -58,6 +61,13 @@ def build_dataset(options: BuildDatasetOptions) -> Path:
         raise UsageError(
             f"{error.filename or target.result}: {error.strerror}; run again to go on from here"
         ) from error
+    except BrokenProcessPool as error:
+        raise CommandError(
+            f"{target.result}: a worker process was killed, perhaps for lack of memory; run again to go on from here, "
+            "with a smaller --num_proc"
+        ) from error
+    except KeyboardInterrupt as error:
+        raise RunInterrupted(f"{target.result}: stopped; run the same command again to go on from here") from error
     return target.result
 
 
@@ -211,6 +221,7 @@ class _Build:
             id_type = build_sentences.smallest_id_type(len(self._encoder)).__name__
             write_datasets_files(self._target.result, manifest, id_type)
         manifest.write(self._target.manifest)
+        self._target.remove_leftovers()
         sizes = f"{num_examples:,} pairs, {numbers['tokens']:,} tokens from {counts.num_bytes:,} bytes"
         print(f"{self._target.result}: {sizes}")
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from bert_convolutions.data.files import map_arrays, take_rows, write_arrays
+from bert_convolutions.data.files import ArrayFile, take_rows, write_arrays
 from bert_convolutions.data.hashing import mix
 
 BLOCK_DOCUMENT_SENTENCES = 1000
@@ -162,8 +162,8 @@ def write_runs(task: PairTask) -> None:
     The file holds, for each pair in the order of its key, ``keys`` (uint64), ``documents`` (uint32), ``lengths``
     (uint32) and ``ids`` (flat), and for each shard the first pair (``pair_starts``) and its first id (``id_starts``).
     """
-    part = map_arrays(task.sentences)
-    ids, lengths, borders = part["ids"], part["lengths"].astype(np.int64), part["borders"].copy()
+    with ArrayFile(task.sentences) as part:
+        ids, lengths, borders = part.read("ids"), part.read("lengths").astype(np.int64), part.read("borders")
     borders[0] &= task.first_in_file > 0
     num_own = lengths.size
     in_file = task.first_in_file + np.arange(num_own)
@@ -173,9 +173,9 @@ def write_runs(task: PairTask) -> None:
         else (np.flatnonzero(in_file % 2 == 0))
     )
     if task.next_sentences is not None and first.size and first[-1] == num_own - 1:
-        following = map_arrays(task.next_sentences)
-        length = int(following["lengths"][0])
-        ids = np.concatenate([ids, following["ids"][:length]])
+        with ArrayFile(task.next_sentences) as following:
+            length = int(following.read("lengths", 0, 1)[0])
+            ids = np.concatenate([ids, following.read("ids", 0, length)])
         lengths = np.append(lengths, length)
         borders = np.append(borders, False)
     first = first[first + 1 < lengths.size]

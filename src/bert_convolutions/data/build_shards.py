@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bert_convolutions.data.files import map_arrays, take_rows, whole_file, write_json
+from bert_convolutions.data.files import ArrayFile, take_rows, whole_file, write_json
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,13 @@ def write_shard(task: ShardTask) -> ShardRecord:
 def _read_runs(task: ShardTask) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     keys, documents, lengths, ids = [], [], [], []
     for path in task.runs:
-        run = map_arrays(path)
-        first, last = run["pair_starts"][task.shard : task.shard + 2]
-        first_id, last_id = run["id_starts"][task.shard : task.shard + 2]
-        keys.append(run["keys"][first:last])
-        documents.append(run["documents"][first:last])
-        lengths.append(run["lengths"][first:last])
-        ids.append(run["ids"][first_id:last_id])
+        with ArrayFile(path) as run:
+            first, last = run.read("pair_starts", task.shard, task.shard + 2).tolist()
+            first_id, last_id = run.read("id_starts", task.shard, task.shard + 2).tolist()
+            keys.append(run.read("keys", first, last))
+            documents.append(run.read("documents", first, last))
+            lengths.append(run.read("lengths", first, last))
+            ids.append(run.read("ids", first_id, last_id))
     return (
         np.concatenate(keys),
         np.concatenate(documents),

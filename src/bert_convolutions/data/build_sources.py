@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from bert_convolutions.errors import UsageError
 
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 4 << 20
 MAX_REST_BYTES = 4 << 20
 _UTF8_MARK = b"\xef\xbb\xbf"
 

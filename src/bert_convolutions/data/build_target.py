@@ -58,6 +58,7 @@ class Target:
         if self.manifest.exists():
             difference = _difference(read_manifest(self.manifest).settings, settings) if self._is_whole() else None
             if difference is None and self._is_whole():
+                shutil.rmtree(self.work, ignore_errors=True)  # of a build that was killed at its very end
                 return True
             if not overwrite:
                 raise UsageError(
@@ -96,8 +97,8 @@ class Target:
 
     def _check_work(self, settings: dict[str, Any], overwrite: bool) -> None:
         file = self.work / "settings.json"
-        if file.exists() or self.manifest.exists():
-            difference = _difference(json.loads(file.read_bytes()), settings) if file.exists() else "its settings"
+        if file.exists():
+            difference = _difference(json.loads(file.read_bytes()), settings)
             if difference is None:
                 print(f"{self.result}: going on with an interrupted build")
                 return
@@ -106,8 +107,14 @@ class Target:
                     f"{self.result}: an interrupted build differs in {difference}; choose another output or give "
                     "--overwrite_output_dir"
                 )
-            self._remove()
+        self._remove()
         write_json(file, settings)
+
+    def remove_leftovers(self) -> None:
+        """Remove half-written shards of builds that were killed."""
+        if self.output_format == "arrow":
+            for path in self.result.glob(f"{_SHARD_PATTERN}.*.tmp"):
+                path.unlink()
 
     def _remove(self) -> None:
         """Remove what an earlier build has made, and nothing else."""

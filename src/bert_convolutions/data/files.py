@@ -33,7 +33,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray], **facts: Any) -> None:
-    """Write named one-dimensional arrays, and some JSON facts, into one file that can be memory-mapped."""
+    """Write named one-dimensional arrays, and some JSON facts, into one file (see ``ArrayFile``)."""
     header: dict[str, Any] = {"facts": facts, "arrays": {}}
     position = 0
     for name, array in arrays.items():
@@ -48,25 +48,36 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray], **facts: Any) -> Non
             file.write(b"\0" * (-array.nbytes % _ALIGNMENT))
 
 
+class ArrayFile:
+    """A file that ``write_arrays`` made, read in parts; a context manager.
+
+    It is read and not memory-mapped: the pages of many mapped files would count as memory of the process.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        header = json.loads(self._file.readline())
+        self.facts: dict[str, Any] = header["facts"]
+        self._arrays: dict[str, tuple[str, int, int]] = header["arrays"]
+        self._start = self._file.tell()
+
+    def __enter__(self) -> "ArrayFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def read(self, name: str, first: int = 0, last: int | None = None) -> np.ndarray:
+        """Return the elements ``first`` to ``last`` (exclusive; None: the end) of an array."""
+        dtype, size, position = self._arrays[name]
+        self._file.seek(self._start + position + first * np.dtype(dtype).itemsize)
+        return np.fromfile(self._file, dtype, (size if last is None else last) - first)
+
+
 def read_facts(path: Path) -> dict[str, Any]:
     """Return the facts of a file that ``write_arrays`` made."""
-    with path.open("rb") as file:
-        return json.loads(file.readline())["facts"]
-
-
-def map_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of a file that ``write_arrays`` made, memory-mapped."""
-    with path.open("rb") as file:
-        arrays = json.loads(file.readline())["arrays"]
-        start = file.tell()
-    if not any(size for _, size, _ in arrays.values()):
-        return {name: np.empty(0, dtype) for name, (dtype, _, _) in arrays.items()}
-    raw = np.memmap(path, mode="r")
-    mapped = {}
-    for name, (dtype, size, position) in arrays.items():
-        first = start + position
-        mapped[name] = raw[first : first + size * np.dtype(dtype).itemsize].view(dtype)
-    return mapped
+    with ArrayFile(path) as file:
+        return file.facts
 
 
 def take_rows(values: np.ndarray, starts: np.ndarray, lengths: np.ndarray, *, chunk: int = 1 << 20) -> np.ndarray:

@@ -18,6 +18,8 @@ from bert_convolutions.data.manifest import MANIFEST_FILE, read_manifest
 from bert_convolutions.data.options import BuildDatasetOptions
 from bert_convolutions.errors import UsageError
 
+_VERIFIED_BYTES = 512 << 20
+"""Datasets up to this size have all checksums verified when they are opened, which takes a second at most."""
 _MAX_OPEN_SHARDS = 512
 """Shards kept mapped at a time; each holds a file descriptor, of which a process usually has 1024."""
 _HELD_OUT = 0x484F
@@ -71,7 +73,8 @@ class ExampleView:
 class ArrowStore:
     """A folder made by ``build-dataset``.
 
-    Sizes of all shards are checked when it is opened; a shard's content when it is first mapped.
+    When it is opened the sizes of all shards are checked, and the checksums where that takes a second at most;
+    ``verify`` checks those of larger datasets. Every example's ids are checked against the vocabulary when it is read.
 
     Args:
         folder: where ``manifest.json`` is.
@@ -91,6 +94,8 @@ class ArrowStore:
             )
         for shard in self._manifest.shards:
             _check_size(self._folder / shard.file, shard.num_bytes)
+        if sum(shard.num_bytes for shard in self._manifest.shards) <= _VERIFIED_BYTES:
+            self.verify()
         self._starts = np.cumsum([0, *(shard.num_examples for shard in self._manifest.shards)])
         self._vocabulary_size = int(self._manifest.settings["vocabulary_size"])
         self._open: OrderedDict[int, _Shard] = OrderedDict()
@@ -106,7 +111,13 @@ class ArrowStore:
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         shard = self._shard(number)
         row = index - int(self._starts[number])
-        return shard.ids[shard.offsets[row] : shard.offsets[row + 1]].astype(np.int64)
+        ids = shard.ids[shard.offsets[row] : shard.offsets[row + 1]].astype(np.int64)
+        if ids.max(initial=0) >= self._vocabulary_size:
+            path = self._folder / self._manifest.shards[number].file
+            raise UsageError(
+                f"{path}: the shard is damaged (an id of row {row} is out of range); run build-dataset again"
+            )
+        return ids
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": OrderedDict()}
@@ -158,7 +169,7 @@ class ArrowStore:
             record = self._manifest.shards[number]
             path = self._folder / record.file
             _check_size(path, record.num_bytes)
-            shard = self._open[number] = _Shard(path, record.num_examples, record.num_tokens, self._vocabulary_size)
+            shard = self._open[number] = _Shard(path, record.num_examples, record.num_tokens)
             if len(self._open) > _MAX_OPEN_SHARDS:
                 self._open.popitem(last=False)
         return shard
@@ -167,7 +178,7 @@ class ArrowStore:
 class _Shard:
     """One Arrow file, mapped: ``ids`` (tokens,), ``offsets`` (examples + 1,), ``documents`` (examples,)."""
 
-    def __init__(self, path: Path, num_examples: int, num_tokens: int, vocabulary_size: int) -> None:
+    def __init__(self, path: Path, num_examples: int, num_tokens: int) -> None:
         import pyarrow as pa
 
         try:
@@ -180,7 +191,7 @@ class _Shard:
         except (pa.ArrowException, OSError, KeyError, StopIteration, ValueError) as error:
             raise UsageError(f"{path}: the shard is damaged ({error}); run build-dataset again") from error
         whole = len(rows) == num_examples and self.ids.size == num_tokens and self.offsets[-1] == num_tokens
-        if not whole or (num_tokens and int(self.ids.max()) >= vocabulary_size) or (np.diff(self.offsets) < 0).any():
+        if not whole or (np.diff(self.offsets) < 0).any():
             raise UsageError(
                 f"{path}: the shard is damaged (its content is not what was written); run build-dataset again"
             )

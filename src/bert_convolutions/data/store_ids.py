@@ -130,7 +130,7 @@ def _check_lines(path: Path, data: bytes, position: int, line_number: int, vocab
 def _refuse(path: Path, data: bytes, at: int, newlines: np.ndarray, line_number: int, vocabulary_size: int) -> None:
     line = line_number + int(np.searchsorted(newlines, at)) + 1
     begin = max(data.rfind(b" ", 0, at), data.rfind(b"\n", 0, at)) + 1
-    word = data[begin : begin + 40].split()[0].decode("utf-8", "replace")
+    word = (data[begin : begin + 40].split(maxsplit=1) or [data[at : at + 1]])[0].decode("utf-8", "replace")
     raise UsageError(
         f"{path}, line {line}: {word!r} is not a token id between 0 and {vocabulary_size - 1}; one example a line, ids "
         "separated by single spaces"
