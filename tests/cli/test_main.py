@@ -56,7 +56,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_loads_neither_torch_nor_transformers(name: str) -> None:
     heavy = "[name for name in ('torch', 'transformers', 'datasets', 'scipy', 'matplotlib') if name in sys.modules]"
     script = f"import sys, bertconv; sys.argv = ['bertconv', {name!r}, '--help']; code = bertconv.main(); "
-    result = python("-c", script + f"print('loaded:', {heavy}); sys.exit(code)")
+    result = python("-c", script + f"print('loaded:', {heavy}); sys.exit(code)", COLUMNS="120")
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     assert "loaded: []" in result.stdout
@@ -108,6 +108,7 @@ def test_bad_usage_is_one_sentence(argv: list[str], words: list[str], capsys: py
     ("error", "code", "message"),
     [
         (UsageError("a.txt is empty"), 2, "bertconv: error: a.txt is empty\n"),
+        (UsageError("a\nb.txt is empty"), 2, "bertconv: error: a b.txt is empty\n"),
         (TrainingDiverged("the loss is nan in step 3"), 3, "bertconv: the loss is nan in step 3\n"),
         (RunInterrupted("saved in x"), 75, "bertconv: saved in x\n"),
         (KeyboardInterrupt(), 130, "bertconv: interrupted\n"),

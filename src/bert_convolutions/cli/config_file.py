@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import datetime
+import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ class ConfigFile:
             UsageError: a value is not one that the flag takes; names the file, the line and the key.
         """
         for key, value in self.values.items():
-            if not _is_plain(value, mappings):
+            if not _can_be_said(value, mappings):
                 raise UsageError(f"{self._place(key)}: {key} takes text, a number, true or false, not {value!r}")
             try:
                 _, left_over = parser.parse_known_args(as_argv({key: value}))
@@ -67,11 +68,17 @@ class ConfigFile:
         return f"{self.path}, line {self.lines[key]}"
 
 
-def _is_plain(value: Any, mappings: bool) -> bool:
-    """Whether a flag can say ``value``."""
+def _can_be_said(value: Any, mappings: bool) -> bool:
+    """Whether there is a way to write ``value`` on a command line."""
+    if isinstance(value, dict) and mappings:
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError, RecursionError):
+            return False
+        return True
     if isinstance(value, list):
         return all(isinstance(item, _SCALARS) for item in value)
-    return value is None or isinstance(value, _SCALARS) or (mappings and isinstance(value, dict))
+    return value is None or isinstance(value, _SCALARS)
 
 
 def read_config_file(path: Path) -> ConfigFile:

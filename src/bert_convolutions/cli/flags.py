@@ -157,7 +157,7 @@ def _as_text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return " ".join(_as_text(item) for item in value)
     if isinstance(value, Mapping):
-        return json.dumps({str(key): item for key, item in value.items()}, default=str)
+        return json.dumps(value)
     return str(value)
 
 

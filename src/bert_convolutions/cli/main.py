@@ -98,7 +98,7 @@ def _overview() -> str:
 def _verdict(error: BaseException) -> tuple[int, str]:
     """The exit code and the message for what ended the command."""
     if isinstance(error, UsageError):
-        return error.exit_code, f"error: {error}"
+        return error.exit_code, f"error: {' '.join(str(error).splitlines())}"
     if isinstance(error, CommandError):
         return error.exit_code, str(error)
     if isinstance(error, KeyboardInterrupt):
