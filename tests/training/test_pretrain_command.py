@@ -115,24 +115,31 @@ def test_a_used_folder_is_left_alone_resumed_or_replaced(corner: Corner, capsys:
     assert [checkpoints.step_of(path) for path in left] == [3]
 
 
-def test_a_real_process_killed_at_random_moments_ends_with_the_same_weights(corner: Corner) -> None:
+def test_a_real_process_stopped_and_killed_ends_with_the_same_weights(corner: Corner) -> None:
+    """First Ctrl-C, which reaches its DataLoader workers too, then kill -9 at a random moment."""
     changes = {"max_steps": 150, "save_steps": 7, "save_total_limit": 2, "gradient_accumulation_steps": 2}
     assert run(corner, "unharmed", **changes) == 0
-    flags = corner.flags("killed", resume_from_checkpoint="true", **changes)
+    flags = corner.flags("killed", resume_from_checkpoint="true", dataloader_num_workers=2, **changes)
     folder = corner.folder / "killed"
-    draw = random.Random(os.getpid())
-    for kill in range(2):
+    for number in (signal.SIGINT, signal.SIGKILL):
         process = subprocess.Popen(
-            [sys.executable, "-m", "bert_convolutions", "pretrain", *flags], stderr=subprocess.DEVNULL
+            [sys.executable, "-m", "bert_convolutions", "pretrain", *flags],
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
+        before = checkpoints.list_checkpoints(folder)
         end = time.monotonic() + 60
-        while process.poll() is None and len(list(folder.glob("checkpoint-*"))) <= kill:
+        while process.poll() is None and checkpoints.list_checkpoints(folder) == before:
             assert time.monotonic() < end
             time.sleep(0.005)
-        time.sleep(draw.uniform(0, 0.5))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        time.sleep(random.Random(os.getpid()).uniform(0, 0.5))
+        os.killpg(process.pid, number)
+        _, said = process.communicate()
         assert not (folder / "train_results.json").exists()
+        if number == signal.SIGINT:
+            assert process.returncode == 75, said
+            assert "go on with: bertconv pretrain" in said and "Traceback" not in said
     assert run(corner, "killed", resume_from_checkpoint="true", **changes) == 0
     one, other = (load_file(corner.folder / name / "model.safetensors") for name in ("unharmed", "killed"))
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

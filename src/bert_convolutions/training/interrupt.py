@@ -16,6 +16,12 @@ LAUNCHER_ECHO_SECONDS = 2.0
 """torchrun passes a Ctrl-C on to processes that the terminal has already told; the second is no second wish."""
 
 
+def ignore_signals(worker: int = 0) -> None:
+    """For DataLoader workers, which a Ctrl-C reaches too: they go on serving until their parent needs them no more."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 class SignalWatch:
     """Whether the run was asked to stop.
 
@@ -26,6 +32,7 @@ class SignalWatch:
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._since = 0.0
+        self._process = os.getpid()
         self._scratch: set[Path] = set()
 
     @contextmanager
@@ -50,6 +57,8 @@ class SignalWatch:
             self._scratch.discard(folder)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a forked DataLoader worker: its parent decides
+            return
         now = time.monotonic()
         if self.received is None:
             self.received, self._since = signal.Signals(number), now

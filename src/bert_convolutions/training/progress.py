@@ -53,7 +53,7 @@ class Throughput:
 
     def figures(self) -> dict[str, float]:
         """The two figures under the names they have in the logs and in ``train_results.json``."""
-        return {"non_padding_tokens_seen": self.seen, "real_tokens_per_second": round(self.tokens_per_second, 1)}
+        return {"non_padding_tokens_seen": self.seen, "real_tokens_per_second": round(self.tokens_per_second)}
 
 
 class TokenProgress(ProgressCallback):

@@ -13,6 +13,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput
 
 from bert_convolutions.training.evaluation import IGNORED, EvaluationSums
+from bert_convolutions.training.interrupt import ignore_signals
 from bert_convolutions.training.progress import Throughput, TokenProgress
 from bert_convolutions.training.resumable import ResumableTrainer
 from bert_convolutions.training.sampling import Examples, SlicedExamples, StepPlan, StepSlices, WithPlaceholder
@@ -90,6 +91,7 @@ class PretrainingTrainer(ResumableTrainer):
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
             persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
             prefetch_factor=self.args.dataloader_prefetch_factor,
+            worker_init_fn=ignore_signals,
             generator=torch.Generator(),  # or else it draws a seed from the global one, which a resumed run repeats
         )
 

