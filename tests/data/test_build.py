@@ -194,6 +194,9 @@ def test_a_finished_build_is_not_done_again(build: Build, capsys: pytest.Capture
         build("other text\nof other states\n")
     build("other text\nof other states\n", overwrite_output_dir=True)
     (folder / "notes.txt").touch()
+    (folder / "manifest.json").write_text("{", encoding="utf-8")
+    with pytest.raises(UsageError, match="its files, which are damaged"):
+        build("more text\nof other states\n")
     build("more text\nof other states\n", overwrite_output_dir=True)
     assert (folder / "notes.txt").exists(), "removed a file that is not ours"
 

@@ -124,6 +124,10 @@ def test_ids_files_equal_the_arrow_folder(
     reopened = pickle.loads(pickle.dumps(store))
     for index in range(len(store)):
         assert np.array_equal(store[index], arrow[index]) and np.array_equal(reopened[index], arrow[index])
+    other = load_tokenizer(tokenizer_dir)
+    other.encoder_model.__dict__["hash"] = "0" * 64
+    with pytest.raises(UsageError, match=r"ids\.txt: built with another tokenizer"):
+        open_examples(file, tokenizer=other, train_iterable=True, cache_dir=tmp_path)
     with pytest.raises(UsageError, match="does not say which document"):
         store.split_by_document(0.1, 0)
 
@@ -147,7 +151,7 @@ def test_bad_ids_files_are_refused_with_their_line(tmp_path: Path, content: byte
     with pytest.raises(UsageError, match=r"bad\.txt") as error:
         IdsStore(file, vocabulary_size=100, cache_dir=tmp_path)
     assert message in str(error.value)
-    assert not list(tmp_path.glob("*.npy"))
+    assert not list(tmp_path.glob("*.lines*"))
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -158,14 +162,14 @@ def test_any_bytes_are_read_as_python_would_or_refused(
 ) -> None:
     monkeypatch.setattr("bert_convolutions.data.store_ids._CHUNK_BYTES", 7)
     content = b"".join(parts)
-    file, index = tmp_path / "ids.txt", tmp_path / "index.npy"
+    file, index = tmp_path / "ids.txt", tmp_path / "index.lines"
     file.write_bytes(content)
     rows = [line.split(b" ") for line in content.replace(b"\r", b" ").split(b"\n")]
     words = [[word for word in row if word] for row in rows]
     valid = all(word.isdigit() and len(word) < 10 and int(word) < 50 for row in words for word in row)
     if valid and any(words):
         write_line_index(file, index, 50)
-        bounds = np.load(index)
+        bounds = np.fromfile(index, np.int64).reshape(-1, 2)
         read = [[int(word) for word in content[start:end].split()] for start, end in bounds]
         assert read == [[int(word) for word in row] for row in words if row]
     else:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_convolutions.data.files import write_json
-from bert_convolutions.data.manifest import MANIFEST_FILE, read_manifest
+from bert_convolutions.data.manifest import MANIFEST_FILE, manifest_path, read_manifest
 from bert_convolutions.data.options import BuildDatasetOptions
 from bert_convolutions.errors import UsageError
 
@@ -43,9 +43,7 @@ class Target:
             file = Path(options.output_file)
             if file.is_dir():
                 raise UsageError(f"--output_file {file}: is a folder; give the path of a file")
-            return cls(
-                file, file.with_name(file.name + ".manifest.json"), file.with_name(file.name + ".building"), "ids"
-            )
+            return cls(file, manifest_path(file), file.with_name(file.name + ".building"), "ids")
         if not options.output_dir:
             raise UsageError("--output_dir is needed: the folder for the Arrow shards")
         folder = Path(options.output_dir)
@@ -56,14 +54,14 @@ class Target:
     def is_finished(self, settings: dict[str, Any], overwrite: bool) -> bool:
         """Say whether the same dataset is already there; refuse an output that holds something else."""
         if self.manifest.exists():
-            difference = _difference(read_manifest(self.manifest).settings, settings) if self._is_whole() else None
-            if difference is None and self._is_whole():
+            difference = self._difference(settings)
+            if difference is None:
                 shutil.rmtree(self.work, ignore_errors=True)  # of a build that was killed at its very end
                 return True
             if not overwrite:
                 raise UsageError(
-                    f"{self.result}: holds a dataset that differs in {difference or 'its files, which are damaged'}; "
-                    "choose another output or give --overwrite_output_dir"
+                    f"{self.result}: holds a dataset that differs in {difference}; choose another output or give "
+                    "--overwrite_output_dir"
                 )
         elif not (self.work.exists() or overwrite) and self._is_occupied():
             raise UsageError(f"{self.result}: is not empty; choose another output or give --overwrite_output_dir")
@@ -72,10 +70,17 @@ class Target:
     def _is_occupied(self) -> bool:
         return self.result.exists() and (self.output_format == "ids" or any(self.result.iterdir()))
 
-    def _is_whole(self) -> bool:
-        folder = self.manifest.parent
-        shards = read_manifest(self.manifest).shards
-        return all((folder / s.file).is_file() and (folder / s.file).stat().st_size == s.num_bytes for s in shards)
+    def _difference(self, settings: dict[str, Any]) -> str | None:
+        """Say what keeps the dataset that is there from being the one that is wanted."""
+        damage = "its files, which are damaged"
+        try:
+            manifest = read_manifest(self.manifest)
+        except UsageError:
+            return damage
+        files = [(self.manifest.parent / shard.file, shard.num_bytes) for shard in manifest.shards]
+        if not all(path.is_file() and path.stat().st_size == size for path, size in files):
+            return damage
+        return _difference(manifest.settings, settings)
 
     @contextlib.contextmanager
     def locked_work_folder(self, settings: dict[str, Any], overwrite: bool) -> Iterator[None]:

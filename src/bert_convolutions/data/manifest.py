@@ -36,6 +36,11 @@ class Manifest:
         write_json(path, content)
 
 
+def manifest_path(ids_file: Path) -> Path:
+    """Return where the manifest of an ids file is."""
+    return ids_file.with_name(f"{ids_file.name}.{MANIFEST_FILE}")
+
+
 def read_manifest(path: Path) -> Manifest:
     """Read a manifest.
 

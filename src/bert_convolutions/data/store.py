@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from bert_convolutions.data.hashing import mix
-from bert_convolutions.data.manifest import MANIFEST_FILE, read_manifest
+from bert_convolutions.data.manifest import MANIFEST_FILE, Manifest, manifest_path, read_manifest
 from bert_convolutions.data.options import BuildDatasetOptions
 from bert_convolutions.errors import UsageError
 
@@ -87,11 +87,8 @@ class ArrowStore:
     def __init__(self, folder: str | Path, tokenizer_hash: str | None = None) -> None:
         self._folder = Path(folder)
         self._manifest = read_manifest(self._folder / MANIFEST_FILE)
-        if tokenizer_hash is not None and self._manifest.tokenizer_hash != tokenizer_hash:
-            raise UsageError(
-                f"{folder}: built with another tokenizer (hash {self._manifest.tokenizer_hash[:12]}, not "
-                f"{tokenizer_hash[:12]}); give that one as --tokenizer_name or run build-dataset again"
-            )
+        if tokenizer_hash is not None:
+            _check_tokenizer(self._folder, self._manifest, tokenizer_hash)
         for shard in self._manifest.shards:
             _check_size(self._folder / shard.file, shard.num_bytes)
         if sum(shard.num_bytes for shard in self._manifest.shards) <= _VERIFIED_BYTES:
@@ -247,6 +244,8 @@ def open_examples(
 
         if len(names) > 1:
             raise UsageError(f"{names[1]}: --train_iterable takes one ids file")
+        if (manifest := manifest_path(first)).exists():
+            _check_tokenizer(first, read_manifest(manifest), tokenizer_hash(tokenizer))
         return IdsStore(first, vocabulary_size=len(_loaded(tokenizer)), cache_dir=cache)
     if line_by_line:
         settings = BuildDatasetOptions(
@@ -289,6 +288,14 @@ def _loaded(tokenizer: Any) -> Any:
     from bert_convolutions.data.tokenizer import load_tokenizer
 
     return load_tokenizer(tokenizer) if isinstance(tokenizer, (str, Path)) else tokenizer
+
+
+def _check_tokenizer(path: Path, manifest: Manifest, tokenizer_hash: str) -> None:
+    if manifest.tokenizer_hash != tokenizer_hash:
+        raise UsageError(
+            f"{path}: built with another tokenizer (hash {manifest.tokenizer_hash[:12]}, not {tokenizer_hash[:12]}); "
+            "give that one as --tokenizer_name or run build-dataset again"
+        )
 
 
 def _check_size(path: Path, size: int) -> None:

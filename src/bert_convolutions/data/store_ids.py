@@ -38,7 +38,7 @@ class IdsStore:
         if not status.st_size:
             raise UsageError(f"{path}: the file is empty")
         identity = f"{self._path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{vocabulary_size}|1"
-        self._index_path = Path(cache_dir) / f"lines-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npy"
+        self._index_path = Path(cache_dir) / f"lines-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.lines"
         if not self._index_path.exists():
             self._index_path.parent.mkdir(parents=True, exist_ok=True)
             write_line_index(self._path, self._index_path, vocabulary_size)
@@ -46,7 +46,7 @@ class IdsStore:
         self.description = f"{path} ({len(self):,} examples)"
 
     def _open(self) -> None:
-        self._lines = np.load(self._index_path, mmap_mode="r")
+        self._lines = np.memmap(self._index_path, dtype=np.int64, mode="r").reshape(-1, 2)
         self._bytes = np.memmap(self._path, mode="r")
 
     def __len__(self) -> int:
@@ -75,32 +75,31 @@ class IdsStore:
 
 
 def write_line_index(path: Path, index_path: Path, vocabulary_size: int) -> None:
-    """Check an ids file and write where its lines begin and end, int64 (lines, 2), without the blank ones.
+    """Check an ids file and write where its lines begin and end, raw int64 (lines, 2), without the blank ones.
 
-    Memory is bounded by the longest line and, at 16 bytes a line, by the index.
+    Memory is bounded by the longest line.
 
     Raises:
         UsageError: names the file and line of the first fault.
     """
-    bounds: list[np.ndarray] = []
-    position = line_number = 0
+    position = line_number = num_lines = 0
     carried = b""
-    with path.open("rb") as file:
+    with path.open("rb") as file, whole_file(index_path) as index:
         while data := file.read(_CHUNK_BYTES):
             data = carried + data
             cut = data.rfind(b"\n") + 1
             if not cut and len(data) > 16 * _CHUNK_BYTES:
                 raise UsageError(f"{path}, line {line_number + 1}: longer than 64 MiB; is it a file of token ids?")
             carried = data[cut:]
-            bounds.append(_check_lines(path, data[:cut], position, line_number, vocabulary_size))
+            lines = _check_lines(path, data[:cut], position, line_number, vocabulary_size)
+            index.write(lines.tobytes())
+            num_lines += len(lines)
             line_number += data.count(b"\n", 0, cut)
             position += cut
-    bounds.append(_check_lines(path, carried + b"\n", position, line_number, vocabulary_size))
-    lines = np.concatenate(bounds)
-    if not len(lines):
-        raise UsageError(f"{path}: not one example in the file")
-    with whole_file(index_path) as output:
-        np.save(output, lines)
+        lines = _check_lines(path, carried + b"\n", position, line_number, vocabulary_size)
+        index.write(lines.tobytes())
+        if not num_lines + len(lines):
+            raise UsageError(f"{path}: not one example in the file")
 
 
 def _check_lines(path: Path, data: bytes, position: int, line_number: int, vocabulary_size: int) -> np.ndarray:
