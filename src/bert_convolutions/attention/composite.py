@@ -29,62 +29,44 @@ from bert_convolutions.errors import UsageError
 
 
 @dataclass(frozen=True, eq=False)
-class OffsetWeights:
-    """The convolution terms seen from one side, before they are computed: a backend may want them in another basis.
-
-    Attributes:
-        projection: queries or keys (B, H, S, d), or None where no term depends on them.
-        terms: each term with its parameter, whose last dimension is that of the 2n+1 offsets.
-        scaling: 1/sqrt(d).
-    """
-
-    projection: Tensor | None
-    terms: list[tuple[Term, Tensor]]
-    scaling: float
-
-    @property
-    def width(self) -> int:
-        """2n+1."""
-        return self.terms[0][1].shape[-1]
-
-    def compute(self, basis: Tensor | None = None) -> Tensor:
-        """The summed weights by offset, broadcastable to (B, H, S, 2n+1), or those times ``basis`` (2n+1, k).
-
-        Weights are linear in the parameters, so the basis is applied to these, which are small.
-        """
-        weights = [
-            term.weights(self.projection, parameter if basis is None else parameter @ basis, self.scaling)
-            for term, parameter in self.terms
-        ]
-        return sum(weights[1:], weights[0])
-
-
-@dataclass(frozen=True, eq=False)
 class ScoreParts:
-    """What the score is the sum of.
+    """What the score is the sum of, before it is computed: a backend may want the convolutions in another basis.
 
     Attributes:
-        query, key: (B, H, S, d), scored by their dot product over sqrt(d); both None without ``qk``.
-        by_query: the convolution weights of each query by the offset of the key, or None.
-        by_key: those of each key by the offset of the query, or None.
+        query, key: (B, H, S, d), or None where no term needs them.
+        dot_product: whether their dot product over sqrt(d) is in the score.
+        terms: the convolution terms by the side they are seen from, ``query`` or ``key``, each with its parameter.
         mask: (B, 1 or H, S, S), added to the score; or None.
         scaling: 1/sqrt(d).
     """
 
     query: Tensor | None
     key: Tensor | None
-    by_query: OffsetWeights | None
-    by_key: OffsetWeights | None
+    dot_product: bool
+    terms: dict[str, list[tuple[Term, Tensor]]]
     mask: Tensor | None
     scaling: float
 
+    def offset_weights(self, side: str, basis: Tensor | None = None) -> Tensor | None:
+        """The summed weights by offset, broadcastable to (B, H, S, 2n+1), or those times ``basis`` (2n+1, k).
+
+        Weights are linear in the parameters, so the basis is applied to these, which are small. None without a term.
+        """
+        projection = self.query if side == "query" else self.key
+        weights = [
+            term.weights(projection, parameter if basis is None else parameter @ basis, self.scaling)
+            for term, parameter in self.terms.get(side, [])
+        ]
+        return sum(weights[1:], weights[0]) if weights else None
+
     def bias(self, length: int) -> Tensor | None:
         """Everything but the dot product, broadcastable to (B, H, S, S): what other backends take as a mask."""
-        parts = [self.mask]
-        if self.by_query is not None:
-            parts.append(expand_offsets(self.by_query.compute(), length))
-        if self.by_key is not None:
-            parts.append(expand_offsets(self.by_key.compute(), length).transpose(-1, -2))
+        by_query, by_key = self.offset_weights("query"), self.offset_weights("key")
+        parts = [
+            self.mask,
+            None if by_query is None else expand_offsets(by_query, length),
+            None if by_key is None else expand_offsets(by_key, length).transpose(-1, -2),
+        ]
         present = [part for part in parts if part is not None]
         return sum(present[1:], present[0]) if present else None
 
@@ -98,7 +80,7 @@ def attend_eager(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tens
     length = value.shape[2]
     bias = parts.bias(length)
     scores = value.new_zeros(*value.shape[:3], length)
-    if parts.query is not None and parts.key is not None:
+    if parts.dot_product and parts.query is not None and parts.key is not None:
         scores = parts.query @ parts.key.transpose(-1, -2) * parts.scaling
     if bias is not None:
         scores = scores + bias
@@ -200,16 +182,10 @@ class CompositeAttention(nn.Module):
 
     def score_parts(self, query: Tensor | None, key: Tensor | None, mask: Tensor | None) -> ScoreParts:
         """The terms of the score, from queries and keys (B, H, S, d)."""
-        scaling = self.head_size**-0.5
-        weights: dict[str, OffsetWeights] = {}
+        terms: dict[str, list[tuple[Term, Tensor]]] = {}
         for name in self._terms():
-            term = TERMS[name]
-            side = weights.setdefault(term.row, OffsetWeights(query if term.row == "query" else key, [], scaling))
-            side.terms.append((term, self.get_parameter(f"{name}_param")))
-        dot = "qk" in self.kernel.score_terms
-        return ScoreParts(
-            query if dot else None, key if dot else None, weights.get("query"), weights.get("key"), mask, scaling
-        )
+            terms.setdefault(TERMS[name].row, []).append((TERMS[name], self.get_parameter(f"{name}_param")))
+        return ScoreParts(query, key, "qk" in self.kernel.score_terms, terms, mask, self.head_size**-0.5)
 
     def forward(
         self,

@@ -12,48 +12,56 @@ Legend: G = B x H matrices of scores, S sequence, d head size, n reach.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bert_convolutions.attention.composite import OffsetWeights, ScoreParts, attend_eager
+from bert_convolutions.attention.composite import ScoreParts, attend_eager
 from bert_convolutions.attention.dropout import keep_mask
 
-_BLOCK = 64  # rows written at once: small triangles, few calls
+_BLOCK = 32  # rows written at once: small triangles, few calls
 
 
 def attend_fused(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tensor, Tensor | None]:
     """``attend_eager`` without the probabilities, faster on a CPU.
 
-    Falls back to it where the band would wrap around (a sequence shorter than four reaches) or in a compiled model,
+    Falls back to it where the band would wrap around (a sequence shorter than two kernels) or in a compiled model,
     whose compiler does its own fusing.
     """
     batch, heads, length, _ = value.shape
-    weights = [part for part in (parts.by_query, parts.by_key) if part is not None]
-    reach = max((part.width // 2 for part in weights), default=0)
-    if length < 4 * reach + 2 or torch.compiler.is_compiling():
+    width = max((term[1].shape[-1] for side in parts.terms.values() for term in side), default=0)
+    if length < 2 * width or torch.compiler.is_compiling():
         return attend_eager(parts, value, dropout)
+    parts = replace(parts, query=_contiguous(parts.query), key=_contiguous(parts.key))
 
     def matrices(part: Tensor | None) -> Tensor | None:
         return None if part is None else part.expand(batch, heads, length, -1).flatten(0, 1).to(value.dtype)
 
-    def ends(weights: OffsetWeights | None, row: str) -> Tensor | None:
-        return None if weights is None else matrices(weights.compute(_ends_basis(weights.width, row, value.dtype)))
+    def ends(side: str) -> Tensor | None:
+        if side not in parts.terms:
+            return None
+        return matrices(parts.offset_weights(side, _ends_basis(width, side, value.dtype)))
 
     context = _FusedAttention.apply(
-        matrices(parts.query),
-        matrices(parts.key),
+        matrices(parts.query) if parts.dot_product else None,
+        matrices(parts.key) if parts.dot_product else None,
         value.flatten(0, 1),
-        ends(parts.by_query, "query"),
-        ends(parts.by_key, "key"),
+        ends("query"),
+        ends("key"),
         parts.mask,
         (batch, heads),
         parts.scaling,
         dropout,
     )
     return context.unflatten(0, (batch, heads)), None
+
+
+def _contiguous(projection: Tensor | None) -> Tensor | None:
+    """The heads of (B, H, S, d) apart in memory, once for all products."""
+    return None if projection is None else projection.contiguous()
 
 
 @lru_cache
@@ -112,13 +120,13 @@ class _ScoreBuffer:
     def write_bias(self, by_query: Tensor | None, by_key: Tensor | None) -> None:
         """Write the bias from the weights in ``_ends_basis``, (G, S, 2n+3) each, in one pass over the scores."""
         scores, width = self.scores, self.width
-        zeros = scores.new_zeros(scores.shape[:2])
-        later_query = zeros if by_query is None else by_query[..., width]
-        later_key, earlier_key = (zeros, zeros) if by_key is None else (by_key[..., width], by_key[..., width + 1])
+        later_query, _ = self._ends(by_query)
+        later_key, earlier_key = self._ends(by_key)
+        rise_key = later_key - earlier_key
         for rows, before, after in self.blocks():
             scores[:, rows, before] = earlier_key[:, None, before]
             torch.add(later_query[:, rows, None], later_key[:, None, after], out=scores[:, rows, after])
-            triangle = (later_query[:, rows, None] + (later_key - earlier_key)[:, None, rows]).triu_(1)
+            triangle = (later_query[:, rows, None] + rise_key[:, None, rows]).triu_(1)
             torch.add(triangle, earlier_key[:, None, rows], out=scores[:, rows, rows])
         inside = _inside(self.length, width, scores.dtype)
         if by_query is not None:
@@ -126,23 +134,33 @@ class _ScoreBuffer:
         if by_key is not None:
             self.band("key").addcmul_(by_key[..., :width], inside)
 
+    def _ends(self, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The later and earlier weights (G, S) each, side by side in memory; zeros for no weights."""
+        if weights is None:
+            zeros = self.scores.new_zeros(self.scores.shape[:2])
+            return zeros, zeros
+        later, earlier = weights[..., self.width :].unbind(-1)
+        return later.contiguous(), earlier.contiguous()
+
     def bias_gradients(self, with_query: bool, with_key: bool) -> tuple[Tensor | None, Tensor | None]:
         """The gradients of ``write_bias``'s arguments, where the scores hold their own gradient."""
         scores, width = self.scores, self.width
-        by_query, by_key = (scores.new_zeros(*scores.shape[:2], width + 2) for _ in range(2))
-        for rows, before, after in self.blocks():
+        later_query, later_key = (scores.new_zeros(scores.shape[:2]) for _ in range(2))
+        for rows, _, after in self.blocks():
             triangle = scores[:, rows, rows].triu(1)
-            if with_query:
-                by_query[:, rows, width] = scores[:, rows, after].sum(-1) + triangle.sum(-1)
-            if with_key:
-                by_key[:, after, width] += scores[:, rows, after].sum(-2)
-                by_key[:, rows, width] += triangle.sum(-2)
-                by_key[:, before, width + 1] += scores[:, rows, before].sum(-2)
-                by_key[:, rows, width + 1] += scores[:, rows, rows].sum(-2) - triangle.sum(-2)
+            later_query[:, rows] = scores[:, rows, after].sum(-1) + triangle.sum(-1)
+            later_key[:, rows] += triangle.sum(-2)
+            later_key[:, after] += scores[:, rows, after].sum(-2)
         inside = _inside(self.length, width, scores.dtype)
-        torch.mul(self.band("query"), inside, out=by_query[..., :width])
-        torch.mul(self.band("key"), inside, out=by_key[..., :width])
-        return by_query if with_query else None, by_key if with_key else None
+        by_query = by_key = None
+        if with_query:
+            ends = torch.stack([later_query, torch.zeros_like(later_query)], -1)
+            by_query = torch.cat([self.band("query") * inside, ends], -1)
+        if with_key:
+            earlier_key = scores.sum(-2) - later_key
+            ends = torch.stack([later_key, earlier_key], -1)
+            by_key = torch.cat([self.band("key") * inside, ends], -1)
+        return by_query, by_key
 
 
 class _FusedAttention(torch.autograd.Function):

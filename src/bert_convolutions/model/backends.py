@@ -42,8 +42,10 @@ def _attend_sdpa(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tens
 def _attend_interface(name: str, parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tensor, Tensor | None]:
     """Call a function of the attention interface; without a dot product its queries and keys are zeros."""
     batch, heads, length, _ = value.shape
-    query = value.new_zeros(value.shape) if parts.query is None else parts.query
-    key = query if parts.key is None else parts.key
+    if parts.dot_product and parts.query is not None and parts.key is not None:
+        query, key = parts.query.to(value.dtype), parts.key.to(value.dtype)
+    else:
+        query = key = value.new_zeros(value.shape)
     bias = parts.bias(length)
     if bias is not None:
         bias = bias.to(query.dtype).expand(batch, heads, length, length)
