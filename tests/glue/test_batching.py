@@ -1,10 +1,19 @@
 """Orders and batches are permutations, short on padding, and functions of their arguments."""
 
 import numpy as np
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bert_convolutions.glue.batching import LengthGroupedSampler, length_grouped_order, token_budget_batches
+from bert_convolutions.glue.batching import (
+    CountingCollator,
+    LengthGroupedExamples,
+    length_grouped_order,
+    token_budget_batches,
+)
+from bert_convolutions.glue.encoding import EncodedExamples
+from bert_convolutions.training.sampling import StepPlan
 
 LENGTHS = st.lists(st.integers(1, 128), min_size=1, max_size=300).map(np.array)
 
@@ -41,12 +50,31 @@ def test_batches_come_in_random_order_and_differ_by_seed_and_epoch():
     assert not batches & again  # other companions in each epoch
 
 
-def test_the_sampler_gives_the_order_of_its_epoch():
-    lengths = np.arange(1, 50)
-    sampler = LengthGroupedSampler(lengths, 4, seed=3)
-    sampler.set_epoch(2)
-    assert list(sampler) == length_grouped_order(lengths, 4, 3, 2).tolist()
-    assert len(sampler) == 49
+@pytest.mark.parametrize(("processes", "micro_batches"), [(1, 1), (2, 1), (3, 2)])
+def test_processes_share_a_step_and_see_each_example_once(processes: int, micro_batches: int):
+    lengths = np.random.default_rng(0).integers(1, 50, size=31)
+    examples = EncodedExamples(
+        {"input_ids": np.zeros(lengths.sum(), dtype=np.int32)}, np.concatenate([[0], np.cumsum(lengths)]), None
+    )
+    plan = StepPlan(
+        31, None, micro_batch_size=12 // processes // micro_batches, micro_batches=micro_batches, processes=processes
+    )
+    grouped = LengthGroupedExamples(examples, plan, seed=3)
+    for epoch in (0, 2):
+        order = length_grouped_order(lengths, 12, 3, epoch).tolist()
+        for step in range(3):
+            parts = [
+                grouped.rows(plan.slice(epoch, step, process, micro_batch))
+                for process in range(processes)
+                for micro_batch in range(micro_batches)
+            ]
+            assert [row for part in parts for row in part] == order[12 * step : 12 * step + 12]
+
+
+def test_a_process_without_examples_makes_a_batch_that_counts_as_none():
+    collator = CountingCollator(lambda items: {"input_ids": torch.tensor([item["x"] for item in items])}, {"x": 7})
+    assert collator([{"x": 1}, {"x": 2}])["num_examples"] == 2
+    assert collator([]) == {"input_ids": torch.tensor([7]), "num_examples": 0}
 
 
 @given(LENGTHS, st.integers(1, 1000))

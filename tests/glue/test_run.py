@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -42,10 +44,10 @@ def same_weights(a: Path, b: Path) -> bool:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, glue_dir: Path, model_dir: Path) -> Path:
-    """Nine tasks and AX, two rounds, fine-tuned, scored and predicted."""
+    """Nine tasks and AX, one round, fine-tuned, scored and predicted."""
     folder = tmp_path_factory.mktemp("all")
     run_glue(
-        options(glue_dir, model_dir, "ALL", rounds=2, hyperparams="electra"),
+        options(glue_dir, model_dir, "ALL", rounds=1, hyperparams="electra"),
         arguments(folder, do_train=True, do_eval=True, do_predict=True, per_device_train_batch_size=99999),
     )
     return folder
@@ -53,19 +55,18 @@ def finished(tmp_path_factory: pytest.TempPathFactory, glue_dir: Path, model_dir
 
 def test_every_task_has_its_results(finished: Path):
     for task in TASKS:
-        for number in (0, 1):
-            folder = finished / f"{task.name}{number}"
-            for dev in task.dev:
-                lines = (folder / f"eval_results_{dev.name}.txt").read_text().splitlines()
-                assert dev.score in {line.split(" = ")[0] for line in lines}
-            for test in task.tests:
-                rows = (folder / f"test_results_{test.name}.txt").read_text().splitlines()
-                assert rows[0] == "index\tprediction"
-                assert [row.split("\t")[0] for row in rows[1:]] == [str(index) for index in range(7)]
-            assert AutoModelForSequenceClassification.from_pretrained(folder).config.num_labels == task.num_outputs
-            assert len(AutoTokenizer.from_pretrained(folder)) == 45
-            assert not list(folder.glob("checkpoint-*"))
-            assert not list(folder.rglob("*.bin"))
+        folder = finished / f"{task.name}0"
+        for dev in task.dev:
+            lines = (folder / f"eval_results_{dev.name}.txt").read_text().splitlines()
+            assert dev.score in {line.split(" = ")[0] for line in lines}
+        for test in task.tests:
+            rows = (folder / f"test_results_{test.name}.txt").read_text().splitlines()
+            assert rows[0] == "index\tprediction"
+            assert [row.split("\t")[0] for row in rows[1:]] == [str(index) for index in range(7)]
+        assert AutoModelForSequenceClassification.from_pretrained(folder).config.num_labels == task.num_outputs
+        assert len(AutoTokenizer.from_pretrained(folder)) == 45
+        assert not list(folder.glob("checkpoint-*"))
+        assert not list(folder.rglob("*.bin"))
 
 
 def test_models_know_their_labels(finished: Path):
@@ -77,11 +78,11 @@ def test_models_know_their_labels(finished: Path):
 
 def test_three_tasks_start_from_mnli_of_their_round(finished: Path, model_dir: Path):
     for task in TASKS:
-        state = json.loads((finished / f"{task.name}1" / "glue_state.json").read_text())
+        state = json.loads((finished / f"{task.name}0" / "glue_state.json").read_text())
         from_mnli = task.name in ("MRPC", "STS-B", "RTE")
-        expected = finished / "MNLI1" / "transformer_subgraph" if from_mnli else model_dir
+        expected = finished / "MNLI0" / "transformer_subgraph" if from_mnli else model_dir
         assert state["settings"]["model"] == str(expected)
-        assert state["settings"]["seed"] == 97
+        assert state["settings"]["seed"] == 42
         assert state["settings"]["max_steps"] == 2
 
 
@@ -108,12 +109,12 @@ def test_what_is_finished_is_not_run_again(finished: Path, glue_dir: Path, model
     folder = tmp_path / "copy"
     shutil.copytree(finished, folder)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
-    shutil.rmtree(folder / "WNLI1")
+    shutil.rmtree(folder / "WNLI0")
     given = arguments(folder, do_train=True, do_eval=True, do_predict=True, max_steps=3)
-    run_glue(options(glue_dir, model_dir, "ALL", rounds=2, hyperparams="electra"), given)
+    run_glue(options(glue_dir, model_dir, "ALL", rounds=1, hyperparams="electra"), given)
     after = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     changed = {path for path in before if before[path] != after[path]}
-    assert {path.relative_to(folder).parts[0] for path in changed} == {"WNLI1", ".bertconv.lock"}
+    assert {path.relative_to(folder).parts[0] for path in changed} == {"WNLI0", ".bertconv.lock"}
     assert "RTE0: done before, with batch_size 32 (now 8), max_steps 2 (now 3)" in capsys.readouterr().out
 
 
@@ -142,6 +143,50 @@ def test_a_list_without_mnli_starts_from_the_model_and_says_so(tmp_path: Path, g
     printed = capsys.readouterr().out
     assert "MRPC0: no encoder fine-tuned on MNLI" in printed and "RTE0: no encoder fine-tuned on MNLI" in printed
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["MRPC0", "RTE0"]
+
+
+@pytest.fixture(scope="module")
+def calm_model_dir(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Path:
+    """The pre-trained model without dropout."""
+    folder = tmp_path_factory.mktemp("calm") / "model"
+    shutil.copytree(model_dir, folder)
+    config = json.loads((folder / "config.json").read_text())
+    off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (folder / "config.json").write_text(json.dumps(config | off))
+    return folder
+
+
+def test_accumulated_steps_are_whole_steps(tmp_path: Path, glue_dir: Path, calm_model_dir: Path):
+    """24 examples in steps of 10, 10 and 4, which micro-batches of 5 cut evenly only in part."""
+    for name, size, accumulation in (("whole", 10, 1), ("parts", 5, 2)):
+        given = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation, "max_steps": 4}
+        run_glue(options(glue_dir, calm_model_dir), arguments(tmp_path / name, do_train=True, **given))
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, atol=2e-5, rtol=0)
+
+
+def test_two_processes_are_one(tmp_path: Path, glue_dir: Path, calm_model_dir: Path):
+    """Same global batch: same weights; every file is written once. 24 examples in steps of 10, 10 and 4."""
+    command = [
+        *("--data_dir", glue_dir, "--task_name", "MNLI,RTE", "--rounds", "1", "--max_seq_length", "32"),
+        *("--model_name_or_path", calm_model_dir, "--do_train", "--do_eval", "--do_predict", "--max_steps", "4"),
+        *("--learning_rate", "1e-3", "--use_cpu", "--disable_tqdm", "true", "--output_dir", tmp_path / "two"),
+        *("--per_device_train_batch_size", "5"),
+    ]
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "bert_convolutions", "glue")
+    subprocess.run([sys.executable, *torchrun, *map(str, command)], check=True, timeout=200, capture_output=True)
+    given = {"per_device_train_batch_size": 10, "max_steps": 4, "do_train": True, "do_eval": True, "do_predict": True}
+    run_glue(options(glue_dir, calm_model_dir, "MNLI,RTE", rounds=1), arguments(tmp_path / "one", **given))
+    for task in ("MNLI0", "RTE0"):
+        one, two = weights(tmp_path / "one" / task), weights(tmp_path / "two" / task)
+        for name, value in one.items():
+            torch.testing.assert_close(two[name], value, atol=2e-5, rtol=0)
+        assert {path.name for path in (tmp_path / "one" / task).iterdir()} == {
+            path.name for path in (tmp_path / "two" / task).iterdir()
+        }
+    rows = (tmp_path / "two" / "MNLI0" / "test_results_diagnostic.txt").read_text()
+    assert rows == (tmp_path / "one" / "MNLI0" / "test_results_diagnostic.txt").read_text()
 
 
 def kill_in_step(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:

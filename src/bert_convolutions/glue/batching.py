@@ -1,13 +1,20 @@
 """Batches of examples of like length, so that little is padded. All of it is a pure function of its arguments."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
-from torch.utils.data import Sampler
+import torch
+from torch.utils.data import Dataset
+
+from bert_convolutions.glue.encoding import EncodedExamples
+from bert_convolutions.training.sampling import Slice, StepPlan
+
+Collator = Callable[[list[dict[str, Any]]], Mapping[str, torch.Tensor]]
 
 BATCHES_SORTED_TOGETHER = 50
 """Batches' worth of examples, drawn at random, that are sorted by length together; as in ``transformers``."""
-STRETCHES = 4
+STRETCHES = 2
 """Least number of such stretches in an epoch of a small task, so that the same examples don't always meet."""
 
 
@@ -38,24 +45,54 @@ def length_grouped_order(lengths: np.ndarray, batch_size: int, seed: int, epoch:
     return np.concatenate([generator.permutation(batches).reshape(-1), order[whole:]])
 
 
-class LengthGroupedSampler(Sampler[int]):
-    """:func:`length_grouped_order` of the epoch that the Trainer sets before it iterates."""
+class LengthGroupedExamples(Dataset[Any]):
+    """Training examples that are asked for a whole ``Slice`` of an epoch's :func:`length_grouped_order` at a time.
 
-    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int) -> None:
-        self.lengths = lengths
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epoch = 0
+    Args:
+        examples: N examples.
+        plan: which positions of the order a process takes in which step.
+        seed: seed of the order.
+    """
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, from 0."""
-        self.epoch = epoch
+    def __init__(self, examples: EncodedExamples, plan: StepPlan, seed: int) -> None:
+        self.examples, self.plan, self.seed = examples, plan, seed
+        self._epoch = -1
+        self._order = np.empty(0, dtype=np.int64)
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.examples)
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(length_grouped_order(self.lengths, self.batch_size, self.seed, self.epoch).tolist())
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.examples[index]
+
+    def __getitems__(self, part: Slice) -> list[dict[str, Any]]:  # what the DataLoader calls, if it is there
+        return [self.examples[index] for index in self.rows(part)]
+
+    def rows(self, part: Slice) -> list[int]:
+        """Return the numbers of a slice's examples."""
+        if self._epoch != part.epoch:
+            size = self.plan.global_batch_size
+            self._epoch = part.epoch
+            self._order = length_grouped_order(self.examples.lengths, size, self.seed, part.epoch)
+        return [int(index) for index in self._order[part.start : part.stop]]
+
+
+class CountingCollator:
+    """Pads examples and counts them as ``num_examples``; of none it makes a batch that counts as none.
+
+    Processes must all run a model step, even one that has no example left at the end of an epoch.
+
+    Args:
+        collate: pads a list of examples.
+        stand_in: an example to fill such a batch with.
+    """
+
+    def __init__(self, collate: Collator, stand_in: dict[str, Any]) -> None:
+        self.collate, self.stand_in = collate, stand_in
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the batch."""
+        return {**self.collate(examples or [self.stand_in]), "num_examples": len(examples)}
 
 
 def token_budget_batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:

@@ -1,7 +1,7 @@
 """Fine-tune one model on one task with the Trainer of ``transformers``."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerControl, TrainingArguments
 
-from bert_convolutions.glue.batching import LengthGroupedSampler, length_grouped_order
+from bert_convolutions.glue.batching import CountingCollator, LengthGroupedExamples
 from bert_convolutions.glue.encoding import EncodedExamples
 from bert_convolutions.glue.models import quiet_transformers
 from bert_convolutions.glue.predict import evaluate
@@ -18,6 +18,7 @@ from bert_convolutions.glue.state import ENCODER_FOLDER
 from bert_convolutions.glue.tasks import DevSet, Task
 from bert_convolutions.training.durable import sync_tree
 from bert_convolutions.training.resumable import ResumableTrainer
+from bert_convolutions.training.sampling import Slice, StepPlan, StepSlices
 
 ArgumentsT = TypeVar("ArgumentsT", bound=TrainingArguments)
 
@@ -29,8 +30,7 @@ def num_devices(arguments: TrainingArguments) -> int:
 
 def global_batch_size(arguments: TrainingArguments) -> int:
     """Return the examples of one optimizer step over all devices."""
-    accumulation = arguments.gradient_accumulation_steps
-    return arguments.per_device_train_batch_size * accumulation * num_devices(arguments)
+    return arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
 
 
 def task_arguments(
@@ -73,43 +73,79 @@ class GlueTrainer(ResumableTrainer):
         kwargs: those of ``ResumableTrainer`` and the ``Trainer``.
     """
 
+    model_accepts_loss_kwargs: bool
+    loss_is_scaled_for_ga = True
+
     def __init__(
         self, task: Task, train: EncodedExamples, dev: Mapping[DevSet, EncodedExamples], **kwargs: Any
     ) -> None:
         eval_dataset = {dev_set.name: examples for dev_set, examples in dev.items()} or None
         super().__init__(train_dataset=train, eval_dataset=eval_dataset, **kwargs)
+        self.model_accepts_loss_kwargs = False
+        self._slices: StepSlices | None = None
         self.task = task
         self.train_examples = train
         self.dev = dev
 
-    @property
-    def data_seed(self) -> int:
-        """Seed of the examples' order."""
-        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+    def train_plan(self) -> StepPlan:
+        """Which positions of an epoch's order each process takes in each step."""
+        return StepPlan(
+            len(self.train_examples),
+            None,
+            micro_batch_size=self.args.train_batch_size,
+            micro_batches=self.args.gradient_accumulation_steps,
+            processes=self.args.world_size,
+        )
+
+    def _grouped_examples(self) -> LengthGroupedExamples:
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return LengthGroupedExamples(self.train_examples, self.train_plan(), seed)
 
     def samples_of_step(self, step: int) -> list[int]:
         """Rows of the training file, from 0, that a step (0-based) takes on all processes."""
-        size = global_batch_size(self.args)
-        epoch, step_of_epoch = divmod(step, -(-len(self.train_examples) // size))
-        order = length_grouped_order(self.train_examples.lengths, size, self.data_seed, epoch)
-        return [int(index) for index in order[step_of_epoch * size : (step_of_epoch + 1) * size]]
+        plan = self.train_plan()
+        epoch, step_of_epoch = divmod(step, plan.steps_per_epoch)
+        begin = step_of_epoch * plan.global_batch_size
+        return self._grouped_examples().rows(Slice(epoch, begin, begin + plan.global_batch_size))
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Batches in the order of :func:`length_grouped_order`; nothing in it draws a random number."""
+        """Micro-batches of this process, in order; nothing in it draws a random number."""
         arguments = self.args
         workers = arguments.dataloader_num_workers
-        loader: DataLoader[Any] = DataLoader(
-            self.train_examples,
-            batch_size=arguments.train_batch_size,
-            sampler=LengthGroupedSampler(self.train_examples.lengths, global_batch_size(arguments), self.data_seed),
-            collate_fn=self.data_collator,
+        self._slices = StepSlices(self.train_plan(), arguments.process_index)
+        return DataLoader(
+            self._grouped_examples(),
+            batch_sampler=self._slices,  # type: ignore[arg-type]
+            collate_fn=CountingCollator(self.data_collator, self.train_examples[0]),
             num_workers=workers,
             pin_memory=arguments.dataloader_pin_memory and arguments.device.type == "cuda",
             persistent_workers=arguments.dataloader_persistent_workers and workers > 0,
             prefetch_factor=arguments.dataloader_prefetch_factor,
             generator=torch.Generator(),  # or else it draws a seed from the global one, which a resumed run repeats
         )
-        return self.accelerator.prepare(loader)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self._slices is not None:
+            self._slices.epoch = kwargs["epoch"]
+        super()._run_epoch(*args, **kwargs)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], int]:
+        """Return the micro-batches of a step and the number of its examples over all processes."""
+        batches = [next(epoch_iterator) for _ in range(num_batches)]
+        return batches, self.agreement.sum([sum(batch["num_examples"] for batch in batches)])[0]
+
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, num_items_in_batch: Any = None, **kwargs: Any
+    ) -> Any:
+        """Return the micro-batch's part of the mean loss over the examples of the whole step.
+
+        The Trainer takes a model whose ``forward`` has ``**kwargs`` to divide by ``num_items_in_batch``; classifiers
+        do not, so its loss would be too large by the number of processes and of accumulation steps.
+        """
+        share = inputs["num_examples"] * self.args.world_size / num_items_in_batch  # DDP takes the mean over processes
+        return share * super().compute_loss(model, {name: inputs[name] for name in inputs if name != "num_examples"})
 
     def step_finished(self, control: TrainerControl) -> None:
         """No checkpoint of the last step, unless a signal asks for it: the model itself is saved next."""

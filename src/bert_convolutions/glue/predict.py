@@ -9,13 +9,11 @@ import torch
 from accelerate.utils import gather_object
 from transformers import PreTrainedModel, TrainingArguments
 
-from bert_convolutions.glue.batching import token_budget_batches
+from bert_convolutions.glue.batching import Collator, token_budget_batches
 from bert_convolutions.glue.encoding import EncodedExamples
 from bert_convolutions.glue.metrics import decide, dev_scores
 from bert_convolutions.glue.models import label_words
 from bert_convolutions.glue.tasks import DevSet, Task
-
-Collator = Callable[[list[dict[str, Any]]], Mapping[str, torch.Tensor]]
 
 MIN_BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
 """Tokens of a batch at least, by device: fewer keep it waiting, and on a CPU more leave its cache."""

@@ -294,8 +294,8 @@ class GlueRun:
         arguments = self.jobs[0].arguments
         if self.jobs[0].round_number is not None:
             folder = self.jobs[0].folder.parent
-            scores = collect_scores(folder)
-            if any(scores.values()):
+            scores = {title: column for title, column in collect_scores(folder).items() if column}
+            if scores:
                 self.console.print(score_table(scores, f"Dev scores of {folder}, times 100"))
         if self.not_predicted:
             self.progress.say(f"Left out: {', '.join(self.not_predicted)}")

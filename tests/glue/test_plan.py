@@ -1,0 +1,50 @@
+"""Which jobs there are, with which seeds and hyper-parameters, without running any."""
+
+from pathlib import Path
+
+from bert_convolutions.glue.options import GlueOptions
+from bert_convolutions.glue.plan import plan_jobs
+from bert_convolutions.training.arguments import BertTrainingArguments
+
+
+def plan(folder: Path, task_name: str, rounds: int | None = None, hyperparams: str | None = None, **changes):
+    given = {"do_train": True, "use_cpu": True, "per_device_train_batch_size": 99999}
+    arguments = BertTrainingArguments(output_dir=str(folder), **{**given, **changes})
+    options = GlueOptions("data", task_name, model_name_or_path="model", rounds=rounds, hyperparams=hyperparams)
+    return plan_jobs(options, arguments)
+
+
+def test_all_is_ninety_jobs_round_by_round(tmp_path: Path):
+    jobs = plan(tmp_path, "ALL", hyperparams="electra")
+    assert len(jobs) == 90
+    assert [job.name for job in jobs[:3]] == ["MNLI0", "CoLA0", "SST-20"]
+    assert (jobs[9].name, jobs[9].folder, jobs[9].arguments.seed) == ("MNLI1", tmp_path / "MNLI1", 97)
+    assert jobs[89].arguments.seed == 57
+    assert {job.name for job in jobs if job.mnli_encoder and job.round_number == 3} == {"MRPC3", "STS-B3", "RTE3"}
+
+
+def test_the_seed_of_the_command_is_added(tmp_path: Path):
+    assert [job.arguments.seed for job in plan(tmp_path, "RTE,CoLA", 2, seed=1000)] == [1042, 1042, 1097, 1097]
+    assert plan(tmp_path, "RTE", seed=1000)[0].arguments.seed == 1000
+
+
+def test_the_preset_sets_the_trainers_arguments(tmp_path: Path):
+    mnli, _, _, mrpc, *_ = plan(tmp_path, "ALL", 1, "electra")
+    for job, batch, steps, warmup in ((mnli, 128, 12121, 1212), (mrpc, 32, 343, 34)):
+        arguments = job.arguments
+        assert arguments.learning_rate == 3e-4
+        assert (arguments.per_device_train_batch_size, arguments.max_steps) == (batch, steps)
+        assert arguments.get_warmup_steps(arguments.max_steps) == warmup
+
+
+def test_flags_bound_the_preset(tmp_path: Path):
+    job = plan(tmp_path, "RTE", hyperparams="stable", max_steps=50, per_device_train_batch_size=4)[0]
+    assert (job.arguments.max_steps, job.arguments.per_device_train_batch_size) == (50, 4)
+    assert job.arguments.get_warmup_steps(50) == 5
+    job = plan(tmp_path, "RTE", hyperparams="stable", per_device_train_batch_size=4, gradient_accumulation_steps=2)[0]
+    assert job.settings(128)["batch_size"] == 8
+
+
+def test_one_task_runs_once_unless_told_otherwise(tmp_path: Path):
+    assert [(job.round_number, job.folder) for job in plan(tmp_path, "rte")] == [(None, tmp_path)]
+    assert [job.folder.name for job in plan(tmp_path, "rte", 3)] == ["RTE0", "RTE1", "RTE2"]
