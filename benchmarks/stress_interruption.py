@@ -35,7 +35,7 @@ CONFIG = {
     "max_position_embeddings": 128,
     "attention_kernel": "qk_convfixed_convq_convk 4",
 }
-STEPS, SAVE_STEPS = 1500, 25
+STEPS, SAVE_STEPS = 1000, 20
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -113,26 +113,30 @@ def last_line(said: str) -> str:
 def kill_often(stress: Stress, kills: int, start_up: float) -> None:
     """Stop a run at random moments, by SIGKILL mostly, and go on from what it left, until it is done."""
     reference = weights(stress.folder / "whole")
-    output = stress.folder / "killed"
+    output, log = stress.folder / "killed", stress.folder / "killed.log"
     for number in range(kills):
         how = stress.draw.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-        process = subprocess.Popen(
-            stress.command(output, stress.folder / "data"), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-        )
-        moment = stress.draw.uniform(0.8 * start_up, 1.3 * start_up + 1.5)
+        early = stress.draw.random() < 0.2
+        with log.open("w") as said:
+            process = subprocess.Popen(stress.command(output, stress.folder / "data"), stderr=said, env=ENVIRONMENT)
+        while not early and process.poll() is None and "from" not in log.read_text():  # going on, or starting, from
+            time.sleep(0.05)
+        moment = stress.draw.uniform(0, start_up if early else 8)
         time.sleep(moment)
         process.send_signal(how)
-        _, said = process.communicate()
-        finished = process.returncode == 0
+        process.wait()
         allowed = {0, -how, 75} if how != signal.SIGINT else {0, 75, 130}
-        came_from = next((line for line in said.splitlines() if "going on from" in line or "starting from" in line), "")
+        text = log.read_text()
+        start = next(
+            (line.removeprefix("bertconv: ") for line in text.splitlines() if " from " in line), "killed early"
+        )
         stress.note(
             f"kill {number + 1}",
-            f"{how.name} after {moment:.1f} s",
-            f"exit {process.returncode}; {came_from.removeprefix('bertconv: ')}; now at {newest_step(output)}",
-            process.returncode in allowed and "Traceback" not in said,
+            f"{how.name} {moment:.1f} s after {'its start' if early else 'it had begun to train'}",
+            f"exit {process.returncode}; {start.replace(str(stress.folder), '')}; now at {newest_step(output)}",
+            process.returncode in allowed and "Traceback" not in text,
         )
-        if finished:
+        if process.returncode == 0:
             break
     code, _ = stress.run(output)
     same = weights(output) == reference
