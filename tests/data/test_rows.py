@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bert_convolutions import CompositeBertConfig, CompositeBertForMaskedLM, CompositeBertForPreTraining
-from bert_convolutions.data.collate import KeyedExamples, PretrainingCollator
+from bert_convolutions.data.collate import PretrainingCollator
 from bert_convolutions.data.masking import IGNORED, Masking
 from bert_convolutions.data.order import EpochOrder
 from bert_convolutions.data.packing import pack
@@ -26,8 +26,7 @@ def examples(count, longest=30):
 
 
 def features(count, epoch=0):
-    keyed = KeyedExamples(examples(count))
-    return [keyed[epoch, sample] for sample in range(count)]
+    return [{"epoch": epoch, "sample": sample, "input_ids": ids} for sample, ids in enumerate(examples(count))]
 
 
 def collator(**options):

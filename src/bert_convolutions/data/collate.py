@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from bert_convolutions.data.masking import IGNORED, Masking
 from bert_convolutions.data.packing import one_per_row, pack
@@ -34,22 +33,6 @@ class Feature(TypedDict):
     epoch: int
     sample: int
     input_ids: NDArray[np.integer]
-
-
-class KeyedExamples(Dataset[Feature]):
-    """Examples by ``(epoch, sample)``, so that the collator knows which draw of masking a sample is for."""
-
-    def __init__(self, examples: Examples) -> None:
-        self.examples = examples
-
-    def __len__(self) -> int:
-        """Number of examples."""
-        return len(self.examples)
-
-    def __getitem__(self, key: tuple[int, int]) -> Feature:
-        """The sample of a key."""
-        epoch, sample = key
-        return {"epoch": epoch, "sample": sample, "input_ids": self.examples[sample]}
 
 
 @dataclass(frozen=True)

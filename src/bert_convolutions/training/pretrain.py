@@ -41,6 +41,9 @@ from bert_convolutions.training.trainer import PretrainingTrainer
 EVALUATION_SEED = 0
 """Masks of the evaluation data are drawn from this one, whatever ``--seed`` is: losses of different runs compare."""
 
+COMPILED_ROW_BUCKET = 4
+"""Rows of a batch are filled up to a multiple of this for a compiled model, which is compiled anew for each shape."""
+
 Result = TypeVar("Result")
 
 
@@ -68,7 +71,7 @@ def run_pretraining(options: PretrainOptions, arguments: BertTrainingArguments) 
     with _lost_process(arguments.world_size), SignalWatch().installed() as watch:
         try:
             with _folder_held(agreement, folder):
-                trainer = _make_trainer(options, arguments, model, tokenizer, corpus, watch)
+                trainer = make_trainer(options, arguments, model, tokenizer, corpus, watch)
                 if arguments.do_train:
                     checkpoint = _on_first(agreement, lambda: _prepare_folder(folder, wish, options, trainer.run_facts))
                     _train(trainer, checkpoint, folder)
@@ -94,7 +97,7 @@ def _open_data(
     return open_data()
 
 
-def _make_trainer(
+def make_trainer(
     options: PretrainOptions,
     arguments: BertTrainingArguments,
     model: PreTrainedModel,
@@ -102,6 +105,7 @@ def _make_trainer(
     corpus: Corpus,
     watch: SignalWatch,
 ) -> PretrainingTrainer:
+    """The Trainer of a run, ready to train; ``bertconv bench`` measures this one too."""
     data_seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
 
     def collator(seed: int) -> PretrainingCollator:
@@ -119,6 +123,7 @@ def _make_trainer(
             block_size=options.block_size,
             pack=options.pack,
             sentence_order=options.use_sop_head,
+            row_bucket=COMPILED_ROW_BUCKET if arguments.torch_compile else 1,
         )
 
     trainer = PretrainingTrainer(
