@@ -22,6 +22,7 @@ COMMANDS = {
         Command("glue", "Fine-tune a pre-trained encoder on the GLUE tasks, and predict their test sets."),
         Command("compile-glue", "Tabulate the dev scores and write the GLUE submission of the best rounds."),
         Command("convert", "Convert a checkpoint of the original code into one of this project."),
+        Command("bench", "Measure speed and memory against Hugging Face's models on the same text."),
         Command("demo", "Run the whole path on public-domain speeches in under ten minutes."),
     )
 }

@@ -1,0 +1,92 @@
+"""Who takes part: a contestant is one short declaration. Imports neither PyTorch nor transformers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bert_convolutions.errors import UsageError
+
+REACH = 8
+"""n of all kernels: the paper's width of 17."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A model, fed as its own training command feeds it.
+
+    Attributes:
+        name: what ``--contestants`` calls it.
+        description: for tables.
+        flags: architecture flags of ``bertconv pretrain``; None for a model of ``transformers``, which ``bench.peers``
+            builds by its name and the Trainer's own collator feeds.
+        default: takes part where ``--contestants`` is left out.
+        quick: takes part in ``--quick``.
+    """
+
+    name: str
+    description: str
+    flags: dict[str, Any] | None = field(default_factory=dict)
+    default: bool = True
+    quick: bool = False
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is a model of this project."""
+        return self.flags is not None
+
+
+def _kernel(terms: str) -> dict[str, Any]:
+    return {"attention_kernel": f"{terms} {REACH}", "remove_position_embeddings": True}
+
+
+_FULL = "qk_convfixed_convq_convk"
+_DEPTHWISE = f"convolution_depth_mixed_no_act {REACH} 1"
+
+COMPOSITE, DOT_PRODUCT, ELECTRA = "composite", "dot_product", "electra"
+
+CONTESTANTS = {
+    contestant.name: contestant
+    for contestant in (
+        Contestant(COMPOSITE, "composite (fixed, query, key), no positions", _kernel(_FULL), quick=True),
+        Contestant(DOT_PRODUCT, "dot product, positions", {"attention_kernel": "dot_product"}, quick=True),
+        Contestant("qk_convfixed", "dot product + fixed, no positions", _kernel("qk_convfixed")),
+        Contestant("qk_convq", "dot product + query, no positions", _kernel("qk_convq")),
+        Contestant("qk_convk", "dot product + key, no positions", _kernel("qk_convk")),
+        Contestant(
+            "composite_convolution",
+            "composite + depthwise convolution of values",
+            _kernel(f"{_FULL}_convolution"),
+            default=False,
+        ),
+        Contestant(
+            "value_convolution",
+            "composite, depthwise-separable values",
+            {**_kernel(_FULL), "value_forward": _DEPTHWISE},
+            default=False,
+        ),
+        Contestant(
+            "qk_convolution",
+            "composite, depthwise-separable queries and keys",
+            {**_kernel(_FULL), "qk": _DEPTHWISE},
+            default=False,
+        ),
+        Contestant(ELECTRA, "Hugging Face ELECTRA, SDPA", None, quick=True),
+        Contestant("convbert", "Hugging Face ConvBERT", None),
+        Contestant("modernbert", "Hugging Face ModernBERT, SDPA", None),
+    )
+}
+"""All of them, by name."""
+
+
+def choose_contestants(names: Sequence[str], quick: bool) -> list[Contestant]:
+    """The contestants of a bench, each once, in the order of ``CONTESTANTS``.
+
+    Raises:
+        UsageError: an unknown name; says which there are.
+    """
+    for name in names:
+        if name not in CONTESTANTS:
+            raise UsageError(f"--contestants: there is no {name!r}; valid are {', '.join(CONTESTANTS)}")
+    if names:
+        return [contestant for name, contestant in CONTESTANTS.items() if name in names]
+    return [contestant for contestant in CONTESTANTS.values() if (contestant.quick if quick else contestant.default)]

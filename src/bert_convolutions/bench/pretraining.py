@@ -1,0 +1,173 @@
+"""Jobs that read sentence pairs: training steps, encoder passes, and the breakdown of a training step."""
+
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+
+from bert_convolutions.bench.breakdown import StepProfiler
+from bert_convolutions.bench.contestants import CONTESTANTS, ELECTRA
+from bert_convolutions.bench.corpus import Setup
+from bert_convolutions.bench.flops import count_flops
+from bert_convolutions.bench.peers import make_peer_trainer
+from bert_convolutions.bench.plan import Job
+from bert_convolutions.bench.turns import Turns, Work
+from bert_convolutions.data.store import ArrowStore
+from bert_convolutions.training.arguments import BertTrainingArguments
+from bert_convolutions.training.composition import choose_tokenizer, compose_config, compose_model
+from bert_convolutions.training.corpus import Corpus
+from bert_convolutions.training.interrupt import SignalWatch
+from bert_convolutions.training.options import PretrainOptions
+from bert_convolutions.training.pretrain import make_trainer
+from bert_convolutions.training.sampling import StepPlan
+
+_MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
+_SPECIAL_TOKENS = 3
+"""Of a sentence pair; they are never masked."""
+
+
+def training_arguments(job: Job, setup: Setup) -> dict[str, Any]:
+    """The Trainer's flags that all contestants share: those of the README's command, and nothing logged or saved."""
+    return {
+        "output_dir": str(Path(setup.folder) / "trainer"),
+        "per_device_train_batch_size": job.batch_size,
+        "max_steps": 1_000_000,
+        "warmup_steps": 10_000,
+        "learning_rate": 1e-4,
+        "adam_epsilon": 1e-6,
+        "weight_decay": 0.01,
+        "bf16": job.precision == "bf16",
+        "torch_compile": setup.torch_compile and job.task != "breakdown",
+        "dataloader_num_workers": setup.dataloader_num_workers,
+        "seed": setup.seed,
+        "logging_strategy": "no",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+
+
+def pretrain_options(job: Job, setup: Setup) -> PretrainOptions:
+    """The flags of ``bertconv pretrain`` for a job; a peer takes the shape from those without any architecture flag."""
+    flags = CONTESTANTS[job.contestant].flags or {}
+    return PretrainOptions(
+        tokenizer_name=setup.tokenizer, config_name=setup.configs[job.length], block_size=job.length, **flags
+    )
+
+
+class PairsRun:
+    """The Trainer of a contestant, set up by the code behind its command, and what each of its steps does.
+
+    Args:
+        job: what to measure.
+        setup: the text and the flags.
+    """
+
+    def __init__(self, job: Job, setup: Setup) -> None:
+        self.job = job
+        self.store = ArrowStore(setup.pairs[job.length])
+        self.plan = StepPlan(len(self.store), setup.seed, micro_batch_size=job.batch_size, micro_batches=1, processes=1)
+        options = pretrain_options(job, setup)
+        tokenizer = choose_tokenizer(options)
+        config = compose_config(options, tokenizer)
+        config.vocab_size = setup.vocabulary
+        arguments = training_arguments(job, setup)
+        if CONTESTANTS[job.contestant].is_ours:
+            model = compose_model(options, config, setup.seed)
+            corpus = Corpus(self.store, None)
+            ours = BertTrainingArguments(**arguments)
+            self.trainer: Trainer = make_trainer(options, ours, model, tokenizer, corpus, SignalWatch())
+            self.trainer.remove_callback(PrinterCallback)
+        else:
+            set_seed(setup.seed)
+            samples = [sample for step in range(setup.steps) for sample in self.plan.samples_of_step(step)]
+            examples = [self.store[sample][: job.length] for sample in samples]
+            self.trainer = make_peer_trainer(job.contestant, config, tokenizer, examples, arguments)
+        counted = CONTESTANTS[job.contestant].is_ours or job.contestant == ELECTRA
+        self._flops = count_flops(self.trainer.model) if counted else None  # type: ignore[arg-type]
+
+    def work(self, step: int) -> Work:
+        """What a training step (0-based) does; of the tokens that may be masked, 15 % count as masked."""
+        lengths = self._lengths(step)
+        masked = 0.15 * float((lengths - _SPECIAL_TOKENS).sum())
+        flops = self._flops.training(lengths, masked) if self._flops else None
+        return Work(len(lengths), int(lengths.sum()), flops)
+
+    def forward_work(self, step: int) -> Work:
+        """What a pass through the encoder does."""
+        lengths = self._lengths(step)
+        return Work(len(lengths), int(lengths.sum()), self._flops.forward(lengths) if self._flops else None)
+
+    def _lengths(self, step: int) -> np.ndarray:
+        samples = self.plan.samples_of_step(step)
+        return np.minimum([len(self.store[sample]) for sample in samples], self.job.length)
+
+
+class StepClock(TrainerCallback):
+    """Makes a Trainer take turns: between two steps it waits until it is asked to go on."""
+
+    def __init__(self, turns: Turns, work: Callable[[int], Work]) -> None:
+        self.turns, self.work = turns, work
+        self.begun = self.wanted = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Wait for the first turn."""
+        self.begun, self.wanted = state.global_step, self.turns.next()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """At the end of a turn, report it and wait for the next."""
+        if state.global_step == self.begun + self.wanted:
+            work = sum((self.work(step) for step in range(self.begun, state.global_step)), Work())
+            self.turns.report(self.wanted, work)
+            self.begun, self.wanted = state.global_step, self.turns.next()
+
+
+def run_pretraining_job(job: Job, setup: Setup, turns: Turns) -> None:
+    """Train in turns; for the breakdown with a profiler looking on."""
+    run = PairsRun(job, setup)
+    if job.task == "breakdown":
+        turns.probe = StepProfiler(run.trainer)
+    run.trainer.add_callback(StepClock(turns, run.work))
+    run.trainer.train()
+
+
+def run_inference_job(job: Job, setup: Setup, turns: Turns) -> None:
+    """Pass the batches of training through the encoder in turns, without gradients.
+
+    Raises:
+        FinishedError: there are no more turns.
+    """
+    run = PairsRun(job, setup)
+    device = run.trainer.args.device
+    encoder: Any = run.trainer.model.base_model.eval()  # type: ignore[union-attr]
+    if setup.torch_compile:
+        encoder = torch.compile(encoder)
+    batches = _forever(run.trainer)
+    step = 0
+    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=job.precision == "bf16")
+    with torch.inference_mode(), autocast:
+        while True:
+            steps = turns.next()
+            for _ in range(steps):
+                batch = next(batches)
+                encoder(**{name: batch[name].to(device) for name in _MODEL_INPUTS if name in batch})
+            turns.report(steps, sum((run.forward_work(step + number) for number in range(steps)), Work()))
+            step += steps
+
+
+def _forever(trainer: Trainer) -> Iterator[Any]:
+    for _ in count():
+        yield from trainer.get_train_dataloader()

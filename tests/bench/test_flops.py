@@ -1,0 +1,58 @@
+"""Counts against counts by hand."""
+
+import numpy as np
+import pytest
+from transformers import ElectraConfig, ElectraForMaskedLM
+
+from bert_convolutions.bench.flops import FlopCounter, count_flops, peak_flops
+from bert_convolutions.model import CompositeBertConfig, CompositeBertForMaskedLM
+
+SIZES = {
+    "vocab_size": 100,
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 40,
+    "embedding_size": 8,
+}
+LAYER = 4 * 16 * 16 + 2 * 16 * 40  # query, key, value, output; feed-forward
+HEAD = 16 * 8 + 8 * 100
+
+
+def test_dot_product_and_electra_have_the_same_counts() -> None:
+    expected = FlopCounter(encoder_weights=8 * 16 + 3 * LAYER, head_weights=HEAD, layers=3, attention_width=16)
+    assert count_flops(CompositeBertForMaskedLM(CompositeBertConfig(**SIZES))) == expected
+    assert count_flops(ElectraForMaskedLM(ElectraConfig(**SIZES))) == expected
+
+
+def test_dynamic_terms_count_once_a_head() -> None:
+    config = CompositeBertConfig(**SIZES, attention_kernel="qk_convfixed_convq_convk 2")
+    term = 2 * 8 * 5  # heads x head size x width
+    assert count_flops(CompositeBertForMaskedLM(config)).encoder_weights == 8 * 16 + 3 * (LAYER + 2 * term)
+
+
+def test_without_dot_product_half_of_the_attention_is_left() -> None:
+    config = CompositeBertConfig(**SIZES, attention_kernel="convfixed 2")
+    counter = count_flops(CompositeBertForMaskedLM(config))
+    assert counter.attention_width == 8
+    assert counter.encoder_weights == 8 * 16 + 3 * (LAYER - 2 * 16 * 16), "no query, no key"
+
+
+def test_a_step_by_hand() -> None:
+    counter = FlopCounter(encoder_weights=1000, head_weights=200, layers=3, attention_width=16)
+    lengths = np.array([10, 20])
+    forward = 2 * 1000 * 30 + 2 * 200 * 4 + 3 * 4 * 16 * (10 * 10 + 20 * 20)
+    assert counter.forward(lengths, predicted=4) == forward
+    assert counter.training(lengths, predicted=4) == 3 * forward
+
+
+def test_peak_by_name_or_flag() -> None:
+    assert peak_flops("NVIDIA H100 80GB HBM3", None) == 989e12
+    assert peak_flops("NVIDIA A100-SXM4-80GB", None) == 312e12
+    assert peak_flops("NVIDIA A100-SXM4-80GB", 100.0) == 100e12
+    assert peak_flops("Some other device", None) is None
+
+
+@pytest.mark.parametrize(("name", "expected"), [("NVIDIA L40S", 362e12), ("NVIDIA L4", 121e12)])
+def test_names_that_begin_alike(name: str, expected: float) -> None:
+    assert peak_flops(name, None) == expected

@@ -1,0 +1,128 @@
+"""Every kind of job, for every contestant, in this process."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tests.bench.conftest import ScriptedConnection
+from transformers import TrainingArguments
+
+from bert_convolutions.bench.breakdown import PARTS
+from bert_convolutions.bench.contestants import CONTESTANTS
+from bert_convolutions.bench.corpus import Setup
+from bert_convolutions.bench.plan import Job
+from bert_convolutions.bench.pretraining import PairsRun, pretrain_options
+from bert_convolutions.bench.turns import FinishedError, Report, Turns
+from bert_convolutions.bench.worker import run_job
+from bert_convolutions.data.collate import PretrainingCollator
+from bert_convolutions.training.arguments import BertTrainingArguments
+from bert_convolutions.training.options import PretrainOptions
+
+OURS = [name for name, contestant in CONTESTANTS.items() if contestant.is_ours]
+
+
+def reports(job: Job, setup: Setup, turns: int = 1) -> list[Report]:
+    connection = ScriptedConnection(turns)
+    with pytest.raises(FinishedError):
+        run_job(job, setup, Turns(connection))  # type: ignore[arg-type]
+    assert connection.sent[0] is None, "says that it is ready"
+    return connection.sent[1:]
+
+
+@pytest.mark.parametrize("name", CONTESTANTS)
+def test_every_contestant_trains(name: str, bench_setup: Setup) -> None:
+    first, second = reports(Job("pretraining", name, "float32", 128, 4), bench_setup, turns=2)
+    for report in (first, second):
+        assert report.steps == 1 and report.work.examples == 4 and report.seconds > 0
+        assert report.peak_memory >= report.memory_before > 0
+    assert first.work.tokens != second.work.tokens, "other examples in each step"
+
+
+@pytest.mark.parametrize("name", ["composite", "electra", "convbert", "modernbert"])
+def test_encoders_run_in_bf16(name: str, bench_setup: Setup) -> None:
+    (report,) = reports(Job("inference", name, "bf16", 256, 2), bench_setup)
+    assert report.work.examples == 2 and 300 < report.work.tokens <= 512, "joined sentences fill the examples"
+
+
+def test_contestants_see_the_same_examples(bench_setup: Setup) -> None:
+    peer = PairsRun(Job("pretraining", "electra", "float32", 128, 4), bench_setup)
+    ours = PairsRun(Job("pretraining", "composite", "float32", 128, 4), bench_setup)
+    assert ours.work(1) != ours.work(0) and ours.work(1).tokens == peer.work(1).tokens
+    batches = [next(iter(run.trainer.get_train_dataloader())) for run in (ours, peer)]
+    assert int(batches[0]["num_real_tokens"]) == int(batches[1]["attention_mask"].sum()) == ours.work(0).tokens
+    lengths = [int(length) for length in batches[1]["attention_mask"].sum(dim=1)]
+    assert batches[1]["input_ids"].shape == (4, max(lengths)), "padded to the longest, one example a row"
+    assert batches[0]["input_ids"].shape[0] < 4, "packed"
+
+
+def test_ours_are_fed_as_the_command_feeds_them(bench_setup: Setup) -> None:
+    """The step that is measured is that of ``bertconv pretrain`` with its defaults."""
+    run = PairsRun(Job("pretraining", "composite", "float32", 128, 4), bench_setup)
+    options = pretrain_options(Job("pretraining", "composite", "float32", 128, 4), bench_setup)
+    for name in ("pack", "mlm_probability", "use_sop_head", "attn_implementation", "line_by_line"):
+        assert getattr(options, name) == getattr(PretrainOptions(), name)
+    collator = run.trainer.data_collator
+    assert isinstance(collator, PretrainingCollator) and collator.pack and collator.block_size == 128
+    defaults = BertTrainingArguments(output_dir="unused")
+    for name in ("optim", "max_grad_norm", "gradient_accumulation_steps", "dataloader_num_workers", "torch_compile"):
+        assert getattr(run.trainer.args, name) == getattr(defaults, name)
+
+
+def test_peers_are_fed_as_their_trainer_feeds_them(bench_setup: Setup) -> None:
+    trainer = PairsRun(Job("pretraining", "electra", "float32", 128, 4), bench_setup).trainer
+    assert trainer.model.config._attn_implementation == "sdpa"
+    defaults = TrainingArguments(output_dir="unused", use_cpu=not torch.accelerator.is_available())
+    for name in ("optim", "max_grad_norm", "gradient_accumulation_steps", "dataloader_num_workers", "torch_compile"):
+        assert getattr(trainer.args, name) == getattr(defaults, name)
+
+
+def test_peers_have_our_shape(bench_setup: Setup) -> None:
+    with open(bench_setup.configs[128], encoding="utf-8") as file:  # noqa: PTH123
+        shape = json.load(file)
+    for name in ("composite", "electra", "convbert", "modernbert"):
+        model = PairsRun(Job("pretraining", name, "float32", 128, 4), bench_setup).trainer.model
+        config = model.config
+        assert config.hidden_size == shape["hidden_size"] and config.num_hidden_layers == shape["num_hidden_layers"]
+        assert model.get_input_embeddings().weight.shape[0] == bench_setup.vocabulary == 300
+
+
+def test_breakdown_books_all_time(bench_setup: Setup) -> None:
+    _, report = reports(Job("breakdown", "composite", "float32", 128, 4), bench_setup, turns=2)
+    assert set(report.parts) == set(PARTS)
+    claimed = sum(report.parts.values())
+    assert all(report.parts[part] > 0 for part in PARTS if part != "other")
+    assert 0.3 * report.seconds < claimed <= 1.01 * report.seconds
+
+
+@pytest.mark.parametrize("glue_task", ["RTE", "CoLA"])
+@pytest.mark.parametrize("task", ["fine_tuning", "prediction"])
+def test_layouts_take_the_same_examples(task: str, glue_task: str, bench_setup: Setup) -> None:
+    work = [
+        reports(Job(task, "composite", "float32", 128, 8, glue_task, padded), bench_setup)[0].work  # type: ignore[arg-type]
+        for padded in (False, True)
+    ]
+    assert work[0] == work[1]
+    assert work[0].examples == 8 and 8 < work[0].tokens <= 8 * 128
+
+
+def test_parts_of_backward_operations() -> None:
+    """An operation of the backward pass is booked on the module whose forward operation it belongs to."""
+    from torch import nn
+    from torch.profiler import profile
+
+    from bert_convolutions.bench.breakdown import _mark_module, seconds_by_part
+
+    small, large = nn.Linear(256, 256), nn.Linear(256, 4096)
+    _mark_module(small, "scores")
+    _mark_module(large, "feed-forward")
+    inputs = torch.randn(512, 256)
+    with profile() as profiled:
+        large(small(inputs)).sum().backward()
+    seconds = seconds_by_part(profiled.events(), on_cuda=False)
+    assert seconds["feed-forward"] > 3 * seconds["scores"] > 0
+    with profile() as profiled:
+        output = large(small(inputs)).sum()
+    forward = seconds_by_part(profiled.events(), on_cuda=False)
+    assert seconds["feed-forward"] > 1.5 * forward["feed-forward"], "the backward pass is in it"
+    assert np.isfinite(output.item())

@@ -1,0 +1,117 @@
+"""The whole command with the smallest models, also with processes of its own."""
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import pytest
+
+from bert_convolutions.bench import run, worker
+from bert_convolutions.bench.corpus import join_sentences
+from bert_convolutions.bench.options import TASK_NAMES, BenchOptions
+from bert_convolutions.bench.results import SCHEMA
+from bert_convolutions.bench.run import run_bench
+from bert_convolutions.bench.worker import Worker
+from bert_convolutions.cli.main import main
+from bert_convolutions.errors import UsageError
+
+
+class ThreadedWorker(Worker):
+    """A worker in a thread of this process, which starts at once."""
+
+    def _start(self, *args: Any) -> Any:
+        thread = threading.Thread(target=worker.serve, args=args, daemon=True)
+        thread.start()
+        self._connection.poll(60)  # accelerate has one state a process, so no two may be built at a time
+        return thread
+
+
+def read(flags: dict[str, Any]) -> dict[str, Any]:
+    return json.loads((Path(flags["output_dir"]) / "results.json").read_text(encoding="utf-8"))
+
+
+def test_joined_sentences_keep_the_budget() -> None:
+    class Words:
+        def __call__(self, texts: list[str], add_special_tokens: bool) -> dict[str, list[list[int]]]:
+            return {"input_ids": [[0] * len(text.split()) for text in texts]}
+
+    sentences = ["a b", "c", "d e f", "g h i j k l m", "n"]
+    assert list(join_sentences(iter(sentences), Words(), 4)) == ["a b c", "d e f", "g h i j k l m", "n"]
+
+
+def test_processes_from_the_command_line(bench_flags: dict[str, Any], tmp_path: Path, capfd: Any) -> None:
+    flags = {**bench_flags, "output_dir": str(tmp_path), "tasks": ["pretraining"], "sequence_lengths": [128]}
+    flags |= {"contestants": ["composite", "electra"], "precision": ["float32"], "threads": 1}
+    argv = ["bench"]
+    for name, value in flags.items():
+        argv += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    assert main(argv) == 0
+    results = read(flags)
+    assert results["schema"] == SCHEMA and results["complete"] and results["machine"]["threads"] == 1
+    ours, electra = results["measurements"]
+    assert ours["rounds"][0]["tokens"] == electra["rounds"][0]["tokens"] > 0
+    assert ours["ratios"]["speed"]["to"] == "electra float32" and ours["ratios"]["speed"]["median"] > 0
+    assert electra["ratios"]["speed"]["median"] == 1
+    assert ours["peak_memory_bytes"] > 50e6
+    printed = capfd.readouterr()
+    assert "x baseline" in printed.out and "pretraining, S = 128" in printed.out
+    assert "Traceback" not in printed.err
+
+
+def test_all_tasks_give_json_and_a_picture(
+    bench_flags: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    monkeypatch.setattr(run, "Worker", ThreadedWorker)
+    flags = {**bench_flags, "precision": ["float32"], "contestants": ["composite", "dot_product", "electra"]}
+    flags |= {"sequence_lengths": [128]}
+    run_bench(BenchOptions(**flags))
+    results = read(flags)
+    entries = results["measurements"]
+    assert {entry["task"] for entry in entries} == set(TASK_NAMES)
+    assert all(entry["failure"] is None and entry["medians"]["ms_per_step"] > 0 for entry in entries)
+    assert all(entry["ratios"]["speed"]["median"] > 0 for entry in entries if entry["task"] != "breakdown")
+    breakdown = next(entry for entry in entries if entry["task"] == "breakdown")
+    assert sum(breakdown["parts_ms_per_step"].values()) == pytest.approx(breakdown["medians"]["ms_per_step"], rel=0.05)
+    picture = matplotlib.image.imread(Path(flags["output_dir"]) / "results.png")
+    assert picture.shape[0] > 500 and picture.shape[1] > 1000
+    assert "batched by length" in capfd.readouterr().out
+    assert results["targets"] == [], "targets are for bert_small"
+
+
+def test_a_failed_contestant_leaves_the_others(
+    bench_flags: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    def fail(job: Any, setup: Any, turns: Any) -> None:
+        if job.contestant == "dot_product":
+            raise MemoryError("no room")
+        run_job(job, setup, turns)
+
+    run_job = worker.run_job
+    monkeypatch.setattr(worker, "run_job", fail)
+    monkeypatch.setattr(run, "Worker", ThreadedWorker)
+    flags = {**bench_flags, "precision": ["float32"], "contestants": ["composite", "dot_product"]}
+    flags |= {"sequence_lengths": [128], "tasks": ["pretraining"]}
+    run_bench(BenchOptions(**flags))
+    composite, dot_product = read(flags)["measurements"]
+    assert dot_product["failure"] == "MemoryError: no room" and "medians" not in dot_product
+    assert composite["medians"]["ms_per_step"] > 0 and composite["ratios"] == {}
+    assert "failed: MemoryError: no room" in capfd.readouterr().out
+
+
+def test_too_little_text(bench_flags: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="fewer --rounds or --steps"):
+        run_bench(BenchOptions(**{**bench_flags, "rounds": 1000}))
+
+
+def test_output_dir_is_a_file(bench_flags: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    with pytest.raises(UsageError, match="is a file"):
+        run_bench(BenchOptions(**{**bench_flags, "output_dir": str(path)}))
+
+
+def test_unknown_contestant_from_the_command_line(capfd: Any) -> None:
+    assert main(["bench", "--contestants", "electrra"]) == 2
+    assert "valid are composite" in capfd.readouterr().err
