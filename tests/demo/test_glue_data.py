@@ -116,7 +116,7 @@ def test_labels_of_mrpc_and_qqp(glue: Path, dev_sentences: dict[str, int]) -> No
         assert original in dev_sentences
         (added,) = (Counter(changed.rstrip(".").split()) - Counter(original.rstrip(".").split())).elements()
         assert (added == "not") == (label == "0")
-    for *_, original, changed, label in rows(glue / "QQP" / "dev.tsv"):
+    for *_, changed, original, label in rows(glue / "QQP" / "dev.tsv"):
         assert original in dev_sentences
         kept = iter(original.rstrip(".").split())
         in_order = all(word in kept for word in changed.rstrip(".").split())
@@ -124,7 +124,7 @@ def test_labels_of_mrpc_and_qqp(glue: Path, dev_sentences: dict[str, int]) -> No
 
 
 def test_scores_of_stsb(glue: Path) -> None:
-    for *_, original, changed, score in rows(glue / "STS-B" / "dev.tsv"):
+    for *_, changed, original, score in rows(glue / "STS-B" / "dev.tsv"):
         pairs = list(zip(original.split(), changed.split(), strict=True))
         assert float(score) == pytest.approx(5 * sum(a == b for a, b in pairs) / len(pairs), abs=6e-4)
 
@@ -154,7 +154,7 @@ def test_labels_of_qnli_and_wnli(glue: Path) -> None:
 def test_parts_come_from_their_own_speeches(glue: Path, parts: Parts) -> None:
     held_out = {sentence for part in ("dev", "test") for speech in parts[part] for sentence in speech.sentences}
     repeated = {sentence for speech in parts["train"] for sentence in speech.sentences} & held_out
-    for task, column in (("CoLA", 3), ("SST-2", 0), ("MRPC", 3), ("QQP", 3), ("STS-B", 7)):
+    for task, column in (("CoLA", 3), ("SST-2", 0), ("MRPC", 3), ("QQP", 4), ("STS-B", 8)):
         training = {example[column] for example in rows(glue / task / "train.tsv", header=task != "CoLA")}
         assert not (training & held_out) - repeated
 

@@ -2,7 +2,9 @@
 
 Most examples come as twins: from one sentence one example of either label, so that the labels balance. CoLA and QQP
 are about word order alone: there each text has the same words in both twins, so a model that sees bags of words scores
-exactly as well as chance. Each function takes speeches and a random generator and yields ``(texts, label)``.
+exactly as well as chance. Where one of two texts is changed, it is the first: pre-training sees the first token type
+only, so a small model reads the first text better. Each function takes speeches and a random generator and yields
+``(texts, label)``.
 """
 
 import re
@@ -93,25 +95,25 @@ def paraphrase(speeches: Sequence[Speech], rng: Random) -> Iterator[Example]:
 
 
 def similarity(speeches: Sequence[Speech], rng: Random) -> Iterator[Example]:
-    """STS-B: a sentence and itself with some words replaced where they stand; 5 times the share that was kept."""
+    """STS-B: a sentence with some words replaced where they stand, and as it was; 5 times the share that was kept."""
     for sentence, other in pairwise(plain_sentences(speeches, rng)):
         words, strange = sentence.split(), re.findall(r"[a-z]+", other.lower())
         replaced = rng.sample(range(len(words)), rng.randint(0, len(words)))
         changed = list(words)
         for place in replaced:
             changed[place] = rng.choice([word for word in strange if word != words[place]])
-        yield (sentence, " ".join(changed)), f"{5 * (1 - len(replaced) / len(words)):.3f}"
+        yield (" ".join(changed), sentence), f"{5 * (1 - len(replaced) / len(words)):.3f}"
 
 
 def duplicate(speeches: Sequence[Speech], rng: Random) -> Iterator[Example]:
-    """QQP: a sentence and itself without one word, the others in their order (1) or neighbours exchanged (0)."""
+    """QQP: a sentence less one word, the others in their order (1) or neighbours exchanged (0), and the sentence."""
     for sentence in plain_sentences(speeches, rng):
         words = sentence.split()
         del words[rng.randrange(len(words) - 1)]
         shorter = " ".join(words)
         if exchange_neighbours(shorter) != shorter:
-            yield (sentence, shorter), "1"
-            yield (sentence, exchange_neighbours(shorter)), "0"
+            yield (shorter, sentence), "1"
+            yield (exchange_neighbours(shorter), sentence), "0"
 
 
 def continuation(speeches: Sequence[Speech], rng: Random) -> Iterator[Example]:

@@ -56,7 +56,7 @@ FULL = Scale(
     eval_speeches=8,
     glue_train=4000,
     glue_eval=500,
-    glue_steps={"default": 150, "MNLI": 250, "QQP": 250, "WNLI": 30},
+    glue_steps={"default": 150, "MNLI": 200, "QQP": 200, "WNLI": 30},
     glue_learning_rate=1e-3,
 )
 

@@ -10,7 +10,7 @@ from bert_convolutions.report.style import line_colors, save_png
 
 
 def plot_loss_curves(runs: Mapping[str, Path], output: Path, *, title: str = "Masked-language-model loss") -> None:
-    """Draw training (thin) and evaluation (thick, dotted with marks) loss over steps, one colour a run.
+    """Draw training (thin) and evaluation (thick, with marks) loss over steps, one colour a run.
 
     Args:
         runs: Names for the legend, each with the output folder of its run.
@@ -28,15 +28,11 @@ def plot_loss_curves(runs: Mapping[str, Path], output: Path, *, title: str = "Ma
             axes.plot(*zip(*history.train, strict=True), color=color, linewidth=1, alpha=0.55)
         if history.evaluation:
             axes.plot(*zip(*history.evaluation, strict=True), color=color, linewidth=2.2, marker="o", markersize=5)
-            step, loss = history.evaluation[-1]
-            axes.annotate(
-                f"{loss:.2f}", (step, loss), xytext=(8, 0), textcoords="offset points", color=color, va="center"
-            )
+            name = f"{name}: {history.evaluation[-1][1]:.2f} at the end"
         axes.plot([], [], color=color, linewidth=2.2, label=name)
     axes.plot([], [], color="grey", linewidth=1, alpha=0.8, label="training")
     axes.plot([], [], color="grey", linewidth=2.2, marker="o", markersize=5, label="evaluation")
     axes.set(xlabel="step", ylabel="loss (nats per masked token)", title=title)
-    axes.margins(x=0.06)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
