@@ -183,3 +183,12 @@ def test_dropout_of_the_fused_backend_is_that_of_probabilities():
     expected, _ = module.eval()(hidden)
     deviation = (draws.mean(0) - expected).abs() / (draws.std(0) / 20 + 1e-9)
     assert deviation.median() < 1.0 and deviation.max() < 7
+
+
+def test_training_after_inference_mode():
+    """What the backend keeps from a pass in inference mode must serve a later one with gradients."""
+    module = make("qk_convfixed_convq_convk 7")  # a reach that no other test uses, so nothing is kept yet
+    hidden = torch.randn(2, 19, 16, dtype=torch.float64)
+    with torch.inference_mode():
+        module(hidden, attend=attend_fused)
+    module(hidden, attend=attend_fused)[0].sum().backward()

@@ -65,6 +65,7 @@ def _contiguous(projection: Tensor | None) -> Tensor | None:
 
 
 @lru_cache
+@torch.inference_mode(False)  # kept for training too, which takes no inference tensors
 def _ends_basis(width: int, row: str, dtype: torch.dtype) -> Tensor:
     """(2n+1, 2n+3): weights by offset times this are near (2n+1), later, earlier. An offset is "other minus row"."""
     reach = width // 2
@@ -83,6 +84,7 @@ def _ends_basis(width: int, row: str, dtype: torch.dtype) -> Tensor:
 
 
 @lru_cache(maxsize=32)
+@torch.inference_mode(False)
 def _inside(length: int, width: int, dtype: torch.dtype) -> Tensor:
     """(S, 2n+1): 1 where row + offset is a position, else 0."""
     other = torch.arange(length).unsqueeze(1) + torch.arange(width) - width // 2
