@@ -7,6 +7,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, set_seed
 
+from bert_convolutions import CompositeBertConfig, CompositeBertForMaskedLM
+
 WORDS = [f"w{number}" for number in range(40)]
 ROWS = {"train": 24, "dev": 10, "test": 7}
 
@@ -134,5 +136,26 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTok
         max_position_embeddings=64,
     )
     BertForMaskedLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def composite_dir(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A pre-trained composite-attention model with every kind of convolution and no position embeddings."""
+    folder = tmp_path_factory.mktemp("composite")
+    set_seed(0)
+    config = CompositeBertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        embedding_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        attention_kernel="qk_convfixed_convq_convk_convolution 3",
+        value_forward="convolution_depth_mixed 3 2",
+        remove_position_embeddings=True,
+    )
+    CompositeBertForMaskedLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -83,14 +83,14 @@ def test_what_is_missing_is_told_and_the_rest_written(tmp_path: Path, capsys):
     (tmp_path / "in" / "MNLI0" / "transformer_subgraph").mkdir()
     printed, scores = run(tmp_path / "in", tmp_path / "out", capsys)
     assert scores["missing"] == [
-        "CoLA has no dev score in round 1",
-        "WNLI has no dev score in any round",
-        "RTE.tsv: RTE1 is best on dev and has no test_results_rte.txt",
-        "WNLI.tsv: no round to take it from",
+        "dev scores in any round of WNLI: nothing of them is submitted",
+        "dev scores of CoLA in round 1",
+        f"{tmp_path}/in/RTE1/test_results_rte.txt, the predictions of the best round for RTE.tsv: "
+        "run bertconv glue --do_predict",
     ]
     for sentence in scores["missing"]:
         assert f"missing: {sentence}" in printed
-    assert "RTE.tsv is not in the archive; WNLI.tsv is not in the archive" in printed
+    assert "will not take this archive: of the eleven files it lacks RTE.tsv, WNLI.tsv" in printed
     assert not (tmp_path / "out" / "RTE.tsv").exists()
     assert prediction(tmp_path / "out", "CoLA.tsv") == "0"
     assert len(list((tmp_path / "out").glob("*.tsv"))) == 9

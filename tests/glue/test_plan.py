@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from bert_convolutions.glue.options import GlueOptions
-from bert_convolutions.glue.plan import plan_jobs
+from bert_convolutions.glue.plan import describe_training, plan_jobs
 from bert_convolutions.training.arguments import BertTrainingArguments
 
 
@@ -41,6 +41,7 @@ def test_flags_bound_the_preset(tmp_path: Path):
     job = plan(tmp_path, "RTE", hyperparams="stable", max_steps=50, per_device_train_batch_size=4)[0]
     assert (job.arguments.max_steps, job.arguments.per_device_train_batch_size) == (50, 4)
     assert job.arguments.get_warmup_steps(50) == 5
+    assert "50 steps of 4 examples (the preset's 16 cut by --per_device_train_batch_size)" in describe_training(job, 9)
     job = plan(tmp_path, "RTE", hyperparams="stable", per_device_train_batch_size=4, gradient_accumulation_steps=2)[0]
     assert job.settings(128)["batch_size"] == 8
 

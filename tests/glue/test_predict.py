@@ -27,11 +27,13 @@ def many(glue_dir: Path, task: Task) -> Examples:
     return Examples(Path(), tuple([text for texts in column for text in texts] for column in columns), labels, None)
 
 
+@pytest.mark.parametrize("architecture", ["model_dir", "composite_dir"])
 @pytest.mark.parametrize("task", [MNLI, STSB], ids=lambda task: task.name)
 @pytest.mark.parametrize("batch_size", [1, 8, 1000])
 def test_logits_are_those_of_padding_everything(
-    tmp_path: Path, glue_dir: Path, model_dir: Path, tokenizer, task: Task, batch_size: int, monkeypatch
+    tmp_path: Path, glue_dir: Path, request, tokenizer, architecture: str, task: Task, batch_size: int, monkeypatch
 ):
+    model_dir = request.getfixturevalue(architecture)
     monkeypatch.setattr("bert_convolutions.glue.predict.MIN_BATCH_TOKENS", {})
     model = load_pretrained(str(model_dir), task).eval()
     examples = many(glue_dir, task)

@@ -4,6 +4,8 @@ import logging
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from bert_convolutions.errors import UsageError
 from bert_convolutions.glue.reading import read_dev, read_test, read_train
@@ -119,3 +121,20 @@ def test_many_short_lines_of_qqp_are_another_file(tmp_path: Path):
     write(tmp_path, "QQP/train.tsv", QQP_HEADER + "0\t1\t2\ta\tb\t1\n1\t2\n")
     with pytest.raises(UsageError, match="line 3: 2 tab-separated"):
         read_train(tmp_path, QQP)
+
+
+@given(st.binary(max_size=200) | st.text('0123ab\t\n\r-."\u2028', max_size=80).map(str.encode))
+@example(b"\xef\xbb\xbf")
+@example(b"h\th\th\n" + b"9" * 5000 + b"\ta\tb\n")
+def test_any_file_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes):
+    """No other error than ours comes out, whatever the file holds."""
+    folder = tmp_path_factory.getbasetemp() / "fuzz"
+    for task in (RTE, COLA, STSB):
+        for path, read in ((task.train_path, read_train), (task.tests[0].path, read_test)):
+            write(folder, path, content)
+            try:
+                examples = read(folder, task if read is read_train else task.tests[0])
+            except UsageError as error:
+                assert path in str(error)
+            else:
+                assert len(examples) > 0

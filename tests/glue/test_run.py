@@ -118,6 +118,15 @@ def test_what_is_finished_is_not_run_again(finished: Path, glue_dir: Path, model
     assert "RTE0: done before, with batch_size 32 (now 8), max_steps 2 (now 3)" in capsys.readouterr().out
 
 
+def test_composite_attention_starts_from_its_mnli_encoder(tmp_path: Path, glue_dir: Path, composite_dir: Path):
+    given = arguments(tmp_path, do_train=True, do_eval=True, do_predict=True)
+    run_glue(options(glue_dir, composite_dir, "MNLI,STS-B", rounds=1), given)
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "STS-B0").config.model_type == "composite_bert"
+    assert json.loads((tmp_path / "STS-B0" / "glue_state.json").read_text())["settings"]["model"].endswith("_subgraph")
+    encoder = load_file(tmp_path / "MNLI0" / "transformer_subgraph" / "model.safetensors")
+    assert any("convq_param" in name for name in encoder) and not any("classifier" in name for name in encoder)
+
+
 def test_a_task_alone_runs_straight_in_the_output_folder(tmp_path: Path, glue_dir: Path, model_dir: Path):
     run_glue(options(glue_dir, model_dir), arguments(tmp_path, do_train=True, do_eval=True, seed=7))
     state = json.loads((tmp_path / "glue_state.json").read_text())

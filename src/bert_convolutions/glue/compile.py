@@ -123,16 +123,16 @@ def gather(source: Path) -> Compilation:
     compilation = Compilation(scores)
     all_rounds = {number for column in scores.values() for number in column}
     titles = {dev_set.name: dev_set.title for _, dev_set in all_dev_sets()}
+    unscored = [title for title, column in scores.items() if not column]
+    if unscored:
+        compilation.missing.append(f"dev scores in any round of {', '.join(unscored)}: nothing of them is submitted")
     for title, column in scores.items():
         absent = sorted(all_rounds - set(column))
-        if not column:
-            compilation.missing.append(f"{title} has no dev score in any round")
-        elif absent:
-            compilation.missing.append(f"{title} has no dev score in round {', '.join(map(str, absent))}")
+        if column and absent:
+            compilation.missing.append(f"dev scores of {title} in round {', '.join(map(str, absent))}")
     for task, test in all_test_sets():
         column = scores[titles[test.chosen_by]]
         if not column:
-            compilation.missing.append(f"{test.submission}: no round to take it from")
             continue
         folder = source / f"{task.name}{best_round(column)}"
         path = folder / f"test_results_{test.name}.txt"
@@ -140,7 +140,9 @@ def gather(source: Path) -> Compilation:
             compilation.files[test.submission] = convert_predictions(path, task)
             compilation.chosen[test.submission] = folder.name
         else:
-            compilation.missing.append(f"{test.submission}: {folder.name} is best on dev and has no {path.name}")
+            compilation.missing.append(
+                f"{path}, the predictions of the best round for {test.submission}: run bertconv glue --do_predict"
+            )
     return compilation
 
 

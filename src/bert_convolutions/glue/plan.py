@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 from bert_convolutions.errors import UsageError
 from bert_convolutions.glue.finetune import global_batch_size, task_arguments
 from bert_convolutions.glue.options import GlueOptions
-from bert_convolutions.glue.presets import load_hyperparameters
+from bert_convolutions.glue.presets import Hyperparameters, load_hyperparameters
 from bert_convolutions.glue.state import ENCODER_FOLDER, TaskState, is_foreign, read_state
 from bert_convolutions.glue.tasks import MNLI, ROUND_SEEDS, Task, TestSet, parse_tasks, round_seed
 
@@ -30,6 +30,7 @@ class Job:
         train: whether it is to be fine-tuned.
         evaluate: whether it is to be scored on its development sets.
         predict: its test sets that are to be predicted.
+        wanted_batch_size: the global batch of ``--hyperparams``, which the flags and the devices may cut.
     """
 
     task: Task
@@ -40,6 +41,7 @@ class Job:
     train: bool
     evaluate: bool
     predict: tuple[TestSet, ...]
+    wanted_batch_size: int | None
 
     @property
     def name(self) -> str:
@@ -100,8 +102,9 @@ def plan_jobs(options: GlueOptions, arguments: TrainingArguments) -> list[Job]:
             name = task.name if round_number is None else f"{task.name}{round_number}"
             folder = output_dir if round_number is None else output_dir / name
             seed = arguments.seed if round_number is None else round_seed(round_number, arguments.seed)
-            own = task_arguments(arguments, folder, seed, presets.get(task.name))
-            jobs.append(_plan_job(options, task, round_number, folder, own))
+            preset = presets.get(task.name)
+            own = task_arguments(arguments, folder, seed, preset)
+            jobs.append(_plan_job(options, task, round_number, own, preset))
     return jobs
 
 
@@ -114,8 +117,13 @@ def _rounds(options: GlueOptions, several: bool) -> list[int] | list[None]:
 
 
 def _plan_job(
-    options: GlueOptions, task: Task, round_number: int | None, folder: Path, arguments: TrainingArguments
+    options: GlueOptions,
+    task: Task,
+    round_number: int | None,
+    arguments: TrainingArguments,
+    preset: Hyperparameters | None,
 ) -> Job:
+    folder = Path(str(arguments.output_dir))
     overwrite = options.overwrite_output_dir
     state = read_state(folder)
     if state is not None and state.task != task.name and not overwrite:
@@ -129,7 +137,17 @@ def _plan_job(
     known = TaskState(task.name, {}) if train or overwrite or state is None else state
     evaluate = arguments.do_eval and any(dev.name not in known.dev for dev in task.dev)
     predict = tuple(test for test in task.tests if test.name not in known.predicted)
-    return Job(task, round_number, folder, arguments, state, train, evaluate, predict if arguments.do_predict else ())
+    return Job(
+        task,
+        round_number,
+        folder,
+        arguments,
+        state,
+        train,
+        evaluate,
+        predict if arguments.do_predict else (),
+        preset.batch_size if preset else None,
+    )
 
 
 def changed_settings(job: Job, max_seq_length: int) -> str:
@@ -138,6 +156,15 @@ def changed_settings(job: Job, max_seq_length: int) -> str:
         return ""
     then, now = job.state.settings, job.settings(max_seq_length)
     return ", ".join(f"{key} {then.get(key)} (now {now[key]})" for key in now if then.get(key) != now[key])
+
+
+def describe_training(job: Job, num_examples: int) -> str:
+    """Return what a job's training is going to do, for the user."""
+    size = global_batch_size(job.arguments)
+    wanted = job.wanted_batch_size
+    cut = f" (the preset's {wanted} cut by --per_device_train_batch_size)" if wanted and size < wanted else ""
+    rate, seed = job.arguments.learning_rate, job.arguments.seed
+    return f"{planned_steps(job, num_examples)} steps of {size} examples{cut}, learning rate {rate:g}, seed {seed}"
 
 
 def planned_steps(job: Job, num_examples: int) -> int:

@@ -46,7 +46,7 @@ def predict_logits(
     batches = all_batches[arguments.process_index :: arguments.world_size]
     torch.nn.Module.to(model, arguments.device).eval()
     outputs = []
-    with torch.inference_mode(), _precision(arguments):
+    with torch.no_grad(), _precision(arguments):  # not inference_mode: what a model caches now is used in training
         for turn in range(-(-len(all_batches) // arguments.world_size)):
             if before_batch is not None:
                 before_batch()

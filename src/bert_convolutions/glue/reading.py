@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,7 @@ def read_test(data_dir: Path, test_set: TestSet) -> Examples:
         cells = line.split("\t")
         if len(cells) < needed:
             raise UsageError(_too_few(path, number, len(cells), needed))
-        if not (cells[0].isascii() and cells[0].isdigit()):
+        if not re.fullmatch("[0-9]{1,9}", cells[0]):
             raise UsageError(f"{path}, line {number}: the index in column 1 is {cells[0]!r}, not a whole number")
         index = int(cells[0])
         if index in indices:

@@ -25,7 +25,7 @@ from bert_convolutions.glue.data import GlueData, evaluates_in_training
 from bert_convolutions.glue.finetune import GlueTrainer, finetune, global_batch_size
 from bert_convolutions.glue.models import check_fit, load_config, load_finetuned, load_pretrained
 from bert_convolutions.glue.options import GlueOptions
-from bert_convolutions.glue.plan import Job, changed_settings, plan_jobs, planned_steps
+from bert_convolutions.glue.plan import Job, changed_settings, describe_training, plan_jobs, planned_steps
 from bert_convolutions.glue.predict import evaluate, format_predictions, predict_logits
 from bert_convolutions.glue.progress import Progress, format_seconds, make_console, score_table
 from bert_convolutions.glue.state import (
@@ -62,8 +62,8 @@ def run_glue(options: GlueOptions, arguments: TrainingArguments) -> None:
     jobs = plan_jobs(options, arguments)
     processes.wait_for_everyone()  # all have planned from the same folders before one writes to them
     run = GlueRun(options, jobs, processes)
-    run.check_data()
     with stopped_by_signals():
+        run.check_data()
         if processes.is_main_process:
             output_dir.mkdir(parents=True, exist_ok=True)
             with run_lock(output_dir):
@@ -167,11 +167,7 @@ class GlueRun:
         arguments = job.arguments
         train = self.data.train(tokenizer, job.task)
         dev = self.data.dev(tokenizer, job.task) if job.evaluate or evaluates_in_training(job) else {}
-        self.progress.start(
-            job.name,
-            f"{planned_steps(job, len(train))} steps of {global_batch_size(arguments)} examples, learning rate "
-            f"{arguments.learning_rate:g}, seed {arguments.seed}, from {start}",
-        )
+        self.progress.start(job.name, f"{describe_training(job, len(train))}, from {start}")
         set_seed(arguments.seed)
         model = load_pretrained(start, job.task)
         own = self.options.tokenizer_name in (None, self.options.model_name_or_path)

@@ -113,7 +113,9 @@ def check_archive(path: Path) -> tuple[list[str], list[str]]:
     known = {test.submission: (task, test) for task, test in all_test_sets()}
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
-        problems += [f"{name} is not in the archive" for name in known if name not in names]
+        absent = [name for name in known if name not in names]
+        if absent:
+            problems.append(f"of the eleven files it lacks {', '.join(absent)}")
         for name in names:
             if name not in known:
                 problems.append(f"{name} is not a file of the submission")
