@@ -68,9 +68,9 @@ def run_pretraining(options: PretrainOptions, arguments: BertTrainingArguments) 
     corpus = _open_data(agreement, options, arguments, tokenizer)
     model = compose_model(options, config, arguments.seed)
 
-    with _lost_process(arguments.world_size), SignalWatch().installed() as watch:
+    with SignalWatch().installed() as watch:
         try:
-            with _folder_held(agreement, folder):
+            with _lost_process(arguments.world_size), _folder_held(agreement, folder):
                 trainer = make_trainer(options, arguments, model, tokenizer, corpus, watch)
                 if arguments.do_train:
                     checkpoint = _on_first(agreement, lambda: _prepare_folder(folder, wish, options, trainer.run_facts))
@@ -80,6 +80,11 @@ def run_pretraining(options: PretrainOptions, arguments: BertTrainingArguments) 
         except (RunInterrupted, TrainingDiverged):
             _let_messages_through()
             raise
+        except Exception as error:
+            if watch.received is None or isinstance(error, CommandError):
+                raise
+            _let_messages_through()
+            raise _interrupted_hard(watch, folder, error) from error  # a compiler or a peer that the signal hit too
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -271,8 +276,22 @@ def _lost_process(world_size: int) -> Iterator[None]:
             raise
         raise CommandError(
             "another process of this run has ended, so this one stops too; look for that one's message above, and go "
-            f"on with: {resume_command(sys.argv)} ({str(error).splitlines()[0]})"
+            f"on with: {resume_command(sys.argv)} ({_brief(error)})"
         ) from error
+
+
+def _interrupted_hard(watch: SignalWatch, folder: Path, error: Exception) -> RunInterrupted:
+    """The end of a run whose step in hand could not be finished after a signal."""
+    last = checkpoints.newest_complete(folder)
+    return RunInterrupted(
+        f"stopped by {getattr(watch.received, 'name', '')} in a step that could not be finished "
+        f"({_brief(error)}); the last checkpoint is {last or 'none'}; "
+        f"go on with: {resume_command(sys.argv)}"
+    )
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip()[:200].partition(chr(10))[0]}"
 
 
 def _let_messages_through() -> None:
