@@ -31,9 +31,12 @@ def attend_fused(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tens
     Falls back to it where the band would wrap around (a sequence shorter than two kernels) or in a compiled model,
     whose compiler does its own fusing.
     """
+    if torch.compiler.is_compiling():
+        return attend_eager(parts, value, dropout)
     batch, heads, length, _ = value.shape
-    width = max((term[1].shape[-1] for side in parts.terms.values() for term in side), default=0)
-    if length < 2 * width or torch.compiler.is_compiling():
+    widths = [parameter.shape[-1] for side in parts.terms.values() for _, parameter in side]
+    width = max(widths, default=0)
+    if length < 2 * width:
         return attend_eager(parts, value, dropout)
     parts = replace(parts, query=_contiguous(parts.query), key=_contiguous(parts.key))
 
