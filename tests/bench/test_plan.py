@@ -24,6 +24,14 @@ def test_quick_is_a_small_part_of_it() -> None:
     assert {job.task for group in quick for job in group.jobs} == set(TASK_NAMES)
 
 
+def test_too_many_processes_are_split_by_precision() -> None:
+    groups = make_plan(BenchOptions(tasks=["pretraining"], sequence_lengths=[128]))
+    assert [group.title for group in groups] == ["pretraining, S = 128, float32", "pretraining, S = 128, bf16"]
+    for group in groups:
+        assert len(set(group.jobs)) == len(group.jobs) <= 10
+        assert all(job.baseline(group.jobs) for job in group.jobs), "the baseline takes turns with each of them"
+
+
 def test_flags_win_over_quick() -> None:
     (group,) = make_plan(
         BenchOptions(quick=True, tasks=["pretraining"], contestants=["convbert"], rounds=7, sequence_lengths=[512])
@@ -74,6 +82,25 @@ def test_ratios_are_taken_round_by_round() -> None:
     others = [Report(1, seconds, Work(4, 100, None), 1, 1) for seconds in (3.0, 6.0, 3.3)]
     result = ratio(Measurement(job, reports).speeds, Measurement(job, others).speeds)
     assert result["median"] == pytest.approx(3.0) and result["rounds"] == pytest.approx([3.0, 3.0, 3.3])
+
+
+def test_both_tasks_take_as_many_examples_of_each() -> None:
+    speeds = {("RTE", False): 50.0, ("RTE", True): 25.0, ("CoLA", False): 200.0, ("CoLA", True): 25.0}
+    entries = [
+        {
+            "task": "prediction",
+            "contestant": "composite",
+            "precision": "float32",
+            "glue_task": task,
+            "padded": padded,
+            "medians": {"examples_per_second": speed},
+            "ratios": {"speed": {"median": speed / 25}},
+        }
+        for (task, padded), speed in speeds.items()
+    ]
+    reached = {result["figure"]: result["reached"] for result in target_results(entries)}
+    assert reached["prediction, as many examples of each"] == pytest.approx((1 / 25 + 1 / 25) / (1 / 50 + 1 / 200))
+    assert len(reached) == 3
 
 
 def test_targets_are_those_of_the_default_setting() -> None:

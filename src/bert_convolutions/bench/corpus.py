@@ -37,7 +37,7 @@ class Setup:
         tokenizer: its path.
         configs: S to the configuration file of our models.
         vocabulary: embeddings of all models, those of ``--config_name`` where the tokenizer has fewer pieces.
-        steps: of the longest group.
+        steps: of the longest group that reads the pairs, and some to spare.
         data_dir, seed, threads, torch_compile, dataloader_num_workers: flags.
     """
 
@@ -67,7 +67,8 @@ def prepare(options: BenchOptions, groups: list[Group], say: Callable[[str], Non
     """
     folder = Path(options.output_dir)
     jobs = [job for group in groups for job in group.jobs]
-    steps = max(group.total_steps for group in groups) + SPARE_STEPS
+    reading_pairs = (group.total_steps for group in groups if group.jobs[0].glue_task is None)
+    steps = max(reading_pairs, default=0) + SPARE_STEPS
     shape = load_config(options.config_name)
     texts = _texts(options, folder, say)
     tokenizer_path = options.tokenizer_name or _own_tokenizer(texts, folder, say)

@@ -8,11 +8,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bert_convolutions.bench.breakdown import PARTS
-from bert_convolutions.report.style import OKABE_ITO, line_colors, save_png
+from bert_convolutions.report.style import OKABE_ITO, save_png
 
 _COLORS = {"float32": OKABE_ITO[0], "bf16": OKABE_ITO[1]}
+_PART_COLORS = ("#999999", *OKABE_ITO, "#dddddd")
 _COLUMNS = 2
 _BAR = 0.38
+_LEGEND_BARS = 2
+"""Room for the breakdown's legend, in bars."""
 
 
 def draw(groups: Mapping[str, Sequence[dict[str, Any]]], machine: Mapping[str, Any], path: Path) -> None:
@@ -30,14 +33,15 @@ def draw(groups: Mapping[str, Sequence[dict[str, Any]]], machine: Mapping[str, A
     }
     if not panels:
         return
-    rows = -(-len(panels) // _COLUMNS)
+    columns = min(_COLUMNS, len(panels))
+    rows = -(-len(panels) // columns)
     heights = [
-        max(0.9 + 0.42 * _num_bars(entries) for entries in list(panels.values())[row * _COLUMNS : (row + 1) * _COLUMNS])
+        max(0.9 + 0.42 * _num_bars(entries) for entries in list(panels.values())[row * columns : (row + 1) * columns])
         for row in range(rows)
     ]
-    figure = Figure(figsize=(13, sum(heights) + 0.8), layout="constrained")
+    figure = Figure(figsize=(6.5 * columns, sum(heights) + 0.8), layout="constrained")
     figure.suptitle(f"bertconv bench: {machine['gpu'] or machine['cpu']}, torch {machine['torch']}")
-    all_axes = figure.subplots(rows, _COLUMNS, squeeze=False, gridspec_kw={"height_ratios": heights}).ravel()
+    all_axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"height_ratios": heights}).ravel()
     for axes, (title, entries) in zip(all_axes, panels.items(), strict=False):
         (_draw_breakdown if entries[0]["task"] == "breakdown" else _draw_speeds)(axes, title, entries)
         axes.spines[["top", "right"]].set_visible(False)
@@ -47,7 +51,9 @@ def draw(groups: Mapping[str, Sequence[dict[str, Any]]], machine: Mapping[str, A
 
 
 def _num_bars(entries: Sequence[dict[str, Any]]) -> int:
-    return len(entries) if entries[0]["task"] == "breakdown" else len({_label(entry) for entry in entries})
+    if entries[0]["task"] == "breakdown":
+        return len(entries) + _LEGEND_BARS
+    return len({_label(entry) for entry in entries})
 
 
 def _label(entry: dict[str, Any]) -> str:
@@ -75,7 +81,7 @@ def _draw_speeds(axes: Axes, title: str, entries: Sequence[dict[str, Any]]) -> N
     axes.invert_yaxis()
     axes.margins(x=0.12)
     if relative:
-        axes.axvline(1, color="grey", linewidth=0.8, zorder=0)
+        axes.axvline(1, color="#bbbbbb", linewidth=0.8, zorder=0)
     what = "examples/s" if glue else "real tokens/s"
     to = "the same precision, padded" if glue else entries[0]["ratios"].get("speed", {}).get("to")
     axes.set_xlabel(f"{what}, as a multiple of {to}" if relative else what)
@@ -87,7 +93,7 @@ def _draw_breakdown(axes: Axes, title: str, entries: Sequence[dict[str, Any]]) -
     """Shares of a step, a bar a job."""
     labels = [f"{entry['precision']}, S = {entry['length']}" for entry in entries]
     lefts = [0.0] * len(entries)
-    for part, color in zip(PARTS, line_colors(len(PARTS)), strict=True):
+    for part, color in zip(PARTS, _PART_COLORS, strict=True):
         shares = [
             100 * entry["parts_ms_per_step"][part] / sum(entry["parts_ms_per_step"].values()) for entry in entries
         ]
@@ -97,4 +103,4 @@ def _draw_breakdown(axes: Axes, title: str, entries: Sequence[dict[str, Any]]) -
     axes.set_xlim(0, 100)
     axes.set_xlabel(f"% of a training step of {entries[0]['contestant']}")
     axes.set_title(title, loc="left", fontsize=11)
-    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.5 / len(entries)), ncols=3)

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 TaskName = Literal["pretraining", "inference", "fine_tuning", "prediction", "breakdown"]
 TASK_NAMES: tuple[TaskName, ...] = get_args(TaskName)
 Precision = Literal["float32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 @dataclass
@@ -40,7 +41,9 @@ class BenchOptions:
         default_factory=list,
         metadata={"help": "which contestants, by name; left out, all but the convolutional projections"},
     )
-    precision: list[Precision] = field(default_factory=list, metadata={"help": "left out, both"})
+    precision: list[Precision] = field(
+        default_factory=list, metadata={"help": "left out, both; quick: bf16 in pretraining only"}
+    )
     sequence_lengths: list[int] = field(
         default_factory=list,
         metadata={"help": "longest example of pretraining, inference and breakdown; left out, 128 512 2048"},

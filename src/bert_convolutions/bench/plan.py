@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from bert_convolutions.bench.contestants import COMPOSITE, DOT_PRODUCT, ELECTRA, Contestant, choose_contestants
-from bert_convolutions.bench.options import TASK_NAMES, BenchOptions, Precision, TaskName
+from bert_convolutions.bench.options import PRECISIONS, TASK_NAMES, BenchOptions, Precision, TaskName
 from bert_convolutions.errors import UsageError
 
 BASE_LENGTH = 128
@@ -11,6 +11,10 @@ BASE_LENGTH = 128
 GLUE_TASKS = ("RTE", "CoLA")
 START_WORK = 2
 """What starting a process takes, in steps; a guess."""
+MOST_PROCESSES = 10
+"""That are alive at a time, since an idle one still holds 1 to 2 GiB of ``bert_small``."""
+FINE_TUNING_STEPS = 4
+"""Fine-tuning, whose batches differ in length, takes so many times as many steps in a turn; in ``--quick`` half."""
 PREDICTED_BATCHES = 8
 """Examples of one step of prediction, in batches of ``--batch_size``."""
 
@@ -89,7 +93,8 @@ def make_plan(options: BenchOptions) -> list[Group]:
     _check(options)
     contestants = choose_contestants(options.contestants, options.quick)
     tasks = options.tasks or list(TASK_NAMES)
-    precisions = options.precision or ["float32", "bf16"]
+    precisions = list(dict.fromkeys(options.precision)) or list(PRECISIONS)
+    few = precisions[:1] if options.quick and not options.precision else precisions
     lengths = options.sequence_lengths or ([BASE_LENGTH] if options.quick else [BASE_LENGTH, 512, 2048])
     repeat = {
         "rounds": options.rounds or (2 if options.quick else 5),
@@ -100,21 +105,22 @@ def make_plan(options: BenchOptions) -> list[Group]:
     groups = []
     for task in tasks:
         if task in ("pretraining", "inference"):
-            groups += [
-                Group(f"{task}, S = {length}", _all_jobs(task, contestants, precisions, length, options), **repeat)
-                for length in lengths
-            ]
+            chosen = few if task == "inference" else precisions
+            for length in lengths:
+                jobs = _all_jobs(task, contestants, chosen, length, options)
+                groups += [Group(title, part, **repeat) for title, part in _split(f"{task}, S = {length}", jobs)]
         elif ours is not None and task == "breakdown":
             jobs = tuple(
                 Job(task, ours.name, precision, length, _examples(options.batch_size, length))
                 for length in lengths
-                for precision in precisions
+                for precision in few
             )
             groups.append(Group("breakdown", jobs, 1, max(repeat["steps"], 2), repeat["warmup_steps"]))
         elif ours is not None:
-            chosen = precisions[:1] if options.quick else precisions
+            times = 1 if task == "prediction" else FINE_TUNING_STEPS // (2 if options.quick else 1)
+            again = {**repeat, "steps": times * repeat["steps"]}
             groups += [
-                Group(f"{task}, {name}", _glue_jobs(task, ours, chosen, name, options), **repeat) for name in GLUE_TASKS
+                Group(f"{task}, {name}", _glue_jobs(task, ours, few, name, options), **again) for name in GLUE_TASKS
             ]
     if not groups:
         raise UsageError(f"--tasks {' '.join(tasks)} measure this project's models; add {COMPOSITE} to --contestants")
@@ -142,9 +148,21 @@ def _all_jobs(
 ) -> tuple[Job, ...]:
     return tuple(
         Job(task, contestant.name, precision, length, _examples(options.batch_size, length))
-        for precision in dict.fromkeys(precisions)
+        for precision in precisions
         for contestant in contestants
     )
+
+
+def _split(title: str, jobs: tuple[Job, ...]) -> list[tuple[str, tuple[Job, ...]]]:
+    """Jobs with a title: all together or, where they would be too many processes, each precision with the baseline."""
+    if len(jobs) <= MOST_PROCESSES:
+        return [(title, jobs)]
+    parts = []
+    for precision in dict.fromkeys(job.precision for job in jobs):
+        part = [job for job in jobs if job.precision == precision]
+        baseline = part[0].baseline(jobs)
+        parts.append((f"{title}, {precision}", tuple(dict.fromkeys([*part, *([baseline] if baseline else [])]))))
+    return parts
 
 
 def _glue_jobs(
@@ -153,7 +171,7 @@ def _glue_jobs(
     examples = options.batch_size * (PREDICTED_BATCHES if task == "prediction" else 1)
     return tuple(
         Job(task, contestant.name, precision, BASE_LENGTH, examples, glue_task, padded)
-        for precision in dict.fromkeys(precisions)
+        for precision in precisions
         for padded in (False, True)
     )
 

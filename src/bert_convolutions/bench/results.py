@@ -16,7 +16,7 @@ import bert_convolutions
 from bert_convolutions.bench.contestants import COMPOSITE, CONTESTANTS
 from bert_convolutions.bench.flops import peak_flops
 from bert_convolutions.bench.options import BenchOptions
-from bert_convolutions.bench.plan import Group, Job
+from bert_convolutions.bench.plan import GLUE_TASKS, Group, Job
 from bert_convolutions.bench.turns import Report
 
 SCHEMA = "bert_convolutions.bench/1"
@@ -151,6 +151,10 @@ class Target:
     setting: dict[str, Any]
 
 
+BOTH = "RTE and CoLA"
+"""Stands in a target's setting for as many examples of the one task as of the other."""
+
+
 def _pretraining(precision: str, length: int = 128) -> dict[str, Any]:
     return {"task": "pretraining", "precision": precision, "length": length}
 
@@ -167,14 +171,17 @@ TARGETS = (
     Target("peak memory against ELECTRA", "memory", "at most", 0.6, _pretraining("float32")),
     Target("fine-tuning, against padding to 128, RTE", "speed", "at least", 2.0, _glue("fine_tuning", "RTE")),
     Target("fine-tuning, against padding to 128, CoLA", "speed", "at least", 2.0, _glue("fine_tuning", "CoLA")),
+    Target("fine-tuning, as many examples of each", "speed", "at least", 2.0, _glue("fine_tuning", BOTH)),
     Target("prediction, against padding to 128, RTE", "speed", "at least", 3.0, _glue("prediction", "RTE")),
     Target("prediction, against padding to 128, CoLA", "speed", "at least", 3.0, _glue("prediction", "CoLA")),
+    Target("prediction, as many examples of each", "speed", "at least", 3.0, _glue("prediction", BOTH)),
 )
 
 
 def target_results(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The targets that were measured, each with what was reached."""
     results = []
+    entries = [*entries, *_both_tasks(entries)]
     for target in TARGETS:
         wanted = {"contestant": COMPOSITE, **target.setting}
         for entry in entries:
@@ -186,6 +193,26 @@ def target_results(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 {"figure": target.figure, "bound": target.bound, "value": target.value, "reached": reached, "met": met}
             )
     return results
+
+
+def _both_tasks(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """An entry for as many examples of RTE as of CoLA, by the medians of the two, for each entry of RTE."""
+    by_setting = {
+        tuple(entry[name] for name in ("task", "glue_task", "contestant", "precision", "padded")): entry
+        for entry in entries
+        if entry["task"] in ("fine_tuning", "prediction") and "medians" in entry
+    }
+
+    def seconds(task: str, contestant: str, precision: str, padded: bool) -> float | None:
+        found = [by_setting.get((task, name, contestant, precision, padded)) for name in GLUE_TASKS]
+        return sum(1 / entry["medians"]["examples_per_second"] for entry in found if entry) if all(found) else None
+
+    joint = []
+    for (task, glue_task, contestant, precision, padded), entry in by_setting.items():
+        own, baseline = (seconds(task, contestant, precision, layout) for layout in (padded, True))
+        if glue_task == GLUE_TASKS[0] and own and baseline:
+            joint.append({**entry, "glue_task": BOTH, "ratios": {"speed": {"median": baseline / own}}})
+    return joint
 
 
 def machine() -> dict[str, Any]:

@@ -42,6 +42,7 @@ class Worker:
         self._process = self._start(other, job, setup)
 
     def _start(self, connection: Connection, job: Job, setup: Setup) -> Any:
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler of the new process says nothing on stderr
         process = multiprocessing.get_context("spawn").Process(target=_work, args=(connection, job, setup), daemon=True)
         process.start()
         connection.close()  # here: or else the end of the process would go unnoticed
