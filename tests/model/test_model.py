@@ -208,3 +208,18 @@ def test_a_bad_option_is_refused_by_the_configuration():
     with pytest.raises(UsageError, match="num_attention_heads"):
         config(num_attention_heads=5)
     assert config(attention_kernel="convk_qk 3").attention_kernel == "qk_convk 3"
+
+
+def test_the_model_is_one_graph_for_a_compiler():
+    """No graph break, and no change of the result."""
+    model = CompositeBertForMaskedLM(config(**COMPOSITE)).eval()
+    ids = tokens()
+    batch = {
+        "input_ids": ids,
+        "attention_mask": torch.arange(20).expand(3, -1) // 8 + 1,
+        "position_ids": torch.arange(20).expand(3, -1) % 8,
+        "masked_positions": torch.arange(0, 60, 5),
+        "labels": ids.flatten()[::5],
+    }
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert torch.allclose(compiled(**batch).loss, model(**batch).loss, atol=1e-6)
