@@ -22,7 +22,7 @@ from torch import Tensor
 from bert_convolutions.attention.composite import ScoreParts, attend_eager
 from bert_convolutions.attention.dropout import keep_mask
 
-_BLOCK = 32  # rows written at once: small triangles, few calls
+_BLOCK = 64  # rows written at once: small triangles, few calls
 
 
 def attend_fused(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tensor, Tensor | None]:
@@ -149,23 +149,30 @@ class _ScoreBuffer:
 
     def bias_gradients(self, with_query: bool, with_key: bool) -> tuple[Tensor | None, Tensor | None]:
         """The gradients of ``write_bias``'s arguments, where the scores hold their own gradient."""
-        scores, width = self.scores, self.width
-        later_query, later_key = (scores.new_zeros(scores.shape[:2]) for _ in range(2))
-        for rows, _, after in self.blocks():
-            triangle = scores[:, rows, rows].triu(1)
+        scores = self.scores
+        later_query, later_key, earlier_key = (scores.new_zeros(scores.shape[:2]) for _ in range(3))
+        for rows, before, after in self.blocks():
+            square = scores[:, rows, rows]
+            triangle = square.triu(1)
+            in_triangle = triangle.sum(-2)
             later_query[:, rows] = scores[:, rows, after].sum(-1) + triangle.sum(-1)
-            later_key[:, rows] += triangle.sum(-2)
-            later_key[:, after] += scores[:, rows, after].sum(-2)
-        inside = _inside(self.length, width, scores.dtype)
-        by_query = by_key = None
-        if with_query:
-            ends = torch.stack([later_query, torch.zeros_like(later_query)], -1)
-            by_query = torch.cat([self.band("query") * inside, ends], -1)
-        if with_key:
-            earlier_key = scores.sum(-2) - later_key
-            ends = torch.stack([later_key, earlier_key], -1)
-            by_key = torch.cat([self.band("key") * inside, ends], -1)
+            if with_key:
+                later_key[:, rows] += in_triangle
+                later_key[:, after] += scores[:, rows, after].sum(-2)
+                earlier_key[:, rows] += square.sum(-2) - in_triangle
+                earlier_key[:, before] += scores[:, rows, before].sum(-2)
+        by_query = self._with_band("query", later_query, torch.zeros_like(later_query)) if with_query else None
+        by_key = self._with_band("key", later_key, earlier_key) if with_key else None
         return by_query, by_key
+
+    def _with_band(self, side: str, later: Tensor, earlier: Tensor) -> Tensor:
+        """The gradients near the diagonal and those of the ends, (G, S, 2n+3)."""
+        gradient = self.scores.new_empty(*self.scores.shape[:2], self.width + 2)
+        inside = _inside(self.length, self.width, self.scores.dtype)
+        torch.mul(self.band(side), inside, out=gradient[..., : self.width])
+        gradient[..., self.width] = later
+        gradient[..., self.width + 1] = earlier
+        return gradient
 
 
 class _FusedAttention(torch.autograd.Function):

@@ -16,6 +16,7 @@ from bert_convolutions.errors import RunInterrupted, TrainingDiverged
 from bert_convolutions.training import checkpoints, durable
 from bert_convolutions.training.atomic import AtomicCheckpointMixin, CheckpointNotSavedError
 from bert_convolutions.training.divergence import DivergenceGuard, all_finite
+from bert_convolutions.training.memory import keep_freed_memory
 
 logger = logging.get_logger(__name__)
 
@@ -38,6 +39,8 @@ class ResumableTrainer(AtomicCheckpointMixin):
 
     def __init__(self, *args: Any, save_every_minutes: float | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.args.device.type == "cpu":
+            keep_freed_memory()
         self.save_every_minutes = save_every_minutes
         self.guard = DivergenceGuard(self.args.device)
         self._last_saved = time.monotonic()
