@@ -10,7 +10,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, s
 from bert_convolutions.data.tokenizer import load_tokenizer
 from bert_convolutions.errors import UsageError
 from bert_convolutions.model import CompositeBertConfig, CompositeBertForMaskedLM, CompositeBertForPreTraining
-from bert_convolutions.model.presets import load_config
+from bert_convolutions.model.presets import PRESETS, load_config
 from bert_convolutions.training.options import ARCHITECTURE_FLAGS, PretrainOptions
 
 
@@ -45,6 +45,8 @@ def compose_config(options: PretrainOptions, tokenizer: PreTrainedTokenizerBase)
             + ("" if options.model_name_or_path else f", or set vocab_size to {len(tokenizer)} there")
         )
     config.vocab_size, config.pad_token_id = len(tokenizer), tokenizer.pad_token_id
+    if not options.model_name_or_path and options.config_name in PRESETS:  # a preset has as many positions as needed
+        config.max_position_embeddings = max(config.max_position_embeddings, options.block_size)
     if not config.remove_position_embeddings and options.block_size > config.max_position_embeddings:
         raise UsageError(
             f"--block_size {options.block_size} is more than {source} has positions, "

@@ -1,0 +1,80 @@
+"""The model that flags ask for, and what is refused before anything is written."""
+
+import json
+from typing import cast
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from bert_convolutions import CompositeBertForMaskedLM
+from bert_convolutions.errors import UsageError
+from bert_convolutions.model import CompositeBertConfig
+from bert_convolutions.training.composition import compose_config, compose_model
+from bert_convolutions.training.options import PretrainOptions
+
+
+class Tokens:
+    """As much of a tokenizer as a configuration asks for."""
+
+    pad_token_id = 98
+
+    def __len__(self):
+        return 100
+
+
+def compose(**flags):
+    options = PretrainOptions(tokenizer_name="tokenizer", **flags)
+    return compose_config(options, cast(PreTrainedTokenizerBase, Tokens()))
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 1, "max_position_embeddings": 64}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(sizes))
+    return path
+
+
+def test_a_preset_takes_the_size_of_the_tokenizer_and_of_the_block():
+    config = compose(config_name="bert_small", block_size=512, attention_kernel="convk_qk 4", num_hidden_layers=3)
+    assert (config.vocab_size, config.pad_token_id, config.max_position_embeddings) == (100, 98, 512)
+    assert (config.attention_kernel, config.num_hidden_layers, config.hidden_size) == ("qk_convk 4", 3, 256)
+
+
+def test_a_config_file_has_as_many_positions_as_it_says(config_file):
+    with pytest.raises(UsageError, match="block_size 65"):
+        compose(config_name=str(config_file), block_size=65)
+    assert compose(config_name=str(config_file), block_size=65, remove_position_embeddings=True)
+
+
+def test_a_config_file_of_another_vocabulary_is_refused(config_file):
+    config_file.write_text(json.dumps({**json.loads(config_file.read_text()), "vocab_size": 101}))
+    with pytest.raises(UsageError, match="101.*100"):
+        compose(config_name=str(config_file), block_size=64)
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ({"config_name": "bert_tiny"}, "bert_small"),
+        ({"config_name": "bert_small", "attention_kernel": "qk_konvq 8"}, "konvq"),
+        ({"config_name": "bert_small", "value_forward": "convolution 8"}, "value_forward"),
+        ({"config_name": "bert_small", "num_attention_heads": 7}, "num_attention_heads"),
+        ({"model_name_or_path": "nowhere"}, "nowhere"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(flags, named):
+    with pytest.raises(UsageError, match=named):
+        compose(**flags)
+
+
+def test_architecture_flags_must_not_contradict_a_model(config_file, tmp_path):
+    config = CompositeBertConfig(**json.loads(config_file.read_text()), vocab_size=100, attention_kernel="qk_convq 2")
+    CompositeBertForMaskedLM(config).save_pretrained(tmp_path / "model")
+    model = str(tmp_path / "model")
+    with pytest.raises(UsageError, match=r"attention_kernel qk_convk 2 contradicts"):
+        compose(model_name_or_path=model, attention_kernel="qk_convk 2", block_size=64)
+    again = compose(model_name_or_path=model, attention_kernel="convq_qk 2", block_size=64)
+    assert (
+        compose_model(PretrainOptions(model_name_or_path=model), again, seed=0).config.attention_kernel == "qk_convq 2"
+    )
