@@ -49,7 +49,7 @@ def test_a_config_file_has_as_many_positions_as_it_says(config_file):
 
 def test_a_config_file_of_another_vocabulary_is_refused(config_file):
     config_file.write_text(json.dumps({**json.loads(config_file.read_text()), "vocab_size": 101}))
-    with pytest.raises(UsageError, match="101.*100"):
+    with pytest.raises(UsageError, match=r"101.*100"):
         compose(config_name=str(config_file), block_size=64)
 
 
