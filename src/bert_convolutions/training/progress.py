@@ -56,7 +56,25 @@ class Throughput:
         return {"non_padding_tokens_seen": self.seen, "real_tokens_per_second": round(self.tokens_per_second)}
 
 
-class TokenProgress(ProgressCallback):
+class ReadableProgress(ProgressCallback):
+    """The Trainer's progress line, with logs as lines instead of dictionaries."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write a log above the line; what is only known at the end is said by others then."""
+        if self.training_bar is None or not logs or "train_runtime" in logs:
+            return
+        figures = [f"{name} {value:.4g}" for name, value in logs.items() if isinstance(value, float)]
+        self.training_bar.write(f"step {state.global_step}: {', '.join(figures)}")
+
+
+class TokenProgress(ReadableProgress):
     """The Trainer's progress line with the loss, the tokens seen and the tokens per second at its end."""
 
     def __init__(self, throughput: Throughput | None = None) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
 from bert_convolutions.errors import RunInterrupted, TrainingDiverged
@@ -17,6 +17,7 @@ from bert_convolutions.training import checkpoints, durable
 from bert_convolutions.training.atomic import AtomicCheckpointMixin, CheckpointNotSavedError
 from bert_convolutions.training.divergence import DivergenceGuard, all_finite
 from bert_convolutions.training.memory import keep_freed_memory
+from bert_convolutions.training.progress import ReadableProgress
 
 logger = logging.get_logger(__name__)
 
@@ -45,6 +46,8 @@ class ResumableTrainer(AtomicCheckpointMixin):
         self.guard = DivergenceGuard(self.args.device)
         self._last_saved = time.monotonic()
         self._must_stop = False
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(ReadableProgress())
         self.add_callback(_StepControl(self))
 
     def samples_of_step(self, step: int) -> list[int]:
