@@ -13,11 +13,12 @@ def main() -> int:
     """
     already_set = _LAZY in os.environ
     os.environ.setdefault(_LAZY, "1")
+    from bert_convolutions.cli.main import leave
     from bert_convolutions.cli.main import main as run_command_line
 
     if not already_set:  # child processes import the package in full, so that its classes are registered there
         del os.environ[_LAZY]
-    return run_command_line()
+    return leave(run_command_line())
 
 
 if __name__ == "__main__":

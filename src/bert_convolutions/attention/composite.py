@@ -50,12 +50,12 @@ class ScoreParts:
     def offset_weights(self, side: str, basis: Tensor | None = None) -> Tensor | None:
         """The summed weights by offset, broadcastable to (B, H, S, 2n+1), or those times ``basis`` (2n+1, k).
 
-        Weights are linear in the parameters, so the basis is applied to these, which are small; transposed, since the
-        gradient of a matrix that lies in memory by columns takes half the time. None without a term.
+        Weights are linear in the parameters, so the basis is applied to these, which are small; the result is laid out
+        by columns, since the gradient of such a matrix takes half the time. None without a term.
         """
         projection = self.query if side == "query" else self.key
         weights = [
-            term.weights(projection, parameter if basis is None else (basis.mT @ parameter.mT).mT, self.scaling)
+            term.weights(projection, parameter if basis is None else _by_columns(parameter @ basis), self.scaling)
             for term, parameter in self.terms.get(side, [])
         ]
         return sum(weights[1:], weights[0]) if weights else None
@@ -70,6 +70,10 @@ class ScoreParts:
         ]
         present = [part for part in parts if part is not None]
         return sum(present[1:], present[0]) if present else None
+
+
+def _by_columns(matrix: Tensor) -> Tensor:
+    return matrix.mT.contiguous().mT
 
 
 Attend = Callable[[ScoreParts, Tensor, float], tuple[Tensor, Tensor | None]]

@@ -1,5 +1,6 @@
 """``bertconv``: find the sub-command, run it, and turn what goes wrong into one sentence and an exit code."""
 
+import atexit
 import errno
 import os
 import select
@@ -58,6 +59,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"bertconv: {message}" if rank == "0" else f"bertconv [rank {rank}]: {message}", file=sys.stderr)
         return code
     return 0
+
+
+def leave(code: int) -> int:
+    """Return ``code``, or, as one of several processes, end this one with it at once.
+
+    The threads of gloo and NCCL sometimes abort a process that is done and only tears down its interpreter, and the
+    launcher then takes the whole run for failed. What is registered for the exit is done before.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def run(argv: Sequence[str]) -> None:
