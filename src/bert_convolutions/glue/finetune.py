@@ -82,7 +82,6 @@ class GlueTrainer(ResumableTrainer):
         eval_dataset = {dev_set.name: examples for dev_set, examples in dev.items()} or None
         super().__init__(train_dataset=train, eval_dataset=eval_dataset, **kwargs)
         self.model_accepts_loss_kwargs = False
-        self._slices: StepSlices | None = None
         self.task = task
         self.train_examples = train
         self.dev = dev
@@ -110,24 +109,9 @@ class GlueTrainer(ResumableTrainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Micro-batches of this process, in order; nothing in it draws a random number."""
-        arguments = self.args
-        workers = arguments.dataloader_num_workers
-        self._slices = StepSlices(self.train_plan(), arguments.process_index)
-        return DataLoader(
-            self._grouped_examples(),
-            batch_sampler=self._slices,  # type: ignore[arg-type]
-            collate_fn=CountingCollator(self.data_collator, self.train_examples[0]),
-            num_workers=workers,
-            pin_memory=arguments.dataloader_pin_memory and arguments.device.type == "cuda",
-            persistent_workers=arguments.dataloader_persistent_workers and workers > 0,
-            prefetch_factor=arguments.dataloader_prefetch_factor,
-            generator=torch.Generator(),  # or else it draws a seed from the global one, which a resumed run repeats
-        )
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        if self._slices is not None:
-            self._slices.epoch = kwargs["epoch"]
-        super()._run_epoch(*args, **kwargs)
+        self.train_slices = StepSlices(self.train_plan(), self.args.process_index)
+        collate = CountingCollator(self.data_collator, self.train_examples[0])
+        return self.slices_loader(self._grouped_examples(), self.train_slices, collate)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

@@ -4,11 +4,12 @@ import contextlib
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader, Dataset
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
@@ -16,8 +17,10 @@ from bert_convolutions.errors import RunInterrupted, TrainingDiverged
 from bert_convolutions.training import checkpoints, durable
 from bert_convolutions.training.atomic import AtomicCheckpointMixin, CheckpointNotSavedError
 from bert_convolutions.training.divergence import DivergenceGuard, all_finite
+from bert_convolutions.training.interrupt import ignore_signals
 from bert_convolutions.training.memory import keep_freed_memory
 from bert_convolutions.training.progress import ReadableProgress
+from bert_convolutions.training.sampling import StepSlices
 
 logger = logging.get_logger(__name__)
 
@@ -39,6 +42,7 @@ class ResumableTrainer(AtomicCheckpointMixin):
     """
 
     def __init__(self, *args: Any, save_every_minutes: float | None = None, **kwargs: Any) -> None:
+        self.train_slices: StepSlices | None = None
         super().__init__(*args, **kwargs)
         if self.args.device.type == "cpu":
             keep_freed_memory()
@@ -49,6 +53,34 @@ class ResumableTrainer(AtomicCheckpointMixin):
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ReadableProgress())
         self.add_callback(_StepControl(self))
+
+    def slices_loader(
+        self, dataset: Dataset[Any], slices: StepSlices, collate: Callable[[Any], Any]
+    ) -> DataLoader[Any]:
+        """Micro-batches of this process, in the order of ``slices``; nothing in it draws a random number.
+
+        Args:
+            dataset: is asked for a ``Slice`` at a time (``__getitems__``).
+            slices: which ones.
+            collate: makes a batch of what the data set answers.
+        """
+        workers = self.args.dataloader_num_workers
+        return DataLoader(
+            dataset,
+            batch_sampler=slices,  # type: ignore[arg-type]
+            collate_fn=collate,
+            num_workers=workers,
+            pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
+            persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            worker_init_fn=ignore_signals,
+            generator=torch.Generator(),  # or else it draws a seed from the global one, which a resumed run repeats
+        )
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.train_slices is not None:
+            self.train_slices.epoch = kwargs["epoch"]
+        super()._run_epoch(*args, **kwargs)
 
     def samples_of_step(self, step: int) -> list[int]:
         """The examples of a step (0-based), for the message about a bad loss. Hook; nothing is known here."""

@@ -13,7 +13,6 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput
 
 from bert_convolutions.training.evaluation import IGNORED, EvaluationSums
-from bert_convolutions.training.interrupt import ignore_signals
 from bert_convolutions.training.progress import Throughput, TokenProgress
 from bert_convolutions.training.resumable import ResumableTrainer
 from bert_convolutions.training.sampling import Examples, SlicedExamples, StepPlan, StepSlices, WithPlaceholder
@@ -42,7 +41,6 @@ class PretrainingTrainer(ResumableTrainer):
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = True
         self._flops_per_token: int | None = None
-        self._slices: StepSlices | None = None
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(TokenProgress(self.throughput))
         self.add_callback(_StartClock(self.throughput))
@@ -65,8 +63,8 @@ class PretrainingTrainer(ResumableTrainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Micro-batches of this process, in order; nothing in it draws a random number."""
-        self._slices = StepSlices(self.train_plan(), self.args.process_index)
-        return self._loader(self.train_dataset, self._slices, self.data_collator)
+        self.train_slices = StepSlices(self.train_plan(), self.args.process_index)
+        return self._loader(self.train_dataset, self.train_slices, self.data_collator)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """The evaluation examples in their own order, each on one process."""
@@ -82,23 +80,7 @@ class PretrainingTrainer(ResumableTrainer):
 
     def _loader(self, store: Examples | Any, slices: StepSlices, collate: Collate) -> DataLoader[Any]:
         stand_in = {"epoch": 0, "sample": 0, "input_ids": store[0]}
-        workers = self.args.dataloader_num_workers
-        return DataLoader(
-            SlicedExamples(store, slices.plan),
-            batch_sampler=slices,  # type: ignore[arg-type]
-            collate_fn=WithPlaceholder(collate, stand_in),
-            num_workers=workers,
-            pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
-            persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
-            worker_init_fn=ignore_signals,
-            generator=torch.Generator(),  # or else it draws a seed from the global one, which a resumed run repeats
-        )
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        if self._slices is not None:
-            self._slices.epoch = kwargs["epoch"]
-        super()._run_epoch(*args, **kwargs)
+        return self.slices_loader(SlicedExamples(store, slices.plan), slices, WithPlaceholder(collate, stand_in))
 
     # A training step
 
