@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from bert_convolutions.attention import fused
 from bert_convolutions.attention.band import expand_offsets
 from bert_convolutions.attention.borders import Borders
 from bert_convolutions.attention.composite import CompositeAttention, attend_eager
-from bert_convolutions.attention.dropout import Dropout, keep_mask
+from bert_convolutions.attention.dropout import Dropout, draw_keep_mask
 from bert_convolutions.attention.fused import attend_fused
 from bert_convolutions.attention.spec import SCORE_TERMS, parse_kernel, parse_projection
 from bert_convolutions.errors import UsageError
@@ -86,6 +87,44 @@ def test_backends_agree_with_the_equation(subset, length, backend):
         for expected, actual in zip(*results, strict=True):
             if expected is not None:
                 assert torch.allclose(expected, actual, atol=1e-10)
+
+
+@pytest.mark.parametrize("scores_at_once", [50, 600, 3000])
+@pytest.mark.parametrize("reach", [0, 1, 2, 8])
+@pytest.mark.parametrize("subset", ["qk", "convk", "qk_convfixed", "convq_convk", "qk_convfixed_convq_convk"])
+def test_the_parts_that_are_worked_on_at_a_time_change_nothing(subset, reach, scores_at_once, monkeypatch):
+    """A few examples, a few heads of one, or some rows of a matrix; lengths from that of a kernel on; any mask."""
+    monkeypatch.setattr(fused, "_SCORES_AT_ONCE", scores_at_once)
+    module = make(f"{subset} {reach}", hidden_size=12, heads=3)
+    for length in (2 * reach + 1, 2 * reach + 2, 23):
+        hidden = torch.randn(4, length, 12, dtype=torch.float64)
+        pairs = torch.rand(4, 3, length, length) > 0.3
+        pairs |= torch.eye(length, dtype=torch.bool)  # so that no query is left without a key
+        for mask in (None, (torch.arange(length) // 5 + 1).expand(4, -1), pairs):
+            outputs, gradients = [], []
+            for attend in (attend_eager, attend_fused):
+                inputs = hidden.clone().requires_grad_()
+                output, _ = module(inputs, mask, attend=attend)
+                wanted = [inputs, *module.parameters()]
+                gradients.append(torch.autograd.grad(output.sin().sum(), wanted, allow_unused=True))
+                outputs.append(output)
+            assert torch.allclose(*outputs, atol=1e-10)
+            for expected, actual in zip(*gradients, strict=True):
+                assert (actual is None and expected is None) or torch.allclose(expected, actual, atol=1e-10)
+
+
+def test_in_half_precision_a_convolution_is_as_exact_as_the_dot_product():
+    """What the fused function takes off queries and keys, and adds elsewhere, costs no digits."""
+    torch.manual_seed(1)
+    errors = {}
+    for kernel in ("dot_product", "qk_convfixed_convq_convk 8"):
+        module = CompositeAttention(64, 2, parse_kernel(kernel)).eval()
+        hidden = torch.randn(2, 90, 64)
+        expected = module(hidden)[0]
+        with torch.autocast("cpu", torch.bfloat16):
+            actual = module(hidden, attend=attend_fused)[0]
+        errors[kernel] = (actual.float() - expected).abs().mean().item()
+    assert errors["qk_convfixed_convq_convk 8"] < 1.5 * errors["dot_product"]
 
 
 @pytest.mark.parametrize("convolution", CONVOLUTIONS)
@@ -165,7 +204,7 @@ def test_a_mask_of_pairs():
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])
 def test_dropout_keeps_the_mean_and_its_gradient(rate):
-    kept = keep_mask(torch.Size([1000, 1001]), rate, torch.float32)
+    kept = draw_keep_mask(torch.empty(1000, 1001), rate)
     assert set(kept.unique().tolist()) == {0.0, 1.0}
     assert kept.mean().item() == pytest.approx(1 - rate, abs=0.003)
     assert kept.mean(0).std().item() == pytest.approx((rate * (1 - rate) / 1000) ** 0.5, rel=0.15)

@@ -47,18 +47,26 @@ class ScoreParts:
     mask: Tensor | None
     scaling: float
 
-    def offset_weights(self, side: str, basis: Tensor | None = None) -> Tensor | None:
-        """The summed weights by offset, broadcastable to (B, H, S, 2n+1), or those times ``basis`` (2n+1, k).
+    @property
+    def width(self) -> int:
+        """2n+1, or 0 without a convolution term."""
+        return max((parameter.shape[-1] for side in self.terms.values() for _, parameter in side), default=0)
 
-        Weights are linear in the parameters, so the basis is applied to these, which are small; the result is laid out
-        by columns, since the gradient of such a matrix takes half the time. None without a term.
-        """
+    def kernel(self, side: str) -> tuple[Tensor | None, Tensor | None]:
+        """The summed dynamic terms of a side, (d, 2n+1), and the summed fixed ones, (1, H or 1, 1, 2n+1)."""
+        terms = self.terms.get(side, [])
+        dynamic = [term.kernel(parameter) for term, parameter in terms if term.dynamic]
+        fixed = [term.kernel(parameter) for term, parameter in terms if not term.dynamic]
+        return (sum(dynamic[1:], dynamic[0]) if dynamic else None), (sum(fixed[1:], fixed[0]) if fixed else None)
+
+    def offset_weights(self, side: str) -> Tensor | None:
+        """The summed weights by offset, broadcastable to (B, H, S, 2n+1); None without a term."""
         projection = self.query if side == "query" else self.key
-        weights = [
-            term.weights(projection, parameter if basis is None else _by_columns(parameter @ basis), self.scaling)
-            for term, parameter in self.terms.get(side, [])
-        ]
-        return sum(weights[1:], weights[0]) if weights else None
+        dynamic, fixed = self.kernel(side)
+        if dynamic is None or projection is None:
+            return fixed
+        weights = projection @ (dynamic * self.scaling)
+        return weights if fixed is None else weights + fixed
 
     def bias(self, length: int) -> Tensor | None:
         """Everything but the dot product, broadcastable to (B, H, S, S): what other backends take as a mask."""
@@ -70,10 +78,6 @@ class ScoreParts:
         ]
         present = [part for part in parts if part is not None]
         return sum(present[1:], present[0]) if present else None
-
-
-def _by_columns(matrix: Tensor) -> Tensor:
-    return matrix.mT.contiguous().mT
 
 
 Attend = Callable[[ScoreParts, Tensor, float], tuple[Tensor, Tensor | None]]

@@ -1,0 +1,204 @@
+"""The convolution terms on the scores: written to them, and read off their gradient.
+
+They come as columns (``attention.columns``), near and later:
+
+    bias[i, j] = near[i, j - i] + (later_i + later_j  if j > i  else  0),    near = 0 where |j - i| >= n
+
+Near the diagonal a few strides make them scores; beyond it they are added to a triangle.
+
+Legend: G = batch x heads matrices of scores, S sequence, d head size, R rows of scores, n reach, w = 2n-1 offsets near.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A part of the scores (G, S, S) that is worked on at a time: some whole matrices, or rows of one.
+
+    Attributes:
+        examples, matrices, rows: which they are. Of several examples, all matrices; of a matrix in parts, only that.
+        length: S.
+    """
+
+    examples: slice
+    matrices: slice
+    rows: slice
+    length: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all rows are in it."""
+        return self.rows.start == 0 and self.rows.stop == self.length
+
+    def of_queries(self, tensor: Tensor) -> Tensor:
+        """The part of (G, S, ..) that belongs to its queries."""
+        return tensor[self.matrices] if self.is_whole else tensor[self.matrices, self.rows]
+
+    def of_keys(self, tensor: Tensor) -> Tensor:
+        """The part of (G, ..) that belongs to its keys."""
+        return tensor[self.matrices]
+
+
+def with_room(like: Tensor, shape: tuple[int, ...], room: int) -> Tensor:
+    """An uninitialised tensor of ``shape`` with ``room`` zeros before and after it in memory.
+
+    ``band`` and ``seen_from_query`` read and write there, where an offset leads out of the sequence.
+    """
+    if not room:
+        return like.new_empty(shape)
+    size = prod(shape)
+    room = -(-room // 16) * 16  # keeps the tensor as well aligned as memory comes
+    flat = like.new_empty(size + 2 * room)
+    flat[:room].zero_()
+    flat[room + size :].zero_()
+    return flat[room : room + size].view(shape)
+
+
+def band(scores: Tensor, first_row: int, near: int) -> Tensor:
+    """The scores near the diagonal, (g, R, w): [.., i, r] is the pair of query i and the key at offset r - (n-1).
+
+    A view by strides. Where the key is no position, it is some other element; no two of the view are the same one.
+
+    Args:
+        scores: (g, R, S), side by side in memory, with room for n-1 elements.
+        first_row: the query of row 0.
+        near: w.
+    """
+    matrices, rows, length = scores.shape
+    offset = scores.storage_offset() + first_row - near // 2
+    return scores.as_strided((matrices, rows, near), (rows * length, length + 1, 1), offset)
+
+
+def seen_from_query(by_key: Tensor, near: int) -> Tensor:
+    """The same pairs as ``band``'s in the keys' columns (G, S, 2n), whose offsets are counted from the key.
+
+    A view by strides: [.., i, r] is key i + r - (n-1), column w-1-r. It needs room for n-1 keys.
+    """
+    matrices, length, columns = by_key.shape
+    offset = by_key.storage_offset() - near // 2 * columns + max(near - 1, 0)
+    return by_key.as_strided((matrices, length, near), (length * columns, columns, columns - 1), offset)
+
+
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)  # kept for training too, which takes no inference tensors
+def _inside(length: int, near: int, dtype: torch.dtype) -> Tensor:
+    """(S, w): 1 where the position plus the offset is a position, else 0."""
+    other = torch.arange(length).unsqueeze(1) + torch.arange(near) - near // 2
+    return ((other >= 0) & (other < length)).to(dtype)
+
+
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)
+def _later(rows: int, dtype: torch.dtype) -> Tensor:
+    """(R, R): 1 where the key is after the query, else 0."""
+    return torch.ones(rows, rows, dtype=dtype).triu_(1)
+
+
+class Bias:
+    """The convolution terms of all scores, less what they are for earlier keys.
+
+    Args:
+        by_query, by_key: columns (G, S, 2n), the keys' with room for n-1 positions; one of them maybe None.
+    """
+
+    def __init__(self, by_query: Tensor | None, by_key: Tensor | None) -> None:
+        near, self._later_query, self._later_key = [], None, None
+        if by_query is not None:
+            self._later_query = by_query[..., -1:]  # (G, S, 1)
+            near.append(by_query[..., :-1])
+        if by_key is not None:
+            self._later_key = by_key[..., -1].contiguous().unsqueeze(1)  # (G, 1, S)
+            near.append(seen_from_query(by_key, by_key.shape[-1] - 1))
+        self._near = near[0] if len(near) == 1 else near[0] + near[1]  # (G, S, w)
+
+    def write(self, scores: Tensor, chunk: Chunk, mask: Tensor | None) -> None:
+        """Write the bias and the mask.
+
+        Args:
+            scores: (g, R, S) of the chunk, with room for n-1 elements.
+            chunk: which they are.
+            mask: theirs, (b, 1 or h, R, S), or None.
+        """
+        write_mask(scores, mask)
+        later = _later(scores.shape[1], scores.dtype)
+        square = scores if chunk.is_whole else scores[..., chunk.rows]  # (g, R, R)
+        after = slice(chunk.rows.stop, None)
+        if self._later_query is not None:
+            later_query = chunk.of_queries(self._later_query)
+            square.addcmul_(later_query, later)
+            if not chunk.is_whole:
+                scores[..., after].add_(later_query)
+        if self._later_key is not None:
+            later_key = chunk.of_keys(self._later_key)
+            square.addcmul_(later_key if chunk.is_whole else later_key[..., chunk.rows], later)
+            if not chunk.is_whole:
+                scores[..., after].add_(later_key[..., after])
+        near = self._near.shape[-1]
+        inside = _inside(chunk.length, near, scores.dtype)[chunk.rows]
+        band(scores, chunk.rows.start, near).addcmul_(chunk.of_queries(self._near), inside)
+
+
+def write_mask(scores: Tensor, mask: Tensor | None) -> None:
+    """Write a mask (b, 1 or h, R, S) to the scores (b*h, R, S); zeros without any."""
+    if mask is None:
+        scores.zero_()
+    else:
+        by_example = scores.unflatten(0, (mask.shape[0], -1))
+        by_example.copy_(mask.expand_as(by_example))
+
+
+class BiasGradient:
+    """The gradients of ``Bias``'s columns, collected chunk by chunk.
+
+    Args:
+        like: (G, S, d), of the dtype.
+        width: 2n+1.
+        with_key: whether the keys' are wanted too.
+    """
+
+    def __init__(self, like: Tensor, width: int, with_key: bool) -> None:
+        shape, self._near = like.shape[:2], max(width - 2, 0)
+        self.by_query = like.new_empty(*shape, self._near + 1)
+        """(G, S, 2n), complete after the last chunk."""
+        self._later_key = like.new_zeros(shape) if with_key else None
+
+    def read(self, scores: Tensor, chunk: Chunk, scratch: Tensor) -> None:
+        """Take what a chunk adds.
+
+        Args:
+            scores: their gradient, (g, R, S), with room for n-1 elements.
+            chunk: which they are.
+            scratch: overwritten, (g, R, S).
+        """
+        by_query = chunk.of_queries(self.by_query)
+        inside = _inside(chunk.length, self._near, scores.dtype)[chunk.rows]
+        torch.mul(band(scores, chunk.rows.start, self._near), inside, out=by_query[..., :-1])
+        later, after = _later(scores.shape[1], scores.dtype), slice(chunk.rows.stop, None)
+        square = scores if chunk.is_whole else scores[..., chunk.rows]  # (g, R, R)
+        triangle = torch.mul(square, later, out=scratch if chunk.is_whole else scratch[..., chunk.rows])
+        torch.sum(triangle, -1, out=by_query[..., -1])
+        if not chunk.is_whole:
+            by_query[..., -1] += scores[..., after].sum(-1)
+        if self._later_key is not None:
+            later_key = chunk.of_keys(self._later_key)
+            later_key[..., chunk.rows] += triangle.sum(-2)
+            if not chunk.is_whole:
+                later_key[..., after] += scores[..., after].sum(-2)
+
+    def by_key(self) -> Tensor:
+        """(G, S, 2n), after the last chunk."""
+        assert self._later_key is not None
+        columns, room = self._near + 1, self._near // 2
+        by_key = with_room(self.by_query, self.by_query.shape, room * columns)
+        if room:  # of the first and the last keys, what no query sees
+            by_key.view(-1, columns)[:room].zero_()
+            by_key.view(-1, columns)[-room:].zero_()
+        seen_from_query(by_key, self._near).copy_(self.by_query[..., :-1])
+        by_key[..., -1] = self._later_key
+        return by_key
