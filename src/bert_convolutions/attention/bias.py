@@ -32,6 +32,11 @@ class Chunk:
     length: int
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """(g, R, S)."""
+        return self.matrices.stop - self.matrices.start, self.rows.stop - self.rows.start, self.length
+
+    @property
     def is_whole(self) -> bool:
         """Whether all rows are in it."""
         return self.rows.start == 0 and self.rows.stop == self.length

@@ -26,12 +26,20 @@ _SCORES_AT_ONCE = 2**19
 
 @dataclass(frozen=True)
 class _Setting:
-    """dot_product, scaling: as in ``ScoreParts``; width: 2n+1, or 0 without a convolution term; dropout: its rate."""
+    """What the attention is given beside tensors.
+
+    Attributes:
+        dot_product, scaling: as in ``ScoreParts``.
+        width: 2n+1, or 0 without a convolution term.
+        dropout: its rate.
+        with_gradient: whether there may be a backward, for which the probabilities are kept.
+    """
 
     dot_product: bool
     scaling: float
     width: int
     dropout: float
+    with_gradient: bool
 
     @property
     def room(self) -> int:
@@ -48,7 +56,7 @@ def attend_fused(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tens
     if torch.compiler.is_compiling() or value.shape[2] < parts.width:
         return attend_eager(parts, value, dropout)
     query, key = (None if part is None else part.to(value.dtype) for part in (parts.query, parts.key))
-    setting = _Setting(parts.dot_product, parts.scaling, parts.width, dropout)
+    setting = _Setting(parts.dot_product, parts.scaling, parts.width, dropout, torch.is_grad_enabled())
     kernels = (*parts.kernel("query"), *parts.kernel("key"))
     return _FusedAttention.apply(query, key, value, *kernels, parts.mask, setting), None
 
@@ -75,7 +83,7 @@ class _Scratch:
         self._like, self._room = like, room
         self._buffer: Tensor | None = None
 
-    def __call__(self, shape: torch.Size) -> Tensor:
+    def __call__(self, shape: tuple[int, ...]) -> Tensor:
         """Uninitialised, of ``shape``; what it held is given up."""
         if self._buffer is None:
             self._buffer = with_room(self._like, shape, self._room)
@@ -110,11 +118,12 @@ class _FusedAttention(torch.autograd.Function):
         if columns:
             by_query = columns["query"].of(query, unseen) if "query" in columns else None
             bias = Bias(by_query, columns["key"].of(key) if "key" in columns else None)
-        probabilities = with_room(value, (*value.shape[:2], shape[2]), setting.room)
-        keep = value.new_empty(probabilities.shape) if setting.dropout > 0 else None
-        context, scratch = torch.empty_like(value), _Scratch(value)
+        all_scores = (*value.shape[:2], shape[2])
+        probabilities = with_room(value, all_scores, setting.room) if setting.with_gradient else None
+        keep = value.new_empty(all_scores) if setting.dropout > 0 else None
+        context, scratch, roomy_scratch = torch.empty_like(value), _Scratch(value), _Scratch(value, setting.room)
         for chunk in _chunks(*shape[:3]):
-            scores = chunk.of_queries(probabilities)
+            scores = roomy_scratch(chunk.shape) if probabilities is None else chunk.of_queries(probabilities)
             filled = _fill(scores, chunk, bias, mask)
             if scoring is not None:
                 product = chunk.of_queries(scoring), chunk.of_keys(key).mT
