@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib.image
 import pytest
+import torch
 
 from bert_convolutions.bench import run, worker
 from bert_convolutions.bench.corpus import join_sentences
@@ -115,3 +116,18 @@ def test_output_dir_is_a_file(bench_flags: dict[str, Any], tmp_path: Path) -> No
 def test_unknown_contestant_from_the_command_line(capfd: Any) -> None:
     assert main(["bench", "--contestants", "electrra"]) == 2
     assert "valid are composite" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has bf16")
+def test_a_cpu_without_bf16_is_measured_in_float32(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(run, "cpu_has_bf16", lambda: False)
+    precisions: set[str] = set()
+
+    def look(bench: run.Bench) -> None:
+        precisions.update(job.precision for group in bench.groups for job in group.jobs)
+
+    monkeypatch.setattr(run.Bench, "run", look)
+    run_bench(BenchOptions(output_dir=str(tmp_path), quick=True))
+    assert precisions == {"float32"}
+    with pytest.raises(UsageError, match="--precision bf16"):
+        run_bench(BenchOptions(output_dir=str(tmp_path), precision=["bf16"]))

@@ -17,11 +17,20 @@ from transformers import AutoModelForMaskedLM
 
 from bert_convolutions.cli.main import main
 from bert_convolutions.data.tokenizer import load_tokenizer
-from bert_convolutions.training import checkpoints
+from bert_convolutions.training import arguments, checkpoints
 
 
 def run(corner: Corner, output: str, **changes: Any) -> int:
     return main(["pretrain", *corner.flags(output, **changes)])
+
+
+def test_a_cpu_without_bf16_computes_in_float32_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for available in (True, False):
+        monkeypatch.setattr(arguments, "cpu_has_bf16", lambda available=available: available)
+        assert arguments.BertTrainingArguments(output_dir="x", use_cpu=True, bf16=True).bf16 == available
+        assert ("computing in float32" in capsys.readouterr().err) != available
 
 
 def test_a_run_leaves_model_and_results_and_can_be_gone_on_from(

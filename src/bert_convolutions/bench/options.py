@@ -42,7 +42,8 @@ class BenchOptions:
         metadata={"help": "which contestants, by name; left out, all but the convolutional projections"},
     )
     precision: list[Precision] = field(
-        default_factory=list, metadata={"help": "left out, both; quick: bf16 in pretraining only"}
+        default_factory=list,
+        metadata={"help": "left out, both (quick: bf16 in pretraining only); float32 on a CPU without bf16"},
     )
     sequence_lengths: list[int] = field(
         default_factory=list,

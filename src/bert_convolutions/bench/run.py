@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.text import Text
 
 from bert_convolutions.bench.contestants import CONTESTANTS
@@ -19,6 +20,7 @@ from bert_convolutions.bench.worker import Worker
 from bert_convolutions.errors import CommandError, UsageError
 from bert_convolutions.glue.progress import format_seconds, make_console
 from bert_convolutions.training import durable
+from bert_convolutions.training.arguments import cpu_has_bf16
 from bert_convolutions.training.lock import run_lock
 
 RESULTS, PICTURE = "results.json", "results.png"
@@ -31,6 +33,10 @@ def run_bench(options: BenchOptions) -> None:
         UsageError: bad flags, text, tokenizer or configuration.
         CommandError: nothing could be measured.
     """
+    if not torch.cuda.is_available() and not cpu_has_bf16():
+        if "bf16" in options.precision:
+            raise UsageError("--precision bf16: this CPU has no instructions for it; measure float32")
+        options.precision = ["float32"]
     groups = make_plan(options)
     folder = Path(options.output_dir)
     if folder.exists() and not folder.is_dir():
