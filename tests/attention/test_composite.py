@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from bert_convolutions.attention import fused
+from bert_convolutions.attention import chunks
 from bert_convolutions.attention.band import expand_offsets
 from bert_convolutions.attention.borders import Borders
 from bert_convolutions.attention.composite import CompositeAttention, attend_eager
 from bert_convolutions.attention.dropout import Dropout, draw_keep_mask
 from bert_convolutions.attention.fused import attend_fused
-from bert_convolutions.attention.spec import SCORE_TERMS, parse_kernel, parse_projection
+from bert_convolutions.attention.spec import SCORE_TERMS, AttentionKernel, parse_kernel, parse_projection
+from bert_convolutions.attention.terms import TERMS, Term
 from bert_convolutions.errors import UsageError
 from bert_convolutions.model.backends import _attend_interface, attention_backend
 
@@ -89,12 +90,39 @@ def test_backends_agree_with_the_equation(subset, length, backend):
                 assert torch.allclose(expected, actual, atol=1e-10)
 
 
+def test_a_new_term_is_one_declaration(monkeypatch):
+    """The example of CONTRIBUTING.md: a fixed convolution that falls off on both sides alike, from the key as well."""
+    length, reach = 25, 3
+    for row in ("query", "key"):
+        mirrored = Term(
+            row=row,
+            dynamic=False,
+            shape=lambda heads, head_size, width: (1, heads, 1, width // 2 + 1),
+            initial="zeros",
+            kernel=lambda parameter: torch.cat([parameter.flip(-1), parameter[..., 1:]], dim=-1),
+        )
+        monkeypatch.setitem(TERMS, "mirrored", mirrored)
+        module = CompositeAttention(16, 2, AttentionKernel(("qk", "mirrored"), reach=reach)).double()
+        nn.init.normal_(module.mirrored_param)
+        hidden = torch.randn(2, length, 16, dtype=torch.float64)
+        query, key = (module.project(name, hidden, Borders()) for name in ("query", "key"))
+        distance = (torch.arange(length) - torch.arange(length).unsqueeze(1)).abs().clamp(max=reach)
+        scores = query @ key.mT / 8**0.5 + module.mirrored_param[:, :, 0][..., distance]
+        outputs, gradients = [], []
+        for attend in (attend_eager, attend_fused):
+            output, probabilities = module(hidden, attend=attend)
+            gradients.append(torch.autograd.grad(output.sin().sum(), module.mirrored_param)[0])
+            outputs.append(output)
+            assert probabilities is None or torch.allclose(probabilities, scores.softmax(-1))
+        assert torch.allclose(*outputs) and torch.allclose(*gradients)
+
+
 @pytest.mark.parametrize("scores_at_once", [50, 600, 3000])
 @pytest.mark.parametrize("reach", [0, 1, 2, 8])
 @pytest.mark.parametrize("subset", ["qk", "convk", "qk_convfixed", "convq_convk", "qk_convfixed_convq_convk"])
 def test_the_parts_that_are_worked_on_at_a_time_change_nothing(subset, reach, scores_at_once, monkeypatch):
     """A few examples, a few heads of one, or some rows of a matrix; lengths from that of a kernel on; any mask."""
-    monkeypatch.setattr(fused, "_SCORES_AT_ONCE", scores_at_once)
+    monkeypatch.setattr(chunks, "SCORES_AT_ONCE", scores_at_once)
     module = make(f"{subset} {reach}", hidden_size=12, heads=3)
     for length in (2 * reach + 1, 2 * reach + 2, 23):
         hidden = torch.randn(4, length, 12, dtype=torch.float64)

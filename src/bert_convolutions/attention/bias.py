@@ -9,60 +9,12 @@ Near the diagonal a few strides make them scores; beyond it they are added to a 
 Legend: G = batch x heads matrices of scores, S sequence, d head size, R rows of scores, n reach, w = 2n-1 offsets near.
 """
 
-from dataclasses import dataclass
 from functools import lru_cache
-from math import prod
 
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Chunk:
-    """A part of the scores (G, S, S) that is worked on at a time: some whole matrices, or rows of one.
-
-    Attributes:
-        examples, matrices, rows: which they are. Of several examples, all matrices; of a matrix in parts, only that.
-        length: S.
-    """
-
-    examples: slice
-    matrices: slice
-    rows: slice
-    length: int
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(g, R, S)."""
-        return self.matrices.stop - self.matrices.start, self.rows.stop - self.rows.start, self.length
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether all rows are in it."""
-        return self.rows.start == 0 and self.rows.stop == self.length
-
-    def of_queries(self, tensor: Tensor) -> Tensor:
-        """The part of (G, S, ..) that belongs to its queries."""
-        return tensor[self.matrices] if self.is_whole else tensor[self.matrices, self.rows]
-
-    def of_keys(self, tensor: Tensor) -> Tensor:
-        """The part of (G, ..) that belongs to its keys."""
-        return tensor[self.matrices]
-
-
-def with_room(like: Tensor, shape: tuple[int, ...], room: int) -> Tensor:
-    """An uninitialised tensor of ``shape`` with ``room`` zeros before and after it in memory.
-
-    ``band`` and ``seen_from_query`` read and write there, where an offset leads out of the sequence.
-    """
-    if not room:
-        return like.new_empty(shape)
-    size = prod(shape)
-    room = -(-room // 16) * 16  # keeps the tensor as well aligned as memory comes
-    flat = like.new_empty(size + 2 * room)
-    flat[:room].zero_()
-    flat[room + size :].zero_()
-    return flat[room : room + size].view(shape)
+from bert_convolutions.attention.chunks import Chunk, with_room
 
 
 def band(scores: Tensor, first_row: int, near: int) -> Tensor:

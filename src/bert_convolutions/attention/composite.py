@@ -47,11 +47,6 @@ class ScoreParts:
     mask: Tensor | None
     scaling: float
 
-    @property
-    def width(self) -> int:
-        """2n+1, or 0 without a convolution term."""
-        return max((parameter.shape[-1] for side in self.terms.values() for _, parameter in side), default=0)
-
     def kernel(self, side: str) -> tuple[Tensor | None, Tensor | None]:
         """The summed dynamic terms of a side, (d, 2n+1), and the summed fixed ones, (1, H or 1, 1, 2n+1)."""
         terms = self.terms.get(side, [])

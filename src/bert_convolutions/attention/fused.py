@@ -1,27 +1,23 @@
 """The same attention on a CPU in one function with its own backward: no S x S tensor but the scores themselves.
 
-A few matrices of scores are worked on at a time, so that they stay in the cache from the first product to the last.
-Bias and scores share a buffer, which softmax turns into probabilities in place; ``attention.columns`` tells how the
-convolution terms get there.
+Bias and scores share a buffer, which softmax turns into probabilities in place. ``attention.columns`` tells what the
+convolution terms come down to, ``attention.bias`` how they get to the scores, ``attention.chunks`` what is worked on at
+a time.
 
 Legend: B batch, H heads, G = B x H matrices of scores, S sequence, d head size, n reach; g, R the same of a chunk.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bert_convolutions.attention.bias import Bias, BiasGradient, Chunk, with_room, write_mask
+from bert_convolutions.attention.bias import Bias, BiasGradient, write_mask
+from bert_convolutions.attention.chunks import Chunk, Scratch, chunks, with_room
 from bert_convolutions.attention.columns import Columns
 from bert_convolutions.attention.composite import ScoreParts, attend_eager
 from bert_convolutions.attention.dropout import draw_keep_mask
-
-_SCORES_AT_ONCE = 2**19
-"""2 MiB in float32: about what the second-level caches of two cores hold. Half or twice as many are slower."""
 
 
 @dataclass(frozen=True)
@@ -53,43 +49,13 @@ def attend_fused(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tens
     Falls back to it where the band would wrap around (a sequence shorter than a kernel) or in a compiled model, whose
     compiler does its own fusing.
     """
-    if torch.compiler.is_compiling() or value.shape[2] < parts.width:
+    kernels = (*parts.kernel("query"), *parts.kernel("key"))
+    width = max((kernel.shape[-1] for kernel in kernels if kernel is not None), default=0)
+    if torch.compiler.is_compiling() or value.shape[2] < width:
         return attend_eager(parts, value, dropout)
     query, key = (None if part is None else part.to(value.dtype) for part in (parts.query, parts.key))
-    setting = _Setting(parts.dot_product, parts.scaling, parts.width, dropout, torch.is_grad_enabled())
-    kernels = (*parts.kernel("query"), *parts.kernel("key"))
+    setting = _Setting(parts.dot_product, parts.scaling, width, dropout, torch.is_grad_enabled())
     return _FusedAttention.apply(query, key, value, *kernels, parts.mask, setting), None
-
-
-def _chunks(batch: int, heads: int, length: int) -> Iterator[Chunk]:
-    """Whole examples, or matrices of one, or rows of a single matrix: about ``_SCORES_AT_ONCE``."""
-    number = max(1, round(batch * heads * length**2 / _SCORES_AT_ONCE))
-    examples_at_once = -(-batch // number)
-    heads_at_once = min(heads, max(1, _SCORES_AT_ONCE // length**2))
-    rows_at_once = min(length, max(1, _SCORES_AT_ONCE // length))
-    for example in range(0, batch, examples_at_once):
-        examples = slice(example, min(example + examples_at_once, batch))
-        for head in range(0, heads, heads_at_once):
-            last = heads * (examples.stop - 1) + min(head + heads_at_once, heads)
-            for row in range(0, length, rows_at_once):
-                rows = slice(row, min(row + rows_at_once, length))
-                yield Chunk(examples, slice(heads * example + head, last), rows, length)
-
-
-class _Scratch:
-    """A buffer with room around it, for one chunk after the other; the first is the largest."""
-
-    def __init__(self, like: Tensor, room: int = 0) -> None:
-        self._like, self._room = like, room
-        self._buffer: Tensor | None = None
-
-    def __call__(self, shape: tuple[int, ...]) -> Tensor:
-        """Uninitialised, of ``shape``; what it held is given up."""
-        if self._buffer is None:
-            self._buffer = with_room(self._like, shape, self._room)
-        if self._buffer.shape == shape:
-            return self._buffer
-        return self._buffer.view(-1)[: prod(shape)].view(shape)
 
 
 class _FusedAttention(torch.autograd.Function):
@@ -121,8 +87,8 @@ class _FusedAttention(torch.autograd.Function):
         all_scores = (*value.shape[:2], shape[2])
         probabilities = with_room(value, all_scores, setting.room) if setting.with_gradient else None
         keep = value.new_empty(all_scores) if setting.dropout > 0 else None
-        context, scratch, roomy_scratch = torch.empty_like(value), _Scratch(value), _Scratch(value, setting.room)
-        for chunk in _chunks(*shape[:3]):
+        context, scratch, roomy_scratch = torch.empty_like(value), Scratch(value), Scratch(value, setting.room)
+        for chunk in chunks(*shape[:3]):
             scores = roomy_scratch(chunk.shape) if probabilities is None else chunk.of_queries(probabilities)
             filled = _fill(scores, chunk, bias, mask)
             if scoring is not None:
@@ -148,8 +114,8 @@ class _FusedAttention(torch.autograd.Function):
         by_scoring: Any = None if scoring is None else torch.empty_like(value)
         by_key: Any = None if scoring is None else torch.empty_like(value)
         bias = BiasGradient(value, setting.width, with_key="key" in columns) if columns else None
-        first, second = _Scratch(value), _Scratch(value, setting.room)
-        for chunk in _chunks(*shape[:3]):
+        first, second = Scratch(value), Scratch(value, setting.room)
+        for chunk in chunks(*shape[:3]):
             probability, incoming = chunk.of_queries(probabilities), chunk.of_queries(gradient)
             kept = None if keep is None else chunk.of_queries(keep)
             dropped = probability if kept is None else torch.mul(probability, kept, out=first(probability.shape))
