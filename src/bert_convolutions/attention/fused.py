@@ -49,9 +49,11 @@ def attend_fused(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tens
     Falls back to it where the band would wrap around (a sequence shorter than a kernel) or in a compiled model, whose
     compiler does its own fusing.
     """
+    if torch.compiler.is_compiling():
+        return attend_eager(parts, value, dropout)
     kernels = (*parts.kernel("query"), *parts.kernel("key"))
     width = max((kernel.shape[-1] for kernel in kernels if kernel is not None), default=0)
-    if torch.compiler.is_compiling() or value.shape[2] < width:
+    if value.shape[2] < width:
         return attend_eager(parts, value, dropout)
     query, key = (None if part is None else part.to(value.dtype) for part in (parts.query, parts.key))
     setting = _Setting(parts.dot_product, parts.scaling, width, dropout, torch.is_grad_enabled())
