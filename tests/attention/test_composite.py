@@ -128,7 +128,8 @@ def test_the_parts_that_are_worked_on_at_a_time_change_nothing(subset, reach, sc
         hidden = torch.randn(4, length, 12, dtype=torch.float64)
         pairs = torch.rand(4, 3, length, length) > 0.3
         pairs |= torch.eye(length, dtype=torch.bool)  # so that no query is left without a key
-        for mask in (None, (torch.arange(length) // 5 + 1).expand(4, -1), pairs):
+        shared = (pairs[:1, :1], pairs[:, :1, :1])  # by all examples and heads; by all queries
+        for mask in (None, (torch.arange(length) // 5 + 1).expand(4, -1), pairs, *shared):
             outputs, gradients = [], []
             for attend in (attend_eager, attend_fused):
                 inputs = hidden.clone().requires_grad_()

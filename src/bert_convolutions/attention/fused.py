@@ -56,8 +56,11 @@ def attend_fused(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tens
     if value.shape[2] < width:
         return attend_eager(parts, value, dropout)
     query, key = (None if part is None else part.to(value.dtype) for part in (parts.query, parts.key))
+    mask = parts.mask
+    if mask is not None:  # which may be shared by examples or queries, while chunks take theirs
+        mask = mask.expand(value.shape[0], -1, value.shape[2], value.shape[2])
     setting = _Setting(parts.dot_product, parts.scaling, width, dropout, torch.is_grad_enabled())
-    return _FusedAttention.apply(query, key, value, *kernels, parts.mask, setting), None
+    return _FusedAttention.apply(query, key, value, *kernels, mask, setting), None
 
 
 class _FusedAttention(torch.autograd.Function):
