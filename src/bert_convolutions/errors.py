@@ -14,7 +14,7 @@ class CommandError(Exception):
     exit_code = 1
 
 
-class UsageError(CommandError):
+class UsageError(CommandError, ValueError):
     """Bad input. The message is one sentence that names the file, line or flag, and the way out."""
 
     exit_code = EXIT_USAGE

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from bert_convolutions.attention import chunks
-from bert_convolutions.attention.band import expand_offsets
-from bert_convolutions.attention.borders import Borders
 from bert_convolutions.attention.composite import CompositeAttention, attend_eager
-from bert_convolutions.attention.dropout import Dropout, draw_keep_mask
-from bert_convolutions.attention.fused import attend_fused
+from bert_convolutions.attention.cpu import tiles
+from bert_convolutions.attention.cpu.dropout import Dropout, draw_keep_mask
+from bert_convolutions.attention.cpu.fused import attend_fused
+from bert_convolutions.attention.offsets import expand_offsets
+from bert_convolutions.attention.segments import Segments
 from bert_convolutions.attention.spec import SCORE_TERMS, AttentionKernel, parse_kernel, parse_projection
 from bert_convolutions.attention.terms import TERMS, Term
 from bert_convolutions.errors import UsageError
@@ -50,7 +50,7 @@ def test_the_score_is_the_sum_of_the_named_terms(subset):
     length, reach = 9, 3
     module = make(f"{subset} {reach}")
     hidden = torch.randn(1, length, 16, dtype=torch.float64)
-    query, key = (module.project(name, hidden, Borders()) for name in ("query", "key"))
+    query, key = (module.project(name, hidden, Segments()) for name in ("query", "key"))
     _, probabilities = module(hidden)
     scores = torch.zeros(2, length, length, dtype=torch.float64)
     for head, i, j in itertools.product(range(2), range(length), range(length)):
@@ -105,7 +105,7 @@ def test_a_new_term_is_one_declaration(monkeypatch):
         module = CompositeAttention(16, 2, AttentionKernel(("qk", "mirrored"), reach=reach)).double()
         nn.init.normal_(module.mirrored_param)
         hidden = torch.randn(2, length, 16, dtype=torch.float64)
-        query, key = (module.project(name, hidden, Borders()) for name in ("query", "key"))
+        query, key = (module.project(name, hidden, Segments()) for name in ("query", "key"))
         distance = (torch.arange(length) - torch.arange(length).unsqueeze(1)).abs().clamp(max=reach)
         scores = query @ key.mT / 8**0.5 + module.mirrored_param[:, :, 0][..., distance]
         outputs, gradients = [], []
@@ -122,7 +122,7 @@ def test_a_new_term_is_one_declaration(monkeypatch):
 @pytest.mark.parametrize("subset", ["qk", "convk", "qk_convfixed", "convq_convk", "qk_convfixed_convq_convk"])
 def test_the_parts_that_are_worked_on_at_a_time_change_nothing(subset, reach, scores_at_once, monkeypatch):
     """A few examples, a few heads of one, or some rows of a matrix; lengths from that of a kernel on; any mask."""
-    monkeypatch.setattr(chunks, "SCORES_AT_ONCE", scores_at_once)
+    monkeypatch.setattr(tiles, "SCORES_AT_ONCE", scores_at_once)
     module = make(f"{subset} {reach}", hidden_size=12, heads=3)
     for length in (2 * reach + 1, 2 * reach + 2, 23):
         hidden = torch.randn(4, length, 12, dtype=torch.float64)

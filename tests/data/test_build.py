@@ -18,9 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import BertTokenizer
 
-from bert_convolutions.data import build as build_module
-from bert_convolutions.data import build_sources
-from bert_convolutions.data.build_sentences import split_sentences
+from bert_convolutions.data.build import pipeline as build_module
+from bert_convolutions.data.build import sources as build_sources
+from bert_convolutions.data.build.sentences import split_sentences
 from bert_convolutions.data.options import BuildDatasetOptions
 from bert_convolutions.data.spm_encoder import SpmEncoder
 from bert_convolutions.data.store import ArrowStore
@@ -308,7 +308,7 @@ def corpus(tmp_path: Path, speeches: list[str]) -> Iterator[Path]:
 
 def test_a_killed_build_goes_on_where_it_was(tmp_path: Path, tokenizer_dir: Path, build: Build, corpus: Path) -> None:
     program = (
-        "import sys\nfrom bert_convolutions.data.build import build_dataset\n"
+        "import sys\nfrom bert_convolutions.data.build.pipeline import build_dataset\n"
         "from bert_convolutions.data.options import BuildDatasetOptions\n"
         "if __name__ == '__main__':\n"
         "    build_dataset(BuildDatasetOptions([sys.argv[1]], sys.argv[2], sys.argv[3], num_proc=2, shard_size_mb=1))\n"

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bert_convolutions.errors import RunInterrupted, TrainingDiverged, UsageError
-from bert_convolutions.glue.compile import compile_glue
 from bert_convolutions.glue.finetune import GlueTrainer
 from bert_convolutions.glue.options import CompileGlueOptions, GlueOptions
 from bert_convolutions.glue.run import run_glue
+from bert_convolutions.glue.submit import compile_glue
 from bert_convolutions.glue.tasks import TASKS, all_dev_sets, all_test_sets
 from bert_convolutions.training.arguments import BertTrainingArguments
 

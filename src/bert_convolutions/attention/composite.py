@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bert_convolutions.attention.band import expand_offsets
-from bert_convolutions.attention.borders import Borders
+from bert_convolutions.attention.offsets import expand_offsets
 from bert_convolutions.attention.projections import depthwise_convolution, project, projection_parts
+from bert_convolutions.attention.segments import Segments
 from bert_convolutions.attention.spec import AttentionKernel, Projection
 from bert_convolutions.attention.terms import TERMS, Term
 from bert_convolutions.errors import UsageError
@@ -175,11 +175,11 @@ class CompositeAttention(nn.Module):
     def _heads(self, hidden: Tensor) -> Tensor:
         return hidden.unflatten(-1, (self.num_heads, self.head_size)).transpose(1, 2)  # (B, S, H*d) -> (B, H, S, d)
 
-    def project(self, name: str, hidden: Tensor, borders: Borders) -> Tensor | None:
+    def project(self, name: str, hidden: Tensor, segments: Segments) -> Tensor | None:
         """Queries, keys or values (B, H, S, d) of ``hidden`` (B, S, D); None where no term needs them."""
         if name in self._projected():
             parts = lambda suffix: self.get_submodule(name + suffix)  # noqa: E731
-            hidden = project(parts, self.projections[name], hidden, borders, self.activation)
+            hidden = project(parts, self.projections[name], hidden, segments, self.activation)
         elif not self.remove_query_key:
             return None
         return self._heads(hidden)
@@ -194,7 +194,7 @@ class CompositeAttention(nn.Module):
     def forward(
         self,
         hidden: Tensor,
-        borders: Borders | Tensor | None = None,
+        segments: Segments | Tensor | None = None,
         mask: Tensor | None = None,
         attend: Attend = attend_eager,
     ) -> tuple[Tensor, Tensor | None]:
@@ -202,22 +202,22 @@ class CompositeAttention(nn.Module):
 
         Args:
             hidden: (B, S, D), floating point.
-            borders: an attention mask (B, S) (0 padding, k > 0 the k-th example of the row), or ``Borders`` made of it.
-            mask: ``borders.score_mask(dtype)``, where the caller shares one between layers.
+            segments: an attention mask (B, S) (0 padding, k > 0 the k-th example of the row), or ``Segments`` of it.
+            mask: ``segments.score_mask(dtype)``, where the caller shares one between layers.
             attend: the backend.
 
         Returns:
             Output (B, S, H*d) and the probabilities (B, H, S, S) before dropout, or None where the backend keeps none.
         """
-        if not isinstance(borders, Borders):
-            borders = Borders.from_mask(borders)
-        query, key, value = (self.project(name, hidden, borders) for name in ("query", "key", "value"))
+        if not isinstance(segments, Segments):
+            segments = Segments.from_mask(segments)
+        query, key, value = (self.project(name, hidden, segments) for name in ("query", "key", "value"))
         assert value is not None
         if mask is None:
-            mask = borders.score_mask(value.dtype)
+            mask = segments.score_mask(value.dtype)
         parts = self.score_parts(query, key, mask)
         context, probabilities = attend(parts, value, self.dropout if self.training else 0.0)
         if self.kernel.convolution:
             flat = value.transpose(1, 2).flatten(2)  # (B, S, H*d)
-            context = context + self._heads(borders.convolve(self.convolution, flat)) * self.convolution_scalar
+            context = context + self._heads(segments.convolve(self.convolution, flat)) * self.convolution_scalar
         return context.transpose(1, 2).flatten(2), probabilities

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from bert_convolutions.attention.borders import Borders
+from bert_convolutions.attention.segments import Segments
 from bert_convolutions.attention.spec import Projection
 from bert_convolutions.errors import UsageError
 
@@ -54,7 +54,7 @@ def projection_parts(spec: Projection, flag: str, hidden_size: int, size: int) -
 
 
 def project(
-    parts: Callable[[str], nn.Module], spec: Projection, hidden: Tensor, borders: Borders, activation: nn.Module
+    parts: Callable[[str], nn.Module], spec: Projection, hidden: Tensor, segments: Segments, activation: nn.Module
 ) -> Tensor:
     """Apply a projection.
 
@@ -62,7 +62,7 @@ def project(
         parts: gives the module with a suffix, as named by ``projection_parts``.
         spec: the same as given there.
         hidden: (B, S, D).
-        borders: which tokens belong together.
+        segments: which tokens belong together.
         activation: between the depthwise and the pointwise part.
 
     Returns:
@@ -72,7 +72,7 @@ def project(
         return parts("")(hidden)
     convolution = parts("_conv")
     assert isinstance(convolution, nn.Conv1d)
-    convolved = borders.convolve(convolution, hidden)
+    convolved = segments.convolve(convolution, hidden)
     if spec.depth:
         convolved = parts("_pointwise")(convolved if spec.no_activation else activation(convolved))
     if spec.mixed:

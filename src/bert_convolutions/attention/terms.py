@@ -3,7 +3,7 @@
 A term adds a convolution kernel. It belongs to the query's or the key's position, and gives that position *weights by
 offset*, (B, H, S, 2n+1): entry ``[row, n + r]`` is what the term adds to the score between position ``row`` and the
 position ``row + r``. A fixed kernel is these weights; a dynamic one is multiplied with the position's projection.
-Offsets past the reach n share the end weight, so attention stays global. ``attention.band`` lays the weights out as
+Offsets past the reach n share the end weight, so attention stays global. ``attention.offsets`` lays the weights out as
 scores.
 
 Shapes: B batch, S sequence, H heads, d head size, n reach (the kernel is 2n+1 wide).

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
+from bert_convolutions import files
 from bert_convolutions.bench.options import BenchOptions
 from bert_convolutions.bench.plan import BASE_LENGTH, Group
-from bert_convolutions.data.build_sources import blocks, find_sources, read_text
+from bert_convolutions.data.build.sources import blocks, find_sources, read_text
 from bert_convolutions.data.options import TrainTokenizerOptions
 from bert_convolutions.data.spm_encoder import MODEL_FILE
 from bert_convolutions.data.store import open_examples
@@ -18,7 +19,6 @@ from bert_convolutions.data.train_tokenizer import train_tokenizer
 from bert_convolutions.demo.corpus import load_speeches, write_text
 from bert_convolutions.errors import UsageError
 from bert_convolutions.model.presets import load_config
-from bert_convolutions.training import durable
 
 VOCABULARY = 16_000
 """Pieces of a tokenizer trained here; the speeches are too few for 30,000."""
@@ -79,7 +79,7 @@ def prepare(options: BenchOptions, groups: list[Group], say: Callable[[str], Non
         values = {key: value for key, value in shape.to_diff_dict().items() if key != "vocab_size"}
         path = folder / "configs" / f"{length}.json"
         path.parent.mkdir(exist_ok=True)
-        durable.write_json(path, {**values, "max_position_embeddings": length})
+        files.write_json(path, {**values, "max_position_embeddings": length})
         configs[length] = str(path)
     for length, count in needed.items():
         lines = texts if length <= BASE_LENGTH else [_joined(texts, tokenizer, length, count, folder)]
@@ -143,7 +143,7 @@ def _joined(texts: list[str], tokenizer: object, length: int, count: int, folder
         budget = (length - 3) // 2
         path.parent.mkdir(exist_ok=True)
         lines = islice(join_sentences(_sentences(texts), tokenizer, budget), 2 * count)
-        durable.write_text(path, "".join(f"{line}\n" for line in lines))
+        files.write_text(path, "".join(f"{line}\n" for line in lines))
     return str(path)
 
 

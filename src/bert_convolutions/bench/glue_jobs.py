@@ -25,7 +25,7 @@ from bert_convolutions.glue.reading import read_test, read_train
 from bert_convolutions.glue.tasks import Task, find_task
 from bert_convolutions.model import CompositeBertForSequenceClassification
 from bert_convolutions.training.arguments import BertTrainingArguments
-from bert_convolutions.training.composition import compose_config
+from bert_convolutions.training.setup import compose_config
 
 
 def run_finetuning_job(job: Job, setup: Setup, turns: Turns) -> None:

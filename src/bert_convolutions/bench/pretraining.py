@@ -26,12 +26,12 @@ from bert_convolutions.bench.plan import Job
 from bert_convolutions.bench.turns import Turns, Work
 from bert_convolutions.data.store import ArrowStore
 from bert_convolutions.training.arguments import BertTrainingArguments
-from bert_convolutions.training.composition import choose_tokenizer, compose_config, compose_model
 from bert_convolutions.training.corpus import Corpus
 from bert_convolutions.training.interrupt import SignalWatch
 from bert_convolutions.training.options import PretrainOptions
 from bert_convolutions.training.pretrain import make_trainer
 from bert_convolutions.training.sampling import StepPlan
+from bert_convolutions.training.setup import choose_tokenizer, compose_config, compose_model
 
 _MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
 _SPECIAL_TOKENS = 3

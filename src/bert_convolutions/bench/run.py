@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from rich.text import Text
 
+from bert_convolutions import files
 from bert_convolutions.bench.contestants import CONTESTANTS
 from bert_convolutions.bench.corpus import Setup, prepare
 from bert_convolutions.bench.figure import draw
@@ -18,10 +19,9 @@ from bert_convolutions.bench.tables import group_table, target_table
 from bert_convolutions.bench.turns import Report
 from bert_convolutions.bench.worker import Worker
 from bert_convolutions.errors import CommandError, UsageError
-from bert_convolutions.glue.progress import format_seconds, make_console
-from bert_convolutions.training import durable
+from bert_convolutions.files import run_lock
+from bert_convolutions.terminal import duration, make_console
 from bert_convolutions.training.arguments import cpu_has_bf16
-from bert_convolutions.training.lock import run_lock
 
 RESULTS, PICTURE = "results.json", "results.png"
 
@@ -77,7 +77,7 @@ class Bench:
         if not any("medians" in entry for entry in results["measurements"]):
             raise CommandError(f"nothing could be measured: {results['measurements'][0]['failure']}")
         draw(self.entries, results["machine"], self.folder / PICTURE)
-        spent = format_seconds(time.monotonic() - self._begun)
+        spent = duration(time.monotonic() - self._begun)
         self.say(f"\nMeasured in {spent}: {self.folder / RESULTS}, {self.folder / PICTURE}", style="bold")
 
     def say(self, line: str, style: str = "") -> None:
@@ -123,15 +123,13 @@ class Bench:
         if not self._work_done:
             return ""
         left = sum(group.work for group in self.groups) - self._work_done
-        return (
-            f" ({format_seconds(spent)} since the start, about {format_seconds(spent * left / self._work_done)} left)"
-        )
+        return f" ({duration(spent)} since the start, about {duration(spent * left / self._work_done)} left)"
 
     def _write(self, complete: bool) -> dict[str, Any]:
         """Write ``results.json`` and return its content."""
         entries = [entry for group in self.entries.values() for entry in group]
         results = document(self.options, entries, self.peak, complete)
-        durable.write_json(self.folder / RESULTS, results)
+        files.write_json(self.folder / RESULTS, results)
         return results
 
 

@@ -9,6 +9,6 @@ TRAINER = False
 
 def run(options: BuildDatasetOptions, trainer_flags: TrainerFlags) -> None:
     """Build the sentence pairs and say where they are."""
-    from bert_convolutions.data.build import build_dataset
+    from bert_convolutions.data.build.pipeline import build_dataset
 
     print(f"sentence pairs: {build_dataset(options)}")

@@ -9,6 +9,6 @@ TRAINER = False
 
 def run(options: CompileGlueOptions, trainer_flags: TrainerFlags) -> None:
     """Print the dev table and write the submission."""
-    from bert_convolutions.glue.compile import compile_glue
+    from bert_convolutions.glue.submit import compile_glue
 
     compile_glue(options)

@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bert_convolutions.data.build_shards import ShardRecord
-from bert_convolutions.data.files import write_json
+from bert_convolutions.data.build.shards import ShardRecord
 from bert_convolutions.errors import UsageError
+from bert_convolutions.files import write_json
 
 MANIFEST_FILE = "manifest.json"
 FORMAT_VERSION = 1

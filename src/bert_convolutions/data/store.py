@@ -153,11 +153,11 @@ class ArrowStore:
         Raises:
             UsageError: names the shard that differs.
         """
-        from bert_convolutions.data.build_shards import sha256_of
+        from bert_convolutions.files import sha256
 
         for shard in self._manifest.shards:
             path = self._folder / shard.file
-            if sha256_of(path) != shard.sha256:
+            if sha256(path) != shard.sha256:
                 raise UsageError(f"{path}: the shard is damaged (its checksum differs); run build-dataset again")
 
     def _shard(self, number: int) -> "_Shard":
@@ -266,8 +266,8 @@ def open_examples(
 
 def _build_from_text(settings: BuildDatasetOptions, tokenizer: Any, cache: Path) -> ArrowStore:
     """Build a dataset from text, or open the one built before from the same text in the same way."""
-    from bert_convolutions.data.build import build_dataset
-    from bert_convolutions.data.build_sources import find_sources
+    from bert_convolutions.data.build.pipeline import build_dataset
+    from bert_convolutions.data.build.sources import find_sources
     from bert_convolutions.data.tokenizer import tokenizer_hash
 
     identity = tokenizer_hash(tokenizer)

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from bert_convolutions.data.files import whole_file
 from bert_convolutions.data.store import ExampleView
 from bert_convolutions.errors import UsageError
+from bert_convolutions.files import whole_file
 
 _CHUNK_BYTES = 4 << 20
 _DOCUMENT_LINES = 500

@@ -10,13 +10,13 @@ import numpy as np
 import sentencepiece
 from tqdm import tqdm
 
-from bert_convolutions.data.build_sources import Source, blocks, find_sources, read_text
-from bert_convolutions.data.files import whole_file, write_json
+from bert_convolutions.data.build.sources import Source, blocks, find_sources, read_text
 from bert_convolutions.data.hashing import mix
 from bert_convolutions.data.options import TrainTokenizerOptions
 from bert_convolutions.data.spm_encoder import APPENDED_TOKENS, MODEL_FILE, UNKNOWN_TOKEN
 from bert_convolutions.data.text import normalize
 from bert_convolutions.errors import UsageError
+from bert_convolutions.files import whole_file, write_json
 
 _MAX_LINE_BYTES = 4192
 """SentencePiece leaves longer lines out; here they are cut into several instead."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bert_convolutions.training import durable
+from bert_convolutions import files
 
 Split = Literal["train", "dev", "test"]
 
@@ -92,4 +92,4 @@ def write_text(speeches: Iterable[Speech], path: Path) -> None:
     """Write speeches as UTF-8 text, one sentence a line, a blank line between speeches, in one atomic step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     texts = ("".join(f"{sentence}\n" for sentence in speech.sentences) for speech in speeches)
-    durable.write_text(path, "\n".join(texts))
+    files.write_text(path, "\n".join(texts))

@@ -5,9 +5,9 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from bert_convolutions import files
 from bert_convolutions.demo.options import DemoOptions
 from bert_convolutions.errors import UsageError
-from bert_convolutions.training import durable
 
 _SETTINGS = "demo.json"
 
@@ -101,7 +101,7 @@ class Places:
         if before is not None and options.overwrite_output_dir:
             self._clear()
         self.root.mkdir(parents=True, exist_ok=True)
-        durable.write_json(self.root / _SETTINGS, settings)
+        files.write_json(self.root / _SETTINGS, settings)
 
     def _settings(self) -> dict[str, object] | None:
         """The settings of the demonstration in the folder; None where there is none."""

@@ -13,7 +13,8 @@ import yaml
 from rich.table import Table
 from rich.text import Text
 
-from bert_convolutions.data.build import build_dataset
+from bert_convolutions import files
+from bert_convolutions.data.build.pipeline import build_dataset
 from bert_convolutions.data.options import BuildDatasetOptions, TrainTokenizerOptions
 from bert_convolutions.data.spm_encoder import MODEL_FILE
 from bert_convolutions.data.train_tokenizer import train_tokenizer
@@ -24,17 +25,16 @@ from bert_convolutions.demo.options import DemoOptions
 from bert_convolutions.demo.places import Places
 from bert_convolutions.demo.scale import FULL, QUICK
 from bert_convolutions.errors import RunInterrupted
-from bert_convolutions.glue.compile import compile_glue, read_score
+from bert_convolutions.files import run_lock
 from bert_convolutions.glue.options import CompileGlueOptions, GlueOptions
-from bert_convolutions.glue.progress import format_seconds, make_console
 from bert_convolutions.glue.run import run_glue
+from bert_convolutions.glue.submit import compile_glue, read_score
 from bert_convolutions.glue.tasks import DevSet, find_task
 from bert_convolutions.report.curves import plot_loss_curves
 from bert_convolutions.report.kernels import plot_kernels
 from bert_convolutions.report.table import comparison_table
-from bert_convolutions.training import durable
+from bert_convolutions.terminal import duration, make_console
 from bert_convolutions.training.arguments import BertTrainingArguments
-from bert_convolutions.training.lock import run_lock
 from bert_convolutions.training.options import PretrainOptions
 from bert_convolutions.training.pretrain import run_pretraining
 
@@ -98,10 +98,10 @@ class Demo:
         steps = self._steps()
         total = sum(step.seconds for step in steps)
         if not self.options.quick:
-            self.say(f"The demo takes about {format_seconds(total)} on two cores; run again, it goes on where it was.")
+            self.say(f"The demo takes about {duration(total)} on two cores; run again, it goes on where it was.")
         for number, step in enumerate(steps, start=1):
-            expected = "" if self.options.quick else f", takes about {format_seconds(step.seconds)}"
-            spent = format_seconds(time.monotonic() - begun)
+            expected = "" if self.options.quick else f", takes about {duration(step.seconds)}"
+            spent = duration(time.monotonic() - begun)
             self.say(f"\n[{number}/{len(steps)}] {step.title} ({spent} since the start{expected})", style="bold cyan")
             step.run()
         self._summarise(time.monotonic() - begun)
@@ -180,7 +180,7 @@ class Demo:
 
     def _pretrain(self, name: str) -> None:
         scale, folder = self.scale, self.places.pretrained(name)
-        durable.write_json(self.places.model_config, {"model_type": "composite_bert", **scale.model})
+        files.write_json(self.places.model_config, {"model_type": "composite_bert", **scale.model})
         options = PretrainOptions(
             tokenizer_name=str(self.places.tokenizer),
             config_name=str(self.places.model_config),
@@ -230,7 +230,7 @@ class Demo:
         scale = self.scale
         common = {"learning_rate": scale.glue_learning_rate, "batch_size": scale.batch_size}
         hyperparameters = {task: {**common, "steps": steps} for task, steps in scale.glue_steps.items()}
-        durable.write_text(self.places.hyperparameters, yaml.safe_dump(hyperparameters, sort_keys=False))
+        files.write_text(self.places.hyperparameters, yaml.safe_dump(hyperparameters, sort_keys=False))
         options = GlueOptions(
             data_dir=str(self.places.glue_data),
             task_name=tasks,
@@ -278,7 +278,7 @@ class Demo:
     def _summarise(self, seconds: float) -> None:
         """Say what came out and where everything is."""
         self.console.print(self._order_table())
-        self.say(f"\nDone in {format_seconds(seconds)}. Everything is in {self.places.root}:", style="bold")
+        self.say(f"\nDone in {duration(seconds)}. Everything is in {self.places.root}:", style="bold")
         for what, path in (
             ("loss curves", self.places.curves),
             ("learned kernels", self.places.kernels),

@@ -9,14 +9,14 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerControl, TrainingArguments
 
+from bert_convolutions.files import sync_tree
 from bert_convolutions.glue.batching import CountingCollator, LengthGroupedExamples
 from bert_convolutions.glue.encoding import EncodedExamples
+from bert_convolutions.glue.hyperparameters import Hyperparameters, device_batch_size
 from bert_convolutions.glue.models import quiet_transformers
 from bert_convolutions.glue.predict import evaluate
-from bert_convolutions.glue.presets import Hyperparameters, device_batch_size
 from bert_convolutions.glue.state import ENCODER_FOLDER
 from bert_convolutions.glue.tasks import DevSet, Task
-from bert_convolutions.training.durable import sync_tree
 from bert_convolutions.training.resumable import ResumableTrainer
 from bert_convolutions.training.sampling import Slice, StepPlan, StepSlices
 
@@ -118,7 +118,7 @@ class GlueTrainer(ResumableTrainer):
     ) -> tuple[list[Any], int]:
         """Return the micro-batches of a step and the number of its examples over all processes."""
         batches = [next(epoch_iterator) for _ in range(num_batches)]
-        return batches, self.agreement.sum([sum(batch["num_examples"] for batch in batches)])[0]
+        return batches, self.collectives.sum([sum(batch["num_examples"] for batch in batches)])[0]
 
     def compute_loss(
         self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, num_items_in_batch: Any = None, **kwargs: Any

@@ -8,8 +8,8 @@ from transformers import TrainingArguments
 
 from bert_convolutions.errors import UsageError
 from bert_convolutions.glue.finetune import global_batch_size, task_arguments
+from bert_convolutions.glue.hyperparameters import Hyperparameters, load_hyperparameters
 from bert_convolutions.glue.options import GlueOptions
-from bert_convolutions.glue.presets import Hyperparameters, load_hyperparameters
 from bert_convolutions.glue.state import ENCODER_FOLDER, TaskState, is_foreign, read_state
 from bert_convolutions.glue.tasks import MNLI, ROUND_SEEDS, Task, TestSet, parse_tasks, round_seed
 

@@ -7,16 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-MIN_WIDTH = 120
-"""Columns that are used where the output is no terminal, so that a log file holds whole tables."""
-
-
-def make_console(quiet: bool = False) -> Console:
-    """Return a console on standard output; a quiet one (of the other processes) says nothing."""
-    console = Console(quiet=quiet, highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = max(console.width, MIN_WIDTH)
-    return console
+from bert_convolutions.terminal import duration
 
 
 class Progress:
@@ -69,21 +60,12 @@ class Progress:
             for name, work in self.work.items()
             if name not in self._seconds
         )
-        return format_seconds(left)
+        return duration(left)
 
 
 def _task_of(name: str) -> str:
     """Return a job's name without its round, so ``RTE3`` and ``RTE4`` take each other's time."""
     return name[:-1]
-
-
-def format_seconds(seconds: float) -> str:
-    """Return a time as people say it: ``12 s``, ``3 min 5 s``, ``2 h 10 min``, ``1 d 3 h``."""
-    whole = round(seconds)
-    for large, small, size, part in (("d", "h", 86400, 3600), ("h", "min", 3600, 60), ("min", "s", 60, 1)):
-        if whole >= size:
-            return f"{whole // size} {large} {whole % size // part} {small}"
-    return f"{whole} s"
 
 
 def score_table(scores: Mapping[str, Mapping[int, float]], title: str) -> Table:

@@ -20,14 +20,14 @@ from transformers import (
 
 from bert_convolutions.data.tokenizer import load_tokenizer
 from bert_convolutions.errors import RunInterrupted, UsageError
-from bert_convolutions.glue.compile import collect_scores
+from bert_convolutions.files import run_lock, write_text
 from bert_convolutions.glue.data import GlueData, evaluates_in_training
 from bert_convolutions.glue.finetune import GlueTrainer, finetune, global_batch_size
 from bert_convolutions.glue.models import check_fit, load_config, load_finetuned, load_pretrained
 from bert_convolutions.glue.options import GlueOptions
 from bert_convolutions.glue.plan import Job, changed_settings, describe_training, plan_jobs, planned_steps
 from bert_convolutions.glue.predict import evaluate, format_predictions, predict_logits
-from bert_convolutions.glue.progress import Progress, format_seconds, make_console, score_table
+from bert_convolutions.glue.progress import Progress, score_table
 from bert_convolutions.glue.state import (
     TaskState,
     clear_folder,
@@ -36,11 +36,11 @@ from bert_convolutions.glue.state import (
     read_state,
     write_state,
 )
+from bert_convolutions.glue.submit import collect_scores
+from bert_convolutions.terminal import duration, make_console
 from bert_convolutions.training import checkpoints
-from bert_convolutions.training.agreement import Agreement
-from bert_convolutions.training.durable import write_text
+from bert_convolutions.training.collectives import Collectives
 from bert_convolutions.training.interrupt import SIGNALS
-from bert_convolutions.training.lock import run_lock
 from bert_convolutions.training.resumable import resume_command
 
 
@@ -188,7 +188,7 @@ class GlueRun:
         self._update(job, TaskState(job.task.name, settings, trained=True))
         if self.processes.is_main_process:
             delete_checkpoints(job.folder)
-        self.progress.say(f"{job.name}: trained in {format_seconds(self.progress.trained(job.name))}")
+        self.progress.say(f"{job.name}: trained in {duration(self.progress.trained(job.name))}")
         if trainer.watch.received is not None:  # too late to stop a step
             raise interrupted(trainer.watch.received)
         return Finetuned(trained, tokenizer)
@@ -210,7 +210,7 @@ class GlueRun:
             else:
                 checkpoints.refuse_unsafe_files(checkpoint)
                 self.progress.say(f"{job.name}: going on from {checkpoint}")
-        found: Path | None = Agreement(self.processes.num_processes).from_first(checkpoint)
+        found: Path | None = Collectives(self.processes.num_processes).from_first(checkpoint)
         return found
 
     def _start(self, job: Job) -> str:

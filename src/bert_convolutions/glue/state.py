@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from bert_convolutions.errors import UsageError
+from bert_convolutions.files import LOCK_NAME, write_json
 from bert_convolutions.training import checkpoints
-from bert_convolutions.training.durable import write_json
-from bert_convolutions.training.lock import LOCK_NAME
 
 STATE_FILE = "glue_state.json"
 ENCODER_FOLDER = "transformer_subgraph"

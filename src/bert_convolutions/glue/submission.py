@@ -9,8 +9,8 @@ from io import BytesIO
 from pathlib import Path
 
 from bert_convolutions.errors import UsageError
+from bert_convolutions.files import write_bytes, write_text
 from bert_convolutions.glue.tasks import MAX_SCORE, MIN_SCORE, Task, TestSet, all_test_sets
-from bert_convolutions.training.durable import write_bytes, write_text
 
 HEADER = "index\tprediction"
 ARCHIVE = "submission.zip"

@@ -11,10 +11,10 @@ from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from bert_convolutions.attention.composite import Attend, ScoreParts, attend_eager
-from bert_convolutions.attention.fused import attend_fused
+from bert_convolutions.attention.cpu.fused import attend_fused
 from bert_convolutions.errors import UsageError
 
-# Kernels without a place for the bias: they would drop the convolution terms or the borders between examples.
+# Kernels without a place for the bias: they would drop the convolution terms or the segments between examples.
 _WITHOUT_BIAS = "flash_attention"
 
 

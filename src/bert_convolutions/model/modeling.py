@@ -18,9 +18,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, MaskedLMOu
 from transformers.models.bert.modeling_bert import BertForPreTrainingOutput
 from transformers.utils import can_return_tuple
 
-from bert_convolutions.attention.borders import Borders
 from bert_convolutions.attention.composite import CompositeAttention
-from bert_convolutions.attention.dropout import Dropout
+from bert_convolutions.attention.cpu.dropout import Dropout
+from bert_convolutions.attention.segments import Segments
 from bert_convolutions.attention.terms import TERMS
 from bert_convolutions.model.configuration import CompositeBertConfig
 from bert_convolutions.model.modules import (
@@ -112,10 +112,10 @@ class CompositeBertModel(CompositeBertPreTrainedModel):
         hidden = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
         if hasattr(self, "embeddings_project"):
             hidden = self.embeddings_project(hidden)
-        borders = Borders.from_mask(attention_mask)
+        segments = Segments.from_mask(attention_mask)
         # Fused backends don't keep the probabilities, so whoever asks for them gets the readable one.
         implementation = "eager" if want_attentions else self.config._attn_implementation
-        inputs = AttentionInputs(borders, borders.score_mask(_compute_dtype(hidden)), implementation)
+        inputs = AttentionInputs(segments, segments.score_mask(_compute_dtype(hidden)), implementation)
 
         states: tuple[Tensor, ...] = (hidden,)
         attentions: tuple[Tensor, ...] = ()

@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from bert_convolutions.training import durable
+from bert_convolutions import files
 
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 """Okabe and Ito's palette (jfly.uni-koeln.de/color) without its yellow, which is too light for lines."""
@@ -24,4 +24,4 @@ def save_png(figure: Figure, path: Path) -> None:
     png = BytesIO()
     figure.savefig(png, format="png", dpi=150)
     path.parent.mkdir(parents=True, exist_ok=True)
-    durable.write_bytes(path, png.getvalue())
+    files.write_bytes(path, png.getvalue())

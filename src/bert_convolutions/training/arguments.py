@@ -9,7 +9,7 @@ from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
 from bert_convolutions.errors import UsageError
-from bert_convolutions.training.output_folder import say
+from bert_convolutions.terminal import say
 
 logger = logging.get_logger(__name__)
 

@@ -12,9 +12,10 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.utils import logging
 
+from bert_convolutions import files
 from bert_convolutions.errors import CommandError, UsageError
-from bert_convolutions.training import checkpoints, durable
-from bert_convolutions.training.agreement import Agreement
+from bert_convolutions.training import checkpoints
+from bert_convolutions.training.collectives import Collectives
 from bert_convolutions.training.interrupt import SignalWatch
 
 logger = logging.get_logger(__name__)
@@ -31,7 +32,7 @@ class AtomicCheckpointMixin(Trainer):
     the place. No pickle is left in it: the arguments go into ``training_args.json``.
 
     Attributes:
-        agreement: what the processes tell each other.
+        collectives: what the processes tell each other.
         watch: the signals; a scratch folder is removed if a second Ctrl-C ends the process at once.
         run_facts: JSON values that a resumed run must agree with; kept in each checkpoint's manifest.
     """
@@ -45,7 +46,7 @@ class AtomicCheckpointMixin(Trainer):
         self._published_step = -1
         self._random_states: list[bytes] = []
         super().__init__(*args, **kwargs)
-        self.agreement = Agreement(self.args.world_size)
+        self.collectives = Collectives(self.args.world_size)
 
     def check_before_saving(self) -> None:
         """Hook: raise if the state of the model is not worth a checkpoint. Called on all processes."""
@@ -72,7 +73,7 @@ class AtomicCheckpointMixin(Trainer):
         if failure is None:
             with self.watch.scratch(staging):
                 failure = self._write(model, trial, folder, staging)
-        if self.agreement.any(failure is not None):
+        if self.collectives.any(failure is not None):
             reason = failure or "the first process could not write it"
             raise CheckpointNotSavedError(
                 f"the checkpoint of step {self.state.global_step} could not be written to {folder} ({reason}); "
@@ -122,7 +123,7 @@ class AtomicCheckpointMixin(Trainer):
                 own = next(Path(scratch).iterdir()).read_bytes()
         except (OSError, RuntimeError):
             own = b""
-        return self.agreement.gather(own)
+        return self.collectives.gather(own)
 
     def _save_rng_state(self, output_dir: str) -> None:
         """The random states of all processes, written by the first."""
@@ -165,7 +166,7 @@ class AtomicCheckpointMixin(Trainer):
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir or ".")
             (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-            durable.write_text(folder / "training_args.json", self.args.to_json_string() + "\n")
+            files.write_text(folder / "training_args.json", self.args.to_json_string() + "\n")
 
 
 def _some(names: Iterable[str]) -> str:

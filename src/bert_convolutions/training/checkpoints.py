@@ -4,7 +4,6 @@ A checkpoint is a folder ``checkpoint-<step>`` whose ``manifest.json`` gives the
 file. The manifest is the last thing written before the folder gets its name, so a folder without one is unfinished.
 """
 
-import hashlib
 import json
 import pickle
 import re
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bert_convolutions.errors import UsageError
-from bert_convolutions.training.durable import sync, sync_tree, write_json
+from bert_convolutions.files import remove_temporaries, sha256, sync, sync_tree, write_json
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_FORMAT = 1
@@ -96,7 +95,7 @@ def fault_in(checkpoint: Path, *, contents: bool = True) -> str | None:
         try:
             if path.stat().st_size != expected["size"]:
                 return f"{name} has {path.stat().st_size} bytes instead of {expected['size']}"
-            if contents and _sha256(path) != expected["sha256"]:
+            if contents and sha256(path) != expected["sha256"]:
                 return f"{name} does not have the checksum it was written with"
         except FileNotFoundError:
             return f"{name} is missing"
@@ -151,11 +150,10 @@ def sweep(folder: Path) -> None:
     """Remove what killed runs have left half-written or half-deleted in ``folder``; hold its lock meanwhile."""
     if not folder.is_dir():
         return
+    remove_temporaries(folder)
     for path in folder.iterdir():
         if path.name == STAGING_NAME or path.name.startswith((_DELETED, _REPLACED)):
             shutil.rmtree(path, ignore_errors=True)
-        elif path.name.startswith(".") and path.name.endswith(".writing"):
-            path.unlink(missing_ok=True)
 
 
 def refuse_unsafe_files(checkpoint: Path) -> None:
@@ -179,12 +177,4 @@ def refuse_unsafe_files(checkpoint: Path) -> None:
 
 
 def _describe(path: Path) -> dict[str, Any]:
-    return {"size": path.stat().st_size, "sha256": _sha256(path)}
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return {"size": path.stat().st_size, "sha256": sha256(path)}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from bert_convolutions.training import durable
+from bert_convolutions import files
 
 IGNORED = -100
 _SUMS = ("loss", "tokens", "correct", "sop_loss", "sop_pairs", "sop_correct")
@@ -69,5 +69,5 @@ def write_results(folder: Path, metrics: Mapping[str, float]) -> None:
     In the text file the names come without ``eval_``, so that ``perplexity`` is found where it always was.
     """
     lines = [f"{name.removeprefix('eval_')} = {value}\n" for name, value in sorted(metrics.items())]
-    durable.write_text(folder / "eval_results_lm.txt", "".join(lines))
-    durable.write_json(folder / "eval_results.json", dict(metrics))
+    files.write_text(folder / "eval_results_lm.txt", "".join(lines))
+    files.write_json(folder / "eval_results.json", dict(metrics))

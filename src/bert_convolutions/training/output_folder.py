@@ -2,13 +2,14 @@
 
 import json
 import shutil
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bert_convolutions import files
 from bert_convolutions.errors import UsageError
-from bert_convolutions.training import checkpoints, durable
+from bert_convolutions.terminal import say
+from bert_convolutions.training import checkpoints
 
 TRAIN_RESULTS_NAME = "train_results.json"
 """Written last: a folder that has it holds a finished run."""
@@ -32,11 +33,6 @@ _FLAGS_OF_FACTS = {
     "data": "the content of --train_data_file",
     "model": "the model (--config_name and the architecture flags)",
 }
-
-
-def say(message: str) -> None:
-    """Tell the user something that is no result, on standard error."""
-    print(f"bertconv: {message}", file=sys.stderr, flush=True)
 
 
 def refuse_if_in_use(folder: Path, resume: str | None, overwrite: bool) -> None:
@@ -115,9 +111,9 @@ def clear(folder: Path) -> None:
 def install(staged: Path, folder: Path) -> None:
     """Move complete files from ``staged`` into ``folder``, each synced first; ``staged`` is gone afterwards."""
     for path in sorted(staged.iterdir()):
-        durable.sync(path)
+        files.sync(path)
         path.replace(folder / path.name)
-    durable.sync(folder)
+    files.sync(folder)
     shutil.rmtree(staged, ignore_errors=True)
 
 

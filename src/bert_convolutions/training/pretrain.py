@@ -12,18 +12,19 @@ import numpy as np
 import torch.distributed as dist
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 
+from bert_convolutions import files
 from bert_convolutions.data.collate import PretrainingCollator
 from bert_convolutions.data.masking import Masking
 from bert_convolutions.errors import CommandError, RunInterrupted, TrainingDiverged, UsageError
-from bert_convolutions.training import checkpoints, durable
-from bert_convolutions.training.agreement import Agreement
+from bert_convolutions.files import run_lock
+from bert_convolutions.terminal import say
+from bert_convolutions.training import checkpoints
 from bert_convolutions.training.arguments import BertTrainingArguments
 from bert_convolutions.training.checks import check_flags
-from bert_convolutions.training.composition import choose_tokenizer, compose_config, compose_model
+from bert_convolutions.training.collectives import Collectives
 from bert_convolutions.training.corpus import Corpus, open_corpus
 from bert_convolutions.training.evaluation import write_results
 from bert_convolutions.training.interrupt import SignalWatch
-from bert_convolutions.training.lock import run_lock
 from bert_convolutions.training.options import ARCHITECTURE_FLAGS, PretrainOptions
 from bert_convolutions.training.output_folder import (
     TRAIN_RESULTS_NAME,
@@ -33,9 +34,9 @@ from bert_convolutions.training.output_folder import (
     refuse_if_in_use,
     refuse_other_run,
     resume_wish,
-    say,
 )
 from bert_convolutions.training.resumable import EvaluationAbandonedError, resume_command
+from bert_convolutions.training.setup import choose_tokenizer, compose_config, compose_model
 from bert_convolutions.training.trainer import PretrainingTrainer
 
 EVALUATION_SEED = 0
@@ -56,24 +57,26 @@ def run_pretraining(options: PretrainOptions, arguments: BertTrainingArguments) 
         TrainingDiverged: the loss was NaN or infinite.
     """
     check_flags(options, arguments)
-    agreement = Agreement(arguments.world_size)
+    collectives = Collectives(arguments.world_size)
     folder = Path(arguments.output_dir or "")
     wish = resume_wish(arguments.resume_from_checkpoint)
     tokenizer = choose_tokenizer(options)
     config = compose_config(options, tokenizer)
     if arguments.do_train:
-        _on_first(agreement, lambda: refuse_if_in_use(folder, wish, options.overwrite_output_dir))
+        _on_first(collectives, lambda: refuse_if_in_use(folder, wish, options.overwrite_output_dir))
     if options.overwrite_output_dir and options.model_name_or_path:
         _refuse_to_empty_source(folder, Path(options.model_name_or_path))
-    corpus = _open_data(agreement, options, arguments, tokenizer)
+    corpus = _open_data(collectives, options, arguments, tokenizer)
     model = compose_model(options, config, arguments.seed)
 
     with SignalWatch().installed() as watch:
         try:
-            with _lost_process(arguments.world_size), _folder_held(agreement, folder):
+            with _lost_process(arguments.world_size), _folder_held(collectives, folder):
                 trainer = make_trainer(options, arguments, model, tokenizer, corpus, watch)
                 if arguments.do_train:
-                    checkpoint = _on_first(agreement, lambda: _prepare_folder(folder, wish, options, trainer.run_facts))
+                    checkpoint = _on_first(
+                        collectives, lambda: _prepare_folder(folder, wish, options, trainer.run_facts)
+                    )
                     _train(trainer, checkpoint, folder)
                 if arguments.do_eval:
                     _evaluate(trainer, folder)
@@ -90,7 +93,10 @@ def run_pretraining(options: PretrainOptions, arguments: BertTrainingArguments) 
 
 
 def _open_data(
-    agreement: Agreement, options: PretrainOptions, arguments: BertTrainingArguments, tokenizer: PreTrainedTokenizerBase
+    collectives: Collectives,
+    options: PretrainOptions,
+    arguments: BertTrainingArguments,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> Corpus:
     """The examples; where they have to be built first, the first process does so and the others wait."""
 
@@ -98,7 +104,7 @@ def _open_data(
         return open_corpus(options, tokenizer, arguments.do_train, arguments.do_eval)
 
     if arguments.world_size > 1:
-        _on_first(agreement, lambda: open_data() and None)
+        _on_first(collectives, lambda: open_data() and None)
     return open_data()
 
 
@@ -208,7 +214,7 @@ def _train(trainer: PretrainingTrainer, checkpoint: Path | None, folder: Path) -
     if arguments.should_save:
         trainer.state.save_to_json(str(staged / "trainer_state.json"))
         install(staged, folder)
-        durable.write_json(folder / TRAIN_RESULTS_NAME, {"steps": trainer.state.global_step, **metrics})
+        files.write_json(folder / TRAIN_RESULTS_NAME, {"steps": trainer.state.global_step, **metrics})
         rate = metrics["real_tokens_per_second"]
         say(f"trained {trainer.state.global_step} steps, {rate:,.0f} real tokens/s; the model is in {folder}")
 
@@ -239,7 +245,7 @@ def _refuse_to_empty_source(folder: Path, source: Path) -> None:
 
 
 @contextmanager
-def _folder_held(agreement: Agreement, folder: Path) -> Iterator[None]:
+def _folder_held(collectives: Collectives, folder: Path) -> Iterator[None]:
     """The lock of the output folder, which the first process takes for all of them."""
     with ExitStack() as stack:
 
@@ -247,11 +253,11 @@ def _folder_held(agreement: Agreement, folder: Path) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(run_lock(folder))
 
-        _on_first(agreement, take)
+        _on_first(collectives, take)
         yield
 
 
-def _on_first(agreement: Agreement, function: Callable[[], Result]) -> Result:
+def _on_first(collectives: Collectives, function: Callable[[], Result]) -> Result:
     """Call ``function`` on the first process only; its value, or its complaint, reaches all of them."""
     value: Any = None
     complaint: CommandError | None = None
@@ -260,7 +266,7 @@ def _on_first(agreement: Agreement, function: Callable[[], Result]) -> Result:
             value = function()
         except CommandError as error:
             complaint = error
-    value, complaint = agreement.from_first((value, complaint))
+    value, complaint = collectives.from_first((value, complaint))
     if complaint:
         raise complaint
     return value

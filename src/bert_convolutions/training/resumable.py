@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
+from bert_convolutions import files
 from bert_convolutions.errors import RunInterrupted, TrainingDiverged
-from bert_convolutions.training import checkpoints, durable
+from bert_convolutions.training import checkpoints
 from bert_convolutions.training.atomic import AtomicCheckpointMixin, CheckpointNotSavedError
 from bert_convolutions.training.divergence import DivergenceGuard, all_finite
 from bert_convolutions.training.interrupt import ignore_signals
@@ -99,7 +100,7 @@ class ResumableTrainer(AtomicCheckpointMixin):
             TrainingDiverged: on all processes, if any of them saw a bad loss or holds a bad weight.
         """
         self.check_losses()
-        if self.agreement.any(not all_finite(self.model)):
+        if self.collectives.any(not all_finite(self.model)):
             self._stop_diverged(self.state.global_step - 1, "the weights are no longer finite")
 
     def check_losses(self) -> None:
@@ -109,14 +110,14 @@ class ResumableTrainer(AtomicCheckpointMixin):
             TrainingDiverged: with the step, its samples and the last good checkpoint.
         """
         bad = self.guard.settle()
-        first = self.agreement.smallest(_NEVER if bad is None else bad)
+        first = self.collectives.smallest(_NEVER if bad is None else bad)
         if first != _NEVER:
             self._stop_diverged(first, "the loss was NaN or infinite")
 
     def step_finished(self, control: TrainerControl) -> None:
         """Between a step and what is due after it (log, evaluate, save): what the processes want, agreed."""
         wishes = [self.watch.received is not None, self._is_time_to_save()]
-        stop, save = (count > 0 for count in self.agreement.sum(wishes))
+        stop, save = (count > 0 for count in self.collectives.sum(wishes))
         if stop:
             self._must_stop, control.should_save, control.should_evaluate = True, True, False
         if save:
@@ -130,7 +131,7 @@ class ResumableTrainer(AtomicCheckpointMixin):
         Raises:
             EvaluationAbandonedError: on all processes.
         """
-        if self.agreement.any(self.watch.received is not None):
+        if self.collectives.any(self.watch.received is not None):
             raise EvaluationAbandonedError
 
     def _is_time_to_save(self) -> bool:
@@ -150,7 +151,7 @@ class ResumableTrainer(AtomicCheckpointMixin):
         except EvaluationAbandonedError:
             self._must_stop = True
         if busy and not self._must_stop:
-            self._must_stop = self.agreement.any(self.watch.received is not None)
+            self._must_stop = self.collectives.any(self.watch.received is not None)
         if self._must_stop:
             self.save_now()
             raise interrupted(self.watch.received, self.state.global_step, Path(self.args.output_dir or "."))
@@ -179,7 +180,7 @@ class ResumableTrainer(AtomicCheckpointMixin):
         if self.is_world_process_zero():
             facts = {"step": step + 1, "samples": samples, "last_good_checkpoint": str(last) if last else None}
             with contextlib.suppress(OSError):  # a full disk must not hide the message
-                durable.write_json(folder / DIVERGED_NAME, facts)
+                files.write_json(folder / DIVERGED_NAME, facts)
         shown = ", ".join(map(str, samples[:_SAMPLES_SHOWN]))
         more = f" and {len(samples) - _SAMPLES_SHOWN} more" if len(samples) > _SAMPLES_SHOWN else ""
         raise TrainingDiverged(

@@ -96,7 +96,7 @@ class PretrainingTrainer(ResumableTrainer):
         tokens = sum(int(batch.pop("num_real_tokens")) for batch in batches)
         masked = sum(int((batch["labels"] != IGNORED).sum()) for batch in batches)
         examples = sum(len(batch.pop("sample_ids")) for batch in batches)
-        masked, examples, tokens = self.agreement.sum([masked, examples, tokens])
+        masked, examples, tokens = self.collectives.sum([masked, examples, tokens])
         for batch in batches:
             if "next_sentence_label" in batch:
                 batch["num_examples_in_batch"] = torch.full((), examples, device=device)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from bert_convolutions.data.files import ArrayFile, take_rows, write_arrays
+from bert_convolutions.data.arrays import ArrayFile, take_rows, write_arrays
 from bert_convolutions.data.hashing import mix
 
 BLOCK_DOCUMENT_SENTENCES = 1000
@@ -95,21 +95,21 @@ def plan(
     sentence = document = 0
     for paths, blocks in zip(files, facts, strict=True):
         has_documents = _num_borders(blocks) > 0
-        in_file = in_document = borders = 0
+        in_file = in_document = segments = 0
         border_before = False
         for number, (path, block) in enumerate(zip(paths, blocks, strict=True)):
             if not block["num_sentences"]:
                 border_before |= block["ends_with_border"]
                 continue
             if border_before and in_file and not block["starts_with_border"]:
-                borders, in_document = borders + 1, 0
+                segments, in_document = segments + 1, 0
             yield PairTask(
                 sentences=path,
                 runs=path.with_suffix(".runs"),
                 first_sentence=sentence,
                 first_in_file=in_file,
                 first_in_document=in_document,
-                document=document + borders,
+                document=document + segments,
                 has_documents=has_documents,
                 next_sentences=_next_block(paths, blocks, number, pair_within_documents),
                 pair_within_documents=pair_within_documents,
@@ -119,7 +119,7 @@ def plan(
                 sep_id=sep_id,
             )
             inner = block["num_borders"] - (block["starts_with_border"] and not in_file)
-            borders += inner
+            segments += inner
             in_document = block["since_last_border"] + (0 if block["num_borders"] else in_document)
             sentence += block["num_sentences"]
             in_file += block["num_sentences"]
@@ -139,21 +139,21 @@ def _next_block(paths: list[Path], blocks: list[dict[str, Any]], number: int, wi
 
 def _num_borders(blocks: list[dict[str, Any]]) -> int:
     """Count the blank lines (one for several together) that stand between two sentences of a file."""
-    borders = 0
+    segments = 0
     started = pending = False
     for block in blocks:
         if block["num_sentences"]:
-            borders += block["num_borders"] - (block["starts_with_border"] and not started)
-            borders += pending and started and not block["starts_with_border"]
+            segments += block["num_borders"] - (block["starts_with_border"] and not started)
+            segments += pending and started and not block["starts_with_border"]
             started, pending = True, False
         pending |= block["ends_with_border"]
-    return borders
+    return segments
 
 
 def _num_documents(blocks: list[dict[str, Any]]) -> int:
     num_sentences = sum(block["num_sentences"] for block in blocks)
-    borders = _num_borders(blocks)
-    return borders + 1 if borders else -(-num_sentences // BLOCK_DOCUMENT_SENTENCES)
+    segments = _num_borders(blocks)
+    return segments + 1 if segments else -(-num_sentences // BLOCK_DOCUMENT_SENTENCES)
 
 
 def write_runs(task: PairTask) -> None:
@@ -163,12 +163,12 @@ def write_runs(task: PairTask) -> None:
     (uint32) and ``ids`` (flat), and for each shard the first pair (``pair_starts``) and its first id (``id_starts``).
     """
     with ArrayFile(task.sentences) as part:
-        ids, lengths, borders = part.read("ids"), part.read("lengths").astype(np.int64), part.read("borders")
-    borders[0] &= task.first_in_file > 0
+        ids, lengths, segments = part.read("ids"), part.read("lengths").astype(np.int64), part.read("segments")
+    segments[0] &= task.first_in_file > 0
     num_own = lengths.size
     in_file = task.first_in_file + np.arange(num_own)
     first = (
-        np.flatnonzero(_in_document(borders, task.first_in_document) % 2 == 0)
+        np.flatnonzero(_in_document(segments, task.first_in_document) % 2 == 0)
         if task.pair_within_documents
         else (np.flatnonzero(in_file % 2 == 0))
     )
@@ -177,12 +177,12 @@ def write_runs(task: PairTask) -> None:
             length = int(following.read("lengths", 0, 1)[0])
             ids = np.concatenate([ids, following.read("ids", 0, length)])
         lengths = np.append(lengths, length)
-        borders = np.append(borders, False)
+        segments = np.append(segments, False)
     first = first[first + 1 < lengths.size]
     if task.pair_within_documents:
-        first = first[~borders[first + 1]]
+        first = first[~segments[first + 1]]
     documents = (
-        task.document + (np.cumsum(borders) if task.has_documents else in_file // BLOCK_DOCUMENT_SENTENCES)[first]
+        task.document + (np.cumsum(segments) if task.has_documents else in_file // BLOCK_DOCUMENT_SENTENCES)[first]
     )
 
     keys = mix((task.first_sentence + first).astype(np.uint64), task.seed, _SHUFFLE)
@@ -205,10 +205,10 @@ def write_runs(task: PairTask) -> None:
     )
 
 
-def _in_document(borders: np.ndarray, first_in_document: int) -> np.ndarray:
+def _in_document(segments: np.ndarray, first_in_document: int) -> np.ndarray:
     """Return the number that each sentence has in its document."""
-    positions = np.arange(borders.size)
-    last_border = np.maximum.accumulate(np.where(borders, positions, -1))
+    positions = np.arange(segments.size)
+    last_border = np.maximum.accumulate(np.where(segments, positions, -1))
     return np.where(last_border < 0, positions + first_in_document, positions - last_border)
 
 

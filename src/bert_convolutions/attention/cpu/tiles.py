@@ -1,6 +1,6 @@
 """Working on a few matrices of scores at a time, so that they stay in the cache from the first product to the last.
 
-Legend: G = batch x heads matrices of scores, S sequence; g, R the same of a chunk, where rows take the place of S.
+Legend: G = batch x heads matrices of scores, S sequence; g, R the same of a tile, where rows take the place of S.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ SCORES_AT_ONCE = 2**19
 
 
 @dataclass(frozen=True)
-class Chunk:
+class Tile:
     """A part of the scores (G, S, S) that is worked on at a time: some whole matrices, or rows of one.
 
     Attributes:
@@ -61,7 +61,7 @@ def with_room(like: Tensor, shape: tuple[int, ...], room: int) -> Tensor:
     return flat[room : room + size].view(shape)
 
 
-def chunks(batch: int, heads: int, length: int) -> Iterator[Chunk]:
+def tiles(batch: int, heads: int, length: int) -> Iterator[Tile]:
     """Whole examples, or matrices of one, or rows of a single matrix: about ``SCORES_AT_ONCE``."""
     number = max(1, round(batch * heads * length**2 / SCORES_AT_ONCE))
     examples_at_once = -(-batch // number)
@@ -73,11 +73,11 @@ def chunks(batch: int, heads: int, length: int) -> Iterator[Chunk]:
             last = heads * (examples.stop - 1) + min(head + heads_at_once, heads)
             for row in range(0, length, rows_at_once):
                 rows = slice(row, min(row + rows_at_once, length))
-                yield Chunk(examples, slice(heads * example + head, last), rows, length)
+                yield Tile(examples, slice(heads * example + head, last), rows, length)
 
 
 class Scratch:
-    """A buffer with room around it, for one chunk after the other; the first is the largest."""
+    """A buffer with room around it, for one tile after the other; the first is the largest."""
 
     def __init__(self, like: Tensor, room: int = 0) -> None:
         self._like, self._room = like, room

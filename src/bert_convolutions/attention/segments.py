@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True, eq=False)
-class Borders:
-    """The borders of a batch. Made once per forward pass and shared by all layers.
+class Segments:
+    """The segments of a batch. Made once per forward pass and shared by all layers.
 
     Attributes:
         examples: (B, S) integer, 0 for padding and k > 0 for the k-th example of the row, in increasing order; None
@@ -25,7 +25,7 @@ class Borders:
     allowed: Tensor | None = None
 
     @classmethod
-    def from_mask(cls, attention_mask: Tensor | None) -> "Borders":
+    def from_mask(cls, attention_mask: Tensor | None) -> "Segments":
         """Read a mask of shape (B, S), integer or boolean, or (B, S, S) / (B, 1 or H, S, S) of pairs.
 
         A mask of pairs is boolean (True may attend), 0/1, or the additive float kind (0 may attend).

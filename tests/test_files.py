@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from bert_convolutions.errors import UsageError
-from bert_convolutions.training.lock import LOCK_NAME, run_lock
+from bert_convolutions.files import LOCK_NAME, run_lock
 
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from bert_convolutions.training.lock import run_lock
+from bert_convolutions.files import run_lock
 with run_lock(Path(sys.argv[1])):
     if os.fork():
         print("held", flush=True)

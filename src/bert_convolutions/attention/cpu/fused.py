@@ -1,10 +1,9 @@
 """The same attention on a CPU in one function with its own backward: no S x S tensor but the scores themselves.
 
-Bias and scores share a buffer, which softmax turns into probabilities in place. ``attention.columns`` tells what the
-convolution terms come down to, ``attention.bias`` how they get to the scores, ``attention.chunks`` what is worked on at
-a time.
+Bias and scores share a buffer, which softmax turns into probabilities in place. ``columns`` tells what the convolution
+terms come down to, ``bias`` how they get to the scores, ``tiles`` what is worked on at a time.
 
-Legend: B batch, H heads, G = B x H matrices of scores, S sequence, d head size, n reach; g, R the same of a chunk.
+Legend: B batch, H heads, G = B x H matrices of scores, S sequence, d head size, n reach; g, R the same of a tile.
 """
 
 from dataclasses import dataclass
@@ -13,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bert_convolutions.attention.bias import Bias, BiasGradient, write_mask
-from bert_convolutions.attention.chunks import Chunk, Scratch, chunks, with_room
-from bert_convolutions.attention.columns import Columns
 from bert_convolutions.attention.composite import ScoreParts, attend_eager
-from bert_convolutions.attention.dropout import draw_keep_mask
+from bert_convolutions.attention.cpu.bias import Bias, BiasGradient, write_mask
+from bert_convolutions.attention.cpu.columns import Columns
+from bert_convolutions.attention.cpu.dropout import draw_keep_mask
+from bert_convolutions.attention.cpu.tiles import Scratch, Tile, tiles, with_room
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def attend_fused(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tens
         return attend_eager(parts, value, dropout)
     query, key = (None if part is None else part.to(value.dtype) for part in (parts.query, parts.key))
     mask = parts.mask
-    if mask is not None:  # which may be shared by examples or queries, while chunks take theirs
+    if mask is not None:  # which may be shared by examples or queries, while tiles take theirs
         mask = mask.expand(value.shape[0], -1, value.shape[2], value.shape[2])
     setting = _Setting(parts.dot_product, parts.scaling, width, dropout, torch.is_grad_enabled())
     return _FusedAttention.apply(query, key, value, *kernels, mask, setting), None
@@ -93,18 +92,18 @@ class _FusedAttention(torch.autograd.Function):
         probabilities = with_room(value, all_scores, setting.room) if setting.with_gradient else None
         keep = value.new_empty(all_scores) if setting.dropout > 0 else None
         context, scratch, roomy_scratch = torch.empty_like(value), Scratch(value), Scratch(value, setting.room)
-        for chunk in chunks(*shape[:3]):
-            scores = roomy_scratch(chunk.shape) if probabilities is None else chunk.of_queries(probabilities)
-            filled = _fill(scores, chunk, bias, mask)
+        for tile in tiles(*shape[:3]):
+            scores = roomy_scratch(tile.shape) if probabilities is None else tile.of_queries(probabilities)
+            filled = _fill(scores, tile, bias, mask)
             if scoring is not None:
-                product = chunk.of_queries(scoring), chunk.of_keys(key).mT
+                product = tile.of_queries(scoring), tile.of_keys(key).mT
                 torch.baddbmm(scores, *product, beta=int(filled), alpha=setting.scaling, out=scores)
             torch.softmax(scores, dim=-1, out=scores)
             dropped = scores
             if keep is not None:
-                kept = draw_keep_mask(chunk.of_queries(keep), setting.dropout)
+                kept = draw_keep_mask(tile.of_queries(keep), setting.dropout)
                 dropped = torch.mul(scores, kept, out=scratch(scores.shape))
-            _product(chunk.of_queries(context), dropped, chunk.of_keys(value), 1 / (1 - setting.dropout))
+            _product(tile.of_queries(context), dropped, tile.of_keys(value), 1 / (1 - setting.dropout))
         ctx.save_for_backward(query, key, value, scoring, shift, unseen, probabilities, keep)
         ctx.setting, ctx.columns, ctx.shape = setting, columns, shape
         return context.view(shape)
@@ -120,22 +119,22 @@ class _FusedAttention(torch.autograd.Function):
         by_key: Any = None if scoring is None else torch.empty_like(value)
         bias = BiasGradient(value, setting.width, with_key="key" in columns) if columns else None
         first, second = Scratch(value), Scratch(value, setting.room)
-        for chunk in chunks(*shape[:3]):
-            probability, incoming = chunk.of_queries(probabilities), chunk.of_queries(gradient)
-            kept = None if keep is None else chunk.of_queries(keep)
+        for tile in tiles(*shape[:3]):
+            probability, incoming = tile.of_queries(probabilities), tile.of_queries(gradient)
+            kept = None if keep is None else tile.of_queries(keep)
             dropped = probability if kept is None else torch.mul(probability, kept, out=first(probability.shape))
-            more = chunk.rows.start > 0  # of the same keys
-            _product(chunk.of_keys(by_value), dropped.mT, incoming, add=more)
-            by_dropped = torch.bmm(incoming, chunk.of_keys(value).mT, out=first(probability.shape))
+            more = tile.rows.start > 0  # of the same keys
+            _product(tile.of_keys(by_value), dropped.mT, incoming, add=more)
+            by_dropped = torch.bmm(incoming, tile.of_keys(value).mT, out=first(probability.shape))
             if kept is not None:
                 by_dropped.mul_(kept)
             scores = second(probability.shape)  # their gradient
             torch._softmax_backward_data(by_dropped, probability, -1, scores.dtype, grad_input=scores)
             if scoring is not None:
-                _product(chunk.of_queries(by_scoring), scores, chunk.of_keys(key), setting.scaling)
-                _product(chunk.of_keys(by_key), scores.mT, chunk.of_queries(scoring), setting.scaling, add=more)
+                _product(tile.of_queries(by_scoring), scores, tile.of_keys(key), setting.scaling)
+                _product(tile.of_keys(by_key), scores.mT, tile.of_queries(scoring), setting.scaling, add=more)
             if bias is not None:
-                bias.read(scores, chunk, scratch=by_dropped)
+                bias.read(scores, tile, scratch=by_dropped)
         by_shift = None if shift is None else by_scoring.sum((0, 1))
         of_query: Any = (by_scoring if setting.dot_product else None, None, None)
         of_key: Any = (by_key, None, None)
@@ -161,16 +160,16 @@ def _scoring_query(query: Tensor | None, shift: Tensor | None, shape: torch.Size
     return torch.add(query, shift, out=query.new_empty(shape)).flatten(0, 1)
 
 
-def _fill(scores: Tensor, chunk: Chunk, bias: Bias | None, mask: Tensor | None) -> bool:
+def _fill(scores: Tensor, tile: Tile, bias: Bias | None, mask: Tensor | None) -> bool:
     """Write what the score is beside the dot product; whether there is anything."""
     if mask is not None:
-        mask = mask[chunk.examples, :, chunk.rows]
+        mask = mask[tile.examples, :, tile.rows]
         if mask.shape[1] > 1:
             heads = mask.shape[1]
-            first = chunk.matrices.start % heads
+            first = tile.matrices.start % heads
             mask = mask[:, first : first + scores.shape[0] // mask.shape[0]]
     if bias is not None:
-        bias.write(scores, chunk, mask)
+        bias.write(scores, tile, mask)
     elif mask is not None:
         write_mask(scores, mask)
     return bias is not None or mask is not None

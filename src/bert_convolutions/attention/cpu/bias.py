@@ -1,6 +1,6 @@
 """The convolution terms on the scores: written to them, and read off their gradient.
 
-They come as columns (``attention.columns``), near and later:
+They come as columns (``attention.cpu.columns``), near and later:
 
     bias[i, j] = near[i, j - i] + (later_i + later_j  if j > i  else  0),    near = 0 where |j - i| >= n
 
@@ -14,7 +14,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from bert_convolutions.attention.chunks import Chunk, with_room
+from bert_convolutions.attention.cpu.tiles import Tile, with_room
 
 
 def band(scores: Tensor, first_row: int, near: int) -> Tensor:
@@ -74,31 +74,31 @@ class Bias:
             near.append(seen_from_query(by_key, by_key.shape[-1] - 1))
         self._near = near[0] if len(near) == 1 else near[0] + near[1]  # (G, S, w)
 
-    def write(self, scores: Tensor, chunk: Chunk, mask: Tensor | None) -> None:
+    def write(self, scores: Tensor, tile: Tile, mask: Tensor | None) -> None:
         """Write the bias and the mask.
 
         Args:
-            scores: (g, R, S) of the chunk, with room for n-1 elements.
-            chunk: which they are.
+            scores: (g, R, S) of the tile, with room for n-1 elements.
+            tile: which they are.
             mask: theirs, (b, 1 or h, R, S), or None.
         """
         write_mask(scores, mask)
         later = _later(scores.shape[1], scores.dtype)
-        square = scores if chunk.is_whole else scores[..., chunk.rows]  # (g, R, R)
-        after = slice(chunk.rows.stop, None)
+        square = scores if tile.is_whole else scores[..., tile.rows]  # (g, R, R)
+        after = slice(tile.rows.stop, None)
         if self._later_query is not None:
-            later_query = chunk.of_queries(self._later_query)
+            later_query = tile.of_queries(self._later_query)
             square.addcmul_(later_query, later)
-            if not chunk.is_whole:
+            if not tile.is_whole:
                 scores[..., after].add_(later_query)
         if self._later_key is not None:
-            later_key = chunk.of_keys(self._later_key)
-            square.addcmul_(later_key if chunk.is_whole else later_key[..., chunk.rows], later)
-            if not chunk.is_whole:
+            later_key = tile.of_keys(self._later_key)
+            square.addcmul_(later_key if tile.is_whole else later_key[..., tile.rows], later)
+            if not tile.is_whole:
                 scores[..., after].add_(later_key[..., after])
         near = self._near.shape[-1]
-        inside = _inside(chunk.length, near, scores.dtype)[chunk.rows]
-        band(scores, chunk.rows.start, near).addcmul_(chunk.of_queries(self._near), inside)
+        inside = _inside(tile.length, near, scores.dtype)[tile.rows]
+        band(scores, tile.rows.start, near).addcmul_(tile.of_queries(self._near), inside)
 
 
 def write_mask(scores: Tensor, mask: Tensor | None) -> None:
@@ -111,7 +111,7 @@ def write_mask(scores: Tensor, mask: Tensor | None) -> None:
 
 
 class BiasGradient:
-    """The gradients of ``Bias``'s columns, collected chunk by chunk.
+    """The gradients of ``Bias``'s columns, collected tile by tile.
 
     Args:
         like: (G, S, d), of the dtype.
@@ -122,34 +122,34 @@ class BiasGradient:
     def __init__(self, like: Tensor, width: int, with_key: bool) -> None:
         shape, self._near = like.shape[:2], max(width - 2, 0)
         self.by_query = like.new_empty(*shape, self._near + 1)
-        """(G, S, 2n), complete after the last chunk."""
+        """(G, S, 2n), complete after the last tile."""
         self._later_key = like.new_zeros(shape) if with_key else None
 
-    def read(self, scores: Tensor, chunk: Chunk, scratch: Tensor) -> None:
-        """Take what a chunk adds.
+    def read(self, scores: Tensor, tile: Tile, scratch: Tensor) -> None:
+        """Take what a tile adds.
 
         Args:
             scores: their gradient, (g, R, S), with room for n-1 elements.
-            chunk: which they are.
+            tile: which they are.
             scratch: overwritten, (g, R, S).
         """
-        by_query = chunk.of_queries(self.by_query)
-        inside = _inside(chunk.length, self._near, scores.dtype)[chunk.rows]
-        torch.mul(band(scores, chunk.rows.start, self._near), inside, out=by_query[..., :-1])
-        later, after = _later(scores.shape[1], scores.dtype), slice(chunk.rows.stop, None)
-        square = scores if chunk.is_whole else scores[..., chunk.rows]  # (g, R, R)
-        triangle = torch.mul(square, later, out=scratch if chunk.is_whole else scratch[..., chunk.rows])
+        by_query = tile.of_queries(self.by_query)
+        inside = _inside(tile.length, self._near, scores.dtype)[tile.rows]
+        torch.mul(band(scores, tile.rows.start, self._near), inside, out=by_query[..., :-1])
+        later, after = _later(scores.shape[1], scores.dtype), slice(tile.rows.stop, None)
+        square = scores if tile.is_whole else scores[..., tile.rows]  # (g, R, R)
+        triangle = torch.mul(square, later, out=scratch if tile.is_whole else scratch[..., tile.rows])
         torch.sum(triangle, -1, out=by_query[..., -1])
-        if not chunk.is_whole:
+        if not tile.is_whole:
             by_query[..., -1] += scores[..., after].sum(-1)
         if self._later_key is not None:
-            later_key = chunk.of_keys(self._later_key)
-            later_key[..., chunk.rows] += triangle.sum(-2)
-            if not chunk.is_whole:
+            later_key = tile.of_keys(self._later_key)
+            later_key[..., tile.rows] += triangle.sum(-2)
+            if not tile.is_whole:
                 later_key[..., after] += scores[..., after].sum(-2)
 
     def by_key(self) -> Tensor:
-        """(G, S, 2n), after the last chunk."""
+        """(G, S, 2n), after the last tile."""
         assert self._later_key is not None
         columns, room = self._near + 1, self._near // 2
         by_key = with_room(self.by_query, self.by_query.shape, room * columns)

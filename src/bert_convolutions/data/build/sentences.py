@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from bert_convolutions.data.build_sources import Block, read_text
-from bert_convolutions.data.encoder import Encoder, open_encoder
-from bert_convolutions.data.files import write_arrays
+from bert_convolutions.data.arrays import write_arrays
+from bert_convolutions.data.build.sources import Block, read_text
+from bert_convolutions.data.build.tokenizing import Encoder, open_encoder
 
 _BATCH_CHARACTERS = 1 << 18
 _encoder: Encoder
@@ -37,13 +37,13 @@ def start(tokenizer_name: str) -> None:
 def encode_block(task: SentenceTask) -> int:
     """Write the sentences of a block; return the bytes it takes of the file on disk.
 
-    The file holds ``ids`` (flat), ``lengths`` (ids of each sentence), ``borders`` (bool: a blank line, the border of a
+    The file holds ``ids`` (flat), ``lengths`` (ids of each sentence), ``segments`` (bool: a blank line, the border of a
     document, stands before the sentence) and, as facts, the counts and whether blank lines end the block.
 
     Raises:
         UsageError: the block is not UTF-8.
     """
-    sentences, borders, ends_with_border = _find_sentences(read_text(task.block), task.language)
+    sentences, segments, ends_with_border = _find_sentences(read_text(task.block), task.language)
     id_type = smallest_id_type(len(_encoder))
     all_ids, all_lengths = [np.empty(0, id_type)], [np.empty(0, np.uint32)]
     for batch in _batches(sentences):
@@ -51,15 +51,15 @@ def encode_block(task: SentenceTask) -> int:
         all_ids.append(ids.astype(id_type))
         all_lengths.append(lengths.astype(np.uint32))
     ids = np.concatenate(all_ids)
-    borders_at = np.flatnonzero(borders)
+    borders_at = np.flatnonzero(segments)
     write_arrays(
         task.path,
-        {"lengths": np.concatenate(all_lengths), "borders": borders, "ids": ids},
+        {"lengths": np.concatenate(all_lengths), "segments": segments, "ids": ids},
         num_sentences=len(sentences),
         num_tokens=ids.size,
         num_bytes=task.block.end - task.block.start,
         num_borders=borders_at.size,
-        starts_with_border=bool(borders[:1].any()),
+        starts_with_border=bool(segments[:1].any()),
         ends_with_border=ends_with_border,
         since_last_border=len(sentences) - (int(borders_at[-1]) if borders_at.size else 0),
     )
@@ -79,7 +79,7 @@ def _find_sentences(text: str, language: str | None) -> tuple[list[str], np.ndar
     lines = text.splitlines()
     is_blank = np.array([not line or line.isspace() for line in lines], dtype=bool)
     filled = np.flatnonzero(~is_blank)
-    borders = np.diff(filled, prepend=-1) > 1
+    segments = np.diff(filled, prepend=-1) > 1
     sentences = lines if filled.size == len(lines) else [lines[number] for number in filled.tolist()]
     if language is not None:
         cut = [split_sentences(paragraph, language) for paragraph in sentences]
@@ -87,8 +87,8 @@ def _find_sentences(text: str, language: str | None) -> tuple[list[str], np.ndar
         counts = np.fromiter(map(len, cut), dtype=np.int64, count=len(cut))
         is_first = np.zeros(len(sentences), dtype=bool)
         is_first[np.cumsum(counts) - counts] = True
-        borders = np.repeat(borders, counts) & is_first
-    return sentences, borders, bool(is_blank[-1:].any())
+        segments = np.repeat(segments, counts) & is_first
+    return sentences, segments, bool(is_blank[-1:].any())
 
 
 def _batches(sentences: list[str]) -> Iterator[list[str]]:

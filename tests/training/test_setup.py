@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerBase
 from bert_convolutions import CompositeBertForMaskedLM
 from bert_convolutions.errors import UsageError
 from bert_convolutions.model import CompositeBertConfig
-from bert_convolutions.training.composition import compose_config, compose_model
 from bert_convolutions.training.options import PretrainOptions
+from bert_convolutions.training.setup import compose_config, compose_model
 
 
 class Tokens:

@@ -1,35 +1,14 @@
-"""Files that are either whole or not there: written beside their place, synced, renamed."""
+"""Named arrays in one file, read in parts, and rows of different lengths copied."""
 
-import contextlib
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
+from bert_convolutions.files import whole_file
+
 _ALIGNMENT = 64
-
-
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary sibling for writing; it takes the place of ``path`` once all is written and synced."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file whole."""
-    with whole_file(path) as file:
-        file.write((json.dumps(content, indent=1) + "\n").encode())
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray], **facts: Any) -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 
-class Agreement:
+class Collectives:
     """Collective sums and broadcasts over all processes; every process must make the same calls in the same order."""
 
     def __init__(self, world_size: int) -> None:

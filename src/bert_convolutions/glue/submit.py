@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bert_convolutions.errors import UsageError
+from bert_convolutions.files import write_json
 from bert_convolutions.glue.options import CompileGlueOptions
-from bert_convolutions.glue.progress import best, make_console, mean, score_table, standard_deviation
+from bert_convolutions.glue.progress import best, mean, score_table, standard_deviation
 from bert_convolutions.glue.submission import check_archive, convert_predictions, write_submission
 from bert_convolutions.glue.tasks import DevSet, all_dev_sets, all_test_sets
-from bert_convolutions.training.durable import write_json
+from bert_convolutions.terminal import make_console
 
 SCORES_FILE = "dev_scores.json"
 

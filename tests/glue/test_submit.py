@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from bert_convolutions.errors import UsageError
-from bert_convolutions.glue.compile import best_round, collect_scores, compile_glue
 from bert_convolutions.glue.options import CompileGlueOptions
-from bert_convolutions.glue.progress import Progress, format_seconds, make_console, standard_deviation
+from bert_convolutions.glue.progress import Progress, standard_deviation
 from bert_convolutions.glue.submission import check_archive, check_rows
+from bert_convolutions.glue.submit import best_round, collect_scores, compile_glue
 from bert_convolutions.glue.tasks import MNLI, TASKS, Task, all_test_sets, find_task
+from bert_convolutions.terminal import duration, make_console
 
 RTE, STSB = find_task("RTE"), find_task("STS-B")
 
@@ -190,4 +191,4 @@ def test_time_left_goes_by_what_a_task_took_before():
     ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (3725, "1 h 2 min"), (100000, "1 d 3 h")]
 )
 def test_times_are_readable(seconds: float, text: str):
-    assert format_seconds(seconds) == text
+    assert duration(seconds) == text

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bert_convolutions.data.files import write_json
 from bert_convolutions.data.manifest import MANIFEST_FILE, manifest_path, read_manifest
 from bert_convolutions.data.options import BuildDatasetOptions
 from bert_convolutions.errors import UsageError
+from bert_convolutions.files import write_json
 
 _SHARD_PATTERN = "examples-*.arrow"
 

@@ -21,15 +21,18 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bert_convolutions.data import build_pairs, build_sentences, build_shards
-from bert_convolutions.data.build_sources import Source, blocks, find_sources
-from bert_convolutions.data.build_target import Target
-from bert_convolutions.data.encoder import Encoder, open_encoder
-from bert_convolutions.data.files import read_facts, whole_file, write_json
+from bert_convolutions.data.arrays import read_facts
+from bert_convolutions.data.build import pairs as build_pairs
+from bert_convolutions.data.build import sentences as build_sentences
+from bert_convolutions.data.build import shards as build_shards
+from bert_convolutions.data.build.parallel import run_tasks
+from bert_convolutions.data.build.sources import Source, blocks, find_sources
+from bert_convolutions.data.build.target import Target
+from bert_convolutions.data.build.tokenizing import Encoder, open_encoder
 from bert_convolutions.data.manifest import Manifest, write_datasets_files
 from bert_convolutions.data.options import BuildDatasetOptions
-from bert_convolutions.data.parallel import run_tasks
 from bert_convolutions.errors import CommandError, RunInterrupted, UsageError
+from bert_convolutions.files import sha256, whole_file, write_json
 
 _MERGE_PROCESSES = 3
 """Shards being merged at a time: each takes some five times a shard's size of memory."""
@@ -233,9 +236,7 @@ class _Build:
                     shutil.copyfileobj(shard, output, 1 << 20)
         path = self._target.result
         num_examples, num_tokens = (sum(getattr(r, name) for r in records) for name in ("num_examples", "num_tokens"))
-        return build_shards.ShardRecord(
-            path.name, num_examples, num_tokens, path.stat().st_size, build_shards.sha256_of(path)
-        )
+        return build_shards.ShardRecord(path.name, num_examples, num_tokens, path.stat().st_size, sha256(path))
 
     def _run(
         self,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bert_convolutions.errors import UsageError
-from bert_convolutions.glue.presets import PRESETS, Hyperparameters, device_batch_size, load_hyperparameters
+from bert_convolutions.glue.hyperparameters import PRESETS, Hyperparameters, device_batch_size, load_hyperparameters
 from bert_convolutions.glue.tasks import TASK_NAMES, TASKS, parse_tasks
 
 STEPS = {

@@ -17,7 +17,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from bert_convolutions.attention.chunks import with_room
+from bert_convolutions.attention.cpu.tiles import with_room
 
 
 @lru_cache

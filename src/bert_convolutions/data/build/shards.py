@@ -1,12 +1,12 @@
 """Third stage of the dataset builder: the runs of one shard are merged by key and written, as Arrow or as text."""
 
-import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from bert_convolutions.data.files import ArrayFile, take_rows, whole_file, write_json
+from bert_convolutions.data.arrays import ArrayFile, take_rows
+from bert_convolutions.files import sha256, whole_file, write_json
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def write_shard(task: ShardTask) -> ShardRecord:
         _write_arrow(task.path, ids, lengths, documents)
     else:
         _write_text(task.path, ids, lengths)
-    record = ShardRecord(task.path.name, lengths.size, ids.size, task.path.stat().st_size, sha256_of(task.path))
+    record = ShardRecord(task.path.name, lengths.size, ids.size, task.path.stat().st_size, sha256(task.path))
     write_json(task.record, asdict(record))
     return record
 
@@ -83,12 +83,3 @@ def _write_text(path: Path, ids: np.ndarray, lengths: np.ndarray) -> None:
         for end in ends:
             file.write((" ".join(map(str, ids[begin:end].tolist())) + "\n").encode("ascii"))
             begin = end
-
-
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while data := file.read(1 << 20):
-            digest.update(data)
-    return digest.hexdigest()

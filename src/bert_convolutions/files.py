@@ -1,0 +1,204 @@
+"""Files and folders: written whole or not at all, replaced without a moment of loss, held by one run at a time."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import socket
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import filelock
+
+from bert_convolutions.errors import UsageError
+
+LOCK_NAME = ".bertconv.lock"
+ASIDE_NAME = ".replaced"
+"""Folder inside an output folder that holds what an overwrite replaces, until the new run stands."""
+_TEMPORARY = ".writing"
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+
+
+def sync(path: Path) -> None:
+    """Have the kernel put a file, or the entries of a folder, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """``sync`` for everything under ``folder`` and for ``folder`` itself."""
+    for path in sorted(folder.rglob("*")):
+        sync(path)
+    sync(folder)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary sibling for writing; it takes the place of ``path`` once all is written and synced.
+
+    The sibling ``.NAME.RANDOM.writing`` is removed where writing fails; ``remove_temporaries`` removes what a killed
+    process left.
+    """
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_TEMPORARY, dir=path.parent)
+    temporary = Path(name)
+    try:
+        with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor
+            yield file
+            file.flush()
+            os.fchmod(descriptor, 0o666 & ~_umask())  # mkstemp's files are for their owner alone
+            os.fsync(descriptor)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write ``path`` so that a crash leaves the old file or the new one, never a part."""
+    with whole_file(path) as file:
+        file.write(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """``write_bytes`` of a text in UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """``write_text`` of a JSON value, indented, keys in their order."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what killed processes left half-written in ``folder``; its lock must be held."""
+    for path in folder.glob(f".*{_TEMPORARY}"):
+        path.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def refuse_overlap(output: str | Path, output_flag: str, inputs: Mapping[str, str | Path | None]) -> None:
+    """Refuse an output that is, holds or lies in an input, by whatever links and spellings.
+
+    Args:
+        output: file or folder to be written; need not exist.
+        output_flag: its flag, for the message.
+        inputs: the inputs by their flags; None where one isn't given.
+
+    Raises:
+        UsageError: names both flags and paths.
+    """
+    target = Path(output).resolve()
+    for flag, given in inputs.items():
+        if given is None:
+            continue
+        source = Path(given).resolve()
+        if target == source:
+            relation = "is"
+        elif target in source.parents:
+            relation = "holds"
+        elif source in target.parents:
+            relation = "lies in"
+        else:
+            continue
+        raise UsageError(f"{output_flag} {output} {relation} the input {flag} {given}; give another output")
+
+
+def set_aside(folder: Path, paths: Iterable[Path]) -> None:
+    """Move what an overwrite replaces into ``folder/.replaced``; ``put_back`` or ``discard_aside`` must follow.
+
+    Args:
+        folder: the output folder.
+        paths: files and folders directly in it, of which those that exist are moved.
+    """
+    aside = folder / ASIDE_NAME
+    aside.mkdir(exist_ok=True)
+    for path in paths:
+        if path.exists() or path.is_symlink():
+            path.rename(aside / path.name)
+    sync(aside)
+    sync(folder)
+
+
+def put_back(folder: Path) -> None:
+    """Return what was set aside, where nothing new has taken its name; then nothing is aside."""
+    aside = folder / ASIDE_NAME
+    if not aside.is_dir():
+        return
+    for path in aside.iterdir():
+        if not (folder / path.name).exists():
+            path.rename(folder / path.name)
+    sync(folder)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def discard_aside(folder: Path) -> None:
+    """Remove what was set aside: the new run stands."""
+    shutil.rmtree(folder / ASIDE_NAME, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def run_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold ``folder``, which must exist, for this process.
+
+    The lock is the kernel's (``flock``, on NFS one of the server's), so it ends with the process however that ends;
+    what the lock file says is only for the message. A file system without locks gives a warning.
+
+    Args:
+        folder: the folder of one run.
+        wait: wait for the other process's end, instead of raising.
+
+    Raises:
+        UsageError: another living process holds it.
+    """
+    path = folder / LOCK_NAME
+    lock = filelock.FileLock(path, fallback_to_soft=False)
+    held = False
+    try:
+        lock.acquire(blocking=wait)
+        held = True
+        about = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(timezone.utc).isoformat()}
+        path.write_text(json.dumps(about))
+    except filelock.Timeout as error:
+        raise UsageError(
+            f"{folder} is in use by another run ({_holder(path)}); wait for it, stop it, or use another folder"
+        ) from error
+    except OSError as error:
+        if held or error.errno not in _NO_LOCKS:
+            raise
+        warnings.warn(f"{folder} has no file locks ({error}): nothing keeps a second run out of it", stacklevel=3)
+    try:
+        yield
+    finally:
+        if held:
+            lock.release()
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _holder(path: Path) -> str:
+    try:
+        about = json.loads(path.read_text())
+        return f"process {about['pid']} on {about['host']}, since {about['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "it did not say which"

@@ -1,0 +1,30 @@
+"""What the user sees in a terminal or a log file: messages, tables, durations. Imports no PyTorch."""
+
+import sys
+
+from rich.console import Console
+
+MIN_WIDTH = 120
+"""Columns that are used where the output is no terminal, so that a log file holds whole tables."""
+
+
+def say(message: str) -> None:
+    """Tell the user something that is no result, on standard error."""
+    print(f"bertconv: {message}", file=sys.stderr, flush=True)
+
+
+def make_console(quiet: bool = False) -> Console:
+    """A console on standard output; a quiet one (of the other processes) says nothing."""
+    console = Console(quiet=quiet, highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = max(console.width, MIN_WIDTH)
+    return console
+
+
+def duration(seconds: float) -> str:
+    """A time span as people say it: ``45 s``, ``3 min 20 s``, ``2 h 5 min``, ``3 d 4 h``."""
+    rounded = max(round(seconds), 0)
+    for unit, size, below, smaller in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if rounded >= size:
+            return f"{rounded // size} {unit} {rounded % size // smaller} {below}"
+    return f"{rounded} s"
