@@ -9,6 +9,6 @@ TRAINER = False
 
 def run(options: TrainTokenizerOptions, trainer_flags: TrainerFlags) -> None:
     """Train the tokenizer and say where it is."""
-    from bert_convolutions.data.train_tokenizer import train_tokenizer
+    from bert_convolutions.data.build.train_tokenizer import train_tokenizer
 
     print(f"tokenizer: {train_tokenizer(options)}")
