@@ -24,11 +24,11 @@ class Stream(enum.IntEnum):
     TOKENIZER_SAMPLE = 0x544B
 
 
-def mix(counters: NDArray[np.uint64], *keys: int | NDArray[np.integer]) -> NDArray[np.uint64]:
+def mix(counters: NDArray[np.integer], *keys: int | NDArray[np.integer]) -> NDArray[np.uint64]:
     """64 pseudo-random bits for each counter and the keys: chained SplitMix64 finalisers (Steele et al., 2014).
 
     Args:
-        counters: any shape.
+        counters: non-negative integers, any shape.
         keys: integers such as seed and epoch, or arrays of non-negative ones that go with the counters; negative ones
             are taken modulo 2**64.
     """
