@@ -93,9 +93,9 @@ def test_backends_agree_with_the_equation(subset, length, backend):
 def test_a_new_term_is_one_declaration(monkeypatch):
     """The example of CONTRIBUTING.md: a fixed convolution that falls off on both sides alike, from the key as well."""
     length, reach = 25, 3
-    for row in ("query", "key"):
+    for side in ("query", "key"):
         mirrored = Term(
-            row=row,
+            side=side,
             dynamic=False,
             shape=lambda heads, head_size, width: (1, heads, 1, width // 2 + 1),
             initial="zeros",

@@ -176,7 +176,7 @@ class CompositeAttention(nn.Module):
     def _projected(self) -> list[str]:
         """The projections that some term needs; the others are not created."""
         needed = {"query", "key"} if "qk" in self.kernel.score_terms else set()
-        needed |= {TERMS[name].row for name in self._terms() if TERMS[name].dynamic}
+        needed |= {TERMS[name].side for name in self._terms() if TERMS[name].dynamic}
         return [*(() if self.remove_query_key else sorted(needed, reverse=True)), "value"]
 
     def _heads(self, hidden: Tensor) -> Tensor:
@@ -197,7 +197,7 @@ class CompositeAttention(nn.Module):
         """The terms of the score, from queries and keys (B, H, S, d)."""
         terms: dict[str, list[tuple[Term, Tensor]]] = {}
         for name in self._terms():
-            terms.setdefault(TERMS[name].row, []).append((TERMS[name], self.get_parameter(f"{name}_param")))
+            terms.setdefault(TERMS[name].side, []).append((TERMS[name], self.get_parameter(f"{name}_param")))
         dot_product = "qk" in self.kernel.score_terms
         return ScoreParts(query, key, dot_product, terms, segments, dtype, self.head_size**-0.5)
 
