@@ -1,4 +1,5 @@
 import gzip
+import io
 import json
 import lzma
 import os
@@ -48,9 +49,14 @@ def expected_pairs(encoder: PieceTokenizer, documents: list[list[str]]) -> list[
     return pairs
 
 
+def lines_of(text: str) -> list[str]:
+    """The lines as Python iterates over them in a text file."""
+    return [line.removesuffix("\n") for line in io.StringIO(text, newline=None)]
+
+
 def documents_of(text: str) -> list[list[str]]:
     documents: list[list[str]] = [[]]
-    for line in text.splitlines():
+    for line in lines_of(text):
         if line.strip():
             documents[-1].append(line)
         else:
@@ -74,16 +80,28 @@ def test_documents_are_not_crossed_when_asked(build: Build, encoder: PieceTokeni
     assert sorted(built) == sorted(expected_pairs(encoder, documents_of(text)))
 
 
-lines = st.sampled_from(["", " ", "the union", "of the several states, as it was " * 4, "\u2003", "a", "no\u2028line"])
+lines = st.sampled_from(
+    [
+        "",
+        " ",
+        "the union",
+        "of the several states, as it was " * 4,
+        "\u2003",
+        "a",
+        "no\u2028line",
+        "\x0c",
+        "of\x85 a\x1cll",
+    ]
+)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(lines, min_size=1, max_size=40), st.booleans(), st.sampled_from(["\n", "\r\n"]))
+@given(st.lists(lines, min_size=1, max_size=40), st.booleans(), st.sampled_from(["\n", "\r\n", "\r"]))
 def test_any_mix_of_blank_lines_and_blocks(
     build: Build, encoder: PieceTokenizer, small_blocks: None, rows: list[str], within: bool, ending: str
 ) -> None:
     text = ending.join(rows)
-    sentences = [row for row in text.splitlines() if row.strip()]
+    sentences = [row for row in lines_of(text) if row.strip()]
     expected = expected_pairs(encoder, documents_of(text) if within else [sentences])
     if expected:
         folder = build(text, pair_within_documents=within, overwrite_output_dir=True)
@@ -251,7 +269,7 @@ def test_interruption_and_lost_workers_leave_work_to_go_on_from(
 ) -> None:
     text = tmp_path / "text.txt"
     text.write_text("the union\nof states\n", encoding="utf-8")
-    real = build_module.build_pairs.write_runs
+    real = build_module.write_runs
     for error, expected in [
         (KeyboardInterrupt(), RunInterrupted),
         (BrokenProcessPool(), CommandError),
@@ -261,10 +279,10 @@ def test_interruption_and_lost_workers_leave_work_to_go_on_from(
         def fail(task: object, error: BaseException = error) -> None:
             raise error
 
-        monkeypatch.setattr(build_module.build_pairs, "write_runs", fail)
+        monkeypatch.setattr(build_module, "write_runs", fail)
         with pytest.raises(expected, match="to go on from here"):
             build(text)
-        monkeypatch.setattr(build_module.build_pairs, "write_runs", real)
+        monkeypatch.setattr(build_module, "write_runs", real)
     capsys.readouterr()
     folder = build(text)
     assert "going on with an interrupted build" in capsys.readouterr().out
