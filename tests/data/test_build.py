@@ -364,3 +364,35 @@ def test_a_killed_build_goes_on_where_it_was(tmp_path: Path, tokenizer_dir: Path
     for file in (tmp_path / "whole").iterdir():
         assert file.read_bytes() == (folder / file.name).read_bytes()
     shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
+def test_lines_end_where_a_text_file_s_do_and_nowhere_else(
+    build: Build, encoder: PieceTokenizer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ending: str
+) -> None:
+    """Every other character that ``str.splitlines`` cuts at is white space in a line, and shifts no pair after it."""
+    rows = [f"the union{mark}of states {number}" for number, mark in enumerate("\v\f\x1c\x1d\x1e\x85\u2028\u2029 \t")]
+    text = ending.join(rows * 20)
+    expected = sorted(expected_pairs(encoder, [rows * 20]))
+    for size, rest in ((1 << 20, 1 << 20), (300, 500), (300, 40), (7, 64)):
+        monkeypatch.setattr(build_sources, "BLOCK_BYTES", size)
+        monkeypatch.setattr(build_sources, "MAX_REST_BYTES", rest)
+        assert sorted(examples(build(text, f"pairs-{size}-{rest}"))) == expected
+    compressed = tmp_path / "text.gz"
+    compressed.write_bytes(gzip.compress(text.encode()))
+    monkeypatch.setattr(build_sources, "BLOCK_BYTES", 300)
+    monkeypatch.setattr(build_sources, "MAX_REST_BYTES", 300)
+    assert sorted(examples(build(compressed, "compressed"))) == expected
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(alphabet="ab \r\n\u2028\f", max_size=60), st.integers(1, 20))
+def test_blocks_are_whole_lines_of_the_text(tmp_path_factory: pytest.TempPathFactory, text: str, size: int) -> None:
+    file = tmp_path_factory.mktemp("blocks") / "a.txt"
+    file.write_text("a" + text, encoding="utf-8", newline="")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build_sources, "BLOCK_BYTES", size)
+        (source,) = build_sources.find_sources([str(file)])
+        parts = [build_sources.read_text(block) for block in build_sources.blocks(source)]
+    assert "".join(parts) == "a" + text
+    assert [line for part in parts for line in build_sources.split_lines(part)] == lines_of("a" + text)
