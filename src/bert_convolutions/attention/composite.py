@@ -35,7 +35,8 @@ class ScoreParts:
         query, key: (B, H, S, d), or None where no term needs them.
         dot_product: whether their dot product over sqrt(d) is in the score.
         terms: the convolution terms by the side they are seen from, ``query`` or ``key``, each with its parameter.
-        mask: (B, 1 or H, S, S), added to the score; or None.
+        segments: which pairs may attend.
+        dtype: that of ``mask`` and ``bias``: what products have, autocast's where it is on.
         scaling: 1/sqrt(d).
     """
 
@@ -43,8 +44,14 @@ class ScoreParts:
     key: Tensor | None
     dot_product: bool
     terms: dict[str, list[tuple[Term, Tensor]]]
-    mask: Tensor | None
+    segments: Segments
+    dtype: torch.dtype
     scaling: float
+
+    @property
+    def mask(self) -> Tensor | None:
+        """The segments as (B, 1 or H, S, S), added to the score; or None. For backends that can't do without."""
+        return self.segments.score_mask(self.dtype)
 
     def kernel(self, side: str) -> tuple[Tensor | None, Tensor | None]:
         """The summed dynamic terms of a side, (d, 2n+1), and the summed fixed ones, (1, H or 1, 1, 2n+1)."""
@@ -62,16 +69,13 @@ class ScoreParts:
         weights = projection @ (dynamic * self.scaling)
         return weights if fixed is None else weights + fixed
 
-    def bias(self, length: int, dtype: torch.dtype | None = None) -> Tensor | None:
-        """Everything but the dot product, broadcastable to (B, H, S, S): what other backends take as a mask.
-
-        The weights by offset are brought to ``dtype`` before they are laid out as S x S scores.
-        """
+    def bias(self, length: int) -> Tensor | None:
+        """Everything but the dot product, broadcastable to (B, H, S, S): what other backends take as a mask."""
         bias = self.mask
         for side in ("query", "key"):
             weights = self.offset_weights(side)
             if weights is not None:
-                scores = expand_offsets(weights if dtype is None else weights.to(dtype), length)
+                scores = expand_offsets(weights.to(self.dtype), length)
                 scores = scores if side == "query" else scores.transpose(-1, -2)
                 bias = scores if bias is None else bias + scores
         return bias
@@ -84,7 +88,7 @@ Attend = Callable[[ScoreParts, Tensor, float], tuple[Tensor, Tensor | None]]
 def attend_eager(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tensor, Tensor]:
     """The equation as it stands: the oracle that every other backend agrees with."""
     length = value.shape[2]
-    bias = parts.bias(length, value.dtype)
+    bias = parts.bias(length)
     scores = value.new_zeros(*value.shape[:3], length)
     if parts.dot_product and parts.query is not None and parts.key is not None:
         scores = parts.query @ parts.key.transpose(-1, -2) * parts.scaling
@@ -192,26 +196,28 @@ class CompositeAttention(nn.Module):
             return None
         return self._heads(hidden)
 
-    def score_parts(self, query: Tensor | None, key: Tensor | None, mask: Tensor | None) -> ScoreParts:
+    def score_parts(
+        self, query: Tensor | None, key: Tensor | None, segments: Segments, dtype: torch.dtype
+    ) -> ScoreParts:
         """The terms of the score, from queries and keys (B, H, S, d)."""
         terms: dict[str, list[tuple[Term, Tensor]]] = {}
         for name in self.kernel.convolution_terms:
             terms.setdefault(TERMS[name].side, []).append((TERMS[name], self._parameter_of(name)))
-        return ScoreParts(query, key, "qk" in self.kernel.score_terms, terms, mask, self.head_size**-0.5)
+        dot_product = "qk" in self.kernel.score_terms
+        return ScoreParts(query, key, dot_product, terms, segments, dtype, self.head_size**-0.5)
 
     def forward(
         self,
         hidden: Tensor,
         segments: Segments | Tensor | None = None,
-        mask: Tensor | None = None,
         attend: Attend = attend_eager,
     ) -> tuple[Tensor, Tensor | None]:
         """Mix the tokens of each example.
 
         Args:
             hidden: (B, S, D), floating point.
-            segments: an attention mask (B, S) (0 padding, k > 0 the k-th example of the row), or ``Segments`` of it.
-            mask: ``segments.score_mask(dtype)``, where the caller shares one between layers.
+            segments: an attention mask (B, S) (0 padding, k > 0 the k-th example of the row), or ``Segments`` of it,
+                which keep what the layers of a model share.
             attend: the backend.
 
         Returns:
@@ -221,9 +227,7 @@ class CompositeAttention(nn.Module):
             segments = Segments.from_mask(segments)
         query, key, value = (self.project(name, hidden, segments) for name in ("query", "key", "value"))
         assert value is not None
-        if mask is None:
-            mask = segments.score_mask(value.dtype)
-        parts = self.score_parts(query, key, mask)
+        parts = self.score_parts(query, key, segments, value.dtype)
         context, probabilities = attend(parts, value, self.dropout if self.training else 0.0)
         if self.kernel.convolution:
             flat = value.transpose(1, 2).flatten(2)  # (B, S, H*d)

@@ -20,11 +20,15 @@ class Segments:
         pairs: None, or broadcastable to (B, H, S, S), instead of ``examples``: boolean, which pairs may attend; or
             floating point, what is added to their scores.
         examples_per_row: at least as many as any row has; None where nobody has counted.
+        kept_mask: the score mask, where it is kept for the layers to share; see ``with_mask``.
+        kept_spans: likewise the spans; see ``with_spans``.
     """
 
     examples: Tensor | None = None
     pairs: Tensor | None = None
     examples_per_row: int | None = None
+    kept_mask: Tensor | None = None
+    kept_spans: Tensor | None = None
 
     @classmethod
     def from_mask(cls, attention_mask: Tensor | None, examples_per_row: int | None = None) -> "Segments":
@@ -71,6 +75,8 @@ class Segments:
         Returns:
             (B, 1 or H, S, S) of ``dtype``, or None where every pair may attend.
         """
+        if self.kept_mask is not None and self.kept_mask.dtype == dtype:
+            return self.kept_mask
         lowest = torch.finfo(dtype).min / 2
         allowed = self.pairs
         if self.examples is not None:
@@ -80,6 +86,33 @@ class Segments:
         if allowed.is_floating_point():
             return allowed.to(dtype).clamp(min=lowest)
         return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, lowest)
+
+    def with_mask(self, dtype: torch.dtype) -> "Segments":
+        """The same, keeping their score mask: for backends that add a dense one."""
+        return replace(self, kept_mask=self.score_mask(dtype))
+
+    def spans(self) -> Tensor | None:
+        """Where the example of each token begins and ends, for backends that skip what lies outside.
+
+        Found on the device, without asking it for a number. Padding counts as an example; a span reaches from the first
+        token of that number to the last, whatever lies between.
+
+        Returns:
+            (2, B, S) int32: the first position of the token's example and the last; or None where ``examples`` is.
+        """
+        if self.kept_spans is not None or self.examples is None:
+            return self.kept_spans
+        rows, length = self.examples.shape
+        # A row has at most S examples. Should numbers be larger or negative, their examples share too wide a span.
+        numbers = self.examples.long().clamp(0, length)
+        positions = torch.arange(length, device=numbers.device).expand(rows, -1)
+        first = numbers.new_full((rows, length + 1), length).scatter_reduce(1, numbers, positions, "amin")
+        last = numbers.new_zeros(rows, length + 1).scatter_reduce(1, numbers, positions, "amax")
+        return torch.stack([first.gather(1, numbers), last.gather(1, numbers)]).int()
+
+    def with_spans(self) -> "Segments":
+        """The same, keeping their spans."""
+        return replace(self, kept_spans=self.spans())
 
     def convolve(self, convolution: nn.Module, reach: int, hidden: Tensor) -> Tensor:
         """Convolve each example on its own: to it, padding and other examples are zeros.

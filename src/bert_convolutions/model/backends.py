@@ -13,6 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from bert_convolutions.attention.composite import Attend, ScoreParts, attend_eager
 from bert_convolutions.attention.cpu import attend_fused
+from bert_convolutions.errors import UsageError
 
 # Kernels without a place for the bias: they would drop the convolution terms or the segments between examples.
 _WITHOUT_BIAS = "flash_attention"
@@ -25,24 +26,24 @@ def attention_backend(name: str | None) -> Attend:
     """The function for an ``attn_implementation``.
 
     Raises:
-        ValueError: for a name that the attention interface doesn't know, or a kernel that takes no float mask.
+        UsageError: for a name that the attention interface doesn't know, or a kernel that takes no float mask.
     """
     if name in (None, "eager"):
         return attend_eager
     if name == "sdpa":
         return _attend_sdpa
     if name.startswith(_WITHOUT_BIAS) or name not in ALL_ATTENTION_FUNCTIONS:
-        raise ValueError(f'attn_implementation "{name}" can\'t take the convolution terms; use sdpa or eager')
-    return partial(attend_interface, name)
+        raise UsageError(f'attn_implementation "{name}" can\'t take the convolution terms; use sdpa or eager')
+    return partial(_attend_interface, name)
 
 
 def _attend_sdpa(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tensor, Tensor | None]:
     if value.device.type == "cpu":
         return attend_fused(parts, value, dropout)
-    return attend_interface("sdpa", parts, value, dropout)
+    return _attend_interface("sdpa", parts, value, dropout)
 
 
-def attend_interface(name: str, parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tensor, Tensor | None]:
+def _attend_interface(name: str, parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tensor, Tensor | None]:
     """Call a function of the attention interface by its name; otherwise an ``Attend``.
 
     Without a dot product its queries and keys are zeros.
@@ -52,9 +53,9 @@ def attend_interface(name: str, parts: ScoreParts, value: Tensor, dropout: float
         query, key = parts.query.to(value.dtype), parts.key.to(value.dtype)
     else:
         query = key = value.new_zeros(value.shape)
-    bias = parts.bias(length, value.dtype)
+    bias = parts.bias(length)
     if bias is not None:
-        bias = bias.to(value.dtype).expand(batch, heads, length, length)
+        bias = bias.expand(batch, heads, length, length)
     module = _IN_TRAINING if dropout > 0 else _IN_EVALUATION
     context, probabilities = ALL_ATTENTION_FUNCTIONS[name](
         module, query, key, value, bias, dropout=dropout, scaling=parts.scaling, is_causal=False

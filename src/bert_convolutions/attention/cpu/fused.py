@@ -72,10 +72,12 @@ def attend_fused(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tens
     is wanted, and in what needs to see the operations themselves: a compiled, exported or traced model, whose compiler
     does its own fusing, and the transforms of ``torch.func``.
     """
+    if _must_be_seen_through():
+        return attend_eager(parts, value, dropout)
     kernels = (*parts.kernel("query"), *parts.kernel("key"))
     width = max((kernel.shape[-1] for kernel in kernels if kernel is not None), default=0)
     mask = parts.mask
-    if _must_be_seen_through() or value.shape[2] < width or (mask is not None and mask.requires_grad):
+    if value.shape[2] < width or (mask is not None and mask.requires_grad):
         return attend_eager(parts, value, dropout)
     query, key = (None if part is None else part.to(value.dtype) for part in (parts.query, parts.key))
     if mask is not None:  # which may be shared by examples or queries, while tiles take theirs
@@ -167,7 +169,8 @@ class _FusedAttention(torch.autograd.Function):
         grad_shift = None if shift is None else grad_query.sum((0, 1))
         if not settings.dot_product:
             grad_query = None
-        query_kernels, key_kernels = (None, None), (None, None)
+        query_kernels: Any = (None, None)
+        key_kernels: Any = (None, None)
         if bias is not None and "query" in columns:
             grad_query, *query_kernels = columns["query"].grads(bias.query_columns, query, in_query, grad_query)
         if bias is not None and "key" in columns:
