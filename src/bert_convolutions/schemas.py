@@ -6,7 +6,7 @@ Imports neither PyTorch nor transformers.
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
@@ -43,7 +43,7 @@ class EncoderConfig(Foreign):
     embedding_size: Size = 128
     num_hidden_layers: Size = 12
     num_attention_heads: Size = 12
-    attention_head_size: Literal[-1] | Size = -1
+    attention_head_size: Annotated[int, Field(ge=-1)] = -1
     intermediate_size: Size = 3072
     max_position_embeddings: Size = 512
     type_vocab_size: Size = 2
@@ -96,10 +96,15 @@ def parse(model: type[ModelT], value: Any, source: str | Path) -> ModelT:
     try:
         return model.model_validate(value)
     except pydantic.ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in fault["loc"])
-        found = "" if fault["type"] == "missing" else f", not {brief(fault['input'])}"
-        raise UsageError(f"{source}: {place + ': ' if place else ''}{fault['msg']}{found}") from error
+        raise UsageError(f"{source}: {describe(error)}") from error
+
+
+def describe(error: pydantic.ValidationError) -> str:
+    """The first fault in one line: its place, what is expected there, what was found."""
+    fault = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in fault["loc"])
+    found = "" if fault["type"] == "missing" else f", not {brief(fault['input'])}"
+    return f"{place + ': ' if place else ''}{fault['msg']}{found}"
 
 
 def read_model(model: type[ModelT], path: Path) -> ModelT:

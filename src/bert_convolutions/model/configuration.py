@@ -2,13 +2,13 @@
 
 from typing import Any
 
+import pydantic
 from transformers import BertConfig
 from transformers.activations import ACT2FN
 
 from bert_convolutions.attention.projections import check_projection
 from bert_convolutions.attention.spec import AttentionKernel, Projection, parse_kernel, parse_projection
-from bert_convolutions.errors import UsageError
-from bert_convolutions.schemas import EncoderConfig, parse
+from bert_convolutions.schemas import EncoderConfig, describe
 
 
 class CompositeBertConfig(BertConfig):
@@ -26,7 +26,7 @@ class CompositeBertConfig(BertConfig):
             ModernBERT does under this name.
 
     Raises:
-        UsageError: a ``ValueError``: a field of the wrong type or out of range, or sizes that don't go together; for an
+        ValueError: a field of the wrong type or out of range, or sizes that don't go together; for an
             option string that can't be read it names the bad term and the valid ones.
     """
 
@@ -44,20 +44,22 @@ class CompositeBertConfig(BertConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         """Check the fields and bring the option strings into canonical form."""
         super().__post_init__(**kwargs)
-        parse(EncoderConfig, {name: getattr(self, name) for name in EncoderConfig.model_fields}, type(self).__name__)
         try:
-            self.attention_kernel = str(self.kernel)
-            self.value_forward = str(self.value_projection)
-            self.qk = str(self.query_key_projection)
-            self._check_sizes()
-        except ValueError as error:
-            raise UsageError(str(error)) from error
+            EncoderConfig.model_validate({name: getattr(self, name) for name in EncoderConfig.model_fields})
+        except pydantic.ValidationError as error:
+            raise ValueError(describe(error)) from error
+        self.attention_kernel = str(self.kernel)
+        self.value_forward = str(self.value_projection)
+        self.qk = str(self.query_key_projection)
+        self._check_sizes()
 
     def _check_sizes(self) -> None:
         if self.hidden_act not in ACT2FN:
             raise ValueError(f'hidden_act "{self.hidden_act}" is unknown; valid are {", ".join(sorted(ACT2FN))}')
         if self.pad_token_id is not None and self.pad_token_id >= self.vocab_size:
             raise ValueError(f"pad_token_id {self.pad_token_id} is not in a vocabulary of vocab_size {self.vocab_size}")
+        if self.attention_head_size == 0:
+            raise ValueError("attention_head_size must be at least 1, or -1 for hidden_size / num_attention_heads")
         if self.attention_head_size == -1 and self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"num_attention_heads {self.num_attention_heads} doesn't divide hidden_size {self.hidden_size}; "
