@@ -93,9 +93,9 @@ def test_backends_agree_with_the_equation(subset, length, backend):
 def test_a_new_term_is_one_declaration(monkeypatch):
     """The example of CONTRIBUTING.md: a fixed convolution that falls off on both sides alike, from the key as well."""
     length, reach = 25, 3
-    for row in ("query", "key"):
+    for side in ("query", "key"):
         mirrored = Term(
-            row=row,
+            side=side,
             dynamic=False,
             shape=lambda heads, head_size, width: (1, heads, 1, width // 2 + 1),
             initial="zeros",
@@ -219,6 +219,20 @@ def test_sizes_that_do_not_go_together_are_refused():
         make("dot_product", value=parse_projection("convolution 1 3", "value_forward"))
     with pytest.raises(UsageError, match="flash_attention_2"):
         attention_backend("flash_attention_2")
+
+
+def test_the_spans_of_examples():
+    """From the first token of a number to the last: padding on both sides, and numbers beyond what a row can hold."""
+    rows = [[1, 1, 1, 2, 3, 3, 0, 0], [0, 0, 1, 1, 2, 2, 2, 0], [1, 0, 1, 1, 1, 0, 0, 1], [9, 70, 70, 71, -3, 0, 0, 0]]
+    segments = Segments.from_mask(torch.tensor(rows)).with_spans()
+    first, last = segments.spans()
+    assert segments.spans() is segments.kept_spans and Segments().with_spans().spans() is None
+    for b, row in enumerate(rows):
+        for i, number in enumerate(row):
+            same = [j for j, other in enumerate(row) if other == number]
+            if b < 3:
+                assert (first[b, i], last[b, i]) == (same[0], same[-1])
+            assert first[b, i] <= same[0] and same[-1] <= last[b, i]
 
 
 def test_a_mask_of_pairs():

@@ -36,7 +36,8 @@ class ScoreParts:
         query, key: (B, H, S, d), or None where no term needs them.
         dot_product: whether their dot product over sqrt(d) is in the score.
         terms: the convolution terms by the side they are seen from, ``query`` or ``key``, each with its parameter.
-        mask: (B, 1 or H, S, S), added to the score; or None.
+        segments: which pairs may attend.
+        dtype: that of ``mask``.
         scaling: 1/sqrt(d).
     """
 
@@ -44,8 +45,14 @@ class ScoreParts:
     key: Tensor | None
     dot_product: bool
     terms: dict[str, list[tuple[Term, Tensor]]]
-    mask: Tensor | None
+    segments: Segments
+    dtype: torch.dtype
     scaling: float
+
+    @property
+    def mask(self) -> Tensor | None:
+        """The segments as (B, 1 or H, S, S), added to the score; or None. For backends that can't do without."""
+        return self.segments.score_mask(self.dtype)
 
     def kernel(self, side: str) -> tuple[Tensor | None, Tensor | None]:
         """The summed dynamic terms of a side, (d, 2n+1), and the summed fixed ones, (1, H or 1, 1, 2n+1)."""
@@ -169,7 +176,7 @@ class CompositeAttention(nn.Module):
     def _projected(self) -> list[str]:
         """The projections that some term needs; the others are not created."""
         needed = {"query", "key"} if "qk" in self.kernel.score_terms else set()
-        needed |= {TERMS[name].row for name in self._terms() if TERMS[name].dynamic}
+        needed |= {TERMS[name].side for name in self._terms() if TERMS[name].dynamic}
         return [*(() if self.remove_query_key else sorted(needed, reverse=True)), "value"]
 
     def _heads(self, hidden: Tensor) -> Tensor:
@@ -184,26 +191,28 @@ class CompositeAttention(nn.Module):
             return None
         return self._heads(hidden)
 
-    def score_parts(self, query: Tensor | None, key: Tensor | None, mask: Tensor | None) -> ScoreParts:
+    def score_parts(
+        self, query: Tensor | None, key: Tensor | None, segments: Segments, dtype: torch.dtype
+    ) -> ScoreParts:
         """The terms of the score, from queries and keys (B, H, S, d)."""
         terms: dict[str, list[tuple[Term, Tensor]]] = {}
         for name in self._terms():
-            terms.setdefault(TERMS[name].row, []).append((TERMS[name], self.get_parameter(f"{name}_param")))
-        return ScoreParts(query, key, "qk" in self.kernel.score_terms, terms, mask, self.head_size**-0.5)
+            terms.setdefault(TERMS[name].side, []).append((TERMS[name], self.get_parameter(f"{name}_param")))
+        dot_product = "qk" in self.kernel.score_terms
+        return ScoreParts(query, key, dot_product, terms, segments, dtype, self.head_size**-0.5)
 
     def forward(
         self,
         hidden: Tensor,
         segments: Segments | Tensor | None = None,
-        mask: Tensor | None = None,
         attend: Attend = attend_eager,
     ) -> tuple[Tensor, Tensor | None]:
         """Mix the tokens of each example.
 
         Args:
             hidden: (B, S, D), floating point.
-            segments: an attention mask (B, S) (0 padding, k > 0 the k-th example of the row), or ``Segments`` of it.
-            mask: ``segments.score_mask(dtype)``, where the caller shares one between layers.
+            segments: an attention mask (B, S) (0 padding, k > 0 the k-th example of the row), or ``Segments`` of it,
+                which keep what the layers of a model share.
             attend: the backend.
 
         Returns:
@@ -213,9 +222,7 @@ class CompositeAttention(nn.Module):
             segments = Segments.from_mask(segments)
         query, key, value = (self.project(name, hidden, segments) for name in ("query", "key", "value"))
         assert value is not None
-        if mask is None:
-            mask = segments.score_mask(value.dtype)
-        parts = self.score_parts(query, key, mask)
+        parts = self.score_parts(query, key, segments, value.dtype)
         context, probabilities = attend(parts, value, self.dropout if self.training else 0.0)
         if self.kernel.convolution:
             flat = value.transpose(1, 2).flatten(2)  # (B, S, H*d)

@@ -4,7 +4,7 @@ Legend: B rows, S sequence, C channels. An attention mask holds, for each token,
 counted from 1; 0 is padding. The usual mask of zeros and ones is the case of one example a row.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -19,10 +19,14 @@ class Segments:
         examples: (B, S) integer, 0 for padding and k > 0 for the k-th example of the row, in increasing order; None
             where every token of a row belongs to the one example in it.
         allowed: None, or boolean, broadcastable to (B, H, S, S): which pairs may attend, instead of ``examples``.
+        kept_mask: the score mask, where it is kept for the layers to share; see ``with_mask``.
+        kept_spans: likewise the spans; see ``with_spans``.
     """
 
     examples: Tensor | None = None
     allowed: Tensor | None = None
+    kept_mask: Tensor | None = None
+    kept_spans: Tensor | None = None
 
     @classmethod
     def from_mask(cls, attention_mask: Tensor | None) -> "Segments":
@@ -54,6 +58,8 @@ class Segments:
         Returns:
             (B, 1 or H, S, S) of ``dtype``, or None where every pair may attend.
         """
+        if self.kept_mask is not None and self.kept_mask.dtype == dtype:
+            return self.kept_mask
         allowed = self.allowed
         if self.examples is not None:
             allowed = (self.examples.unsqueeze(2) == self.examples.unsqueeze(1)).unsqueeze(1)
@@ -62,6 +68,33 @@ class Segments:
         return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(
             ~allowed, torch.finfo(dtype).min / 2
         )
+
+    def with_mask(self, dtype: torch.dtype) -> "Segments":
+        """The same, keeping their score mask: for backends that add a dense one."""
+        return replace(self, kept_mask=self.score_mask(dtype))
+
+    def spans(self) -> Tensor | None:
+        """Where the example of each token begins and ends, for backends that skip what lies outside.
+
+        Found on the device, without asking it for a number. Padding counts as an example; a span reaches from the first
+        token of that number to the last, whatever lies between.
+
+        Returns:
+            (2, B, S) int32: the first position of the token's example and the last; or None where ``examples`` is.
+        """
+        if self.kept_spans is not None or self.examples is None:
+            return self.kept_spans
+        rows, length = self.examples.shape
+        # A row has at most S examples. Should numbers be larger or negative, their examples share too wide a span.
+        numbers = self.examples.long().clamp(0, length)
+        positions = torch.arange(length, device=numbers.device).expand(rows, -1)
+        first = numbers.new_full((rows, length + 1), length).scatter_reduce(1, numbers, positions, "amin")
+        last = numbers.new_zeros(rows, length + 1).scatter_reduce(1, numbers, positions, "amax")
+        return torch.stack([first.gather(1, numbers), last.gather(1, numbers)]).int()
+
+    def with_spans(self) -> "Segments":
+        """The same, keeping their spans."""
+        return replace(self, kept_spans=self.spans())
 
     @cached_property
     def _most_examples(self) -> int:

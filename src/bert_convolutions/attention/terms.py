@@ -1,10 +1,10 @@
 """The convolution terms of the score equation, one short declaration each. A new idea for a term goes here.
 
-A term adds a convolution kernel. It belongs to the query's or the key's position, and gives that position *weights by
-offset*, (B, H, S, 2n+1): entry ``[row, n + r]`` is what the term adds to the score between position ``row`` and the
-position ``row + r``. A fixed kernel is these weights; a dynamic one is multiplied with the position's projection.
-Offsets past the reach n share the end weight, so attention stays global. ``attention.offsets`` lays the weights out as
-scores.
+A term adds a convolution kernel. It belongs to one side of the score, the query's or the key's, and gives each position
+p of that side *weights by offset*, (B, H, S, 2n+1): entry ``[p, n + r]`` is what the term adds to the score of p with
+position p + r of the other side. A fixed kernel is these weights; a dynamic one is multiplied with the position's
+projection. Offsets past the reach n share the end weight, so attention stays global. ``attention.offsets`` lays the
+weights out as scores.
 
 Shapes: B batch, S sequence, H heads, d head size, n reach (the kernel is 2n+1 wide).
 """
@@ -24,7 +24,7 @@ class Term:
     """One convolution term.
 
     Attributes:
-        row: whether ``row`` above is the query's position i or the key's position j.
+        side: whether the position p above is the query's, i, or the key's, j.
         dynamic: whether the weights are the kernel times that side's projection over sqrt(d), or the kernel itself
             (then the projection need not exist).
         shape: (H, d, 2n+1) -> shape of the term's parameter, which is named ``<term>_param``.
@@ -32,7 +32,7 @@ class Term:
         kernel: parameter -> kernel, (d, 2n+1) where dynamic, else (1, H or 1, 1, 2n+1); the parameter itself as it is.
     """
 
-    row: Literal["query", "key"]
+    side: Literal["query", "key"]
     dynamic: bool
     shape: Callable[[int, int, int], tuple[int, ...]]
     initial: Literal["zeros", "kaiming_uniform"]
@@ -42,21 +42,21 @@ class Term:
 TERMS = {
     # Fixed lightweight convolution, a learned bias per head and offset: f[h, j-i]  (paper, section 3.1)
     "convfixed": Term(
-        row="query",
+        side="query",
         dynamic=False,
         shape=lambda heads, head_size, width: (1, heads, 1, width),
         initial="zeros",
     ),
     # Dynamic lightweight convolution from the query, i.e. relative position embeddings: q_i . Cq[:, j-i] / sqrt(d)
     "convq": Term(
-        row="query",
+        side="query",
         dynamic=True,
         shape=lambda heads, head_size, width: (head_size, width),
         initial="kaiming_uniform",
     ),
     # The same from the key, seen from the key: k_j . Ck[:, i-j] / sqrt(d); the offset is query minus key
     "convk": Term(
-        row="key",
+        side="key",
         dynamic=True,
         shape=lambda heads, head_size, width: (head_size, width),
         initial="kaiming_uniform",

@@ -31,7 +31,7 @@ def run(options: ConvertOptions, trainer_flags: TrainerFlags) -> None:
         raise UsageError(
             f"--output_dir {output_dir} is not an empty folder; --overwrite_output_dir writes into it anyway"
         )
-    from bert_convolutions.model.convert import convert_checkpoint
+    from bert_convolutions.convert.original import convert_checkpoint
 
     convert_checkpoint(options.input, output_dir)
     print(f"converted checkpoint: {output_dir}")

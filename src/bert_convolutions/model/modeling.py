@@ -115,7 +115,7 @@ class CompositeBertModel(CompositeBertPreTrainedModel):
         segments = Segments.from_mask(attention_mask)
         # Fused backends don't keep the probabilities, so whoever asks for them gets the readable one.
         implementation = "eager" if want_attentions else self.config._attn_implementation
-        inputs = AttentionInputs(segments, segments.score_mask(_compute_dtype(hidden)), implementation)
+        inputs = AttentionInputs(segments.with_mask(_compute_dtype(hidden)), implementation)
 
         states: tuple[Tensor, ...] = (hidden,)
         attentions: tuple[Tensor, ...] = ()

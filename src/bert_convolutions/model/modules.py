@@ -19,10 +19,9 @@ from bert_convolutions.model.configuration import CompositeBertConfig
 
 @dataclass(frozen=True, eq=False)
 class AttentionInputs:
-    """What all layers of a forward pass share: the segments, their score mask, and the backend's name."""
+    """What all layers of a forward pass share: the segments, with what the backend reads of them, and its name."""
 
     segments: Segments
-    mask: Tensor | None
     implementation: str | None
 
 
@@ -107,7 +106,7 @@ class BertAttention(nn.Module):
     def forward(self, hidden: Tensor, inputs: AttentionInputs) -> tuple[Tensor, Tensor | None]:
         """(B, S, D) -> (B, S, D), probabilities (B, H, S, S) or None."""
         attend = attention_backend(inputs.implementation)
-        output, probabilities = self.self(hidden, inputs.segments, inputs.mask, attend)
+        output, probabilities = self.self(hidden, inputs.segments, attend)
         return self.output(output, hidden), probabilities
 
 

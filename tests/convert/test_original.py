@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from bert_convolutions.convert.original import convert_checkpoint
 from bert_convolutions.errors import UsageError
-from bert_convolutions.model.convert import convert_checkpoint
 
 FIXTURE = Path(__file__).parents[1] / "parity" / "fixtures" / "composite"
 
