@@ -30,3 +30,9 @@ class RunInterrupted(CommandError):
     """A signal stopped the run after it saved. The message says how to resume."""
 
     exit_code = EXIT_INTERRUPTED
+
+
+def brief(value: object) -> str:
+    """A value for a message, at most 60 characters of it."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

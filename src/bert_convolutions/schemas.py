@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import pydantic
 from pydantic import BaseModel, ConfigDict
 
-from bert_convolutions.errors import UsageError
+from bert_convolutions.errors import UsageError, brief
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -58,7 +58,7 @@ def parse(model: type[ModelT], value: Any, source: str | Path) -> ModelT:
     except pydantic.ValidationError as error:
         fault = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in fault["loc"])
-        found = "" if fault["type"] == "missing" else f", not {_brief(fault['input'])}"
+        found = "" if fault["type"] == "missing" else f", not {brief(fault['input'])}"
         raise UsageError(f"{source}: {place + ': ' if place else ''}{fault['msg']}{found}") from error
 
 
@@ -69,8 +69,3 @@ def read_model(model: type[ModelT], path: Path) -> ModelT:
         UsageError: as ``read_json`` and ``parse``.
     """
     return parse(model, read_json(path), path)
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
