@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from bert_convolutions.errors import UsageError
-from bert_convolutions.schemas import BlimpPair, parse_json
+from bert_convolutions.schemas import BlimpPair, parse
 
 _COLUMNS = ("sentence_good", "sentence_bad")
 
@@ -76,7 +77,12 @@ def _read_lines(file: Path) -> list[str]:
 
 
 def _read_jsonl(file: Path) -> Paradigm:
-    rows = [parse_json(BlimpPair, line, f"{file}, line {number}") for number, line in enumerate(_read_lines(file), 1)]
+    rows = []
+    for number, line in enumerate(_read_lines(file), 1):
+        try:
+            rows.append(parse(BlimpPair, json.loads(line), f"{file}, line {number}"))
+        except json.JSONDecodeError as error:
+            raise UsageError(f"{file}, line {number} is not valid JSON ({error.msg})") from error
     terms, fields = {row.linguistics_term for row in rows}, {row.field for row in rows}
     return Paradigm(
         file.stem, _common(terms), _common(fields), tuple((row.sentence_good, row.sentence_bad) for row in rows)
