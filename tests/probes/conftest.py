@@ -6,9 +6,9 @@ import pytest
 from transformers import set_seed
 
 from bert_convolutions import CompositeBertConfig, CompositeBertForMaskedLM
+from bert_convolutions.data.build.train_tokenizer import train_tokenizer
 from bert_convolutions.data.options import TrainTokenizerOptions
 from bert_convolutions.data.tokenizer import CompositeBertTokenizer
-from bert_convolutions.data.train_tokenizer import train_tokenizer
 
 TEXT = """the cat sleeps on the warm mat .
 the cats sleep on the warm mats .

@@ -9,9 +9,9 @@ from transformers import set_seed
 
 from bert_convolutions import CompositeBertConfig, CompositeBertForMaskedLM
 from bert_convolutions.cli.main import main
+from bert_convolutions.data.build.train_tokenizer import train_tokenizer
 from bert_convolutions.data.options import TrainTokenizerOptions
 from bert_convolutions.data.tokenizer import CompositeBertTokenizer
-from bert_convolutions.data.train_tokenizer import train_tokenizer
 from bert_convolutions.errors import UsageError
 from bert_convolutions.probes.options import LocalOrderOptions
 from bert_convolutions.probes.pairs import moved_words
