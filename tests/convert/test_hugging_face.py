@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -5,11 +6,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoModelForMaskedLM,
+    AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertModel,
+    BertTokenizer,
     ElectraConfig,
     ElectraForMaskedLM,
     ElectraForPreTraining,
@@ -19,6 +23,7 @@ from transformers import (
     RobertaModel,
 )
 
+from bert_convolutions.cli.main import main
 from bert_convolutions.convert.hugging_face import convert_model
 from bert_convolutions.errors import UsageError
 
@@ -112,3 +117,19 @@ def test_weights_that_are_not_there_are_refused_and_not_drawn(tmp_path: Path) ->
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(UsageError, match=r"lacks bert\.encoder\.layer\.1\.output\.dense\.weight"):
         convert_model(tmp_path, {})
+
+
+def test_the_command_takes_terms_and_the_tokenizer_along_and_refuses_them_for_the_originals(tmp_path: Path) -> None:
+    made(BertForMaskedLM, BertConfig, tmp_path / "bert")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]
+    BertTokenizer(vocab={word: index for index, word in enumerate(words)}).save_pretrained(tmp_path / "bert")
+    flags = ["--input", str(tmp_path / "bert"), "--output_dir", str(tmp_path / "ours")]
+    assert main(["convert", *flags, "--add", f"attention_kernel={KERNEL}"]) == 0
+    assert AutoModelForMaskedLM.from_pretrained(tmp_path / "ours").config.attention_kernel == KERNEL
+    assert AutoTokenizer.from_pretrained(tmp_path / "ours")("a b")["input_ids"] == [2, 5, 6, 3]
+    assert main(["convert", *flags, "--overwrite_output_dir"]) == 0
+    assert AutoModelForMaskedLM.from_pretrained(tmp_path / "ours").config.attention_kernel == "dot_product"
+    assert main(["convert", *flags, "--overwrite_output_dir", "--add", "attention_kernel"]) == 2
+    config = json.loads((tmp_path / "bert" / "config.json").read_text()) | {"attention_kernel": "dot_product"}
+    (tmp_path / "bert" / "config.json").write_text(json.dumps(config))
+    assert main(["convert", *flags, "--overwrite_output_dir", "--add", f"attention_kernel={KERNEL}"]) == 2
