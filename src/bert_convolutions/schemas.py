@@ -6,10 +6,10 @@ Imports neither PyTorch nor transformers.
 
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pydantic
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from bert_convolutions.errors import UsageError, brief
 
@@ -69,3 +69,44 @@ def read_model(model: type[ModelT], path: Path) -> ModelT:
         UsageError: as ``read_json`` and ``parse``.
     """
     return parse(model, read_json(path), path)
+
+# Training: checkpoints and results
+
+
+class StoredFile(Stored):
+    """A file of a checkpoint as its manifest describes it."""
+
+    size: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class CheckpointManifest(Stored):
+    """``manifest.json`` of a checkpoint: what a resumed run must agree with, and every other file."""
+
+    format: Literal[1]
+    run: dict[str, Any]
+    files: dict[str, StoredFile]
+
+
+class StoredTrainerState(Foreign):
+    """``trainer_state.json``, by ``transformers``: those of its values that a resumed run goes by."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=True, frozen=True)
+
+    global_step: int = Field(ge=0)
+    max_steps: int
+    epoch: float | None
+    num_input_tokens_seen: int = Field(ge=0)
+    total_flos: float
+    log_history: list[dict[str, Any]]
+    best_metric: float | None
+    best_global_step: int | None
+    best_model_checkpoint: str | None
+    stateful_callbacks: dict[str, Any]
+
+
+class TrainResults(Foreign):
+    """``train_results.json``: the step that the model beside it is of, and what a resumed run must agree with."""
+
+    steps: int = Field(ge=0, strict=True)
+    run: dict[str, Any] = {}

@@ -27,7 +27,7 @@ from bert_convolutions.bench.turns import Turns, Work
 from bert_convolutions.data.store import ArrowStore
 from bert_convolutions.training.arguments import BertTrainingArguments
 from bert_convolutions.training.corpus import Corpus
-from bert_convolutions.training.interrupt import SignalWatch
+from bert_convolutions.training.signals import SignalWatch
 from bert_convolutions.training.options import PretrainOptions
 from bert_convolutions.training.pretrain import make_trainer
 from bert_convolutions.training.sampling import StepPlan

@@ -1,27 +1,38 @@
-"""What a run finds in its output folder (nothing, a run to go on with, one to replace) and what it leaves there."""
+"""What a run finds in its output folder (nothing, a run to go on with, one to replace) and what it leaves there.
 
+What comes next is always decided before what was goes: an overwritten run is set aside until the first checkpoint or
+the result of the new one stands, and results are moved in by a journal (``.installing``) that a later run completes.
+"""
+
+import contextlib
 import json
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from bert_convolutions import files
 from bert_convolutions.errors import UsageError
+from bert_convolutions.schemas import TrainResults, read_model
 from bert_convolutions.terminal import say
 from bert_convolutions.training import checkpoints
+from bert_convolutions.training.divergence import DIVERGED_NAME
 
 TRAIN_RESULTS_NAME = "train_results.json"
-"""Written last: a folder that has it holds a finished run."""
+"""Moved in last: a folder that has it holds a finished run, and the model beside it is of the step it names."""
+_INSTALLING_NAME = ".installing"
 _OWN_NAMES = (
     TRAIN_RESULTS_NAME,
     "eval_results.json",
     "eval_results_lm.txt",
     "trainer_state.json",
-    "diverged.json",
+    "training_args.json",
+    DIVERGED_NAME,
     "config.json",
     "model.safetensors",
 )
+_MODELS = ("*.safetensors", "pytorch_model*.bin")
 _FLAGS_OF_FACTS = {
     "seed": "--seed",
     "data_seed": "--data_seed",
@@ -30,7 +41,10 @@ _FLAGS_OF_FACTS = {
     "block_size": "--block_size",
     "mlm_probability": "--mlm_probability",
     "use_sop_head": "--use_sop_head",
-    "data": "the content of --train_data_file",
+    "fingerprint": "the content of --train_data_file",
+    "tokenizer": "the tokenizer (--tokenizer_name)",
+    "optimizer": "the optimizer (--optim, --optim_args)",
+    "schedule": "--lr_scheduler_type",
     "model": "the model (--config_name and the architecture flags)",
 }
 
@@ -45,7 +59,7 @@ def refuse_if_in_use(folder: Path, resume: str | None, overwrite: bool) -> None:
         raise UsageError(f"--output_dir {folder} is a file; give a folder")
     if resume is not None or overwrite or not folder.exists():
         return
-    found = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+    found = [path.name for path in folder.iterdir() if not path.name.startswith(".") or path.name == files.ASIDE_NAME]
     if found:
         raise UsageError(
             f"--output_dir {folder} is not empty ({', '.join(sorted(found)[:3])}, ...); go on with "
@@ -59,6 +73,27 @@ def resume_wish(value: str | bool | None) -> str | None:
     if value is None or text.lower() in ("false", "none", ""):
         return None
     return "true" if text.lower() == "true" else text
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Make the folder, hold its lock, and put right what a killed run has left there.
+
+    Raises:
+        UsageError: it can't be made or written to, or another run holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(13, "Permission denied")
+    except OSError as error:
+        raise UsageError(f"--output_dir {folder} can't be written to: {error.strerror}; give another") from error
+    with files.run_lock(folder):
+        checkpoints.sweep(folder)
+        if (folder / _INSTALLING_NAME).is_dir():
+            _finish_install(folder)
+        files.settle_aside(folder, new_stands=bool(checkpoints.list_checkpoints(folder)))
+        yield
 
 
 def find_checkpoint(folder: Path, wish: str | None) -> Path | None:
@@ -84,41 +119,95 @@ def find_checkpoint(folder: Path, wish: str | None) -> Path | None:
     return found
 
 
-def refuse_other_run(checkpoint: Path, facts: Mapping[str, Any]) -> None:
+def results_in(folder: Path) -> TrainResults | None:
+    """The results of the finished run in a folder; None where there are none that can be read."""
+    with contextlib.suppress(UsageError):
+        return read_model(TrainResults, folder / TRAIN_RESULTS_NAME)
+    return None
+
+
+def refuse_other_run(source: Path, before: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Going on is exact only with the data, the batch and the model of before.
+
+    Args:
+        source: the checkpoint or the finished run to go on from.
+        before: its facts; those it doesn't know, of an earlier version, aren't compared.
+        facts: of the run that is to go on.
 
     Raises:
         UsageError: names the first flag that differs, with both values.
     """
-    before = checkpoints.read_manifest(checkpoint).get("run", {})
     for name, value in json.loads(json.dumps(dict(facts))).items():
-        if name in before and before[name] != value:
+        old, new = before.get(name, value), value
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            common = [key for key in new if key in old and old[key] != new[key]]
+            old, new = ({key: side[key] for key in common} for side in (old, new))
+        if old != new:
             raise UsageError(
-                f"{checkpoint} cannot be resumed: {_FLAGS_OF_FACTS[name]} was {_brief(before[name], value)} and is now "
-                f"{_brief(value, before[name])}; use the earlier value, or start from its weights alone with "
-                f"--model_name_or_path {checkpoint}"
+                f"{source} cannot be resumed: {_FLAGS_OF_FACTS[name]} was {_brief(old)} and is now {_brief(new)}; use "
+                f"the earlier value, or start from its weights alone with --model_name_or_path {source}"
             )
 
 
-def clear(folder: Path) -> None:
-    """Delete what an earlier run has left: its checkpoints, results and model; nothing else."""
-    for checkpoint in checkpoints.list_checkpoints(folder):
-        checkpoints.delete(checkpoint)
-    for name in _OWN_NAMES:
-        (folder / name).unlink(missing_ok=True)
+def refuse_to_replace_model(folder: Path) -> None:
+    """A model without a checkpoint (finished, converted, fine-tuned) can't be gone on with, and is not replaced.
+
+    Raises:
+        UsageError: there is one.
+    """
+    models = [path.name for pattern in _MODELS for path in folder.glob(pattern)]
+    if models:
+        raise UsageError(
+            f"--resume_from_checkpoint: {folder} holds a model ({models[0]}) and no checkpoint to go on from; start "
+            f"from its weights in another --output_dir with --model_name_or_path {folder}, or start anew here with "
+            f"--overwrite_output_dir"
+        )
+
+
+@contextlib.contextmanager
+def replacing(folder: Path) -> Iterator[None]:
+    """Set an earlier run aside; it comes back if the new one ends by an error before anything of it stands.
+
+    Files and folders other than a run's checkpoints, results and model stay where they are.
+    """
+    files.set_aside(folder, [*checkpoints.list_checkpoints(folder), *(folder / name for name in _OWN_NAMES)])
+    try:
+        yield
+    except BaseException:
+        files.settle_aside(folder, new_stands=bool(checkpoints.list_checkpoints(folder)))
+        raise
 
 
 def install(staged: Path, folder: Path) -> None:
-    """Move complete files from ``staged`` into ``folder``, each synced first; ``staged`` is gone afterwards."""
-    for path in sorted(staged.iterdir()):
-        files.sync(path)
-        path.replace(folder / path.name)
+    """Move complete files from ``staged``, in ``folder``, to their places; a crash on the way is made good later."""
+    files.sync_tree(staged)
+    staged.rename(folder / _INSTALLING_NAME)
     files.sync(folder)
-    shutil.rmtree(staged, ignore_errors=True)
+    _finish_install(folder)
 
 
-def _brief(value: Any, other: Any) -> str:
-    """A value as text; of a mapping, what differs from ``other``."""
-    if isinstance(value, Mapping) and isinstance(other, Mapping):
-        return ", ".join(f"{key} {item}" for key, item in value.items() if other.get(key) != item) or "otherwise"
-    return str(value)
+def _finish_install(folder: Path) -> None:
+    journal = folder / _INSTALLING_NAME
+    (folder / DIVERGED_NAME).unlink(missing_ok=True)
+    names = sorted((path.name for path in journal.iterdir()), key=lambda name: (name == TRAIN_RESULTS_NAME, name))
+    if TRAIN_RESULTS_NAME in names:  # those in place are of another step than the model that comes
+        (folder / TRAIN_RESULTS_NAME).unlink(missing_ok=True)
+    for name in names:
+        (journal / name).replace(folder / name)
+    files.sync(folder)
+    shutil.rmtree(journal, ignore_errors=True)
+    files.discard_aside(folder)
+
+
+def _brief(value: Any) -> str:
+    return ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, Mapping) else str(value)
+
+
+def write_evaluation(folder: Path, metrics: Mapping[str, float]) -> None:
+    """``eval_results_lm.txt`` with a ``name = value`` line a figure, as the original's, and ``eval_results.json``.
+
+    In the text file the names come without ``eval_``, so that ``perplexity`` is found where it always was.
+    """
+    lines = [f"{name.removeprefix('eval_')} = {value}\n" for name, value in sorted(metrics.items())]
+    files.write_text(folder / "eval_results_lm.txt", "".join(lines))
+    files.write_json(folder / "eval_results.json", dict(metrics))
