@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bert_convolutions.training.signals import SignalWatch
-from bert_convolutions.training.signals import resume_command
+from bert_convolutions.training.signals import SignalWatch, resume_command
 
 TWICE = """
 import os, signal, sys

@@ -147,7 +147,7 @@ COMMANDS = {
             "train-tokenizer",
             "Train a SentencePiece tokenizer on plain text.",
             options="bert_convolutions.data.options:TrainTokenizerOptions",
-            work="bert_convolutions.data.train_tokenizer:train_tokenizer",
+            work="bert_convolutions.data.build.train_tokenizer:train_tokenizer",
             result="tokenizer",
         ),
         Command(

@@ -18,7 +18,7 @@ from bert_convolutions.glue.predict import evaluate
 from bert_convolutions.glue.state import ENCODER_FOLDER
 from bert_convolutions.glue.tasks import DevSet, Task
 from bert_convolutions.training.resumable import ResumableTrainer
-from bert_convolutions.training.sampling import Slice, StepPlan, StepSlices
+from bert_convolutions.training.sampling import Slice, StepPlan
 
 ArgumentsT = TypeVar("ArgumentsT", bound=TrainingArguments)
 
@@ -109,9 +109,8 @@ class GlueTrainer(ResumableTrainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Micro-batches of this process, in order; nothing in it draws a random number."""
-        self.train_slices = StepSlices(self.train_plan(), self.args.process_index)
         collate = CountingCollator(self.data_collator, self.train_examples[0])
-        return self.slices_loader(self._grouped_examples(), self.train_slices, collate)
+        return self.training_loader(self._grouped_examples(), self.train_plan(), collate)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

@@ -40,8 +40,7 @@ from bert_convolutions.glue.submit import collect_scores
 from bert_convolutions.terminal import duration, make_console
 from bert_convolutions.training import checkpoints
 from bert_convolutions.training.collectives import Collectives
-from bert_convolutions.training.signals import SIGNALS
-from bert_convolutions.training.signals import resume_command
+from bert_convolutions.training.signals import SIGNALS, resume_command
 
 
 def run_glue(options: GlueOptions, arguments: TrainingArguments) -> None:

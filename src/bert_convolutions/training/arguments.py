@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments, get_scheduler
+from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
@@ -156,15 +157,14 @@ def _try_optimizer(arguments: TrainingArguments) -> None:
     from transformers import Trainer
 
     steps = arguments.max_steps if arguments.max_steps > 0 else 1000
-    flags = f"--optim {arguments.optim.value} --optim_args {arguments.optim_args}"
+    flags = f"--optim {OptimizerNames(arguments.optim).value} --optim_args {arguments.optim_args}"
     try:
         kind, settings = Trainer.get_optimizer_cls_and_kwargs(arguments)
         optimizer = kind([torch.nn.Parameter(torch.zeros(1, device=arguments.device))], **settings)
-        flags = f"--lr_scheduler_type {arguments.lr_scheduler_type.value} and --lr_scheduler_kwargs"
+        schedule_type, more = SchedulerType(arguments.lr_scheduler_type), arguments.lr_scheduler_kwargs
+        flags = f"--lr_scheduler_type {schedule_type.value} --lr_scheduler_kwargs {more}"
         warmup = arguments.get_warmup_steps(steps)
-        schedule = get_scheduler(
-            arguments.lr_scheduler_type, optimizer, warmup, steps, arguments.lr_scheduler_kwargs
-        )
+        schedule = get_scheduler(schedule_type, optimizer, warmup, steps, more)  # type: ignore[arg-type]
         if isinstance(schedule, LambdaLR):
             for factor in schedule.lr_lambdas:
                 [float(factor(step)) for step in (0, warmup, (warmup + steps) // 2, steps)]

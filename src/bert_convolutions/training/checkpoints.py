@@ -183,7 +183,7 @@ def sweep(folder: Path) -> None:
         return
     remove_temporaries(folder)
     for path in list_checkpoints(folder):
-        if path.name.startswith(_REPLACED):  # nothing has taken its name: the new one was not in place yet
+        if path.name.startswith(_REPLACED) and fault_in(path, contents=False) is None:  # its name is not taken yet
             path.rename(path.with_name(path.name.removeprefix(_REPLACED)))
     for path in folder.iterdir():
         if path.name == STAGING_NAME or path.name.startswith((_DELETED, _REPLACED)):

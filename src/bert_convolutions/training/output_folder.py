@@ -6,11 +6,10 @@ the result of the new one stands, and results are moved in by a journal (``.inst
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bert_convolutions import files
 from bert_convolutions.errors import UsageError
@@ -82,28 +81,65 @@ def held(folder: Path) -> Iterator[None]:
     Raises:
         UsageError: it can't be made or written to, or another run holds it.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(13, "Permission denied")
-    except OSError as error:
-        raise UsageError(f"--output_dir {folder} can't be written to: {error.strerror}; give another") from error
-    with files.run_lock(folder):
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(files.run_lock(folder))
+        except OSError as error:
+            raise UsageError(f"--output_dir {folder} can't be written to: {error.strerror}; give another") from error
         checkpoints.sweep(folder)
         if (folder / _INSTALLING_NAME).is_dir():
             _finish_install(folder)
-        files.settle_aside(folder, new_stands=bool(checkpoints.list_checkpoints(folder)))
+        files.settle_aside(folder, new_stands=_new_stands(folder))
         yield
 
 
-def find_checkpoint(folder: Path, wish: str | None) -> Path | None:
-    """The checkpoint to go on from, checked to the last byte; what is skipped is told.
+class Start(NamedTuple):
+    """Where a run begins: at the beginning, at a checkpoint, or behind its end.
+
+    Attributes:
+        source: folder of the weights and the state to go on from; None for the beginning.
+        is_finished: whether the model and the results in the output folder are those of ``source`` already.
+        step: of ``source``.
+    """
+
+    source: Path | None
+    is_finished: bool
+    step: int = 0
+
+
+def find_start(folder: Path, wish: str | None, facts: Mapping[str, Any], last_step: int) -> Start:
+    """Look for what to go on from; what is skipped is told.
+
+    Args:
+        folder: the output folder, held.
+        wish: of ``resume_wish``.
+        facts: of the run that is to go on.
+        last_step: with which it ends.
 
     Raises:
-        UsageError: the one that was asked for by its path is not valid.
+        UsageError: it is of another run, not valid, or a model stands there without any checkpoint.
     """
-    if wish is None:
-        return None
+    checkpoint = _find_checkpoint(folder, wish) if wish else None
+    results = _results_in(folder)
+    if checkpoint:
+        refuse_other_run(checkpoint, checkpoints.read_manifest(checkpoint).run, facts)
+        step = checkpoints.read_trainer_state(checkpoint).global_step
+        own = checkpoint.resolve().parent == folder.resolve()
+        if not own and not checkpoints.list_checkpoints(folder):
+            _refuse_to_replace_model(folder)
+        return Start(checkpoint, own and results is not None and results.steps == step, step)
+    if wish and results and results.run and results.steps >= last_step:
+        refuse_other_run(folder, results.run, facts)
+        return Start(folder, True, results.steps)
+    if wish:
+        _refuse_to_replace_model(folder)
+        say(f"no valid checkpoint in {folder}: starting from the beginning")
+    return Start(None, False)
+
+
+def _find_checkpoint(folder: Path, wish: str) -> Path | None:
+    """The checkpoint asked for, or the newest valid one, checked to the last byte."""
     if wish != "true":
         fault = "there is no such folder" if not Path(wish).is_dir() else checkpoints.fault_in(Path(wish))
         if fault:
@@ -113,16 +149,17 @@ def find_checkpoint(folder: Path, wish: str | None) -> Path | None:
         found, skipped = checkpoints.newest_valid(folder)
         for path, fault in skipped:
             say(f"skipped {path}: {fault}")
-        say(f"going on from {found}" if found else f"no valid checkpoint in {folder}: starting from the beginning")
     if found:
+        say(f"going on from {found}")
         checkpoints.refuse_unsafe_files(found)
     return found
 
 
-def results_in(folder: Path) -> TrainResults | None:
-    """The results of the finished run in a folder; None where there are none that can be read."""
+def _results_in(folder: Path) -> TrainResults | None:
+    """The results of the finished run whose model is in a folder; None where it isn't one."""
     with contextlib.suppress(UsageError):
-        return read_model(TrainResults, folder / TRAIN_RESULTS_NAME)
+        results = read_model(TrainResults, folder / TRAIN_RESULTS_NAME)
+        return results if (folder / "model.safetensors").is_file() else None
     return None
 
 
@@ -149,7 +186,7 @@ def refuse_other_run(source: Path, before: Mapping[str, Any], facts: Mapping[str
             )
 
 
-def refuse_to_replace_model(folder: Path) -> None:
+def _refuse_to_replace_model(folder: Path) -> None:
     """A model without a checkpoint (finished, converted, fine-tuned) can't be gone on with, and is not replaced.
 
     Raises:
@@ -165,17 +202,27 @@ def refuse_to_replace_model(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(folder: Path) -> Iterator[None]:
+def replacing(folder: Path, overwrites: bool) -> Iterator[None]:
     """Set an earlier run aside; it comes back if the new one ends by an error before anything of it stands.
 
     Files and folders other than a run's checkpoints, results and model stay where they are.
+
+    Args:
+        folder: the output folder, held.
+        overwrites: whether this process is to do so; else nothing is done.
     """
-    files.set_aside(folder, [*checkpoints.list_checkpoints(folder), *(folder / name for name in _OWN_NAMES)])
+    if overwrites:
+        files.set_aside(folder, [*checkpoints.list_checkpoints(folder), *(folder / name for name in _OWN_NAMES)])
     try:
         yield
     except BaseException:
-        files.settle_aside(folder, new_stands=bool(checkpoints.list_checkpoints(folder)))
+        if overwrites:
+            files.settle_aside(folder, new_stands=_new_stands(folder))
         raise
+
+
+def _new_stands(folder: Path) -> bool:
+    return bool(checkpoints.list_checkpoints(folder)) or (folder / _INSTALLING_NAME).is_dir()
 
 
 def install(staged: Path, folder: Path) -> None:

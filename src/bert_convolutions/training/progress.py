@@ -86,11 +86,16 @@ class RunProgress(ProgressCallback):
             super().on_step_end(args, state, control, **kwargs)
 
     def on_prediction_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        eval_dataloader: Any = None,
+        **kwargs: Any,
     ) -> None:
         """Move the line of an evaluation on."""
         if not args.disable_tqdm:
-            super().on_prediction_step(args, state, control, **kwargs)
+            super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
 
     def on_log(
         self,

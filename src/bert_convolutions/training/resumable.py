@@ -154,9 +154,7 @@ class ResumableTrainer(Trainer):
 
     # Data
 
-    def training_loader(
-        self, dataset: Dataset[Any], plan: StepPlan, collate: Callable[[Any], Any]
-    ) -> DataLoader[Any]:
+    def training_loader(self, dataset: Dataset[Any], plan: StepPlan, collate: Callable[[Any], Any]) -> DataLoader[Any]:
         """This process's micro-batches of an epoch, see ``slices_loader``; the sampler is told of each new epoch."""
         self._train_slices = StepSlices(plan, self.args.process_index)
         return slices_loader(self.args, dataset, self._train_slices, collate)

@@ -17,7 +17,7 @@ from transformers import TrainingArguments
 
 from bert_convolutions.data.collate import Examples, Feature
 from bert_convolutions.data.masking import IGNORED
-from bert_convolutions.data.order import EpochOrder
+from bert_convolutions.data.randomness import EpochOrder
 from bert_convolutions.training.signals import ignore_signals
 
 

@@ -108,7 +108,7 @@ class SignalWatch:
         with contextlib.ExitStack() as stack:
             for name, redirect in (("stdout", contextlib.redirect_stdout), ("stderr", contextlib.redirect_stderr)):
                 if getattr(sys, name) is not None:
-                    stack.enter_context(redirect(_GuardedStream(getattr(sys, name), lost)))  # type: ignore[type-var]
+                    stack.enter_context(redirect(_GuardedStream(getattr(sys, name), lost)))
             yield
 
     @staticmethod
@@ -156,9 +156,7 @@ def _handled_by(handle: Callable[[int, FrameType | None], None]) -> Iterator[Non
     another has ended, and it must not cut off what is still to be said.
     """
     before = {
-        number: signal.signal(number, handle)
-        for number in SIGNALS
-        if signal.getsignal(number) is not signal.SIG_IGN
+        number: signal.signal(number, handle) for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN
     }
     try:
         yield
@@ -176,7 +174,7 @@ def _do_nothing(number: int, frame: FrameType | None) -> None:
 
 
 def resume_command(argv: Sequence[str] | None = None) -> str:
-    """The command line (this process's if none is given) as it goes on from the newest checkpoint, launcher included."""
+    """The command line, by default this process's, as it goes on from the newest checkpoint; launcher included."""
     argv = sys.argv if argv is None else argv
     words = _program(argv[1:])
     skip_value = False
