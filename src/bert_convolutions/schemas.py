@@ -156,3 +156,51 @@ class TrainResults(Foreign):
 
     steps: int = Field(ge=0, strict=True)
     run: dict[str, Any] = {}
+
+
+# Probes: minimal pairs and local order
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Interval = tuple[Share, Share]
+
+
+class BlimpPair(Foreign):
+    """A line of one of BLiMP's files."""
+
+    sentence_good: Annotated[str, Field(min_length=1)]
+    sentence_bad: Annotated[str, Field(min_length=1)]
+    linguistics_term: str = ""
+    field: str = ""
+
+
+class Accuracy(Stored):
+    """Share of pairs whose good sentence is the likelier one, ties counted as half, and 95 % intervals over pairs."""
+
+    model_config = ConfigDict(strict=False)  # JSON has no tuples
+
+    accuracy: Share
+    interval: Interval
+    accuracy_within_word: Share
+    interval_within_word: Interval
+    pairs: Annotated[int, Field(ge=1)]
+
+
+class ParadigmAccuracy(Accuracy):
+    """Of one paradigm; ``sha256`` is that of its pairs."""
+
+    phenomenon: str
+    field: str
+    sha256: str
+
+
+class ProbeResults(Stored):
+    """``minimal_pairs.json`` and ``local_order.json``: by paradigm, and means over the paradigms of each group."""
+
+    model_config = ConfigDict(strict=False)
+
+    model: str
+    model_sha256: str
+    paradigms: dict[str, ParadigmAccuracy]
+    phenomena: dict[str, Accuracy]
+    fields: dict[str, Accuracy]
+    all: Accuracy | None = None

@@ -178,6 +178,18 @@ COMMANDS = {
             work="bert_convolutions.glue.submit:compile_glue",
         ),
         Command(
+            "minimal-pairs",
+            "Ask a masked language model which of two sentences is acceptable: BLiMP, Zorro, or pairs of one's own.",
+            options="bert_convolutions.probes.options:MinimalPairsOptions",
+            work="bert_convolutions.probes.run:run_minimal_pairs",
+        ),
+        Command(
+            "local-order",
+            "Ask a masked language model which of two sentences has a word out of place, by how far it was moved.",
+            options="bert_convolutions.probes.options:LocalOrderOptions",
+            work="bert_convolutions.probes.run:run_local_order",
+        ),
+        Command(
             "convert",
             "Convert a checkpoint of the original code into one of this project.",
             options="bert_convolutions.convert.options:ConvertOptions",
