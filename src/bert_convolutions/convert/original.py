@@ -1,15 +1,17 @@
-"""A checkpoint of the paper's code into ours: ``config.json`` + ``pytorch_model.bin`` -> ``model.safetensors``."""
+"""``bertconv convert``: a checkpoint of the paper's code, or of ``transformers``, into one of ours."""
 
 import json
 import shutil
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from bert_convolutions.convert.hugging_face import convert_model
 from bert_convolutions.convert.options import ConvertOptions
 from bert_convolutions.data.pieces import MODEL_FILE
 from bert_convolutions.data.tokenizer import load_tokenizer
@@ -23,7 +25,7 @@ from bert_convolutions.model.modeling import (
     CompositeBertModel,
 )
 from bert_convolutions.model.presets import read_config
-from bert_convolutions.schemas import OriginalsConfig, read_model
+from bert_convolutions.schemas import OriginalsConfig, read_json, read_model
 
 ARCHITECTURES: dict[str, type[PreTrainedModel]] = {
     "BertModel": CompositeBertModel,
@@ -32,23 +34,43 @@ ARCHITECTURES: dict[str, type[PreTrainedModel]] = {
     "BertForSequenceClassification": CompositeBertForSequenceClassification,
 }
 _BUFFERS = ("relative_positions_mat", "position_ids")
-_TOKENIZER_FILES = (MODEL_FILE, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_TOKENIZER_FILES = (
+    MODEL_FILE,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+)
 _OF_A_CONVERTED_FOLDER = ("config.json", "generation_config.json", "model*.safetensors*", *_TOKENIZER_FILES)
 """Patterns of what is written here; an overwrite replaces these and leaves all else."""
 
 
 def run_convert(options: ConvertOptions) -> Path:
     """``bertconv convert``; see ``convert_checkpoint``."""
-    return convert_checkpoint(options.input, options.output_dir, options.overwrite_output_dir)
+    add = {}
+    for pair in options.add:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise UsageError(f"--add {pair}: give a field and its value, as attention_kernel='qk_convq 8'")
+        add[name] = value
+    return convert_checkpoint(options.input, options.output_dir, options.overwrite_output_dir, add)
 
 
-def convert_checkpoint(input_dir: str | Path, output_dir: str | Path, overwrite_output_dir: bool = False) -> Path:
+def convert_checkpoint(
+    input_dir: str | Path,
+    output_dir: str | Path,
+    overwrite_output_dir: bool = False,
+    add: Mapping[str, str] | None = None,
+) -> Path:
     """Convert a checkpoint folder, heads and tokenizer included.
 
     Args:
-        input_dir: a folder with the original's ``config.json`` and ``pytorch_model.bin``.
+        input_dir: a folder with the original's ``config.json`` and ``pytorch_model.bin``, or with a BERT or ELECTRA of
+            ``transformers``.
         output_dir: the folder to make. It appears whole; an old one loses nothing before the new files are written.
         overwrite_output_dir: replace the model in a folder that is there; other files in it stay.
+        add: fields that ``convert_model`` adds to a BERT or ELECTRA.
 
     Raises:
         UsageError: where a file is missing, damaged or not of this kind, or the output folder is not empty, holds or
@@ -57,6 +79,34 @@ def convert_checkpoint(input_dir: str | Path, output_dir: str | Path, overwrite_
     source, target = Path(input_dir), Path(output_dir)
     refuse_overlap(target, "--output_dir", {"--input": source})
     _check_target(target, overwrite_output_dir)
+    of_transformers = _is_of_transformers(source / "config.json")
+    if add and not of_transformers:
+        raise UsageError(f"--add is for a BERT or ELECTRA of transformers, which {source} doesn't hold")
+    model = convert_model(source, add or {}) if of_transformers else _read_original(source)
+    model.config.architectures = [type(model).__name__]
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    try:
+        model.save_pretrained(temporary)
+        if (source / MODEL_FILE).is_file():
+            load_tokenizer(source / MODEL_FILE).save_pretrained(temporary)
+        elif of_transformers and (source / "tokenizer_config.json").is_file():
+            load_tokenizer(source).save_pretrained(temporary)
+        sync_tree(temporary)
+        _put(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _is_of_transformers(config_path: Path) -> bool:
+    """Whether a ``config.json`` is of ``transformers``; the original's names its model ``bert`` and a kernel too."""
+    config = read_json(config_path) if config_path.is_file() else None
+    return isinstance(config, dict) and "model_type" in config and "attention_kernel" not in config
+
+
+def _read_original(source: Path) -> PreTrainedModel:
     config_path, weights_path = source / "config.json", source / "pytorch_model.bin"
     for path in (config_path, weights_path):
         if not path.is_file():
@@ -66,19 +116,7 @@ def convert_checkpoint(input_dir: str | Path, output_dir: str | Path, overwrite_
         raise UsageError(f"{config_path}: architectures: {architecture} is none of {', '.join(ARCHITECTURES)}")
     model = ARCHITECTURES[architecture](read_config(config_path, OriginalsConfig))
     _load(model, _read_weights(weights_path), weights_path)
-    model.config.architectures = [type(model).__name__]
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-    try:
-        model.save_pretrained(temporary)
-        if (source / MODEL_FILE).is_file():
-            load_tokenizer(source / MODEL_FILE).save_pretrained(temporary)
-        sync_tree(temporary)
-        _put(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return target
+    return model
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
