@@ -17,7 +17,7 @@ CASES: dict[str, tuple[dict, dict, str]] = {
     "no such model": ({"model_name_or_path": "./none"}, {}, r"\./none"),
     "no such tokenizer": ({"tokenizer_name": "./none"}, {}, "none: no such tokenizer"),
     "task": ({"task_name": "RTX"}, {}, "no GLUE task 'RTX'"),
-    "preset": ({"hyperparams": "electr"}, {}, "unknown preset 'electr'"),
+    "preset": ({"hyperparams": "electr"}, {}, "unknown hyper-parameters 'electr'"),
     "rounds": ({"rounds": 11}, {}, "--rounds must be from 1 to 10"),
     "no rounds": ({"rounds": 0}, {}, "--rounds must be from 1 to 10"),
     "length": ({"max_seq_length": 65}, {}, "--max_seq_length 65 is above the model's 64 positions"),
@@ -77,9 +77,10 @@ def test_a_folder_of_something_else_is_not_written_into(tmp_path: Path, glue_dir
 
 def test_a_checkpoint_of_the_original_is_to_be_converted(tmp_path: Path, glue_dir: Path):
     config = {"model_type": "bert", "attention_kernel": "qk 8", "vocab_size": 45}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     with pytest.raises(UsageError, match="bertconv convert"):
-        run(tmp_path / "out", glue_dir, tmp_path, {"tokenizer_name": str(tmp_path / "none")}, {})
+        run(tmp_path / "out", glue_dir, tmp_path / "model", {"tokenizer_name": str(tmp_path / "none")}, {})
 
 
 def test_weights_of_another_shape_or_none(tmp_path: Path, glue_dir: Path, model_dir: Path):
