@@ -5,8 +5,10 @@ import errno
 import hashlib
 import json
 import os
+import select
 import shutil
 import socket
+import stat
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,6 +24,8 @@ LOCK_NAME = ".bertconv.lock"
 ASIDE_NAME = ".replaced"
 """Folder inside an output folder that holds what an overwrite replaces, until the new run stands."""
 _TEMPORARY = ".writing"
+_SMALL = 1 << 20
+_PATIENCE = 10
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
@@ -85,6 +89,35 @@ def remove_temporaries(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def read_small(path: Path) -> bytes:
+    """The bytes of a file that a person has written, or of a pipe such as the shell's ``<(command)``.
+
+    Raises:
+        UsageError: more than a mebibyte, or a pipe that nobody has written to within ten seconds.
+        OSError: it can't be read.
+    """
+    content, waited = bytearray(), False
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # or opening a pipe would wait for a writer for ever
+    try:
+        may_wait = stat.S_ISFIFO(os.fstat(descriptor).st_mode)
+        while len(content) <= _SMALL:
+            try:
+                block = os.read(descriptor, _SMALL)
+            except BlockingIOError:  # there is a writer that has nothing yet
+                block, waited = None, False
+            if block:
+                content += block
+            elif block is not None and (content or waited or not may_wait):
+                return bytes(content)
+            elif select.select([descriptor], [], [], _PATIENCE)[0]:
+                waited = True
+            else:
+                raise UsageError(f"{path}: nothing has come from there for {_PATIENCE} seconds; give a file")
+    finally:
+        os.close(descriptor)
+    raise UsageError(f"{path} has more than {_SMALL:,} bytes; that is no file that a person has written")
 
 
 def sha256(path: Path) -> str:

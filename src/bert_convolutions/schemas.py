@@ -5,17 +5,17 @@ Imports neither PyTorch nor transformers.
 """
 
 import json
-import reprlib
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import pydantic
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, RootModel
 
-from bert_convolutions.errors import UsageError
+from bert_convolutions.errors import UsageError, brief
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
+Size = Annotated[int, Field(ge=1)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Stored(BaseModel):
@@ -30,6 +30,44 @@ class Foreign(BaseModel):
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False, frozen=True)
 
 
+# Models: config.json
+
+
+class EncoderConfig(Foreign):
+    """The fields of a model's ``config.json`` that say what it is made of; also of one written by the paper's code."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, frozen=True, strict=True)
+
+    vocab_size: Size = 30522
+    hidden_size: Size = 768
+    embedding_size: Size = 128
+    num_hidden_layers: Size = 12
+    num_attention_heads: Size = 12
+    attention_head_size: Annotated[int, Field(ge=-1)] = -1
+    intermediate_size: Size = 3072
+    max_position_embeddings: Size = 512
+    type_vocab_size: Size = 2
+    pad_token_id: Annotated[int, Field(ge=0)] | None = 0
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: Probability = 0.1
+    attention_probs_dropout_prob: Probability = 0.1
+    classifier_dropout: Probability | None = None
+    initializer_range: Annotated[float, Field(ge=0)] = 0.02
+    layer_norm_eps: Annotated[float, Field(gt=0)] = 1e-12
+    attention_kernel: str = "dot_product"
+    value_forward: str = "feedforward"
+    qk: str = "linear"
+    remove_qk: bool = False
+    remove_position_embeddings: bool = False
+    sparse_prediction: bool = False
+
+
+class OriginalsConfig(EncoderConfig):
+    """``config.json`` of a checkpoint of the paper's code."""
+
+    architectures: Annotated[list[str], Field(min_length=1, max_length=1)]
+
+
 def read_text(path: Path) -> str:
     """The text in a file.
 
@@ -37,27 +75,13 @@ def read_text(path: Path) -> str:
         UsageError: it can't be read, is no plain file, or not text in UTF-8.
     """
     if path.exists() and not path.is_file():
-        raise UsageError(f"{path} can't be read: it is no plain file")  # reading a FIFO would wait for ever
+        raise UsageError(f"{path} can't be read: it is no plain file")  # reading a pipe could wait for ever
     try:
         return path.read_bytes().decode("utf-8")
     except OSError as error:
         raise UsageError(f"{path} can't be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not text in UTF-8 (byte {error.start})") from error
-
-
-def read_yaml(path: Path) -> Any:
-    """The YAML value in a file.
-
-    Raises:
-        UsageError: as ``read_text``, or it is not YAML.
-    """
-    try:
-        return yaml.safe_load(read_text(path))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
-        if isinstance(error, UsageError):
-            raise
-        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
 
 
 def read_json(path: Path) -> Any:
@@ -88,10 +112,15 @@ def parse(model: type[ModelT], value: Any, source: str | Path) -> ModelT:
     try:
         return model.model_validate(value)
     except pydantic.ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in fault["loc"])
-        found = "" if fault["type"] == "missing" else f", not {_brief(fault['input'])}"
-        raise UsageError(f"{source}: {place + ': ' if place else ''}{fault['msg']}{found}") from error
+        raise UsageError(f"{source}: {describe(error)}") from error
+
+
+def describe(error: pydantic.ValidationError) -> str:
+    """The first fault in one line: its place, what is expected there, what was found."""
+    fault = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in fault["loc"])
+    found = "" if fault["type"] == "missing" else f", not {brief(fault['input'])}"
+    return f"{place + ': ' if place else ''}{fault['msg']}{found}"
 
 
 def read_model(model: type[ModelT], path: Path) -> ModelT:
@@ -103,12 +132,55 @@ def read_model(model: type[ModelT], path: Path) -> ModelT:
     return parse(model, read_json(path), path)
 
 
-def _brief(value: Any) -> str:
-    text = reprlib.repr(value)  # bounded also where YAML's anchors have made a small file into a huge value
-    return text if len(text) <= 60 else f"{text[:57]}..."
+# Probes: minimal pairs and local order
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Interval = tuple[Share, Share]
 
 
-# What bertconv glue reads
+class BlimpPair(Foreign):
+    """A line of one of BLiMP's files."""
+
+    sentence_good: Annotated[str, Field(min_length=1)]
+    sentence_bad: Annotated[str, Field(min_length=1)]
+    linguistics_term: str = ""
+    field: str = ""
+
+
+class Accuracy(Stored):
+    """Share of pairs whose good sentence is the likelier one, ties counted as half, and 95 % intervals over pairs."""
+
+    model_config = ConfigDict(strict=False)  # JSON has no tuples
+
+    accuracy: Share
+    interval: Interval
+    accuracy_within_word: Share
+    interval_within_word: Interval
+    pairs: Annotated[int, Field(ge=1)]
+
+
+class ParadigmAccuracy(Accuracy):
+    """Of one paradigm; ``sha256`` is that of its pairs."""
+
+    phenomenon: str
+    field: str
+    sha256: str
+
+
+class ProbeResults(Stored):
+    """``minimal_pairs.json`` and ``local_order.json``: by paradigm, and means over the paradigms of each group."""
+
+    model_config = ConfigDict(strict=False)
+
+    model: str
+    model_sha256: str
+    paradigms: dict[str, ParadigmAccuracy]
+    phenomena: dict[str, Accuracy]
+    fields: dict[str, Accuracy]
+    all: Accuracy | None = None
+
+
+# GLUE: hyper-parameters, states, scores
 
 
 def _number_as_text(value: Any) -> Any:
@@ -150,16 +222,16 @@ class TaskState(Stored):
     trained: bool = False
     saved: dict[str, str] = {}
     dev: dict[str, dict[str, float]] = {}
-    predicted: dict[str, Annotated[int, Field(gt=0)]] = {}
+    predicted: dict[str, Size] = {}
 
 
-class Share(RootModel[Annotated[float, Field(ge=0, le=1)]]):
-    """An accuracy, or the mean of accuracy and F1."""
+class AccuracyScore(RootModel[Share]):
+    """An accuracy, or the mean of accuracy and F1, as a file of results has it."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
 
-class Correlation(RootModel[Annotated[float, Field(ge=-1, le=1)]]):
-    """A correlation coefficient."""
+class CorrelationScore(RootModel[Annotated[float, Field(ge=-1, le=1)]]):
+    """A correlation coefficient, as a file of results has it."""
 
     model_config = ConfigDict(allow_inf_nan=False)

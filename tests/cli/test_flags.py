@@ -1,13 +1,15 @@
 """From dataclass fields to flags and back, with a dataclass made for the purpose."""
 
+import os
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
 
-from bert_convolutions.cli.command import Command
+from bert_convolutions import files
+from bert_convolutions.cli.commands import Command
 from bert_convolutions.cli.trainer_flags import TrainerFlags
 from bert_convolutions.errors import UsageError
 
@@ -31,8 +33,7 @@ class Options:
 
 
 def read(*argv: str, trainer: bool = False) -> tuple[Any, TrainerFlags]:
-    module: Any = SimpleNamespace(OPTIONS=Options, TRAINER=trainer)
-    return Command("pretrain", "Pre-train.").read(module, argv)
+    return Command("pretrain", "Pre-train.", options=f"{__name__}:Options", work="", trainer=trainer).read(argv)
 
 
 def options(*argv: str) -> Options:
@@ -171,3 +172,36 @@ class TestConfigFile:
         assert "No such file" in refusal("--config", str(tmp_path / "none.yaml"))
         (tmp_path / "latin.yaml").write_bytes(b"name: \xe9\xff\n")
         assert "not UTF-8" in refusal("--config", str(tmp_path / "latin.yaml"))
+
+    def test_a_few_lines_that_stand_for_billions_of_values(self, tmp_path: Path) -> None:
+        levels = [f"k{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]" for level in range(1, 10)]
+        path = self.write(tmp_path, "\n".join(["name: &a0 [x, x]", *levels]))
+        assert "more than 10,000 values" in refusal("--train_data_file", "a", "--config", path)
+        path = self.write(tmp_path, "name: &name x\ncache_dir: *name\n")
+        assert options("--config", path).cache_dir == Path("x")
+
+    def test_a_long_value_is_told_in_brief(self, tmp_path: Path) -> None:
+        path = self.write(tmp_path, "name: {a: %s}\n" % ("x" * 10_000))
+        assert len(refusal("--train_data_file", "a", "--config", path)) < 300
+
+    def test_what_never_ends_is_no_configuration_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(files, "_PATIENCE", 0.1)
+        os.mkfifo(tmp_path / "fifo")
+        assert "nothing has come" in refusal("--train_data_file", "a", "--config", str(tmp_path / "fifo"))
+        assert "no file that a person" in refusal("--train_data_file", "a", "--config", "/dev/zero")
+        assert "directory" in refusal("--train_data_file", "a", "--config", str(tmp_path))
+
+    def test_a_pipe_is_read_as_the_shell_gives_it(self) -> None:
+        reader, writer = os.pipe()
+        os.write(writer, b"block_size: 64\n")
+        os.close(writer)
+        assert options("--config", f"/dev/fd/{reader}").block_size == 64
+        os.close(reader)
+
+    def test_a_slow_writer_is_waited_for(self, tmp_path: Path) -> None:
+        fifo = tmp_path / "fifo"
+        os.mkfifo(fifo)
+        writer = threading.Timer(0.3, lambda: fifo.write_text("block_size: 64\n"))
+        writer.start()
+        assert options("--config", str(fifo)).block_size == 64
+        writer.join()

@@ -8,8 +8,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bert_convolutions.cli import pretrain
-from bert_convolutions.cli.main import COMMANDS
+from bert_convolutions.cli.commands import COMMANDS
 from bert_convolutions.errors import UsageError
 from bert_convolutions.training.arguments import BertTrainingArguments
 
@@ -27,7 +26,7 @@ def config(tmp_path: Path) -> Path:
 def read(*argv: str) -> None:
     """Read a command line: it is understood, or there is a UsageError and nothing else."""
     with contextlib.suppress(UsageError):
-        _, trainer_flags = COMMANDS["pretrain"].read(pretrain, argv)
+        _, trainer_flags = COMMANDS["pretrain"].read(argv)
         trainer_flags.parse(BertTrainingArguments)
 
 

@@ -5,15 +5,19 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bert_convolutions import __version__
-from bert_convolutions.cli import command, convert
-from bert_convolutions.cli.main import COMMANDS, main
+from bert_convolutions.attention.spec import parse_kernel, parse_projection
+from bert_convolutions.cli import commands
+from bert_convolutions.cli.commands import COMMANDS, Command
+from bert_convolutions.cli.main import main
 from bert_convolutions.errors import RunInterrupted, TrainingDiverged, UsageError
+from bert_convolutions.training.options import PretrainOptions
 
 SUB_COMMANDS = ("train-tokenizer", "build-dataset", "pretrain", "glue", "compile-glue", "convert", "demo")
 
@@ -28,11 +32,13 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], int]:
     """Run a sub-command whose work raises the given exception."""
 
     def run_and_fail(error: BaseException) -> int:
-        def run(options: Any, trainer_flags: Any) -> None:
+        def work(options: Any) -> None:
             raise error
 
-        module = SimpleNamespace(OPTIONS=convert.ConvertOptions, TRAINER=False, run=run)
-        monkeypatch.setattr(command.importlib, "import_module", lambda name: module)
+        locate = commands.pkgutil.resolve_name
+        monkeypatch.setattr(
+            commands.pkgutil, "resolve_name", lambda name: work if name.endswith(":run_convert") else locate(name)
+        )
         return main(["convert", "--input", "a", "--output_dir", "b"])
 
     return run_and_fail
@@ -112,7 +118,16 @@ def test_bad_usage_is_one_sentence(argv: list[str], words: list[str], capsys: py
         (TrainingDiverged("the loss is nan in step 3"), 3, "bertconv: the loss is nan in step 3\n"),
         (RunInterrupted("saved in x"), 75, "bertconv: saved in x\n"),
         (KeyboardInterrupt(), 130, "bertconv: interrupted\n"),
-        (PermissionError(errno.EACCES, "Permission denied", "/x"), 1, "bertconv: error: /x: Permission denied\n"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/x"),
+            2,
+            "bertconv: error: /x: Permission denied; name a place that this user may use\n",
+        ),
+        (
+            OSError(errno.EROFS, "Read-only file system", "/x"),
+            2,
+            "bertconv: error: /x: Read-only file system; name a place that this user may use\n",
+        ),
         (
             OSError(errno.ENOSPC, "No space left on device", "/x"),
             1,
@@ -129,9 +144,30 @@ def test_exit_codes(
     assert capsys.readouterr().err == message
 
 
+ALLOCATOR = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError(ALLOCATOR),
+        RuntimeError("CUDA error: out of memory"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ],
+)
+def test_memory_in_the_words_of_libraries(error: Exception, failing: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert failing(error) == 1
+    message = capsys.readouterr().err
+    assert "out of memory; a smaller --per_device_train_batch_size" in message
+    assert "unexpected" not in message
+
+
 def test_memory_and_disk_in_the_words_of_libraries(failing: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert failing(MemoryError()) == 1
     assert "--per_device_train_batch_size" in capsys.readouterr().err
+    assert failing(RuntimeError("Error while serializing: I/O error: Read-only file system (os error 30)")) == 2
+    assert "name a place that this user may use" in capsys.readouterr().err
     assert failing(RuntimeError("Error: StorageFull")) == 1
     assert "make room" in capsys.readouterr().err
 
@@ -163,3 +199,110 @@ def test_a_reader_that_leaves_early_gets_no_traceback() -> None:
     )
     assert result.stderr == ""
     assert result.stdout == "141\n"
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&-"])
+def test_closed_streams_change_no_exit_code(closed: str, tmp_path: Path) -> None:
+    """Nor does what is printed land in a file that is opened meanwhile."""
+    script = "import bertconv; file = open('file', 'w'); code = bertconv.main(); file.close(); raise SystemExit(code)"
+    for argv, code in (("--version", 0), ("no-such-command", 2)):
+        line = f'{sys.executable} -c "{script}" {argv} {closed}; echo $? > code'
+        subprocess.run(["bash", "-c", line], cwd=tmp_path, timeout=60, check=True)
+        assert (tmp_path / "code").read_text() == f"{code}\n"
+        assert (tmp_path / "file").read_text() == ""
+
+
+def test_an_output_in_ascii_takes_every_character() -> None:
+    script = "import bertconv; from bert_convolutions.cli import main; main.run = lambda argv: print('path: \u00f6')"
+    result = python("-c", f"{script}; raise SystemExit(bertconv.main())", PYTHONIOENCODING="ascii")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "path: \\xf6\n", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("WORLD_SIZE", "abc"),
+        ("WORLD_SIZE", "0"),
+        ("RANK", ""),
+        ("RANK", "-1"),
+        ("LOCAL_RANK", "1.5"),
+        ("MASTER_PORT", "x"),
+    ],
+)
+def test_a_bad_word_of_the_launcher_is_named(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert main(["pretrain", "--output_dir", "x"]) == 2
+    assert f"{name}={value} in the environment is no whole number" in capsys.readouterr().err
+    assert main(["--version"]) == 0
+
+
+def test_a_bad_word_of_the_launcher_spoils_no_exit() -> None:
+    script = "import bertconv; raise SystemExit(bertconv.main())"
+    assert python("-c", script, "--version", WORLD_SIZE="abc").returncode == 0
+    assert python("-c", script, "pretrain", WORLD_SIZE="abc").returncode == 2
+
+
+def parse_a_kernel(options: PretrainOptions) -> None:
+    parse_kernel(str(options.attention_kernel))
+
+
+def parse_a_value_projection(options: PretrainOptions) -> None:
+    parse_projection(str(options.value_forward), "value_forward")
+
+
+def fail_in_numpy(options: PretrainOptions) -> None:
+    np.zeros(2).reshape(3)
+
+
+@pytest.mark.parametrize(
+    ("work", "argv", "beginning"),
+    [
+        (parse_a_kernel, ["--attention_kernel", "qk_conv 8"], 'error: --attention_kernel "qk_conv 8" has the unknown'),
+        (parse_a_kernel, ["--attention_kernel", "qk x"], 'error: the reach in --attention_kernel "qk x" is "x"'),
+        (parse_a_value_projection, ["--value_forward", "conv"], 'error: --value_forward "conv" is not known'),
+    ],
+)
+def test_what_the_attention_package_says_of_arguments_is_said_of_flags(
+    work: Any, argv: list[str], beginning: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = COMMANDS["pretrain"].options
+    command = Command("pretrain", "", options=options, work=f"{__name__}:{work.__name__}")
+    monkeypatch.setitem(COMMANDS, "pretrain", command)
+    assert main(["pretrain", *argv]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"bertconv: {beginning}")
+    assert message.count("\n") == 1
+
+
+def test_a_value_error_of_a_library_stays_unexpected(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = Command("pretrain", "", options=COMMANDS["pretrain"].options, work=f"{__name__}:fail_in_numpy")
+    monkeypatch.setitem(COMMANDS, "pretrain", command)
+    assert main(["pretrain"]) == 1
+    assert "unexpected ValueError" in capsys.readouterr().err
+
+
+def test_names_of_arguments_become_flags() -> None:
+    names = ("qk", "remove_qk", "num_attention_heads", "input")
+    said = {
+        'qk "convolution 3" needs two numbers': '--qk "convolution 3" needs two numbers',
+        "remove_qk needs num_attention_heads of 4": "--remove_qk needs --num_attention_heads of 4",
+        'the term "qk" of input and --remove_qk': 'the term "qk" of input and --remove_qk',
+    }
+    assert {message: commands._in_flags(message, names) for message in said} == said
+
+
+def test_convert_overwrites_when_it_is_told_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = Path(__file__).parents[1] / "parity" / "fixtures" / "dot_product"
+    argv = ["convert", "--input", str(source), "--output_dir", str(tmp_path / "converted")]
+    assert main(argv) == 0
+    assert capsys.readouterr().out == f"converted checkpoint: {tmp_path / 'converted'}\n"
+    (tmp_path / "converted" / "model.safetensors").write_bytes(b"old")
+    assert main(argv) == 2
+    assert "--overwrite_output_dir" in capsys.readouterr().err
+    assert (tmp_path / "converted" / "model.safetensors").read_bytes() == b"old"
+    assert main([*argv, "--overwrite_output_dir"]) == 0
+    assert (tmp_path / "converted" / "model.safetensors").stat().st_size > 1000

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from bert_convolutions.cli import compile_glue, glue, pretrain
-from bert_convolutions.cli.main import COMMANDS
+from bert_convolutions.cli.commands import COMMANDS
 from bert_convolutions.training.arguments import BertTrainingArguments
 
 PRETRAIN = """
@@ -25,14 +24,14 @@ GLUE = """
     """
 
 
-def read(name: str, module: Any, text: str) -> tuple[Any, BertTrainingArguments | None]:
-    options, trainer_flags = COMMANDS[name].read(module, shlex.split(text))
-    return options, trainer_flags.parse(BertTrainingArguments) if module.TRAINER else None
+def read(name: str, text: str) -> tuple[Any, BertTrainingArguments | None]:
+    options, trainer_flags = COMMANDS[name].read(shlex.split(text))
+    return options, trainer_flags.parse(BertTrainingArguments) if COMMANDS[name].trainer else None
 
 
 @pytest.mark.parametrize(("data", "iterable"), [(TEXT, False), (IDS, True)])
 def test_pretraining(data: str, iterable: bool) -> None:
-    options, arguments = read("pretrain", pretrain, PRETRAIN.format(data=data))
+    options, arguments = read("pretrain", PRETRAIN.format(data=data))
     assert options.tokenizer_name == "./data/sentencepiece/spm.model"
     assert options.config_name == "./data/bert_base_config.json"
     assert options.model_type == "bert"
@@ -72,7 +71,7 @@ def test_pretraining(data: str, iterable: bool) -> None:
     ],
 )
 def test_architecture_and_other_flags(flag: str, name: str, value: object) -> None:
-    options, _ = read("pretrain", pretrain, PRETRAIN.format(data=f"{TEXT} --do_eval {flag}"))
+    options, _ = read("pretrain", PRETRAIN.format(data=f"{TEXT} --do_eval {flag}"))
     assert getattr(options, name) == value
 
 
@@ -80,7 +79,7 @@ def test_architecture_and_other_flags(flag: str, name: str, value: object) -> No
     ("what", "steps"), [("--do_eval --do_train", (True, True, False)), ("--do_predict", (False, False, True))]
 )
 def test_glue(what: str, steps: tuple[bool, bool, bool]) -> None:
-    options, arguments = read("glue", glue, GLUE.format(what=what))
+    options, arguments = read("glue", GLUE.format(what=what))
     assert options.data_dir == "./glue-data/data-tsv"
     assert options.task_name == "ALL"
     assert options.max_seq_length == 128
@@ -95,6 +94,6 @@ def test_glue(what: str, steps: tuple[bool, bool, bool]) -> None:
 
 def test_compile() -> None:
     text = '--input="./bert-experiments/bert-glue" --test_dir="./bert-experiments/bert-glue/test_results"'
-    options, _ = read("compile-glue", compile_glue, text)
+    options, _ = read("compile-glue", text)
     assert str(options.input).endswith("bert-experiments/bert-glue")
     assert str(options.test_dir).endswith("bert-experiments/bert-glue/test_results")

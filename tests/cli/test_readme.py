@@ -1,13 +1,12 @@
 """Each ``bertconv`` command in the README is understood, flag by flag."""
 
-import importlib
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
-from bert_convolutions.cli.main import COMMANDS
+from bert_convolutions.cli.commands import COMMANDS
 from bert_convolutions.training.arguments import BertTrainingArguments
 
 README = Path(__file__).parents[2] / "README.md"
@@ -25,7 +24,6 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("text", commands())
 def test_the_command_is_understood(text: str) -> None:
     name, *argv = shlex.split(text, comments=True)
-    module = importlib.import_module(f"bert_convolutions.cli.{name.replace('-', '_')}")
-    _, trainer_flags = COMMANDS[name].read(module, argv)
-    if module.TRAINER:
+    _, trainer_flags = COMMANDS[name].read(argv)
+    if COMMANDS[name].trainer:
         trainer_flags.parse(BertTrainingArguments)

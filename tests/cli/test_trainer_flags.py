@@ -1,21 +1,19 @@
 """The Trainer's flags: the short list in the help, configuration files, and names that must not clash."""
 
 import dataclasses
-import importlib
 import json
 from pathlib import Path
 
 import pytest
 
-from bert_convolutions.cli import pretrain
-from bert_convolutions.cli.main import COMMANDS
+from bert_convolutions.cli.commands import COMMANDS
 from bert_convolutions.cli.trainer_help import COMMON_TRAINER_FLAGS
 from bert_convolutions.errors import UsageError
 from bert_convolutions.training.arguments import BertTrainingArguments
 
 
 def parse(*argv: str) -> BertTrainingArguments:
-    _, trainer_flags = COMMANDS["pretrain"].read(pretrain, argv)
+    _, trainer_flags = COMMANDS["pretrain"].read(argv)
     return trainer_flags.parse(BertTrainingArguments)
 
 
@@ -27,9 +25,8 @@ def test_the_help_tells_the_true_defaults() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_no_sub_command_takes_a_flag_from_the_trainer(name: str) -> None:
-    module = importlib.import_module(f"bert_convolutions.cli.{name.replace('-', '_')}")
-    if module.TRAINER:
-        own = {field.name for field in dataclasses.fields(module.OPTIONS)}
+    if COMMANDS[name].trainer:
+        own = {field.name for field in dataclasses.fields(COMMANDS[name].options_class)}
         assert not own & {field.name for field in dataclasses.fields(BertTrainingArguments)}
 
 

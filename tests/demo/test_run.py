@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bert_convolutions.cli.main import COMMANDS
+from bert_convolutions.cli.commands import COMMANDS
 from bert_convolutions.demo import run as demo_run
 from bert_convolutions.demo.commands import command_line
 from bert_convolutions.demo.corpus import Speech
@@ -61,8 +61,7 @@ def test_the_commands_it_shows_ask_for_what_it_does(demo: tuple[Places, str]) ->
     assert {words[1] for words in shown} == {"train-tokenizer", "build-dataset", "pretrain", "glue", "compile-glue"}
     assert all(words[0] == "bertconv" for words in shown)
     for _, name, *argv in shown:
-        module = __import__(f"bert_convolutions.cli.{name.replace('-', '_')}", fromlist=["run"])
-        options, _ = COMMANDS[name].read(module, argv)
+        options, _ = COMMANDS[name].read(argv)
         assert command_line(name, options).split()[:2] == ["bertconv", name]
         if isinstance(options, PretrainOptions):
             assert options.remove_position_embeddings == ("positions" not in argv[-1])

@@ -1,4 +1,5 @@
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from bert_convolutions import (
     CompositeBertModel,
 )
 from bert_convolutions.errors import UsageError
+from bert_convolutions.model import backends
 from bert_convolutions.model.presets import PRESETS, load_config
 
 SIZES = {
@@ -94,7 +96,8 @@ def test_classification_and_regression_are_berts(labels, count):
 
 @pytest.mark.parametrize("model_class", [CompositeBertForMaskedLM, CompositeBertForPreTraining])
 def test_the_head_runs_on_masked_tokens_only(model_class):
-    model = model_class(config(**COMPOSITE, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+    options = {**COMPOSITE, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model = model_class(config(**options))
     ids = tokens()
     labels = torch.where(torch.rand(ids.shape) < 0.2, ids, -100)
     order = {"next_sentence_label": torch.tensor([0, 1, 1])} if model_class is CompositeBertForPreTraining else {}
@@ -106,9 +109,12 @@ def test_the_head_runs_on_masked_tokens_only(model_class):
     sparse = model(ids, labels=labels.flatten()[positions], masked_positions=positions, **order)
     model.train()
     training = model(ids, labels=labels, **order)
+    model.config.sparse_prediction = True
+    training_sparsely = model(ids, labels=labels, **order)
     model(ids)
-    assert rows == [60, len(positions), len(positions), 60]
-    assert torch.allclose(full.loss, sparse.loss, atol=1e-6) and torch.allclose(full.loss, training.loss, atol=1e-6)
+    assert rows == [60, len(positions), 60, len(positions), 60]
+    for other in (sparse, training, training_sparsely):
+        assert torch.allclose(full.loss, other.loss, atol=1e-6)
 
 
 def test_a_batch_without_labels_has_loss_zero():
@@ -203,23 +209,57 @@ def test_presets_and_their_sizes(tmp_path):
 
 
 def test_a_bad_option_is_refused_by_the_configuration():
-    with pytest.raises(UsageError, match="konvq"):
+    with pytest.raises(ValueError, match=r"^attention_kernel.*konvq"):
         config(attention_kernel="qk_konvq 3")
-    with pytest.raises(UsageError, match="num_attention_heads"):
+    with pytest.raises(ValueError, match=r"^num_attention_heads"):
         config(num_attention_heads=5)
     assert config(attention_kernel="convk_qk 3").attention_kernel == "qk_convk 3"
 
 
-def test_the_model_is_one_graph_for_a_compiler():
-    """No graph break, and no change of the result."""
-    model = CompositeBertForMaskedLM(config(**COMPOSITE)).eval()
+PACKED = {
+    "attention_mask": torch.arange(20).expand(3, -1) // 8 + 1,
+    "position_ids": torch.arange(20).expand(3, -1) % 8,
+    "masked_positions": torch.arange(0, 60, 5),
+    "examples_per_row": 3,
+}
+OVER_TOKENS = {
+    **COMPOSITE,
+    "attention_kernel": "qk_convfixed_convq_convk_convolution 3",
+    "value_forward": "convolution 2 4",
+}
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "interface"])
+@pytest.mark.parametrize("options", [COMPOSITE, OVER_TOKENS])
+def test_the_model_is_one_graph_for_a_compiler(options, backend, monkeypatch):
+    """No graph break, and no change of the result, also on the way that attention takes on a GPU."""
+    if backend == "interface":
+        monkeypatch.setattr(backends, "_attend_sdpa", partial(backends._attend_interface, "sdpa"))
+    model = CompositeBertForMaskedLM(config(**options)).eval()
     ids = tokens()
-    batch = {
-        "input_ids": ids,
-        "attention_mask": torch.arange(20).expand(3, -1) // 8 + 1,
-        "position_ids": torch.arange(20).expand(3, -1) % 8,
-        "masked_positions": torch.arange(0, 60, 5),
-        "labels": ids.flatten()[::5],
-    }
+    batch = {"input_ids": ids, "labels": ids.flatten()[::5], **PACKED}
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     assert torch.allclose(compiled(**batch).loss, model(**batch).loss, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [COMPOSITE, OVER_TOKENS])
+def test_the_model_is_exported_and_traced_for_any_length(options):
+    model = CompositeBertForMaskedLM(config(**options)).eval()
+    given = {"input_ids": tokens(2, 35), "attention_mask": (torch.arange(35) < 30).long().expand(2, -1)}
+    exported = torch.export.export(
+        model,
+        (),
+        given,
+        dynamic_shapes={name: {1: torch.export.Dim("length", max=500)} for name in given},
+        strict=False,
+    ).module()
+    model.config.return_dict = False
+    traced = torch.jit.trace(model, example_kwarg_inputs=given)
+    for length in (2, 5, 60):
+        batch = {
+            "input_ids": tokens(2, length),
+            "attention_mask": (torch.arange(length) < length - 1).long().expand(2, -1),
+        }
+        expected = model(**batch)[0]
+        assert torch.allclose(exported(**batch).logits, expected, atol=1e-5)
+        assert torch.allclose(traced(**batch)[0], expected, atol=1e-5)

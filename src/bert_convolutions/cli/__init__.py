@@ -1,1 +1,1 @@
-"""The command line: one short file a sub-command."""
+"""The command line: a table of sub-commands, their flags, and exit codes."""

@@ -10,10 +10,13 @@ from typing import Any
 
 import yaml
 
+from bert_convolutions import files
 from bert_convolutions.cli.flags import CONFIG_FLAG, as_argv, nearest
-from bert_convolutions.errors import UsageError
+from bert_convolutions.errors import UsageError, brief
 
 _SCALARS = (str, int, float, bool, datetime.date)
+_MOST_NODES = 10_000
+"""In a configuration file; ten lines of YAML can stand for billions of values."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +47,13 @@ class ConfigFile:
         """
         for key, value in self.values.items():
             if not _can_be_said(value, mappings):
-                raise UsageError(f"{self._place(key)}: {key} takes text, a number, true or false, not {value!r}")
+                raise UsageError(f"{self._place(key)}: {key} takes text, a number, true or false, not {brief(value)}")
             try:
                 _, left_over = parser.parse_known_args(as_argv({key: value}))
             except UsageError as error:
                 raise UsageError(f"{self._place(key)}: {error}") from error
             if left_over:
-                raise UsageError(f"{self._place(key)}: {key} takes one value, not the list {value}")
+                raise UsageError(f"{self._place(key)}: {key} takes one value, not the list {brief(value)}")
         return as_argv(self.values)
 
     def refuse(self, valid_names: Collection[str]) -> None:
@@ -89,10 +92,14 @@ def read_config_file(path: Path) -> ConfigFile:
             a key twice.
     """
     try:
-        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        loader = yaml.SafeLoader(files.read_small(path).decode("utf-8"))
         document = loader.get_single_node()
+        if document is not None and _size(document, {}) > _MOST_NODES:
+            raise UsageError(f"{CONFIG_FLAG} {path} has more than {_MOST_NODES:,} values, its *aliases written out")
         pairs = document.value if isinstance(document, yaml.MappingNode) else []
         items = [(key, loader.construct_object(value, deep=True)) for key, value in pairs]
+    except UsageError:
+        raise
     except OSError as error:
         raise UsageError(f"{CONFIG_FLAG} {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -113,6 +120,16 @@ def read_config_file(path: Path) -> ConfigFile:
             raise UsageError(f"{path}, line {line}: a configuration file cannot name another one")
         config.values[key], config.lines[key] = value, line
     return config
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Scalars, lists and mappings that a node stands for, each as often as aliases name it."""
+    if id(node) not in known:
+        known[id(node)] = _MOST_NODES + 1  # what it is worth inside itself
+        children = node.value if isinstance(node, yaml.CollectionNode) else []
+        pairs = [child for pair in children for child in pair] if isinstance(node, yaml.MappingNode) else children
+        known[id(node)] = 1 + sum(_size(child, known) for child in pairs)
+    return known[id(node)]
 
 
 def _yaml_place(error: Exception) -> str:

@@ -2,31 +2,20 @@
 
 import atexit
 import errno
+import io
 import os
+import re
 import select
 import sys
 import traceback
 from collections.abc import Sequence
 
 from bert_convolutions import __version__
-from bert_convolutions.cli.command import Command
+from bert_convolutions.cli.commands import COMMANDS
 from bert_convolutions.cli.flags import nearest
 from bert_convolutions.cli.quiet import silence_libraries
-from bert_convolutions.errors import CommandError, UsageError
+from bert_convolutions.errors import EXIT_USAGE, CommandError, UsageError
 
-COMMANDS = {
-    command.name: command
-    for command in (
-        Command("train-tokenizer", "Train a SentencePiece tokenizer on plain text."),
-        Command("build-dataset", "Turn plain text into shuffled, tokenized sentence pairs on disk."),
-        Command("pretrain", "Pre-train a composite-attention BERT encoder on masked-word prediction."),
-        Command("glue", "Fine-tune a pre-trained encoder on the GLUE tasks, and predict their test sets."),
-        Command("compile-glue", "Tabulate the dev scores and write the GLUE submission of the best rounds."),
-        Command("convert", "Convert a checkpoint of the original code into one of this project."),
-        Command("bench", "Measure speed and memory against Hugging Face's models on the same text."),
-        Command("demo", "Run the whole path on public-domain speeches in under ten minutes."),
-    )
-}
 TRACEBACK_VARIABLE = "BERTCONV_TRACEBACK"
 EXIT_INTERRUPTED_BY_KEYBOARD = 130
 """128 + SIGINT, as shells report it."""
@@ -34,6 +23,12 @@ EXIT_BROKEN_PIPE = 141
 """128 + SIGPIPE."""
 _STDOUT = 1
 """File descriptor of standard output."""
+_LAUNCHER_NUMBERS = {"WORLD_SIZE": 1, "RANK": 0, "LOCAL_WORLD_SIZE": 1, "LOCAL_RANK": -1, "MASTER_PORT": 1}
+"""What torchrun sets in the environment and many a library reads, with the least value of each."""
+_BAD_PLACES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+_FULL_DISK = ("No space left", "StorageFull", "PytorchStreamWriter failed writing")
+_NO_MEMORY = ("DefaultCPUAllocator", "out of memory", "bad_alloc", "annot allocate memory")
+"""In the words of PyTorch, CUDA, C++ and the kernel."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0; 2 bad input or usage; 3 diverged; 75 interrupted and resumable; 130 interrupted by the
         keyboard; 1 anything else.
     """
+    _make_streams_safe()
     try:
         run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
@@ -67,7 +63,7 @@ def leave(code: int) -> int:
     The threads of gloo and NCCL sometimes abort a process that is done and only tears down its interpreter, and the
     launcher then takes the whole run for failed. What is registered for the exit is done before.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if os.environ.get("WORLD_SIZE", "1") != "1":
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -87,6 +83,7 @@ def run(argv: Sequence[str]) -> None:
     elif name in ("-V", "--version", "version"):
         print(f"bertconv {__version__}")
     elif name in COMMANDS:
+        _check_launcher()
         silence_libraries()
         COMMANDS[name].run(argv[1:])
     else:
@@ -111,6 +108,28 @@ def _overview() -> str:
     )
 
 
+def _make_streams_safe() -> None:
+    """Give closed standard streams a place to go, and let no character be one that an output can't take."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # or the next file opened would get its number, and what is printed with it
+            descriptor = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(descriptor, True)
+            setattr(sys, name, os.fdopen(descriptor, mode))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error does
+
+
+def _check_launcher() -> None:
+    """Raise about what the environment says of a launcher, which the libraries would take as it is."""
+    for name, least in _LAUNCHER_NUMBERS.items():
+        value = os.environ.get(name)
+        if value is not None and not (re.fullmatch(r"-?[0-9]{1,9}", value) and int(value) >= least):
+            raise UsageError(
+                f"{name}={value} in the environment is no whole number of at least {least}; torchrun sets it, for a "
+                "run of one process unset it"
+            )
+
+
 def _verdict(error: BaseException) -> tuple[int, str]:
     """The exit code and the message for what ended the command."""
     if isinstance(error, UsageError):
@@ -119,7 +138,8 @@ def _verdict(error: BaseException) -> tuple[int, str]:
         return error.exit_code, str(error)
     if isinstance(error, KeyboardInterrupt):
         return EXIT_INTERRUPTED_BY_KEYBOARD, "interrupted"
-    return 1, f"error: {_sentence(error)}"
+    code, sentence = _foreign(error)
+    return code, f"error: {sentence}"
 
 
 def _reader_has_left() -> bool:
@@ -132,25 +152,20 @@ def _reader_has_left() -> bool:
     return True
 
 
-def _sentence(error: BaseException) -> str:
-    """One sentence for an error that no code of ours has put into words."""
+def _foreign(error: BaseException) -> tuple[int, str]:
+    """The exit code and one sentence for an error that no code of ours has put into words."""
     text = " ".join(str(error).split())
+    number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, OSError):
         text = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error.strerror or text
-    if _is_full_disk(error, text):
-        return f"{text.rstrip('.')}; make room and run the same command again"
+    if number in (errno.ENOSPC, errno.EDQUOT) or any(words in text for words in _FULL_DISK):
+        return 1, f"{text.rstrip('.')}; make room and run the same command again"
+    if number in _BAD_PLACES or any(f"(os error {bad})" in text for bad in _BAD_PLACES):  # safetensors' words
+        return EXIT_USAGE, f"{text}; name a place that this user may use"
+    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's
+    if out_of_memory or number == errno.ENOMEM or any(words in text for words in _NO_MEMORY):
+        return 1, f"out of memory; a smaller --per_device_train_batch_size or --block_size needs less. {text}".rstrip()
     if isinstance(error, OSError):
-        return text
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without its import
-        return f"out of memory; a smaller --per_device_train_batch_size or --block_size needs less. {text}".rstrip()
-    return (
-        f"unexpected {type(error).__name__}: {text} "
-        f"(please report it, with the traceback that {TRACEBACK_VARIABLE}=1 in the environment shows)"
-    )
-
-
-def _is_full_disk(error: BaseException, text: str) -> bool:
-    """Whether the disk or the quota is exhausted, also in the words of PyTorch and safetensors."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    return any(words in text for words in ("No space left", "StorageFull", "PytorchStreamWriter failed writing"))
+        return 1, text
+    report = f"(please report it, with the traceback that {TRACEBACK_VARIABLE}=1 in the environment shows)"
+    return 1, f"unexpected {type(error).__name__}: {text} {report}"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from bert_convolutions.convert.options import ConvertOptions
 from bert_convolutions.errors import UsageError
 from bert_convolutions.model.configuration import CompositeBertConfig
 from bert_convolutions.model.modeling import (
@@ -26,6 +27,11 @@ ARCHITECTURES: dict[str, type[PreTrainedModel]] = {
 }
 _BUFFERS = ("relative_positions_mat", "position_ids")
 _DROPPED_KEYS = ("architectures", "model_type", "gradient_checkpointing", "transformers_version", "torch_dtype")
+
+
+def run_convert(options: ConvertOptions) -> Path:
+    """``bertconv convert``; see ``convert_checkpoint``."""
+    return convert_checkpoint(options.input, options.output_dir, options.overwrite_output_dir)
 
 
 def convert_checkpoint(input_dir: str | Path, output_dir: str | Path, overwrite_output_dir: bool = False) -> Path:

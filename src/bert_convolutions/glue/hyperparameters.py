@@ -6,9 +6,12 @@ Imports neither torch nor transformers.
 from collections.abc import Mapping
 from pathlib import Path
 
-from bert_convolutions.errors import UsageError
+import yaml
+
+from bert_convolutions.errors import UsageError, brief
+from bert_convolutions.files import read_small
 from bert_convolutions.glue.tasks import TASK_NAMES, TASKS, Task
-from bert_convolutions.schemas import Hyperparameters, parse, read_yaml
+from bert_convolutions.schemas import Hyperparameters, parse
 
 FLAG = "--hyperparams"
 OF_FLAGS = "flags"
@@ -92,7 +95,14 @@ def is_file_name(name_or_path: str) -> bool:
 def _read(path: Path) -> dict[str, dict[str, object]]:
     """Read the file: task (or ``default``) to the values given for it, all of which are checked."""
     where = f"{FLAG} {path}"
-    content = read_yaml(path)
+    try:
+        content = yaml.safe_load(read_small(path))
+    except UsageError:
+        raise
+    except OSError as error:
+        raise UsageError(f"{where} can't be read: {error.strerror}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
+        raise UsageError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not content:
         raise UsageError(f"{where} must map tasks (or default) to learning_rate, batch_size and steps")
     known = {name.lower(): name for name in (*TASK_NAMES, "default")}
@@ -101,7 +111,7 @@ def _read(path: Path) -> dict[str, dict[str, object]]:
     for key, values in content.items():
         name = known.get(str(key).lower())
         if name is None:
-            raise UsageError(f"{where}: unknown key {str(key)[:40]!r}; valid are {', '.join(known.values())}")
+            raise UsageError(f"{where}: unknown key {brief(key)}; valid are {', '.join(known.values())}")
         if name in entries:
             raise UsageError(f"{where}: {name} comes twice")
         if not isinstance(values, dict) or not all(isinstance(value, str) for value in values):

@@ -16,10 +16,10 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-import bert_convolutions.model  # noqa: F401  registers CompositeBert* with the Auto classes
 from bert_convolutions.errors import UsageError
 from bert_convolutions.files import sha256
 from bert_convolutions.glue.tasks import Task
+from bert_convolutions.model.loading import load_strictly
 from bert_convolutions.schemas import read_json
 
 SCORE_LABEL = "score"
@@ -151,30 +151,8 @@ def load_config(folder: str | Path) -> PreTrainedConfig:
 
 
 def _load_weights(folder: str | Path, config: PreTrainedConfig, new_classifier: bool) -> PreTrainedModel:
-    """Load a model; only what belongs to a head or a pooler may be missing or left over, if the classifier is new."""
-    try:
-        with quiet_transformers():
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                folder, config=config, local_files_only=True, output_loading_info=True
-            )
-    except Exception as error:  # torch, safetensors and transformers each have their own for a bad file
-        raise UsageError(f"{folder}: cannot load the model ({_first_line(error)})") from error
-    prefix = f"{model.base_model_prefix}."
-    parts = tuple(f"{name}." for name, _ in model.base_model.named_children())  # as an encoder saved alone names them
-
-    def matters(name: str) -> bool:
-        return not new_classifier or (name.startswith((prefix, *parts)) and "pooler." not in name)
-
-    missing = sorted(filter(matters, report["missing_keys"]))
-    unexpected = sorted(filter(matters, report["unexpected_keys"]))
-    if missing:
-        raise UsageError(f"{folder} lacks {len(missing)} weights of the model, {missing[0]} for one")
-    if unexpected:
-        raise UsageError(
-            f"{folder} has {len(unexpected)} weights that the model of its config.json has no place for, "
-            f"{unexpected[0]} for one; give the configuration that belongs to the weights"
-        )
-    return model
+    with quiet_transformers():
+        return load_strictly(AutoModelForSequenceClassification, folder, config, new_head=new_classifier)
 
 
 def _first_line(error: Exception) -> str:

@@ -17,7 +17,7 @@ from bert_convolutions.errors import UsageError
 from bert_convolutions.files import make_folder, write_bytes, write_json, write_text
 from bert_convolutions.glue.options import CompileGlueOptions
 from bert_convolutions.glue.tasks import MAX_SCORE, MIN_SCORE, DevSet, Task, all_dev_sets, all_test_sets
-from bert_convolutions.schemas import Correlation, Share, parse, read_text
+from bert_convolutions.schemas import AccuracyScore, CorrelationScore, parse, read_text
 from bert_convolutions.terminal import make_console
 
 SCORES_FILE = "dev_scores.json"
@@ -135,7 +135,7 @@ def read_score(folder: Path, dev_set: DevSet) -> float | None:
     for line in read_text(path).split("\n"):
         name, _, value = line.partition(" = ")
         if name == dev_set.score:
-            kind = Correlation if name in ("eval_mcc", "eval_corr") else Share
+            kind = CorrelationScore if name in ("eval_mcc", "eval_corr") else AccuracyScore
             return parse(kind, value.strip(), f"{path}: {name}").root
     raise UsageError(f"{path}: no line {dev_set.score} = ...")
 

@@ -1,0 +1,212 @@
+"""The sub-commands: a table of names, flags and functions that do the work, each imported when it is called for."""
+
+import argparse
+import pkgutil
+import re
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from bert_convolutions.cli.config_file import read_config_file
+from bert_convolutions.cli.flags import FlagParser, make_options, options_parser, refuse_left_over, with_underscores
+from bert_convolutions.cli.trainer_flags import TrainerFlags, trainer_parser
+from bert_convolutions.errors import UsageError
+
+_HELP = {"-h", "--help"}
+_HELP_ALL = {"--help-all", "--help_all"}
+_SPEAK_OF_ARGUMENTS = ("bert_convolutions.attention", "bert_convolutions.model")
+"""Packages whose ``ValueError``s are about what their caller gave, in words for those who write Python."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A sub-command.
+
+    Attributes:
+        name: what it is called by.
+        purpose: one sentence for the list of sub-commands and its help.
+        options: ``module:class`` of the dataclass of its own flags; the module is light.
+        work: ``module:function`` that takes these options and, with ``trainer``, the Trainer's arguments.
+        trainer: whether it takes the Trainer's flags too.
+        result: what is printed of the path that ``work`` returns; nothing if empty.
+    """
+
+    name: str
+    purpose: str
+    options: str
+    work: str
+    trainer: bool = False
+    result: str = ""
+
+    @property
+    def options_class(self) -> Any:
+        """The dataclass of its own flags."""
+        return pkgutil.resolve_name(self.options)
+
+    def run(self, argv: Sequence[str]) -> None:
+        """Print the help asked for, or read the flags and do the work.
+
+        Args:
+            argv: the command line after the sub-command's name.
+
+        Raises:
+            UsageError: a flag, a value or a key of the configuration file is wrong.
+        """
+        if _HELP_ALL & set(argv):
+            print(self._help(all_flags=True))
+        elif _HELP & set(argv):
+            print(self._help(all_flags=False))
+        else:
+            options, trainer_flags = self.read(argv)
+            try:
+                self._do(options, trainer_flags)
+            except ValueError as error:
+                if isinstance(error, UsageError) or not _raised_in(error, _SPEAK_OF_ARGUMENTS):
+                    raise
+                raise UsageError(_in_flags(str(error), trainer_flags.own_names)) from error
+
+    def _do(self, options: Any, trainer_flags: TrainerFlags) -> None:
+        arguments = []
+        if self.trainer:
+            from bert_convolutions.training.arguments import BertTrainingArguments
+
+            arguments = [trainer_flags.parse(BertTrainingArguments)]
+        result = pkgutil.resolve_name(self.work)(options, *arguments)
+        if self.result:
+            print(f"{self.result}: {result}")
+
+    def read(self, argv: Sequence[str]) -> tuple[Any, TrainerFlags]:
+        """The sub-command's options, and what is left for the Trainer.
+
+        Raises:
+            UsageError: a flag, a value or a key of the configuration file is wrong.
+        """
+        options_class = self.options_class
+        parser = options_parser(self.name, options_class)
+        own_names = tuple(field.name for field in fields(options_class))
+        argv = with_underscores(argv)
+        config_path = parser.parse_known_args(argv)[0].config
+        trainer_flags = TrainerFlags(self.name, own_names)
+        if config_path is not None:
+            config = read_config_file(Path(config_path))
+            argv = [*config.part(own_names, inside=True).argv(parser), *argv]
+            trainer_flags = TrainerFlags(self.name, own_names, config=config.part(own_names, inside=False))
+        parsed, left_over = parser.parse_known_args(argv)
+        if not self.trainer:
+            trainer_flags.config.refuse(own_names)
+            refuse_left_over(self.name, left_over, own_names, all_flags="--help")
+        options: Any = make_options(self.name, options_class, parsed)
+        return options, TrainerFlags(self.name, own_names, tuple(left_over), trainer_flags.config)
+
+    def _help(self, *, all_flags: bool) -> str:
+        parser = options_parser(self.name, self.options_class)
+        parser.description = self.purpose
+        parser.usage = f"bertconv {self.name} [--flag value ...]"
+        group = parser.add_argument_group("help")
+        group.add_argument("-h", "--help", action="store_true", default=None, help="show this and leave")
+        if not self.trainer:
+            return parser.format_help()
+        group.add_argument("--help-all", action="store_true", default=None, help="show the Trainer's flags too")
+        if not all_flags:
+            _add_common_trainer_flags(parser)
+            return parser.format_help()
+        from bert_convolutions.training.arguments import BertTrainingArguments
+
+        trainer = trainer_parser(self.name, BertTrainingArguments)
+        return f"{parser.format_help()}\nflags of transformers.Trainer\n{trainer.format_help()}"
+
+
+def _add_common_trainer_flags(parser: FlagParser) -> None:
+    from bert_convolutions.cli.trainer_help import COMMON_TRAINER_FLAGS
+
+    group = parser.add_argument_group("flags of transformers.Trainer most in use (--help-all shows all)")
+    for flag in COMMON_TRAINER_FLAGS:
+        nargs = argparse.OPTIONAL if flag.kind == "true|false" else None
+        group.add_argument(f"--{flag.name}", metavar=flag.kind, default=flag.default, help=flag.help, nargs=nargs)
+
+
+def _raised_in(error: BaseException, packages: tuple[str, ...]) -> bool:
+    """Whether the innermost Python frame of an error belongs to one of ``packages``."""
+    innermost = list(traceback.walk_tb(error.__traceback__))[-1][0]
+    return str(innermost.f_globals.get("__name__")).startswith(packages)
+
+
+def _in_flags(message: str, names: Sequence[str]) -> str:
+    """A message about arguments as one about flags: each name of ``names`` that begins it or can be nothing else."""
+    flags = "|".join(name for name in names if "_" in name)
+    first = "|".join(names)
+    return re.sub(rf'^({first})\b|(?<![\w"-])({flags})\b(?!")', lambda match: f"--{match[0]}", message)
+
+
+COMMANDS = {
+    command.name: command
+    for command in (
+        Command(
+            "train-tokenizer",
+            "Train a SentencePiece tokenizer on plain text.",
+            options="bert_convolutions.data.options:TrainTokenizerOptions",
+            work="bert_convolutions.data.build.train_tokenizer:train_tokenizer",
+            result="tokenizer",
+        ),
+        Command(
+            "build-dataset",
+            "Turn plain text into shuffled, tokenized sentence pairs on disk.",
+            options="bert_convolutions.data.options:BuildDatasetOptions",
+            work="bert_convolutions.data.build.pipeline:build_dataset",
+            result="sentence pairs",
+        ),
+        Command(
+            "pretrain",
+            "Pre-train a composite-attention BERT encoder on masked-word prediction.",
+            options="bert_convolutions.training.options:PretrainOptions",
+            work="bert_convolutions.training.pretrain:run_pretraining",
+            trainer=True,
+        ),
+        Command(
+            "glue",
+            "Fine-tune a pre-trained encoder on the GLUE tasks, and predict their test sets.",
+            options="bert_convolutions.glue.options:GlueOptions",
+            work="bert_convolutions.glue.run:run_glue",
+            trainer=True,
+        ),
+        Command(
+            "compile-glue",
+            "Tabulate the dev scores and write the GLUE submission of the best rounds.",
+            options="bert_convolutions.glue.options:CompileGlueOptions",
+            work="bert_convolutions.glue.submit:compile_glue",
+        ),
+        Command(
+            "minimal-pairs",
+            "Ask a masked language model which of two sentences is acceptable: BLiMP, Zorro, or pairs of one's own.",
+            options="bert_convolutions.probes.options:MinimalPairsOptions",
+            work="bert_convolutions.probes.run:run_minimal_pairs",
+        ),
+        Command(
+            "local-order",
+            "Ask a masked language model which of two sentences has a word out of place, by how far it was moved.",
+            options="bert_convolutions.probes.options:LocalOrderOptions",
+            work="bert_convolutions.probes.run:run_local_order",
+        ),
+        Command(
+            "convert",
+            "Convert a checkpoint of the original code into one of this project.",
+            options="bert_convolutions.convert.options:ConvertOptions",
+            work="bert_convolutions.convert.original:run_convert",
+            result="converted checkpoint",
+        ),
+        Command(
+            "bench",
+            "Measure speed and memory against Hugging Face's models on the same text.",
+            options="bert_convolutions.bench.options:BenchOptions",
+            work="bert_convolutions.bench.run:run_bench",
+        ),
+        Command(
+            "demo",
+            "Run the whole path on public-domain speeches in under ten minutes.",
+            options="bert_convolutions.demo.options:DemoOptions",
+            work="bert_convolutions.demo.run:run_demo",
+        ),
+    )
+}

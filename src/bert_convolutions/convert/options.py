@@ -1,0 +1,13 @@
+"""The flags of ``bertconv convert``. Imports neither PyTorch nor transformers."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass
+class ConvertOptions:
+    """Which checkpoint becomes one of ours, and where."""
+
+    input: Path = field(metadata={"help": "checkpoint folder of the original code", "metavar": "DIR"})
+    output_dir: Path = field(metadata={"help": "folder for the converted checkpoint", "metavar": "DIR"})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "replace a converted checkpoint there"})
