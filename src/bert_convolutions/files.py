@@ -23,7 +23,6 @@ from bert_convolutions.errors import UsageError
 LOCK_NAME = ".bertconv.lock"
 ASIDE_NAME = ".replaced"
 """Folder inside an output folder that holds what an overwrite replaces, until the new run stands."""
-_DISCARDED_NAME = ".discarded"
 _ALL_ASIDE = ".complete"
 """Inside the set-aside folder, once everything is: only then may a new run have begun."""
 _TEMPORARY = ".writing"
@@ -92,9 +91,11 @@ def write_json(path: Path, value: Any) -> None:
 
 def remove_temporaries(folder: Path) -> None:
     """Remove what killed processes left half-written or half-removed in ``folder``; its lock must be held."""
-    shutil.rmtree(folder / _DISCARDED_NAME, ignore_errors=True)
     for path in folder.glob(f".*{_TEMPORARY}"):
-        path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def read_small(path: Path) -> bytes:
@@ -194,12 +195,13 @@ def put_back(folder: Path) -> None:
 
 
 def discard_aside(folder: Path) -> None:
-    """Remove what was set aside: the new run stands. A crash on the way leaves nothing that would be put back."""
-    aside, discarded = folder / ASIDE_NAME, folder / _DISCARDED_NAME
+    """Remove what was set aside: the new run stands. A kill on the way leaves nothing that would be put back."""
+    aside = folder / ASIDE_NAME
     if aside.is_dir():
-        shutil.rmtree(discarded, ignore_errors=True)
-        aside.rename(discarded)
-        shutil.rmtree(discarded, ignore_errors=True)
+        doomed = folder / f"{ASIDE_NAME}{_TEMPORARY}"
+        shutil.rmtree(doomed, ignore_errors=True)
+        aside.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def settle_aside(folder: Path, *, new_stands: bool) -> None:
@@ -214,6 +216,20 @@ def settle_aside(folder: Path, *, new_stands: bool) -> None:
         discard_aside(folder)
     else:
         put_back(folder)
+
+
+def make_folder(folder: Path, flag: str) -> None:
+    """Make an output folder, if it isn't there, and see that it can be written to.
+
+    Raises:
+        UsageError: names the flag and the folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{flag} {folder} can't be made: {error.strerror}; give another folder") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"{flag} {folder} can't be written to; give another folder")
 
 
 @contextlib.contextmanager

@@ -81,12 +81,8 @@ def held(folder: Path) -> Iterator[None]:
     Raises:
         UsageError: it can't be made or written to, or another run holds it.
     """
-    with contextlib.ExitStack() as stack:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(files.run_lock(folder))
-        except OSError as error:
-            raise UsageError(f"--output_dir {folder} can't be written to: {error.strerror}; give another") from error
+    files.make_folder(folder, "--output_dir")
+    with files.run_lock(folder):
         checkpoints.sweep(folder)
         if (folder / _INSTALLING_NAME).is_dir():
             _finish_install(folder)

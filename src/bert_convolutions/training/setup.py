@@ -1,11 +1,9 @@
 """Setting up ``bertconv pretrain``: flags checked, tokenizer, configuration, model and trainer made of them, once."""
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 from transformers.trainer_utils import SchedulerType
@@ -253,16 +251,9 @@ def run_facts(
         "block_size": options.block_size,
         "mlm_probability": options.mlm_probability,
         "use_sop_head": options.use_sop_head,
-        "fingerprint": getattr(examples, "fingerprint", None) or _fingerprint(examples),
+        "fingerprint": examples.fingerprint,
         "tokenizer": tokenizer_hash(tokenizer),
         "optimizer": [OptimizerNames(arguments.optim).value.removesuffix("_fused"), arguments.optim_args],
         "schedule": schedule.value if by_loss else "by step",
         "model": {name: value for name, value in model.config.to_dict().items() if name not in _NOT_OF_THE_MODEL},
     }
-
-
-def _fingerprint(examples: Any) -> str:
-    digest = hashlib.sha256()
-    for index in sorted({0, len(examples) // 2, len(examples) - 1}):
-        digest.update(np.asarray(examples[index], dtype=np.int64).tobytes())
-    return digest.hexdigest()[:16]
