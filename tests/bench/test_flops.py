@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 from transformers import ElectraConfig, ElectraForMaskedLM
 
+from bert_convolutions.attention import spec
+from bert_convolutions.attention.terms import TERMS, Term
 from bert_convolutions.bench.flops import FlopCounter, count_flops, peak_flops
 from bert_convolutions.model import CompositeBertConfig, CompositeBertForMaskedLM
 
@@ -29,6 +32,22 @@ def test_dynamic_terms_count_once_a_head() -> None:
     config = CompositeBertConfig(**SIZES, attention_kernel="qk_convfixed_convq_convk 2")
     term = 2 * 8 * 5  # heads x head size x width
     assert count_flops(CompositeBertForMaskedLM(config)).encoder_weights == 8 * 16 + 3 * (LAYER + 2 * term)
+
+
+def test_a_new_dynamic_term_is_counted_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its declaration alone, and as wide as its kernel, not its parameter."""
+    mirrored = Term(
+        side="key",
+        dynamic=True,
+        shape=lambda heads, head_size, width: (head_size, width // 2 + 1),
+        initial="kaiming_uniform",
+        kernel=lambda parameter: torch.cat([parameter.flip(-1)[..., :-1], parameter], dim=-1),
+    )
+    monkeypatch.setitem(TERMS, "convm", mirrored)
+    monkeypatch.setattr(spec, "SCORE_TERMS", ("qk", *TERMS))
+    config = CompositeBertConfig(**SIZES, attention_kernel="qk_convm 2")
+    counter = count_flops(CompositeBertForMaskedLM(config))
+    assert counter.encoder_weights == 8 * 16 + 3 * (LAYER + 2 * 8 * 5)
 
 
 def test_without_dot_product_half_of_the_attention_is_left() -> None:

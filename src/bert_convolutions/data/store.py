@@ -85,7 +85,7 @@ class ArrowStore:
     """
 
     def __init__(self, folder: str | Path, tokenizer_hash: str | None = None) -> None:
-        self._folder = Path(folder)
+        self.folder = self._folder = Path(folder)
         self._manifest = read_manifest(self._folder / MANIFEST_FILE)
         if tokenizer_hash is not None:
             _check_tokenizer(self._folder, self._manifest, tokenizer_hash)
