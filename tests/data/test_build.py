@@ -22,7 +22,7 @@ from bert_convolutions.data.build import pipeline as build_module
 from bert_convolutions.data.build import sources as build_sources
 from bert_convolutions.data.build.sentences import split_sentences
 from bert_convolutions.data.options import BuildDatasetOptions
-from bert_convolutions.data.spm_encoder import SpmEncoder
+from bert_convolutions.data.pieces import PieceTokenizer
 from bert_convolutions.data.store import ArrowStore
 from bert_convolutions.errors import CommandError, RunInterrupted, UsageError
 
@@ -40,7 +40,7 @@ def examples(folder: Path) -> list[list[int]]:
     return [store[index].tolist() for index in range(len(store))]
 
 
-def expected_pairs(encoder: SpmEncoder, documents: list[list[str]]) -> list[list[int]]:
+def expected_pairs(encoder: PieceTokenizer, documents: list[list[str]]) -> list[list[int]]:
     pairs = []
     for sentences in documents:
         encoded = encoder.encode(sentences)
@@ -59,7 +59,7 @@ def documents_of(text: str) -> list[list[str]]:
 
 
 def test_consecutive_lines_are_paired_across_blank_lines_and_blocks(
-    build: Build, encoder: SpmEncoder, speeches: list[str], small_blocks: None
+    build: Build, encoder: PieceTokenizer, speeches: list[str], small_blocks: None
 ) -> None:
     text = "\n".join(speeches[:151])
     built = examples(build(text))
@@ -68,7 +68,7 @@ def test_consecutive_lines_are_paired_across_blank_lines_and_blocks(
     assert built != expected, "not shuffled"
 
 
-def test_documents_are_not_crossed_when_asked(build: Build, encoder: SpmEncoder, small_blocks: None) -> None:
+def test_documents_are_not_crossed_when_asked(build: Build, encoder: PieceTokenizer, small_blocks: None) -> None:
     text = "one\n\n\nfirst of two\nsecond of two\n \na\nb\nc\n" * 30
     built = examples(build(text, pair_within_documents=True))
     assert sorted(built) == sorted(expected_pairs(encoder, documents_of(text)))
@@ -80,7 +80,7 @@ lines = st.sampled_from(["", " ", "the union", "of the several states, as it was
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(lines, min_size=1, max_size=40), st.booleans(), st.sampled_from(["\n", "\r\n"]))
 def test_any_mix_of_blank_lines_and_blocks(
-    build: Build, encoder: SpmEncoder, small_blocks: None, rows: list[str], within: bool, ending: str
+    build: Build, encoder: PieceTokenizer, small_blocks: None, rows: list[str], within: bool, ending: str
 ) -> None:
     text = ending.join(rows)
     sentences = [row for row in text.splitlines() if row.strip()]
@@ -110,7 +110,7 @@ def test_number_of_processes_blocks_and_compression_change_nothing(
     assert sorted(examples(tmp_path / "other")) == sorted(reference)
 
 
-def test_the_shuffle_is_uniform_over_the_corpus(build: Build, encoder: SpmEncoder) -> None:
+def test_the_shuffle_is_uniform_over_the_corpus(build: Build, encoder: PieceTokenizer) -> None:
     numbers = range(4000)
     text = "".join(f"{number}\nx\n" for number in numbers)
     position_of = {tuple(ids): position for position, ids in enumerate(examples(build(text)))}
@@ -121,7 +121,7 @@ def test_the_shuffle_is_uniform_over_the_corpus(build: Build, encoder: SpmEncode
     assert np.abs(halves - 250).max() < 75
 
 
-def test_paragraphs_are_cut_into_sentences(build: Build, encoder: SpmEncoder) -> None:
+def test_paragraphs_are_cut_into_sentences(build: Build, encoder: PieceTokenizer) -> None:
     text = "Mr. Smith came. He saw. He won!\n\nWas it so? Nobody knows.\n"
     built = examples(build(text, split_sentences=True, pair_within_documents=True))
     cut = [["Mr. Smith came.", "He saw.", "He won!"], ["Was it so?", "Nobody knows."]]
@@ -129,7 +129,7 @@ def test_paragraphs_are_cut_into_sentences(build: Build, encoder: SpmEncoder) ->
     assert split_sentences("  ", "en") == []
 
 
-def test_folders_several_files_and_a_byte_order_mark(build: Build, encoder: SpmEncoder, tmp_path: Path) -> None:
+def test_folders_several_files_and_a_byte_order_mark(build: Build, encoder: PieceTokenizer, tmp_path: Path) -> None:
     folder = tmp_path / "corpus"
     (folder / "sub").mkdir(parents=True)
     (folder / "b.txt").write_bytes(b"\xef\xbb\xbfthe union\nof states\nan odd last line")
@@ -140,7 +140,7 @@ def test_folders_several_files_and_a_byte_order_mark(build: Build, encoder: SpmE
     assert sorted(built) == sorted(expected_pairs(encoder, [["the union", "of states"], ["in years", "of war"]]))
 
 
-def test_lines_of_megabytes(build: Build, encoder: SpmEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_of_megabytes(build: Build, encoder: PieceTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     long = "of the union " * 90_000
     built = examples(build(f"{long}\nshort\n"))
     assert built == expected_pairs(encoder, [[long, "short"]])
@@ -152,7 +152,7 @@ def test_lines_of_megabytes(build: Build, encoder: SpmEncoder, monkeypatch: pyte
     assert sorted(" ".join(sentences).split()) == [word.replace("é", "e") for word in words]
 
 
-def _between(pair: list[int], encoder: SpmEncoder) -> list[list[int]]:
+def _between(pair: list[int], encoder: PieceTokenizer) -> list[list[int]]:
     end = pair.index(encoder.sep_id)
     return [pair[1:end], pair[end + 1 : -1]]
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from bert_convolutions.data.spm_encoder import SpmEncoder
+from bert_convolutions.data.pieces import PieceTokenizer
 from bert_convolutions.data.store import ArrowStore, open_examples
 from bert_convolutions.data.store_ids import IdsStore, write_line_index
 from bert_convolutions.data.tokenizer import load_tokenizer
@@ -22,7 +22,7 @@ def folder(build: Build, speeches: list[str]) -> Path:
 
 
 def test_examples_are_whole_pairs_in_any_order_and_process(
-    folder: Path, tokenizer_dir: Path, encoder: SpmEncoder
+    folder: Path, tokenizer_dir: Path, encoder: PieceTokenizer
 ) -> None:
     store = open_examples(folder, tokenizer=load_tokenizer(tokenizer_dir))
     assert str(len(store)) in store.description.replace(",", "")
@@ -38,7 +38,7 @@ def test_examples_are_whole_pairs_in_any_order_and_process(
 
 def test_another_tokenizer_is_refused(folder: Path, tmp_path: Path, tokenizer_dir: Path) -> None:
     other = load_tokenizer(tokenizer_dir)
-    other.encoder_model.__dict__["hash"] = "0" * 64
+    other.pieces.__dict__["hash"] = "0" * 64
     with pytest.raises(UsageError, match=f"{folder.name}: built with another tokenizer"):
         open_examples(folder, tokenizer=other)
 
@@ -65,7 +65,7 @@ def test_damaged_manifests_are_refused(folder: Path, content: str) -> None:
         ArrowStore(folder)
 
 
-def test_documents_are_held_out_whole(build: Build, encoder: SpmEncoder) -> None:
+def test_documents_are_held_out_whole(build: Build, encoder: PieceTokenizer) -> None:
     documents = [[f"speech {number}", "of the union"] * 5 for number in range(200)]
     store = ArrowStore(build("\n\n".join("\n".join(document) for document in documents)))
     train, held_out = store.split_by_document(0.2, seed=3)
@@ -125,7 +125,7 @@ def test_ids_files_equal_the_arrow_folder(
     for index in range(len(store)):
         assert np.array_equal(store[index], arrow[index]) and np.array_equal(reopened[index], arrow[index])
     other = load_tokenizer(tokenizer_dir)
-    other.encoder_model.__dict__["hash"] = "0" * 64
+    other.pieces.__dict__["hash"] = "0" * 64
     with pytest.raises(UsageError, match=r"ids\.txt: built with another tokenizer"):
         open_examples(file, tokenizer=other, train_iterable=True, cache_dir=tmp_path)
     with pytest.raises(UsageError, match="does not say which document"):

@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from bert_convolutions.data import train_tokenizer as module
+from bert_convolutions.data.build import train_tokenizer as module
+from bert_convolutions.data.build.train_tokenizer import train_tokenizer
 from bert_convolutions.data.options import TrainTokenizerOptions
-from bert_convolutions.data.spm_encoder import SpmEncoder
+from bert_convolutions.data.pieces import PieceTokenizer
 from bert_convolutions.data.tokenizer import CompositeBertTokenizer
-from bert_convolutions.data.train_tokenizer import train_tokenizer
 from bert_convolutions.errors import UsageError
 
 
@@ -27,7 +27,7 @@ def test_the_folder_loads_offline(tokenizer_dir: Path) -> None:
     assert sorted(file.name for file in tokenizer_dir.iterdir()) == ["spm.model", "tokenizer_config.json"]
 
 
-def test_it_learns_from_lower_case_without_accents(encoder: SpmEncoder) -> None:
+def test_it_learns_from_lower_case_without_accents(encoder: PieceTokenizer) -> None:
     pieces = encoder.processor.id_to_piece(list(range(encoder.num_pieces)))
     assert all(piece == piece.lower() for piece in pieces)
     assert "▁the" in pieces
@@ -60,7 +60,7 @@ def test_a_line_of_a_megabyte(tmp_path: Path) -> None:
     file = tmp_path / "long.txt"
     file.write_text("of the several states " * 50_000 + "\nand 三国志" + "三国志" * 5000, encoding="utf-8")
     folder = train_tokenizer(TrainTokenizerOptions([str(file)], str(tmp_path / "out"), vocab_size=24))
-    pieces = SpmEncoder(folder / "spm.model").processor
+    pieces = PieceTokenizer(folder / "spm.model").processor
     assert pieces.piece_to_id("国") != pieces.unk_id()
 
 

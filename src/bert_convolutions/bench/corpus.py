@@ -11,11 +11,11 @@ from bert_convolutions import files
 from bert_convolutions.bench.options import BenchOptions
 from bert_convolutions.bench.plan import BASE_LENGTH, Group
 from bert_convolutions.data.build.sources import blocks, find_sources, read_text
+from bert_convolutions.data.build.train_tokenizer import train_tokenizer
 from bert_convolutions.data.options import TrainTokenizerOptions
-from bert_convolutions.data.spm_encoder import MODEL_FILE
+from bert_convolutions.data.pieces import MODEL_FILE
 from bert_convolutions.data.store import ArrowStore, open_examples
 from bert_convolutions.data.tokenizer import load_tokenizer
-from bert_convolutions.data.train_tokenizer import train_tokenizer
 from bert_convolutions.demo.corpus import load_speeches, write_text
 from bert_convolutions.errors import UsageError
 from bert_convolutions.model.presets import load_config

@@ -1,6 +1,6 @@
 """Examples on disk, opened in seconds at any size and read at random without holding them in memory.
 
-Order and batches are not the store's business: see ``data.order``.
+Order and batches are not the store's business: see ``data.randomness``.
 """
 
 import hashlib
@@ -13,17 +13,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from bert_convolutions.data.hashing import mix
 from bert_convolutions.data.manifest import MANIFEST_FILE, Manifest, manifest_path, read_manifest
 from bert_convolutions.data.options import BuildDatasetOptions
+from bert_convolutions.data.randomness import Stream, mix
 from bert_convolutions.errors import UsageError
 
 _VERIFIED_BYTES = 512 << 20
 """Datasets up to this size have all checksums verified when they are opened, which takes a second at most."""
 _MAX_OPEN_SHARDS = 512
 """Shards kept mapped at a time; each holds a file descriptor, of which a process usually has 1024."""
-_HELD_OUT = 0x484F
-"""Keeps these random bits apart from others that are drawn with the same seed."""
 
 
 class ExampleStore(Protocol):
@@ -136,7 +134,7 @@ class ArrowStore:
         train, held_out = [], []
         for number, start in enumerate(self._starts[:-1]):
             documents = self._shard(number).documents.astype(np.uint64)
-            is_held_out = mix(documents, seed, _HELD_OUT) < threshold
+            is_held_out = mix(documents, seed, Stream.HELD_OUT) < threshold
             held_out.append(np.flatnonzero(is_held_out) + start)
             train.append(np.flatnonzero(~is_held_out) + start)
         views = ExampleView(self, _compact(train, len(self))), ExampleView(self, _compact(held_out, len(self)))

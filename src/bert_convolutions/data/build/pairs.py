@@ -13,13 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from bert_convolutions.data.arrays import ArrayFile, take_rows, write_arrays
-from bert_convolutions.data.hashing import mix
+from bert_convolutions.data.build.arrays import ArrayFile, take_rows, write_arrays
+from bert_convolutions.data.randomness import Stream, mix
 
 BLOCK_DOCUMENT_SENTENCES = 1000
 """A file without blank lines counts as documents of this many sentences, so that some can be held out."""
-_SHUFFLE = 0x5348
-"""Keeps these random bits apart from others that are drawn with the same seed."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +183,7 @@ def write_runs(task: PairTask) -> None:
         task.document + (np.cumsum(segments) if task.has_documents else in_file // BLOCK_DOCUMENT_SENTENCES)[first]
     )
 
-    keys = mix((task.first_sentence + first).astype(np.uint64), task.seed, _SHUFFLE)
+    keys = mix((task.first_sentence + first).astype(np.uint64), task.seed, Stream.PAIR_SHUFFLE)
     order = np.argsort(keys, kind="stable")
     keys, first = keys[order], first[order]
     pair_lengths = lengths[first] + lengths[first + 1] + 3

@@ -21,10 +21,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bert_convolutions.data.arrays import read_facts
 from bert_convolutions.data.build import pairs as build_pairs
 from bert_convolutions.data.build import sentences as build_sentences
 from bert_convolutions.data.build import shards as build_shards
+from bert_convolutions.data.build.arrays import read_facts
 from bert_convolutions.data.build.parallel import run_tasks
 from bert_convolutions.data.build.sources import Source, blocks, find_sources
 from bert_convolutions.data.build.target import Target

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bert_convolutions.data.arrays import write_arrays
+from bert_convolutions.data.build.arrays import write_arrays
 from bert_convolutions.data.build.sources import Block, read_text
 from bert_convolutions.data.build.tokenizing import Encoder, open_encoder
 

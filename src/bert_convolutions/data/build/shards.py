@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bert_convolutions.data.arrays import ArrayFile, take_rows
+from bert_convolutions.data.build.arrays import ArrayFile, take_rows
 from bert_convolutions.files import sha256, whole_file, write_json
 
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from bert_convolutions.data.spm_encoder import SpmEncoder, find_model_file, flatten
+from bert_convolutions.data.pieces import PieceTokenizer, find_model_file, flatten
 
 
 class Encoder(Protocol):
@@ -28,7 +28,7 @@ class Encoder(Protocol):
 
 
 class HuggingFaceEncoder:
-    """Any Hugging Face tokenizer; needs ``transformers``, so more memory than ``SpmEncoder``."""
+    """Any Hugging Face tokenizer; needs ``transformers``, so more memory than ``PieceTokenizer``."""
 
     def __init__(self, path: str | Path) -> None:
         from bert_convolutions.data.tokenizer import load_tokenizer
@@ -60,4 +60,4 @@ def open_encoder(path: str | Path) -> Encoder:
         UsageError: nothing is there, or it is no tokenizer.
     """
     model_file = find_model_file(path)
-    return SpmEncoder(model_file) if model_file is not None else HuggingFaceEncoder(path)
+    return PieceTokenizer(model_file) if model_file is not None else HuggingFaceEncoder(path)

@@ -11,10 +11,9 @@ import sentencepiece
 from tqdm import tqdm
 
 from bert_convolutions.data.build.sources import Source, blocks, find_sources, read_text
-from bert_convolutions.data.hashing import mix
 from bert_convolutions.data.options import TrainTokenizerOptions
-from bert_convolutions.data.spm_encoder import APPENDED_TOKENS, MODEL_FILE, UNKNOWN_TOKEN
-from bert_convolutions.data.text import normalize
+from bert_convolutions.data.pieces import APPENDED_TOKENS, MODEL_FILE, UNKNOWN_TOKEN, normalize
+from bert_convolutions.data.randomness import Stream, mix
 from bert_convolutions.errors import UsageError
 from bert_convolutions.files import whole_file, write_json
 
@@ -24,8 +23,6 @@ _MAX_LINE_CHARACTERS = _MAX_LINE_BYTES // 4
 _MIN_SAMPLE = 101
 """The least that SentencePiece accepts as the size of a sample."""
 _KEYS_AT_A_TIME = 1 << 16
-_SAMPLE = 0x544B
-"""Keeps these random bits apart from others that are drawn with the same seed."""
 
 
 def train_tokenizer(options: TrainTokenizerOptions) -> Path:
@@ -83,7 +80,7 @@ def _lines(sources: list[Source], what: str) -> Iterator[str]:
 
 
 def _sample(sources: list[Source], num_lines: int, options: TrainTokenizerOptions) -> Iterator[str]:
-    """Yield about ``input_sentence_size`` lines, each with the same probability, as the encoder will see them.
+    """Yield about ``input_sentence_size`` lines, each with the same probability, as the tokenizer will see them.
 
     A line is drawn when the hash of the seed and its number falls into that share of the range of hashes.
 
@@ -95,7 +92,7 @@ def _sample(sources: list[Source], num_lines: int, options: TrainTokenizerOption
     lines = _lines(sources, "sampling")
     number = 0
     while batch := list(islice(lines, _KEYS_AT_A_TIME)):
-        keys = mix(np.arange(number, number + len(batch), dtype=np.uint64), options.seed, _SAMPLE)
+        keys = mix(np.arange(number, number + len(batch), dtype=np.uint64), options.seed, Stream.TOKENIZER_SAMPLE)
         for position in np.flatnonzero(keys <= threshold).tolist():
             yield from _cut(normalize(batch[position]))
         number += len(batch)
