@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from transformers import ElectraConfig, ElectraForMaskedLM
 
 from bert_convolutions.attention import spec
@@ -34,20 +33,14 @@ def test_dynamic_terms_count_once_a_head() -> None:
     assert count_flops(CompositeBertForMaskedLM(config)).encoder_weights == 8 * 16 + 3 * (LAYER + 2 * term)
 
 
-def test_a_new_dynamic_term_is_counted_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By its declaration alone, and as wide as its kernel, not its parameter."""
-    mirrored = Term(
-        side="key",
-        dynamic=True,
-        shape=lambda heads, head_size, width: (head_size, width // 2 + 1),
-        initial="kaiming_uniform",
-        kernel=lambda parameter: torch.cat([parameter.flip(-1)[..., :-1], parameter], dim=-1),
-    )
-    monkeypatch.setitem(TERMS, "convm", mirrored)
+def test_a_new_term_counts_by_its_declaration(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, dynamic in (("lookahead", True), ("steady", False)):
+        new = Term("key", dynamic, lambda heads, head_size, width: (head_size, width), "zeros")
+        monkeypatch.setitem(TERMS, name, new)
     monkeypatch.setattr(spec, "SCORE_TERMS", ("qk", *TERMS))
-    config = CompositeBertConfig(**SIZES, attention_kernel="qk_convm 2")
-    counter = count_flops(CompositeBertForMaskedLM(config))
-    assert counter.encoder_weights == 8 * 16 + 3 * (LAYER + 2 * 8 * 5)
+    config = CompositeBertConfig(**SIZES, attention_kernel="qk_lookahead_steady 2")
+    expected = 8 * 16 + 3 * (LAYER + 2 * 8 * 5)
+    assert count_flops(CompositeBertForMaskedLM(config)).encoder_weights == expected
 
 
 def test_without_dot_product_half_of_the_attention_is_left() -> None:

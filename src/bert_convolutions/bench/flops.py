@@ -72,9 +72,8 @@ def _weights(module: nn.Module) -> int:
     if isinstance(module, nn.Linear | nn.Conv1d):
         return module.weight.numel()
     if isinstance(module, CompositeAttention):  # a convolution weight made of each head's query or key
-        dynamic = [name for name in module.kernel.terms if name in TERMS and TERMS[name].dynamic]
-        kernels = [TERMS[name].kernel(module.get_parameter(f"{name}_param")) for name in dynamic]
-        return module.num_heads * sum(kernel.numel() for kernel in kernels)
+        dynamic = sum(TERMS[name].dynamic for name in module.kernel.convolution_terms)
+        return dynamic * module.num_heads * module.head_size * (2 * module.kernel.reach + 1)
     return 0
 
 
