@@ -1,4 +1,4 @@
-"""Fine-tuning and prediction in the lengths of GLUE's tasks: as ``bertconv glue`` lays them out, and padded to 128.
+"""Fine-tuning and prediction in the lengths of GLUE's tasks: packed as by ``bertconv glue``, or padded to 128.
 
     python -m benchmarks.glue_layouts --output_dir bench-output [--data_dir GLUE]
 
@@ -24,7 +24,7 @@ from bert_convolutions.bench.plan import BASE_LENGTH, Group, Job
 from bert_convolutions.bench.run import Bench
 from bert_convolutions.bench.turns import Turns, Work
 from bert_convolutions.data.tokenizer import load_tokenizer
-from bert_convolutions.glue.encoding import EncodedExamples, encode
+from bert_convolutions.glue.examples import EncodedExamples, Layout, PackedRows, PaddedRows, encode
 from bert_convolutions.glue.finetune import GlueTrainer
 from bert_convolutions.glue.predict import predict_logits
 from bert_convolutions.glue.reading import read_test, read_train
@@ -57,7 +57,7 @@ class GlueJob(Job):
     @property
     def name(self) -> str:
         """What it is called in its group."""
-        return f"{self.contestant} {self.precision}, {'padded' if self.padded else 'as in bertconv glue'}"
+        return f"{self.contestant} {self.precision}, {'padded' if self.padded else 'packed'}"
 
     @property
     def run(self) -> str:
@@ -99,9 +99,9 @@ def run_fine_tuning_job(job: GlueJob, setup: Setup, turns: Turns) -> None:
         task,
         examples,
         {},
+        _layout(job, tokenizer),
         model=_classifier(job, setup, tokenizer),
         args=BertTrainingArguments(**training_arguments(job, setup)),
-        data_collator=_collator(job, tokenizer),
         processing_class=tokenizer,
     )
     trainer.remove_callback(PrinterCallback)
@@ -129,7 +129,7 @@ def run_prediction_job(job: GlueJob, setup: Setup, turns: Turns) -> None:
     while True:
         steps = turns.next()
         for _ in range(steps):
-            predict_logits(model, examples, _collator(job, tokenizer), arguments)
+            predict_logits(model, examples, _layout(job, tokenizer), arguments)
         turns.report(steps, sum((_work(np.diff(examples.offsets)) for _ in range(steps)), Work()))
 
 
@@ -141,10 +141,10 @@ def _classifier(job: GlueJob, setup: Setup, tokenizer: PreTrainedTokenizerBase) 
     return CompositeBertForSequenceClassification._from_config(config)
 
 
-def _collator(job: GlueJob, tokenizer: PreTrainedTokenizerBase) -> DataCollatorWithPadding:
+def _layout(job: GlueJob, tokenizer: PreTrainedTokenizerBase) -> Layout:
     if job.padded:
-        return DataCollatorWithPadding(tokenizer, padding="max_length", max_length=job.length)
-    return DataCollatorWithPadding(tokenizer)
+        return PaddedRows(DataCollatorWithPadding(tokenizer, padding="max_length", max_length=job.length))
+    return PackedRows(int(tokenizer.pad_token_id))
 
 
 def _work(lengths: np.ndarray) -> Work:
@@ -172,7 +172,7 @@ def _test_examples(job: GlueJob, setup: Setup, task: Task, tokenizer: PreTrained
         examples = encode(tokenizer, read_test(Path(job.data_dir), task.tests[0]), job.length)
         by_length = np.argsort(examples.lengths, kind="stable")
         at = ((np.arange(job.batch_size) + 0.5) / job.batch_size * len(by_length)).astype(np.int64)
-        examples = _select(examples, by_length[at])
+        examples = examples.select(by_length[at])
     if job.padded:
         return PaddedExamples(examples.columns, examples.offsets, examples.labels, job.length)
     return examples
@@ -208,15 +208,6 @@ def random_examples(lengths: np.ndarray, vocabulary: int, seed: int, labels: boo
         },
         offsets=np.concatenate([[0], np.cumsum(lengths)]),
         labels=generator.integers(0, 2, len(lengths)) if labels else None,
-    )
-
-
-def _select(examples: EncodedExamples, indices: np.ndarray) -> EncodedExamples:
-    spans = [slice(*examples.offsets[index : index + 2]) for index in indices]
-    return EncodedExamples(
-        columns={name: np.concatenate([values[span] for span in spans]) for name, values in examples.columns.items()},
-        offsets=np.concatenate([[0], np.cumsum(examples.lengths[indices])]),
-        labels=None,
     )
 
 

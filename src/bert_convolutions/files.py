@@ -85,7 +85,10 @@ def write_json(path: Path, value: Any) -> None:
 def remove_temporaries(folder: Path) -> None:
     """Remove what killed processes left half-written in ``folder``; its lock must be held."""
     for path in folder.glob(f".*{_TEMPORARY}"):
-        path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def read_small(path: Path) -> bytes:
@@ -182,8 +185,27 @@ def put_back(folder: Path) -> None:
 
 
 def discard_aside(folder: Path) -> None:
-    """Remove what was set aside: the new run stands."""
-    shutil.rmtree(folder / ASIDE_NAME, ignore_errors=True)
+    """Remove what was set aside: the new run stands. A kill on the way leaves nothing that would be put back."""
+    aside = folder / ASIDE_NAME
+    if aside.is_dir():
+        doomed = folder / f"{ASIDE_NAME}{_TEMPORARY}"
+        shutil.rmtree(doomed, ignore_errors=True)
+        aside.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def make_folder(folder: Path, flag: str) -> None:
+    """Make an output folder, if it isn't there, and see that it can be written to.
+
+    Raises:
+        UsageError: names the flag and the folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{flag} {folder} can't be made: {error.strerror}; give another folder") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"{flag} {folder} can't be written to; give another folder")
 
 
 @contextlib.contextmanager
