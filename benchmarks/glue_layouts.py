@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from benchmarks.glue_lengths import NUM_EXAMPLES, example_lengths
-from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, set_seed
+from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from bert_convolutions.bench.contestants import COMPOSITE
 from bert_convolutions.bench.corpus import Setup
@@ -104,7 +104,6 @@ def run_fine_tuning_job(job: GlueJob, setup: Setup, turns: Turns) -> None:
         args=BertTrainingArguments(**training_arguments(job, setup)),
         processing_class=tokenizer,
     )
-    trainer.remove_callback(PrinterCallback)
 
     def work(step: int) -> Work:
         return _work(examples.lengths[trainer.samples_of_step(step)])

@@ -196,14 +196,58 @@ class BlockFacts(Stored):
     num_sentences: Count
     num_tokens: Count
     num_bytes: Count
-    num_borders: Count
+    inner_borders: Count
+    """Blank lines (one for several together) between its own sentences."""
+    last_document: Count
+    """Sentences after the last of these."""
     starts_with_border: bool
     ends_with_border: bool
-    since_last_border: Count
 
 
 class FileFacts(RootModel[list[list[BlockFacts]]]):
     """The facts of the blocks of each text file."""
+
+
+# Training: checkpoints and results
+
+
+class StoredFile(Stored):
+    """A file of a checkpoint as its manifest describes it."""
+
+    size: Count
+    sha256: Sha256
+
+
+class CheckpointManifest(Stored):
+    """``manifest.json`` of a checkpoint: what a resumed run must agree with, and every other file."""
+
+    format: Literal[1]
+    run: dict[str, Any]
+    files: dict[str, StoredFile]
+
+
+class StoredTrainerState(Foreign):
+    """``trainer_state.json``, by ``transformers``: those of its values that a resumed run goes by."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=True, frozen=True)
+
+    global_step: Count
+    max_steps: int
+    epoch: float | None
+    num_input_tokens_seen: Count
+    total_flos: float
+    log_history: list[dict[str, Any]]
+    best_metric: float | None
+    best_global_step: int | None
+    best_model_checkpoint: str | None
+    stateful_callbacks: dict[str, Any]
+
+
+class TrainResults(Foreign):
+    """``train_results.json``: the step that the model beside it is of, and what a resumed run must agree with."""
+
+    steps: int = Field(ge=0, strict=True)
+    run: dict[str, Any] = {}
 
 
 # Probes: minimal pairs and local order
