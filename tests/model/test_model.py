@@ -3,6 +3,7 @@ from functools import partial
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -13,6 +14,9 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
 )
 
 import bert_convolutions
@@ -216,6 +220,97 @@ def test_a_bad_option_is_refused_by_the_configuration():
     assert config(attention_kernel="convk_qk 3").attention_kernel == "qk_convk 3"
 
 
+CONVOLVED = {"attention_kernel": "qk_convfixed_convolution 2"}
+
+
+def test_the_scale_of_a_convolution_is_not_trained_by_any_road(tmp_path):
+    """From the constructor, a folder, an Auto class, an old checkpoint, and a Trainer that resumes."""
+    made = CompositeBertForMaskedLM(config(**CONVOLVED))
+    made.save_pretrained(tmp_path / "saved")
+    names = [name for name in made.state_dict() if name.endswith("convolution_scalar")]
+    assert names == [f"bert.encoder.layer.{layer}.attention.self.convolution_scalar" for layer in range(2)]
+    loaded = CompositeBertForMaskedLM.from_pretrained(tmp_path / "saved")
+    by_auto = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
+    old = {**made.state_dict(), **{name: torch.full((1, 4, 1, 1), 1.5) for name in names}}
+    made.load_state_dict(old)
+    made.save_pretrained(tmp_path / "old")
+    of_old = AutoModelForMaskedLM.from_pretrained(tmp_path / "old")
+    assert all((of_old.state_dict()[name] == 1.5).all() for name in names)
+    del old[names[0]]
+    save_file(
+        {name: value.contiguous() for name, value in old.items() if "decoder" not in name},
+        tmp_path / "old/model.safetensors",
+    )
+    without = AutoModelForMaskedLM.from_pretrained(tmp_path / "old").state_dict()
+    assert (without[names[0]] == 1).all() and (without[names[1]] == 1.5).all()
+    for model in (made, loaded, by_auto, of_old):
+        assert not [name for name, _ in model.named_parameters() if name.endswith("convolution_scalar")]
+        assert {name for name in model.state_dict() if name.endswith("convolution_scalar")} == set(names)
+    scaled = AutoModelForMaskedLM.from_config(config(attention_kernel="qk_convolution_scaled 2"))
+    assert len([name for name, _ in scaled.named_parameters() if name.endswith("convolution_scalar")]) == 2
+
+    examples = [{"input_ids": torch.arange(6), "labels": torch.arange(6)}] * 4
+    for steps in (1, 2):
+        arguments = TrainingArguments(
+            str(tmp_path / "run"), max_steps=steps, save_steps=1, learning_rate=0.1, report_to="none", disable_tqdm=True
+        )
+        trainer = Trainer(CompositeBertForMaskedLM(config(**CONVOLVED)), arguments, train_dataset=examples)
+        trainer.train(resume_from_checkpoint=steps > 1)
+        trained = trainer.model.state_dict()
+        assert all((trained[name] == 1).all() for name in names)
+        assert not torch.equal(trained["cls.predictions.bias"], made.state_dict()["cls.predictions.bias"])
+
+
+@pytest.mark.parametrize("labels", [{}, {"labels": torch.tensor([0, 1])}])
+def test_return_dict_is_the_configurations(labels, tmp_path):
+    for model_class in (CompositeBertForSequenceClassification, CompositeBertForMaskedLM, CompositeBertForPreTraining):
+        model_class(config()).save_pretrained(tmp_path)
+        model = model_class.from_pretrained(tmp_path, return_dict=False).eval()
+        given = labels if model_class is CompositeBertForSequenceClassification else {}
+        expected = model(tokens(2, 9), return_dict=True, **given)
+        actual = model(tokens(2, 9), **given)
+        assert isinstance(actual, tuple) and [part.shape for part in actual] == [
+            part.shape for part in expected.values()
+        ]
+
+
+class _Grads(TrainerCallback):
+    def __init__(self):
+        self.grads = None
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.grads = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("model_class", [CompositeBertForSequenceClassification, CompositeBertForPreTraining])
+def test_a_stock_trainers_accumulation_changes_no_gradient(model_class, tmp_path):
+    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    start = model_class(config(**COMPOSITE, **dropout))
+    examples = [{"input_ids": tokens(1, 8)[0], "labels": torch.tensor(number % 2)} for number in range(8)]
+    if model_class is CompositeBertForPreTraining:
+        for example in examples:
+            example["next_sentence_label"] = example["labels"]
+            example["labels"] = torch.where(torch.arange(8) < 2, example["input_ids"], -100)
+    grads = []
+    for accumulated in (1, 4):
+        arguments = TrainingArguments(
+            str(tmp_path),
+            max_steps=1,
+            per_device_train_batch_size=8 // accumulated,
+            gradient_accumulation_steps=accumulated,
+            max_grad_norm=0.0,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        seen = _Grads()
+        Trainer(copy.deepcopy(start), arguments, train_dataset=examples, callbacks=[seen]).train()
+        grads.append(seen.grads)
+    assert max(grad.abs().max() for grad in grads[0].values()) > 1e-3
+    for name, expected in grads[0].items():
+        assert torch.allclose(expected, grads[1][name], atol=1e-6), name
+
+
 PACKED = {
     "attention_mask": torch.arange(20).expand(3, -1) // 8 + 1,
     "position_ids": torch.arange(20).expand(3, -1) % 8,
@@ -263,3 +358,18 @@ def test_the_model_is_exported_and_traced_for_any_length(options):
         expected = model(**batch)[0]
         assert torch.allclose(exported(**batch).logits, expected, atol=1e-5)
         assert torch.allclose(traced(**batch)[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_a_step_on_packed_rows_asks_the_device_for_no_number(implementation, no_number):
+    options = {
+        **OVER_TOKENS,
+        "qk": "convolution_depth 2 1",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    model = CompositeBertForMaskedLM(config(**options, attn_implementation=implementation)).train()
+    ids = tokens()
+    with no_number:
+        model(ids, labels=ids.flatten()[::5], **PACKED).loss.backward()
+    assert model(ids, labels=ids).logits.shape == (3, 20, 61)

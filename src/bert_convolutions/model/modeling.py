@@ -22,7 +22,9 @@ from transformers.utils import can_return_tuple
 from bert_convolutions.attention.composite import CompositeAttention
 from bert_convolutions.attention.cpu import Dropout
 from bert_convolutions.attention.segments import Segments
+from bert_convolutions.data.masking import IGNORED
 from bert_convolutions.model.configuration import CompositeBertConfig
+from bert_convolutions.model.loss import linear_cross_entropy
 from bert_convolutions.model.modules import (
     AttentionInputs,
     BertEmbeddings,
@@ -164,27 +166,34 @@ class _LanguageModel(CompositeBertPreTrainedModel):
         labels: Tensor | None,
         masked_positions: Tensor | None,
         num_items_in_batch: Tensor | int | None,
-    ) -> tuple[Tensor | None, Tensor]:
+    ) -> tuple[Tensor | None, Tensor | None]:
         """The loss and the logits.
 
         The head is for the ``masked_positions`` (M,), whose ``labels`` are (M,); or, with ``config.sparse_prediction``,
-        for the positions with a label. Otherwise, as in BERT, logits are for all positions.
+        for the positions with a label. Otherwise, as in BERT, logits are for all positions. In training by
+        ``masked_positions`` only the loss is made, without logits (``model.loss``).
 
         Returns:
-            Loss or None (mean over labels other than -100, or their sum over ``num_items_in_batch``); logits (M, V) or
-            (B, S, V).
+            Loss or None (mean over labels other than -100, or their sum over ``num_items_in_batch``); logits (M, V),
+            (B, S, V) or None.
         """
+        only_loss = masked_positions is not None and labels is not None and self.training
         if masked_positions is None and labels is not None and self.config.sparse_prediction:
-            masked_positions = (labels.flatten() != -100).nonzero().squeeze(1)
+            masked_positions = (labels.flatten() != IGNORED).nonzero().squeeze(1)
             labels = labels.flatten()[masked_positions]
         if masked_positions is not None:
             hidden = hidden.flatten(0, 1).index_select(0, masked_positions)
-        logits = self.cls.predictions(hidden)
+        head, logits = self.cls.predictions, None
+        if not only_loss:
+            logits = head(hidden)
         if labels is None:
             return None, logits
-        # float32: the sum over 30,000 exponentials; with a sum over no label at all the loss is 0, not NaN
-        total = functional.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), reduction="sum")
-        items = (labels != -100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+        items = (labels != IGNORED).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+        if logits is None:
+            total = linear_cross_entropy(head.transform(hidden), head.decoder, labels)
+        else:
+            # float32: the sum over 30,000 exponentials; with a sum over no label at all the loss is 0, not NaN
+            total = functional.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), reduction="sum")
         return total / items, logits
 
 
@@ -261,7 +270,7 @@ class CompositeBertForPreTraining(_LanguageModel):
             order_labels = next_sentence_label.view(-1)
             total = functional.cross_entropy(order_logits.view(-1, 2).float(), order_labels, reduction="sum")
             if num_examples_in_batch is None:
-                total = total / (order_labels != -100).sum().clamp(min=1)
+                total = total / (order_labels != IGNORED).sum().clamp(min=1)
                 if num_items_in_batch is not None and labels is not None:
                     total = total * (labels != -100).sum() / num_items_in_batch
                 loss = loss + total
