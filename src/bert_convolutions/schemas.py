@@ -6,10 +6,10 @@ Imports neither PyTorch nor transformers.
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from bert_convolutions.errors import UsageError, brief
 
@@ -114,6 +114,80 @@ def read_model(model: type[ModelT], path: Path) -> ModelT:
         UsageError: as ``read_json`` and ``parse``.
     """
     return parse(model, read_json(path), path)
+
+
+# Data sets: what ``bertconv build-dataset`` leaves with its result and in its work folder.
+
+Count = Annotated[int, Field(ge=0)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class TextRecord(Stored):
+    """A text file as it was when it was read: size in bytes, time of its last change in ns."""
+
+    path: str
+    size: Count
+    mtime_ns: int
+
+
+class BuildSettings(Stored):
+    """All that decides the content of a data set."""
+
+    tokenizer_hash: Sha256
+    vocabulary_size: Annotated[int, Field(ge=1)]
+    output_format: Literal["arrow", "ids"]
+    seed: int
+    pair_within_documents: bool
+    split_sentences: str | None
+    """The language to split by; None where a line is a sentence."""
+    shard_size_mb: Annotated[int, Field(ge=1)]
+    sources: list[TextRecord]
+
+
+class ShardRecord(Stored):
+    """A file of examples, beside its manifest."""
+
+    file: Annotated[str, Field(pattern=r"^[^/]+$")]
+    num_examples: Count
+    num_tokens: Count
+    num_bytes: Count
+    sha256: Sha256
+
+
+class CorpusCounts(Stored):
+    """The sizes of a data set; ``bytes`` are those of its text."""
+
+    examples: Count
+    tokens: Count
+    sentences: Count
+    documents: Count
+    bytes: Count
+
+
+class DatasetManifest(Stored):
+    """``manifest.json``: what a built data set is made of. It is written last: where it is, the data set is whole."""
+
+    format: Literal["bert_convolutions sentence pairs"] = "bert_convolutions sentence pairs"
+    version: Literal[1] = 1
+    settings: BuildSettings
+    counts: CorpusCounts
+    shards: Annotated[list[ShardRecord], Field(min_length=1)]
+
+
+class BlockFacts(Stored):
+    """What the first stage of a build found in a block of text."""
+
+    num_sentences: Count
+    num_tokens: Count
+    num_bytes: Count
+    num_borders: Count
+    starts_with_border: bool
+    ends_with_border: bool
+    since_last_border: Count
+
+
+class FileFacts(RootModel[list[list[BlockFacts]]]):
+    """The facts of the blocks of each text file."""
 
 
 # Probes: minimal pairs and local order

@@ -144,6 +144,7 @@ def test_a_batch_is_that_of_one_example_at_a_time(packed, sentence_order):
         feature["epoch"], feature["sample"] = number % 3, 7 * number + (2**33 if number % 2 else 0)
     batch = collator(block_size=48, pack=packed, sentence_order=sentence_order)(given)
     expected = reference_batch(given, 48, packed, sentence_order)
+    assert batch.pop("examples_per_row") == np.max(expected["attention_mask"])
     assert list(batch) == list(expected)
     for name, value in batch.items():
         assert value.dtype == torch.int64 and value.tolist() == expected[name], name
@@ -184,7 +185,9 @@ def test_a_batch_holds_each_example_once():
     originals = ids.flatten()[batch["masked_positions"]][real]
     assert ((originals == MASK) | (originals == batch["labels"][real])).float().mean() > 0.8
     assert len(batch["labels"]) % 64 == 0
-    for name, value in collator()(features(20)).items():
+    again = collator()(features(20))
+    assert again.pop("examples_per_row") == batch.pop("examples_per_row")
+    for name, value in again.items():
         assert torch.equal(value, batch[name])
 
 

@@ -93,3 +93,26 @@ def test_bad_text(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=r"bad\.txt") as error:
             train_tokenizer(TrainTokenizerOptions([str(file)], str(tmp_path / "out"), vocab_size=20))
         assert message in str(error.value)
+
+
+def test_lines_end_where_a_text_file_s_do(tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_bytes("one\u2028line\rtwo\x85\x0clines\r\n\r\nthree\n".encode())
+    lines = list(module._lines(module.find_sources([str(file)]), "reading"))
+    assert lines == ["one\u2028line", "two\x85\x0clines", "three"]
+
+
+def test_text_that_changes_while_it_is_read_is_refused(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = module._learn
+
+    def learn(*arguments: object) -> bytes:
+        with Path(text).open("a") as file:
+            file.write("one more\n")
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "_learn", learn)
+    with pytest.raises(UsageError, match=r"text\.txt: has changed while it was read"):
+        train_tokenizer(TrainTokenizerOptions([text], str(tmp_path / "out"), vocab_size=100))
+    assert not (tmp_path / "out").exists()

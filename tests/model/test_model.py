@@ -27,6 +27,7 @@ from bert_convolutions import (
     CompositeBertForSequenceClassification,
     CompositeBertModel,
 )
+from bert_convolutions import model as model_package
 from bert_convolutions.errors import UsageError
 from bert_convolutions.model import backends
 from bert_convolutions.model.presets import PRESETS, load_config
@@ -263,7 +264,10 @@ def test_the_scale_of_a_convolution_is_not_trained_by_any_road(tmp_path):
 
 @pytest.mark.parametrize("labels", [{}, {"labels": torch.tensor([0, 1])}])
 def test_return_dict_is_the_configurations(labels, tmp_path):
-    for model_class in (CompositeBertForSequenceClassification, CompositeBertForMaskedLM, CompositeBertForPreTraining):
+    others = (
+        getattr(model_package, name) for name in model_package.__all__ if "For" in name and "Multiple" not in name
+    )
+    for model_class in (CompositeBertModel, *others):
         model_class(config()).save_pretrained(tmp_path)
         model = model_class.from_pretrained(tmp_path, return_dict=False).eval()
         given = labels if model_class is CompositeBertForSequenceClassification else {}

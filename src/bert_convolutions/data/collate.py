@@ -4,12 +4,11 @@ Legend: R rows, S row length, M masked positions (padded to a bucket), X example
 """
 
 from dataclasses import dataclass
-from typing import Protocol, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from bert_convolutions.data.masking import IGNORED, Masking
 from bert_convolutions.data.packing import one_per_row, pack
@@ -59,13 +58,14 @@ class PretrainingCollator:
     row_bucket: int = 1
     position_bucket: int = 64
 
-    def __call__(self, features: list[Feature]) -> dict[str, Tensor]:
+    def __call__(self, features: list[Feature]) -> dict[str, Any]:
         """Lay out samples.
 
         Returns:
             ``input_ids``, ``attention_mask`` (0 padding, k the k-th example of the row) and ``position_ids``, all
             (R, S) int64; ``masked_positions`` and ``labels`` (M,), -100 where the bucket is filled up; ``sample_ids``
-            (X,); ``num_real_tokens`` (); with sentence order ``example_starts`` and ``next_sentence_label`` (X,).
+            (X,); ``num_real_tokens`` (); ``examples_per_row``, an int, the most there are; with sentence order
+            ``example_starts`` and ``next_sentence_label`` (X,).
         """
         samples = np.array([feature["sample"] for feature in features], dtype=np.int64)
         epochs = np.array([feature["epoch"] for feature in features], dtype=np.int64)
@@ -85,9 +85,10 @@ class PretrainingCollator:
             laid_out[slots] = values
             return laid_out.reshape(num_rows, self.block_size)
 
+        numbers = _number_in_row(row, column)
         batch = {
             "input_ids": lay_out(masked, self.pad_id),
-            "attention_mask": lay_out(np.repeat(_number_in_row(row, column), lengths), 0),
+            "attention_mask": lay_out(np.repeat(numbers, lengths), 0),
             "position_ids": lay_out(positions, 0),
         }
         chosen = np.flatnonzero(labels != IGNORED)
@@ -100,7 +101,8 @@ class PretrainingCollator:
         batch["sample_ids"], batch["num_real_tokens"] = samples, np.array(len(ids))
         if self.sentence_order:
             batch["example_starts"], batch["next_sentence_label"] = starts, swapped.astype(np.int64)
-        return {name: torch.from_numpy(value) for name, value in batch.items()}
+        tensors = {name: torch.from_numpy(value) for name, value in batch.items()}
+        return {**tensors, "examples_per_row": int(numbers.max(initial=1))}
 
     def _truncated(
         self, examples: list[NDArray[np.integer]], swapped: NDArray[np.bool_]

@@ -15,7 +15,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils import can_return_tuple
 
-from bert_convolutions.attention.cpu.dropout import Dropout
+from bert_convolutions.attention.cpu import Dropout
 from bert_convolutions.model.configuration import CompositeBertConfig
 from bert_convolutions.model.modeling import CompositeBertModel, CompositeBertPreTrainedModel
 
@@ -56,7 +56,9 @@ class CompositeBertForTokenClassification(_Headed):
         **kwargs: Any,
     ) -> TokenClassifierOutput:
         """BERT's signature; ``labels`` (B, S), -100 where a token doesn't count. Logits (B, S, N)."""
-        outputs = self.bert(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        outputs = self.bert(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
+        )
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
         loss = None if labels is None else self.loss_function(logits, labels, self.config)
         return TokenClassifierOutput(
@@ -85,7 +87,9 @@ class CompositeBertForQuestionAnswering(_Headed):
         **kwargs: Any,
     ) -> QuestionAnsweringModelOutput:
         """BERT's signature; positions (B,), ignored where they lie outside the sequence. Logits (B, S) each."""
-        outputs = self.bert(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        outputs = self.bert(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
+        )
         start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(-1)
         loss = None
         if start_positions is not None and end_positions is not None:
@@ -123,7 +127,9 @@ class CompositeBertForMultipleChoice(_Headed):
         if shaped is None:
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        outputs = self.bert(*(None if tensor is None else tensor.flatten(0, 1) for tensor in inputs), **kwargs)
+        outputs = self.bert(
+            *(None if tensor is None else tensor.flatten(0, 1) for tensor in inputs), return_dict=True, **kwargs
+        )
         logits = self.classifier(self.dropout(outputs.pooler_output)).view(shaped.shape[:2])
         loss = None if labels is None else functional.cross_entropy(logits.float(), labels)
         return MultipleChoiceModelOutput(
@@ -151,7 +157,9 @@ class CompositeBertForNextSentencePrediction(_Headed):
         **kwargs: Any,
     ) -> NextSentencePredictorOutput:
         """BERT's signature; ``labels`` (B,). Logits (B, 2). The head is that of ``CompositeBertForPreTraining``."""
-        outputs = self.bert(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        outputs = self.bert(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
+        )
         logits = self.cls["seq_relationship"](outputs.pooler_output)
         loss = None if labels is None else functional.cross_entropy(logits.float(), labels.view(-1))
         return NextSentencePredictorOutput(

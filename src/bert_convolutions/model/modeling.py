@@ -108,9 +108,10 @@ class CompositeBertModel(CompositeBertPreTrainedModel):
         hidden = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
         if hasattr(self, "embeddings_project"):
             hidden = self.embeddings_project(hidden)
-        segments = Segments.from_mask(attention_mask, examples_per_row)
         if self.config.convolves_tokens:
-            segments = segments.counted()
+            segments = Segments.from_mask(attention_mask, examples_per_row).counted()
+        else:  # a compiler that doesn't see the number need not compile anew for another
+            segments = Segments.from_mask(attention_mask)
         # Fused backends don't keep the probabilities, so whoever asks for them gets the readable one.
         implementation = "eager" if want_attentions else self.config._attn_implementation
         inputs = AttentionInputs(segments.with_mask(_compute_dtype(hidden)), implementation)

@@ -1,62 +1,58 @@
-"""Named arrays in one file, read in parts, and rows of different lengths copied."""
+"""The work files of a build: named arrays in one safetensors file, read in parts; and rows of arrays moved about."""
 
+import contextlib
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
+import safetensors.numpy
 
+from bert_convolutions.errors import UsageError
 from bert_convolutions.files import whole_file
 
-_ALIGNMENT = 64
 
-
-def write_arrays(path: Path, arrays: dict[str, np.ndarray], **facts: Any) -> None:
-    """Write named one-dimensional arrays, and some JSON facts, into one file (see ``ArrayFile``)."""
-    header: dict[str, Any] = {"facts": facts, "arrays": {}}
-    position = 0
-    for name, array in arrays.items():
-        header["arrays"][name] = [array.dtype.str, array.size, position]
-        position += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-(len(encoded) + 1) % _ALIGNMENT) + b"\n"
+def write_arrays(path: Path, arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
+    """Write named arrays, and some JSON facts, into one file."""
     with whole_file(path) as file:
-        file.write(encoded)
-        for array in arrays.values():
-            file.write(np.ascontiguousarray(array).data)
-            file.write(b"\0" * (-array.nbytes % _ALIGNMENT))
+        file.write(safetensors.numpy.save(arrays, {"facts": json.dumps(facts)}))
 
 
-class ArrayFile:
-    """A file that ``write_arrays`` made, read in parts; a context manager.
+@contextlib.contextmanager
+def open_arrays(path: Path) -> Iterator[Callable[..., np.ndarray]]:
+    """Open a file that ``write_arrays`` made; gives ``read(name)`` and ``read(name, first, last)``, last excluded.
 
-    It is read and not memory-mapped: the pages of many mapped files would count as memory of the process.
+    Raises:
+        UsageError: it is damaged.
     """
+    with _named_if_damaged(path), safetensors.safe_open(path, "numpy") as file:
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("rb")
-        header = json.loads(self._file.readline())
-        self.facts: dict[str, Any] = header["facts"]
-        self._arrays: dict[str, tuple[str, int, int]] = header["arrays"]
-        self._start = self._file.tell()
+        def read(name: str, first: int | None = None, last: int | None = None) -> np.ndarray:
+            part = file.get_slice(name)
+            is_whole = first is None or not part.get_shape()[0]  # safetensors can't slice an empty array
+            return file.get_tensor(name) if is_whole else part[first:last]
 
-    def __enter__(self) -> "ArrayFile":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def read(self, name: str, first: int = 0, last: int | None = None) -> np.ndarray:
-        """Return the elements ``first`` to ``last`` (exclusive; None: the end) of an array."""
-        dtype, size, position = self._arrays[name]
-        self._file.seek(self._start + position + first * np.dtype(dtype).itemsize)
-        return np.fromfile(self._file, dtype, (size if last is None else last) - first)
+        yield read
 
 
-def read_facts(path: Path) -> dict[str, Any]:
-    """Return the facts of a file that ``write_arrays`` made."""
-    with ArrayFile(path) as file:
-        return file.facts
+def read_facts(path: Path) -> Any:
+    """Return the facts of a file that ``write_arrays`` made.
+
+    Raises:
+        UsageError: it is damaged.
+    """
+    with _named_if_damaged(path), safetensors.safe_open(path, "numpy") as file:
+        return json.loads(file.metadata()["facts"])
+
+
+@contextlib.contextmanager
+def _named_if_damaged(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (safetensors.SafetensorError, FileNotFoundError) as error:
+        raise UsageError(f"{path}: the work file is damaged or gone ({error}); run build-dataset again") from error
 
 
 def take_rows(values: np.ndarray, starts: np.ndarray, lengths: np.ndarray, *, chunk: int = 1 << 20) -> np.ndarray:
