@@ -229,7 +229,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "num_proc": 1,
             "save_steps": 1,
         },
-        variants={"absolute": {}, "broken": {"num_attention_heads": 7}},
+        variants={"absolute": {}, "broken": {"mlm_probability": 2}},
         seeds=[1],
         evaluate={"minimal_pairs": {"zorro": {"data_dir": str(folder / "zorro")}}},
     )
@@ -245,7 +245,7 @@ def test_real_commands(real: Path, tmp_path: Path) -> None:
     assert (folder / "absolute" / "seed1" / "pretrain" / "model.safetensors").is_file()
     assert json.loads((folder / "absolute" / "seed1" / "zorro" / "minimal_pairs.json").read_text())["all"]["pairs"] == 1
     assert read_model(CellRecord, folder / "broken" / "seed1" / "pretrain.cell.json").exit_code == 2
-    assert "--num_attention_heads 7" in (folder / "broken" / "seed1" / "pretrain.log").read_text()
+    assert "--mlm_probability" in (folder / "broken" / "seed1" / "pretrain.log").read_text()
     assert json.loads((folder / "experiment.json").read_text())["baseline"] == "absolute"
 
 
