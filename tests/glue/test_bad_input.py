@@ -17,7 +17,7 @@ CASES: dict[str, tuple[dict, dict, str]] = {
     "no such model": ({"model_name_or_path": "./none"}, {}, r"\./none"),
     "no such tokenizer": ({"tokenizer_name": "./none"}, {}, "none: no such tokenizer"),
     "task": ({"task_name": "RTX"}, {}, "no GLUE task 'RTX'"),
-    "preset": ({"hyperparams": "electr"}, {}, "unknown preset 'electr'"),
+    "preset": ({"hyperparams": "electr"}, {}, "unknown hyper-parameters 'electr'"),
     "rounds": ({"rounds": 11}, {}, "--rounds must be from 1 to 10"),
     "no rounds": ({"rounds": 0}, {}, "--rounds must be from 1 to 10"),
     "length": ({"max_seq_length": 65}, {}, "--max_seq_length 65 is above the model's 64 positions"),
@@ -77,9 +77,10 @@ def test_a_folder_of_something_else_is_not_written_into(tmp_path: Path, glue_dir
 
 def test_a_checkpoint_of_the_original_is_to_be_converted(tmp_path: Path, glue_dir: Path):
     config = {"model_type": "bert", "attention_kernel": "qk 8", "vocab_size": 45}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     with pytest.raises(UsageError, match="bertconv convert"):
-        run(tmp_path / "out", glue_dir, tmp_path, {"tokenizer_name": str(tmp_path / "none")}, {})
+        run(tmp_path / "out", glue_dir, tmp_path / "model", {"tokenizer_name": str(tmp_path / "none")}, {})
 
 
 def test_weights_of_another_shape_or_none(tmp_path: Path, glue_dir: Path, model_dir: Path):
@@ -87,13 +88,16 @@ def test_weights_of_another_shape_or_none(tmp_path: Path, glue_dir: Path, model_
     shutil.copytree(model_dir, model)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
-    with pytest.raises(UsageError, match=r"lacks 16 weights of the model, bert\.encoder\.layer\.2"):
+    with pytest.raises(UsageError, match=r"lacks bert\.encoder\.layer\.2\.\S+ and 15 more"):
         run(tmp_path / "a", glue_dir, model, {}, {})
+    (model / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    with pytest.raises(UsageError, match=r"has no place for, bert\.encoder\.layer\.1\.\S+ and 15 more"):
+        run(tmp_path / "d", glue_dir, model, {}, {})
     (model / "config.json").write_text(json.dumps(config | {"hidden_size": 32}))
-    with pytest.raises(UsageError, match="cannot load the model"):
+    with pytest.raises(UsageError, match=r"model: bert\.\S+ is \(.*\), and by the configuration \("):
         run(tmp_path / "b", glue_dir, model, {}, {})
     (model / "model.safetensors").write_bytes(b"\0" * 30)
-    with pytest.raises(UsageError, match="cannot load the model"):
+    with pytest.raises(UsageError, match="model can't be loaded"):
         run(tmp_path / "c", glue_dir, model, {}, {})
 
 

@@ -28,20 +28,23 @@ def test_the_seed_of_the_command_is_added(tmp_path: Path):
     assert plan(tmp_path, "RTE", seed=1000)[0].arguments.seed == 1000
 
 
-def test_the_preset_sets_the_trainers_arguments(tmp_path: Path):
+def test_hyperparameters_set_the_trainers_arguments(tmp_path: Path):
     mnli, _, _, mrpc, *_ = plan(tmp_path, "ALL", 1, "electra")
     for job, batch, steps, warmup in ((mnli, 128, 12121, 1212), (mrpc, 32, 343, 34)):
         arguments = job.arguments
         assert arguments.learning_rate == 3e-4
         assert (arguments.per_device_train_batch_size, arguments.max_steps) == (batch, steps)
         assert arguments.get_warmup_steps(arguments.max_steps) == warmup
+    rte = plan(tmp_path, "RTE", hyperparams="stable")[0].arguments
+    assert rte.get_warmup_steps(rte.max_steps) == 2 * 155
 
 
-def test_flags_bound_the_preset(tmp_path: Path):
+def test_flags_bound_the_hyperparameters(tmp_path: Path):
     job = plan(tmp_path, "RTE", hyperparams="stable", max_steps=50, per_device_train_batch_size=4)[0]
     assert (job.arguments.max_steps, job.arguments.per_device_train_batch_size) == (50, 4)
     assert job.arguments.get_warmup_steps(50) == 5
-    assert "50 steps of 4 examples (the preset's 16 cut by --per_device_train_batch_size)" in describe_training(job, 9)
+    cut = "50 steps of 4 examples (--hyperparams has 16, cut by --per_device_train_batch_size)"
+    assert cut in describe_training(job, 9)
     job = plan(tmp_path, "RTE", hyperparams="stable", per_device_train_batch_size=4, gradient_accumulation_steps=2)[0]
     assert job.settings(128)["batch_size"] == 8
 

@@ -8,9 +8,16 @@ import pytest
 
 from bert_convolutions.errors import UsageError
 from bert_convolutions.glue.options import CompileGlueOptions
-from bert_convolutions.glue.progress import Progress, standard_deviation
-from bert_convolutions.glue.submission import check_archive, check_rows
-from bert_convolutions.glue.submit import best_round, collect_scores, compile_glue
+from bert_convolutions.glue.progress import Progress
+from bert_convolutions.glue.submit import (
+    best_round,
+    check_archive,
+    check_rows,
+    collect_scores,
+    compile_glue,
+    compile_submission,
+    statistics,
+)
 from bert_convolutions.glue.tasks import MNLI, TASKS, Task, all_test_sets, find_task
 from bert_convolutions.terminal import duration, make_console
 
@@ -30,7 +37,7 @@ def write_round(folder: Path, task: Task, number: int, score: float, rows: int |
 
 
 def run(source: Path, target: Path, capsys: pytest.CaptureFixture[str]) -> tuple[str, dict]:
-    compile_glue(CompileGlueOptions(input=str(source), test_dir=str(target)))
+    compile_submission(CompileGlueOptions(input=str(source), test_dir=str(target)))
     return capsys.readouterr().out, json.loads((target / "dev_scores.json").read_text())
 
 
@@ -145,7 +152,13 @@ def test_damaged_results_are_named(tmp_path: Path):
     write_round(tmp_path / "in", RTE, 0, 0.5)
     options = CompileGlueOptions(input=str(tmp_path / "in"), test_dir=str(tmp_path / "out"))
     results = tmp_path / "in" / "RTE0" / "eval_results_rte.txt"
-    for content, message in (("eval_loss = 1\n", "no line eval_acc"), ("eval_acc = nan\n", "not a number")):
+    for content, message in (
+        ("eval_loss = 1\n", "no line eval_acc"),
+        ("eval_acc = nan\n", "eval_acc: Input should be a finite number, not 'nan'"),
+        ("eval_acc = inf\n", "eval_acc: Input should be a finite number, not 'inf'"),
+        ("eval_acc = 7.5\n", "eval_acc: Input should be less than or equal to 1, not '7.5'"),
+        ("eval_acc = -0.1\n", "eval_acc: Input should be greater than or equal to 0"),
+    ):
         results.write_text(content)
         with pytest.raises(UsageError, match=message):
             compile_glue(options)
@@ -175,7 +188,7 @@ def test_names_that_look_alike_are_no_rounds(tmp_path: Path):
 
 def test_of_equal_rounds_the_first_is_best():
     assert best_round({0: 0.1, 1: 0.7, 2: 0.7}) == 1
-    assert standard_deviation([1.0]) is None
+    assert statistics({0: 1.0}) == {"mean": 1.0, "std": None, "best": 1.0}
 
 
 def test_time_left_goes_by_what_a_task_took_before():

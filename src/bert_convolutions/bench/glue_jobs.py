@@ -1,4 +1,4 @@
-"""Jobs in the lengths of GLUE's tasks: fine-tuning and prediction, batched by length or padded to one length.
+"""Jobs in the lengths of GLUE's tasks: fine-tuning and prediction, in packed rows or padded to one length.
 
 Both layouts take the same examples in the same order through the code behind ``bertconv glue``.
 """
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, set_seed
+from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from bert_convolutions.bench.contestants import CONTESTANTS
 from bert_convolutions.bench.corpus import Setup
@@ -18,7 +18,7 @@ from bert_convolutions.bench.plan import Job
 from bert_convolutions.bench.pretraining import StepClock, pretrain_options, training_arguments
 from bert_convolutions.bench.turns import Turns, Work
 from bert_convolutions.data.tokenizer import load_tokenizer
-from bert_convolutions.glue.encoding import EncodedExamples, encode
+from bert_convolutions.glue.examples import EncodedExamples, Layout, PackedRows, PaddedRows, encode
 from bert_convolutions.glue.finetune import GlueTrainer
 from bert_convolutions.glue.predict import predict_logits
 from bert_convolutions.glue.reading import read_test, read_train
@@ -37,12 +37,11 @@ def run_finetuning_job(job: Job, setup: Setup, turns: Turns) -> None:
         task,
         examples,
         {},
+        _layout(job, tokenizer),
         model=_classifier(job, setup, tokenizer),
         args=BertTrainingArguments(**training_arguments(job, setup)),
-        data_collator=_collator(job, tokenizer),
         processing_class=tokenizer,
     )
-    trainer.remove_callback(PrinterCallback)
 
     def work(step: int) -> Work:
         return _work(examples.lengths[trainer.samples_of_step(step)])
@@ -67,7 +66,7 @@ def run_prediction_job(job: Job, setup: Setup, turns: Turns) -> None:
     while True:
         steps = turns.next()
         for _ in range(steps):
-            predict_logits(model, examples, _collator(job, tokenizer), arguments)
+            predict_logits(model, examples, _layout(job, tokenizer), arguments)
         turns.report(steps, sum((_work(np.diff(examples.offsets)) for _ in range(steps)), Work()))
 
 
@@ -80,10 +79,10 @@ def _classifier(job: Job, setup: Setup, tokenizer: PreTrainedTokenizerBase) -> P
     return CompositeBertForSequenceClassification._from_config(config)
 
 
-def _collator(job: Job, tokenizer: PreTrainedTokenizerBase) -> DataCollatorWithPadding:
+def _layout(job: Job, tokenizer: PreTrainedTokenizerBase) -> Layout:
     if job.padded:
-        return DataCollatorWithPadding(tokenizer, padding="max_length", max_length=job.length)
-    return DataCollatorWithPadding(tokenizer)
+        return PaddedRows(DataCollatorWithPadding(tokenizer, padding="max_length", max_length=job.length))
+    return PackedRows(int(tokenizer.pad_token_id))
 
 
 def _work(lengths: np.ndarray) -> Work:
@@ -108,7 +107,7 @@ def _test_examples(job: Job, setup: Setup, task: Task, tokenizer: PreTrainedToke
         examples = encode(tokenizer, read_test(Path(setup.data_dir), task.tests[0]), job.length)
         by_length = np.argsort(examples.lengths, kind="stable")
         at = ((np.arange(job.batch_size) + 0.5) / job.batch_size * len(by_length)).astype(np.int64)
-        examples = _select(examples, by_length[at])
+        examples = examples.select(by_length[at])
     if job.padded:
         return PaddedExamples(examples.columns, examples.offsets, examples.labels, job.length)
     return examples
@@ -144,13 +143,4 @@ def random_examples(lengths: np.ndarray, vocabulary: int, seed: int, labels: boo
         },
         offsets=np.concatenate([[0], np.cumsum(lengths)]),
         labels=generator.integers(0, 2, len(lengths)) if labels else None,
-    )
-
-
-def _select(examples: EncodedExamples, indices: np.ndarray) -> EncodedExamples:
-    spans = [slice(*examples.offsets[index : index + 2]) for index in indices]
-    return EncodedExamples(
-        columns={name: np.concatenate([values[span] for span in spans]) for name, values in examples.columns.items()},
-        offsets=np.concatenate([[0], np.cumsum(examples.lengths[indices])]),
-        labels=None,
     )

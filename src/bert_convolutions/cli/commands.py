@@ -207,6 +207,20 @@ COMMANDS = {
             work="bert_convolutions.sweep.run:run_sweep",
         ),
         Command(
+            "report",
+            "Say what a sweep found: one HTML file with pictures, tables and intervals, and the PNG and CSV behind it.",
+            options="bert_convolutions.report.options:ReportOptions",
+            work="bert_convolutions.report.sweep:write_report",
+            result="report",
+        ),
+        Command(
+            "plot-kernels",
+            "Draw the convolution kernels that a model's attention has learned.",
+            options="bert_convolutions.report.options:PlotKernelsOptions",
+            work="bert_convolutions.report.sweep:run_plot_kernels",
+            result="kernels",
+        ),
+        Command(
             "convert",
             "Convert a checkpoint of the original code into one of this project.",
             options="bert_convolutions.convert.options:ConvertOptions",

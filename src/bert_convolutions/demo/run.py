@@ -28,7 +28,7 @@ from bert_convolutions.errors import RunInterrupted
 from bert_convolutions.files import run_lock
 from bert_convolutions.glue.options import CompileGlueOptions, GlueOptions
 from bert_convolutions.glue.run import run_glue
-from bert_convolutions.glue.submit import compile_glue, read_score
+from bert_convolutions.glue.submit import compile_submission, read_score
 from bert_convolutions.glue.tasks import DevSet, find_task
 from bert_convolutions.report.curves import plot_loss_curves
 from bert_convolutions.report.kernels import plot_kernels
@@ -256,7 +256,7 @@ class Demo:
     def _compile(self) -> None:
         options = CompileGlueOptions(input=str(self.places.finetuned(COMPOSITE)), test_dir=str(self.places.submission))
         self.show_command(command_line("compile-glue", options))
-        compile_glue(options)
+        compile_submission(options)
 
     def _draw_kernels(self) -> None:
         plot_kernels(self.places.pretrained(COMPOSITE), self.places.kernels)
