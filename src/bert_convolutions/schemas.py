@@ -196,10 +196,12 @@ class BlockFacts(Stored):
     num_sentences: Count
     num_tokens: Count
     num_bytes: Count
-    num_borders: Count
+    inner_borders: Count
+    """Blank lines (one for several together) between its own sentences."""
+    last_document: Count
+    """Sentences after the last of these."""
     starts_with_border: bool
     ends_with_border: bool
-    since_last_border: Count
 
 
 class FileFacts(RootModel[list[list[BlockFacts]]]):
