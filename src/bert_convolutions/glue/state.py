@@ -33,9 +33,7 @@ def read_state(folder: Path) -> TaskState | None:
     try:
         return read_model(TaskState, path)
     except UsageError as error:
-        raise UsageError(
-            f"{path} is damaged: delete {folder}, or move it away, to run this task again ({error})"
-        ) from error
+        raise UsageError(f"{path} is damaged: delete or move {folder} to run this task again ({error})") from error
 
 
 def write_state(folder: Path, state: TaskState) -> None:
@@ -94,7 +92,7 @@ def settle(folder: Path) -> None:
             files.discard_aside(folder)
             return
         in_place = [folder / path.name for path in aside.iterdir() if path.name != STATE_FILE]
-        for path in [folder / STATE_FILE, *in_place, *_paths(folder, None)]:
+        for path in [*in_place, *_paths(folder, None), folder / STATE_FILE]:  # the last, should this be killed too
             _remove(path)
     files.put_back(folder)
 
