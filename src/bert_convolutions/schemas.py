@@ -196,14 +196,58 @@ class BlockFacts(Stored):
     num_sentences: Count
     num_tokens: Count
     num_bytes: Count
-    num_borders: Count
+    inner_borders: Count
+    """Blank lines (one for several together) between its own sentences."""
+    last_document: Count
+    """Sentences after the last of these."""
     starts_with_border: bool
     ends_with_border: bool
-    since_last_border: Count
 
 
 class FileFacts(RootModel[list[list[BlockFacts]]]):
     """The facts of the blocks of each text file."""
+
+
+# Training: checkpoints and results
+
+
+class StoredFile(Stored):
+    """A file of a checkpoint as its manifest describes it."""
+
+    size: Count
+    sha256: Sha256
+
+
+class CheckpointManifest(Stored):
+    """``manifest.json`` of a checkpoint: what a resumed run must agree with, and every other file."""
+
+    format: Literal[1]
+    run: dict[str, Any]
+    files: dict[str, StoredFile]
+
+
+class StoredTrainerState(Foreign):
+    """``trainer_state.json``, by ``transformers``: those of its values that a resumed run goes by."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=True, frozen=True)
+
+    global_step: Count
+    max_steps: int
+    epoch: float | None
+    num_input_tokens_seen: Count
+    total_flos: float
+    log_history: list[dict[str, Any]]
+    best_metric: float | None
+    best_global_step: int | None
+    best_model_checkpoint: str | None
+    stateful_callbacks: dict[str, Any]
+
+
+class TrainResults(Foreign):
+    """``train_results.json``: the step that the model beside it is of, and what a resumed run must agree with."""
+
+    steps: int = Field(ge=0, strict=True)
+    run: dict[str, Any] = {}
 
 
 # Probes: minimal pairs and local order
@@ -252,6 +296,45 @@ class ProbeResults(Stored):
     phenomena: dict[str, Accuracy]
     fields: dict[str, Accuracy]
     all: Accuracy | None = None
+
+
+# Experiments
+
+FlagValue = bool | int | float | str | list[bool | int | float | str] | None
+Flags = dict[str, FlagValue]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+"""Of a variant or an evaluation: it becomes the name of a folder."""
+
+
+class Evaluations(BaseModel):
+    """What a pre-trained model of an experiment is asked, beside its loss: flags of the commands that ask it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    minimal_pairs: dict[Name, Flags] = {}
+    local_order: Flags | None = None
+    glue: Flags | None = None
+
+
+class Experiment(BaseModel):
+    """An experiment file: flags of ``bertconv pretrain`` for all variants, and those by which the variants differ."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    question: str = ""
+    base: Flags
+    variants: Annotated[dict[Name, Flags], Field(min_length=1)]
+    baseline: str | None = None
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    evaluate: Evaluations = Evaluations()
+
+
+class CellRecord(Stored):
+    """How a cell of a sweep was run last: the command's words after ``bertconv``, its time and exit code."""
+
+    command: list[str]
+    seconds: Annotated[float, Field(ge=0)]
+    exit_code: int
 
 
 # GLUE: hyper-parameters, states, scores

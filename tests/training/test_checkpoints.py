@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import TrainerState
 
 from bert_convolutions.errors import UsageError
 from bert_convolutions.training import checkpoints
@@ -16,6 +17,7 @@ def publish(folder: Path, step: int, content: str = "weights") -> Path:
     (staged / "model.safetensors").write_text(content)
     (staged / "part").mkdir()
     (staged / "part" / "state.json").write_text("{}")
+    TrainerState(global_step=step).save_to_json(str(staged / "trainer_state.json"))
     place = folder / f"checkpoint-{step}"
     checkpoints.publish(staged, place, {"seed": 1})
     return place
@@ -25,7 +27,8 @@ def test_a_published_checkpoint_is_valid(tmp_path: Path) -> None:
     place = publish(tmp_path, 10)
     assert checkpoints.fault_in(place) is None
     manifest = checkpoints.read_manifest(place)
-    assert manifest["run"] == {"seed": 1} and set(manifest["files"]) == {"model.safetensors", "part/state.json"}
+    assert manifest.run == {"seed": 1}
+    assert set(manifest.files) == {"model.safetensors", "part/state.json", "trainer_state.json"}
 
 
 def test_publishing_again_replaces(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_a_used_folder_is_left_alone_resumed_or_replaced(corner: Corner, capsys:
     source = corner.folder / "used" / "checkpoint-4"
     start = {"config_name": None, "model_name_or_path": source, "max_steps": 2}
     assert run(corner, "used", overwrite_output_dir="true", **start) == 2
-    assert "would delete --model_name_or_path" in capsys.readouterr().err and source.exists()
+    assert "used holds the input --model_name_or_path" in capsys.readouterr().err and source.exists()
     assert run(corner, "from", remove_position_embeddings="true", **start) == 2
     assert "--remove_position_embeddings True contradicts" in capsys.readouterr().err
     assert run(corner, "used", overwrite_output_dir="true", max_steps=3, seed=7) == 0

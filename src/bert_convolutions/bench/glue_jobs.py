@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, set_seed
+from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from bert_convolutions.bench.contestants import CONTESTANTS
 from bert_convolutions.bench.corpus import Setup
@@ -42,7 +42,6 @@ def run_finetuning_job(job: Job, setup: Setup, turns: Turns) -> None:
         args=BertTrainingArguments(**training_arguments(job, setup)),
         processing_class=tokenizer,
     )
-    trainer.remove_callback(PrinterCallback)
 
     def work(step: int) -> Work:
         return _work(examples.lengths[trainer.samples_of_step(step)])

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import (
-    PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -27,11 +26,10 @@ from bert_convolutions.bench.turns import Turns, Work
 from bert_convolutions.data.store import ArrowStore
 from bert_convolutions.training.arguments import BertTrainingArguments
 from bert_convolutions.training.corpus import Corpus
-from bert_convolutions.training.interrupt import SignalWatch
 from bert_convolutions.training.options import PretrainOptions
-from bert_convolutions.training.pretrain import make_trainer
 from bert_convolutions.training.sampling import StepPlan
-from bert_convolutions.training.setup import choose_tokenizer, compose_config, compose_model
+from bert_convolutions.training.setup import choose_tokenizer, compose_config, compose_model, make_trainer
+from bert_convolutions.training.signals import SignalWatch
 
 _MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
 _SPECIAL_TOKENS = 3
@@ -88,7 +86,6 @@ class PairsRun:
             corpus = Corpus(self.store, None)
             ours = BertTrainingArguments(**arguments)
             self.trainer: Trainer = make_trainer(options, ours, model, tokenizer, corpus, SignalWatch())
-            self.trainer.remove_callback(PrinterCallback)
         else:
             set_seed(setup.seed)
             samples = [sample for step in range(setup.steps) for sample in self.plan.samples_of_step(step)]

@@ -23,7 +23,7 @@ from bert_convolutions.glue.predict import evaluate
 from bert_convolutions.glue.state import ENCODER_FOLDER, saved_files, stands
 from bert_convolutions.glue.tasks import DevSet, Task
 from bert_convolutions.training.resumable import ResumableTrainer
-from bert_convolutions.training.sampling import StepPlan, StepSlices
+from bert_convolutions.training.sampling import StepPlan
 
 
 class GlueTrainer(ResumableTrainer):
@@ -73,10 +73,9 @@ class GlueTrainer(ResumableTrainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Micro-batches of this process, in order; nothing in it draws a random number."""
-        plan = self.train_plan()
-        self.train_slices = StepSlices(plan, self.args.process_index)
         counted = Counted(self.layout, self.train_examples.select(np.array([0])))
-        return self.slices_loader(Shuffled(self.train_examples, plan), self.train_slices, counted)
+        plan = self.train_plan()
+        return self.training_loader(Shuffled(self.train_examples, plan), plan, counted)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

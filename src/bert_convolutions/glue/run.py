@@ -56,8 +56,7 @@ from bert_convolutions.schemas import TaskState
 from bert_convolutions.terminal import duration, make_console
 from bert_convolutions.training import checkpoints
 from bert_convolutions.training.collectives import Collectives
-from bert_convolutions.training.interrupt import SIGNALS
-from bert_convolutions.training.resumable import resume_command
+from bert_convolutions.training.signals import SIGNALS, resume_command
 
 
 def run_glue(options: GlueOptions, arguments: TrainingArguments) -> None:

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from bert_convolutions.training.interrupt import SignalWatch
-from bert_convolutions.training.resumable import resume_command
+from bert_convolutions.training.signals import SignalWatch, resume_command
 
 TWICE = """
 import os, signal, sys
 from pathlib import Path
-from bert_convolutions.training.interrupt import SignalWatch
+from bert_convolutions.training.signals import SignalWatch
 watch = SignalWatch()
 scratch = Path(sys.argv[1])
 scratch.mkdir()
