@@ -18,8 +18,8 @@ _X_AXES: tuple[tuple[str, Callable[[Run], Sequence[float]]], ...] = (
 
 
 def colors(results: SweepResults) -> dict[str, object]:
-    """One colour a variant, the same in every picture."""
-    variants = list(results.experiment.variants)
+    """One colour a variant that has runs, the same in every picture."""
+    variants = [variant for variant in results.experiment.variants if results.of(variant)]
     return dict(zip(variants, line_colors(len(variants)), strict=True))
 
 
@@ -67,10 +67,11 @@ def dots(title: str, compared: Mapping[str, Comparison], results: SweepResults, 
 
 def order_lines(results: SweepResults, name: str) -> Figure | None:
     """Accuracy of the order probe by how far the word was moved; None where no run has it."""
+    if not any(name in run.probes for run in results.runs):
+        return None
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     color = colors(results)
-    drawn = False
     for variant in results.experiment.variants:
         probes = [run.probes[name].paradigms for run in results.of(variant) if name in run.probes]
         if not probes:
@@ -80,13 +81,12 @@ def order_lines(results: SweepResults, name: str) -> Figure | None:
         axes.plot(distances, shares.mean(axis=0), color=color[variant], marker="o", label=variant)
         axes.fill_between(distances, shares.min(axis=0), shares.max(axis=0), color=color[variant], alpha=0.2)
         axes.set_xticks(distances)
-        drawn = True
     axes.axhline(50, color="grey", linewidth=1, linestyle=":")
     axes.set(xlabel="words by which one word was moved", ylabel="right pairs (%)")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    return figure if drawn else None
+    return figure
 
 
 def _groups(results: ProbeResults) -> Mapping[str, Accuracy]:
