@@ -196,10 +196,19 @@ class BlockFacts(Stored):
     num_sentences: Count
     num_tokens: Count
     num_bytes: Count
-    num_borders: Count
+    inner_borders: Count
+    """Blank lines (one for several together) between its own sentences."""
+    last_document: Count
+    """Sentences after the last of these."""
     starts_with_border: bool
     ends_with_border: bool
-    since_last_border: Count
+
+
+class DemoSettings(Stored):
+    """What a demonstration was started with."""
+
+    seed: int
+    quick: bool
 
 
 class FileFacts(RootModel[list[list[BlockFacts]]]):
@@ -294,6 +303,45 @@ class ProbeResults(Stored):
     phenomena: dict[str, Accuracy]
     fields: dict[str, Accuracy]
     all: Accuracy | None = None
+
+
+# Experiments
+
+FlagValue = bool | int | float | str | list[bool | int | float | str] | None
+Flags = dict[str, FlagValue]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+"""Of a variant or an evaluation: it becomes the name of a folder."""
+
+
+class Evaluations(BaseModel):
+    """What a pre-trained model of an experiment is asked, beside its loss: flags of the commands that ask it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    minimal_pairs: dict[Name, Flags] = {}
+    local_order: Flags | None = None
+    glue: Flags | None = None
+
+
+class Experiment(BaseModel):
+    """An experiment file: flags of ``bertconv pretrain`` for all variants, and those by which the variants differ."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    question: str = ""
+    base: Flags
+    variants: Annotated[dict[Name, Flags], Field(min_length=1)]
+    baseline: str | None = None
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    evaluate: Evaluations = Evaluations()
+
+
+class CellRecord(Stored):
+    """How a cell of a sweep was run last: the command's words after ``bertconv``, its time and exit code."""
+
+    command: list[str]
+    seconds: Annotated[float, Field(ge=0)]
+    exit_code: int
 
 
 # GLUE: hyper-parameters, states, scores
