@@ -53,7 +53,6 @@ def interruptible(what: str) -> Iterator[None]:
 def run_tasks(
     function: Callable[[TaskT], ResultT],
     tasks: Iterable[TaskT],
-    *,
     num_proc: int,
     initializer: Callable[..., object] = tuple,
     initargs: tuple[Any, ...] = (),

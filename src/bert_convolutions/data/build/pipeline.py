@@ -200,8 +200,8 @@ class _Build:
                             yield sentences.SentenceTask(block, before, path, self._settings.split_sentences)
                         before = block.position
 
-            start = {"initializer": sentences.start, "initargs": (self._tokenizer,)}
-            for read in run_tasks(sentences.encode_block, tasks(), num_proc=self._num_proc, **start):
+            encode, tokenizer = sentences.encode_block, (self._tokenizer,)
+            for read in run_tasks(encode, tasks(), self._num_proc, sentences.start, tokenizer):
                 bar.update(read)
         refuse_changed(self._settings.sources)
         paths = [[self._sentence_file(number, block) for block in range(num)] for number, num in enumerate(num_blocks)]
@@ -261,7 +261,7 @@ class _Build:
     def _run(name: str, unit: str, function: Callable[[TaskT], None], tasks: list[TaskT], num_proc: int) -> None:
         """Do tasks that are known, with progress."""
         with _bar(name, len(tasks), unit) as bar:
-            for _ in run_tasks(function, tasks, num_proc=num_proc):
+            for _ in run_tasks(function, tasks, num_proc):
                 bar.update()
 
 
