@@ -204,6 +204,13 @@ class BlockFacts(Stored):
     ends_with_border: bool
 
 
+class DemoSettings(Stored):
+    """What a demonstration was started with."""
+
+    seed: int
+    quick: bool
+
+
 class FileFacts(RootModel[list[list[BlockFacts]]]):
     """The facts of the blocks of each text file."""
 

@@ -17,11 +17,11 @@ from transformers import (
 
 from bert_convolutions.bench.contestants import CONTESTANTS, ELECTRA
 from bert_convolutions.bench.corpus import Setup
-from bert_convolutions.bench.flops import count_flops
 from bert_convolutions.bench.peers import make_peer_trainer
 from bert_convolutions.bench.plan import Job
 from bert_convolutions.bench.turns import Turns, Work
 from bert_convolutions.data.store import ArrowStore
+from bert_convolutions.model.flops import count_flops
 from bert_convolutions.training.arguments import BertTrainingArguments
 from bert_convolutions.training.corpus import Corpus
 from bert_convolutions.training.options import PretrainOptions

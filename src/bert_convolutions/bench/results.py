@@ -14,10 +14,10 @@ import torch
 
 import bert_convolutions
 from bert_convolutions.bench.contestants import CONTESTANTS
-from bert_convolutions.bench.flops import peak_flops
 from bert_convolutions.bench.options import BenchOptions
 from bert_convolutions.bench.plan import Group, Job
 from bert_convolutions.bench.turns import Report
+from bert_convolutions.model.flops import peak_flops
 
 SCHEMA = "bert_convolutions.bench/2"
 """Changes with the meaning of a field; fields may be added without."""

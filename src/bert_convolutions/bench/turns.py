@@ -19,7 +19,7 @@ class Work:
     Attributes:
         examples: how many.
         tokens: of them, padding not counted.
-        flops: model FLOPs (``bench.flops``), or None where they are not counted.
+        flops: model FLOPs (``model.flops``), or None where they are not counted.
     """
 
     examples: int = 0

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from bert_convolutions.bench.flops import FlopCounter, count_flops
 from bert_convolutions.data.tokenizer import load_tokenizer
 from bert_convolutions.errors import UsageError
 from bert_convolutions.model import CompositeBertConfig, CompositeBertForMaskedLM
+from bert_convolutions.model.flops import FlopCounter, count_flops
 from bert_convolutions.model.presets import load_config
 from bert_convolutions.schemas import Flags, read_json
 from bert_convolutions.sweep.cells import Cell
@@ -28,7 +28,7 @@ class Cost:
 
     Attributes:
         parameters: of the model.
-        flops: of all steps, by ``bench.flops``.
+        flops: of all steps, by ``model.flops``.
         tokens: real tokens of all steps.
         seconds: estimated.
     """

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bert_convolutions.bench.flops import count_flops
 from bert_convolutions.errors import UsageError
+from bert_convolutions.model.flops import count_flops
 from bert_convolutions.model.presets import load_config
 from bert_convolutions.schemas import Experiment, ProbeResults, read_json, read_model
 from bert_convolutions.sweep.cells import LOCAL_ORDER, MINIMAL_PAIRS, PRETRAIN, Cell, plan_cells
