@@ -15,8 +15,12 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "CompositeBertConfig": "model",
     "CompositeBertForMaskedLM": "model",
+    "CompositeBertForMultipleChoice": "model",
+    "CompositeBertForNextSentencePrediction": "model",
     "CompositeBertForPreTraining": "model",
+    "CompositeBertForQuestionAnswering": "model",
     "CompositeBertForSequenceClassification": "model",
+    "CompositeBertForTokenClassification": "model",
     "CompositeBertModel": "model",
     "CompositeBertTokenizer": "data.tokenizer",
     "CompositeAttention": "attention.composite",

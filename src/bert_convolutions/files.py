@@ -195,7 +195,7 @@ def run_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
 
     Args:
         folder: the folder of one run.
-        wait: wait for the other process's end, instead of raising.
+        wait: say so and wait for the other process's end, instead of raising.
 
     Raises:
         UsageError: another living process holds it.
@@ -204,7 +204,15 @@ def run_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
     lock = filelock.FileLock(path, fallback_to_soft=False)
     held = False
     try:
-        lock.acquire(blocking=wait)
+        try:
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            if not wait:
+                raise
+            from bert_convolutions.terminal import say
+
+            say(f"{folder} is in use by another run ({_holder(path)}); waiting for its end")
+            lock.acquire()
         held = True
         about = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(timezone.utc).isoformat()}
         path.write_text(json.dumps(about))

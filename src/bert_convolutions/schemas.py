@@ -6,14 +6,16 @@ Imports neither PyTorch nor transformers.
 
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from bert_convolutions.errors import UsageError, brief
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
+Size = Annotated[int, Field(ge=1)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Stored(BaseModel):
@@ -26,6 +28,44 @@ class Foreign(BaseModel):
     """Base of what others write: keys we don't know are left alone."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False, frozen=True)
+
+
+# Models: config.json
+
+
+class EncoderConfig(Foreign):
+    """The fields of a model's ``config.json`` that say what it is made of; also of one written by the paper's code."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, frozen=True, strict=True)
+
+    vocab_size: Size = 30522
+    hidden_size: Size = 768
+    embedding_size: Size = 128
+    num_hidden_layers: Size = 12
+    num_attention_heads: Size = 12
+    attention_head_size: Annotated[int, Field(ge=-1)] = -1
+    intermediate_size: Size = 3072
+    max_position_embeddings: Size = 512
+    type_vocab_size: Size = 2
+    pad_token_id: Annotated[int, Field(ge=0)] | None = 0
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: Probability = 0.1
+    attention_probs_dropout_prob: Probability = 0.1
+    classifier_dropout: Probability | None = None
+    initializer_range: Annotated[float, Field(ge=0)] = 0.02
+    layer_norm_eps: Annotated[float, Field(gt=0)] = 1e-12
+    attention_kernel: str = "dot_product"
+    value_forward: str = "feedforward"
+    qk: str = "linear"
+    remove_qk: bool = False
+    remove_position_embeddings: bool = False
+    sparse_prediction: bool = False
+
+
+class OriginalsConfig(EncoderConfig):
+    """``config.json`` of a checkpoint of the paper's code."""
+
+    architectures: Annotated[list[str], Field(min_length=1, max_length=1)]
 
 
 def read_json(path: Path) -> Any:
@@ -56,10 +96,15 @@ def parse(model: type[ModelT], value: Any, source: str | Path) -> ModelT:
     try:
         return model.model_validate(value)
     except pydantic.ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in fault["loc"])
-        found = "" if fault["type"] == "missing" else f", not {brief(fault['input'])}"
-        raise UsageError(f"{source}: {place + ': ' if place else ''}{fault['msg']}{found}") from error
+        raise UsageError(f"{source}: {describe(error)}") from error
+
+
+def describe(error: pydantic.ValidationError) -> str:
+    """The first fault in one line: its place, what is expected there, what was found."""
+    fault = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in fault["loc"])
+    found = "" if fault["type"] == "missing" else f", not {brief(fault['input'])}"
+    return f"{place + ': ' if place else ''}{fault['msg']}{found}"
 
 
 def read_model(model: type[ModelT], path: Path) -> ModelT:
@@ -69,3 +114,125 @@ def read_model(model: type[ModelT], path: Path) -> ModelT:
         UsageError: as ``read_json`` and ``parse``.
     """
     return parse(model, read_json(path), path)
+
+
+# Data sets: what ``bertconv build-dataset`` leaves with its result and in its work folder.
+
+Count = Annotated[int, Field(ge=0)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class TextRecord(Stored):
+    """A text file as it was when it was read: size in bytes, time of its last change in ns."""
+
+    path: str
+    size: Count
+    mtime_ns: int
+
+
+class BuildSettings(Stored):
+    """All that decides the content of a data set."""
+
+    tokenizer_hash: Sha256
+    vocabulary_size: Annotated[int, Field(ge=1)]
+    output_format: Literal["arrow", "ids"]
+    seed: int
+    pair_within_documents: bool
+    split_sentences: str | None
+    """The language to split by; None where a line is a sentence."""
+    shard_size_mb: Annotated[int, Field(ge=1)]
+    sources: list[TextRecord]
+
+
+class ShardRecord(Stored):
+    """A file of examples, beside its manifest."""
+
+    file: Annotated[str, Field(pattern=r"^[^/]+$")]
+    num_examples: Count
+    num_tokens: Count
+    num_bytes: Count
+    sha256: Sha256
+
+
+class CorpusCounts(Stored):
+    """The sizes of a data set; ``bytes`` are those of its text."""
+
+    examples: Count
+    tokens: Count
+    sentences: Count
+    documents: Count
+    bytes: Count
+
+
+class DatasetManifest(Stored):
+    """``manifest.json``: what a built data set is made of. It is written last: where it is, the data set is whole."""
+
+    format: Literal["bert_convolutions sentence pairs"] = "bert_convolutions sentence pairs"
+    version: Literal[1] = 1
+    settings: BuildSettings
+    counts: CorpusCounts
+    shards: Annotated[list[ShardRecord], Field(min_length=1)]
+
+
+class BlockFacts(Stored):
+    """What the first stage of a build found in a block of text."""
+
+    num_sentences: Count
+    num_tokens: Count
+    num_bytes: Count
+    num_borders: Count
+    starts_with_border: bool
+    ends_with_border: bool
+    since_last_border: Count
+
+
+class FileFacts(RootModel[list[list[BlockFacts]]]):
+    """The facts of the blocks of each text file."""
+
+
+# Probes: minimal pairs and local order
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Interval = tuple[Share, Share]
+
+
+class BlimpPair(Foreign):
+    """A line of one of BLiMP's files."""
+
+    sentence_good: Annotated[str, Field(min_length=1)]
+    sentence_bad: Annotated[str, Field(min_length=1)]
+    linguistics_term: str = ""
+    field: str = ""
+
+
+class Accuracy(Stored):
+    """Share of pairs whose good sentence is the likelier one, ties counted as half, and 95 % intervals over pairs."""
+
+    model_config = ConfigDict(strict=False)  # JSON has no tuples
+
+    accuracy: Share
+    interval: Interval
+    accuracy_within_word: Share
+    interval_within_word: Interval
+    pairs: Annotated[int, Field(ge=1)]
+
+
+class ParadigmAccuracy(Accuracy):
+    """Of one paradigm; ``sha256`` is that of its pairs."""
+
+    phenomenon: str
+    field: str
+    sha256: str
+
+
+class ProbeResults(Stored):
+    """``minimal_pairs.json`` and ``local_order.json``: by paradigm, and means over the paradigms of each group."""
+
+    model_config = ConfigDict(strict=False)
+
+    model: str
+    model_sha256: str
+    paradigms: dict[str, ParadigmAccuracy]
+    phenomena: dict[str, Accuracy]
+    fields: dict[str, Accuracy]
+    all: Accuracy | None = None

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize, prune
 
 from bert_convolutions.attention.composite import CompositeAttention, attend_eager
 from bert_convolutions.attention.cpu import tiles
@@ -197,7 +198,8 @@ def test_every_kernel_trains_all_its_parameters(subset, convolution, remove_quer
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None, name
-    assert any(name == "convolution_scalar" for name, _ in module.named_parameters()) == bool(convolution)
+    assert ("convolution_scalar" in module.state_dict()) == bool(convolution)
+    assert ("convolution_scalar" in dict(module.named_parameters())) == (convolution == "_convolution_scaled")
 
 
 @pytest.mark.parametrize("head_size", [1, 3, 8, 16])
@@ -211,11 +213,11 @@ def test_any_head_size(head_size, form):
 
 
 def test_sizes_that_do_not_go_together_are_refused():
-    with pytest.raises(UsageError, match="attention_head_size"):
+    with pytest.raises(ValueError, match="head_size"):
         make("dot_product", heads=3)
-    with pytest.raises(UsageError, match="remove_qk"):
+    with pytest.raises(ValueError, match="remove_query_key"):
         make("dot_product", head_size=4, remove_query_key=True)
-    with pytest.raises(UsageError, match="3 groups"):
+    with pytest.raises(ValueError, match="3 groups"):
         make("dot_product", value=parse_projection("convolution 1 3", "value_forward"))
     with pytest.raises(UsageError, match="flash_attention_2"):
         attention_backend("flash_attention_2")
@@ -275,3 +277,99 @@ def test_training_after_inference_mode():
     with torch.inference_mode():
         module(hidden, attend=attend_fused)
     module(hidden, attend=attend_fused)[0].sum().backward()
+
+
+def _pruned(module):
+    prune.random_unstructured(module, "convq_param", amount=0.5)
+    prune.identity(module, "convfixed_param")
+
+
+def _parametrized(module):
+    class Twice(nn.Module):
+        def forward(self, weight):
+            return 2 * weight
+
+    parametrize.register_parametrization(module, "convq_param", Twice())
+    parametrize.register_parametrization(module, "convolution_scalar", Twice(), unsafe=True)
+
+
+@pytest.mark.parametrize("change", [_pruned, _parametrized])
+def test_a_term_takes_what_stands_in_its_parameters_place(change):
+    """Pruning, parametrizations (so also LoRA of parameters) and ``functional_call`` replace it by another tensor."""
+    module = make("qk_convfixed_convq_convk_convolution_scaled 2")
+    hidden = torch.randn(2, 7, 16, dtype=torch.float64)
+    plain = {name: value.detach().clone() for name, value in module.state_dict().items()}
+    change(module)
+    output, _ = module(hidden)
+    output.sum().backward()
+    changed = {name: getattr(module, name).detach() for name in plain if "." not in name}
+    assert any(not torch.equal(plain[name], changed[name]) for name in changed)
+    unchanged = make("qk_convfixed_convq_convk_convolution_scaled 2")
+    for attend in (attend_eager, attend_fused):
+        called, _ = torch.func.functional_call(unchanged, {**plain, **changed}, (hidden,), {"attend": attend})
+        assert torch.allclose(called, output)
+
+
+@pytest.mark.parametrize("attend", [attend_eager, attend_fused])
+def test_gradients_of_each_example_by_torch_func(attend):
+    module = make("qk_convfixed_convq_convk 2")
+    parameters = dict(module.named_parameters())
+    hidden = torch.randn(3, 7, 16, dtype=torch.float64)
+
+    def loss(parameters, example):
+        return torch.func.functional_call(module, parameters, (example[None],), {"attend": attend})[0].sin().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, hidden)
+    module(hidden)[0].sin().sum().backward()
+    for name, parameter in parameters.items():
+        assert torch.allclose(each[name].sum(0), parameter.grad), name
+
+
+def test_the_bias_has_the_type_of_the_products():
+    """Under autocast: in float32 it would take twice the memory and then be cast."""
+    parts = []
+
+    def attend(given, value, dropout):
+        parts.append(given.bias(value.shape[2]))
+        return attend_eager(given, value, dropout)
+
+    for kernel in ("convfixed 3", "qk_convfixed 3", "qk_convfixed_convq_convk 3"):
+        module = CompositeAttention(16, 2, parse_kernel(kernel))
+        with torch.autocast("cpu", torch.bfloat16):
+            module(torch.randn(2, 9, 16), torch.ones(2, 9), attend=attend)
+    assert {bias.dtype for bias in parts} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("attend", [attend_eager, attend_fused])
+def test_a_floating_point_mask_of_pairs_is_added_whatever_its_values(attend):
+    module = make("qk_convfixed 2")
+    hidden = torch.randn(1, 6, 16, dtype=torch.float64)
+    for mask in (torch.zeros(6, 6), torch.ones(6, 6), torch.ones(6, 6).index_fill(1, torch.tensor([2]), 0.0)):
+        bias = mask.double().expand(1, 2, 6, 6)
+        scores = module(hidden)[1].log() + bias
+        expected = scores.softmax(-1) @ module.project("value", hidden, Segments())
+        output, _ = module(hidden, bias, attend=attend)
+        assert torch.allclose(output, expected.transpose(1, 2).flatten(2))
+    learned = torch.randn(1, 2, 6, 6, dtype=torch.float64, requires_grad=True)
+    (grad,) = torch.autograd.grad(module(hidden, learned, attend=attend)[0].sin().sum(), learned)
+    assert grad.abs().sum() > 0
+
+
+COUNTED = [(numbered(4, 3, 1, row_length=10), 3), (numbered(7, row_length=10) > 0, None)]
+
+
+@pytest.mark.parametrize(("mask", "count"), COUNTED)
+def test_convolutions_over_tokens_ask_the_device_for_no_number(mask, count, no_number):
+    module = make("qk_convolution 3", value=parse_projection("convolution 2 4", "value_forward"))
+    hidden = torch.randn(1, 10, 16, dtype=torch.float64)
+    expected, _ = module(hidden, mask)
+    with no_number:
+        output, _ = module(hidden, Segments.from_mask(mask, count))
+        assert torch.allclose(output, expected)
+        larger, _ = module(hidden, Segments.from_mask(mask, 5))
+        assert torch.allclose(larger, expected)
+    if count:
+        with pytest.raises(AssertionError), no_number:
+            module(hidden, Segments.from_mask(mask))
+        with pytest.raises(RuntimeError):
+            module(hidden, Segments.from_mask(mask, count - 1))

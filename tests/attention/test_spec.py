@@ -5,7 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bert_convolutions.attention.spec import OUTPUT_TERMS, SCORE_TERMS, parse_kernel, parse_projection
-from bert_convolutions.errors import UsageError
 
 KERNELS = [
     "_".join([*terms, *convolution]) + " 8"
@@ -40,7 +39,7 @@ def test_every_projection_is_its_own_canonical_form(text):
 def test_plain_projections_keep_their_names():
     assert str(parse_projection("linear", "qk")) == "linear"
     assert str(parse_projection("feedforward", "value_forward")) == "feedforward"
-    with pytest.raises(UsageError, match="linear"):
+    with pytest.raises(ValueError, match="linear"):
         parse_projection("feedforward", "qk")
 
 
@@ -60,13 +59,13 @@ def test_plain_projections_keep_their_names():
     ],
 )
 def test_a_bad_kernel_is_named(text, named):
-    with pytest.raises(UsageError) as error:
+    with pytest.raises(ValueError) as error:
         parse_kernel(text)
     assert named in str(error.value)
 
 
 def test_an_unknown_term_lists_the_valid_ones():
-    with pytest.raises(UsageError) as error:
+    with pytest.raises(ValueError) as error:
         parse_kernel("qk_konvq 8")
     assert all(term in str(error.value) for term in (*SCORE_TERMS, *OUTPUT_TERMS, "konvq"))
 
@@ -75,7 +74,7 @@ def test_an_unknown_term_lists_the_valid_ones():
     "text", ["convolution_deep 3 1", "convolution 3", "convolution 3 0", "conv 3 1", "", "convolutiondepth 3 1"]
 )
 def test_a_bad_projection_is_refused(text):
-    with pytest.raises(UsageError, match="value_forward"):
+    with pytest.raises(ValueError, match="value_forward"):
         parse_projection(text, "value_forward")
 
 
@@ -84,5 +83,5 @@ def test_any_other_text_ends_in_one_sentence(text):
     for parse in (parse_kernel, lambda value: parse_projection(value, "qk")):
         try:
             parse(text)
-        except UsageError as error:
+        except ValueError as error:
             assert text in str(error)

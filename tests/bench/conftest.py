@@ -11,8 +11,8 @@ import pytest
 from bert_convolutions.bench.corpus import Setup, prepare
 from bert_convolutions.bench.options import BenchOptions
 from bert_convolutions.bench.plan import make_plan
+from bert_convolutions.data.build.train_tokenizer import train_tokenizer
 from bert_convolutions.data.options import TrainTokenizerOptions
-from bert_convolutions.data.train_tokenizer import train_tokenizer
 
 SHAPE = {
     "hidden_size": 16,

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from transformers import ElectraConfig, ElectraForMaskedLM
 
+from bert_convolutions.attention import spec
+from bert_convolutions.attention.terms import TERMS, Term
 from bert_convolutions.bench.flops import FlopCounter, count_flops, peak_flops
 from bert_convolutions.model import CompositeBertConfig, CompositeBertForMaskedLM
 
@@ -29,6 +31,16 @@ def test_dynamic_terms_count_once_a_head() -> None:
     config = CompositeBertConfig(**SIZES, attention_kernel="qk_convfixed_convq_convk 2")
     term = 2 * 8 * 5  # heads x head size x width
     assert count_flops(CompositeBertForMaskedLM(config)).encoder_weights == 8 * 16 + 3 * (LAYER + 2 * term)
+
+
+def test_a_new_term_counts_by_its_declaration(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, dynamic in (("lookahead", True), ("steady", False)):
+        new = Term("key", dynamic, lambda heads, head_size, width: (head_size, width), "zeros")
+        monkeypatch.setitem(TERMS, name, new)
+    monkeypatch.setattr(spec, "SCORE_TERMS", ("qk", *TERMS))
+    config = CompositeBertConfig(**SIZES, attention_kernel="qk_lookahead_steady 2")
+    expected = 8 * 16 + 3 * (LAYER + 2 * 8 * 5)
+    assert count_flops(CompositeBertForMaskedLM(config)).encoder_weights == expected
 
 
 def test_without_dot_product_half_of_the_attention_is_left() -> None:

@@ -1,12 +1,18 @@
+import errno
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
+from bert_convolutions import CompositeBertConfig
+from bert_convolutions.cli.main import main
+from bert_convolutions.convert import original
 from bert_convolutions.convert.original import convert_checkpoint
 from bert_convolutions.errors import UsageError
+from bert_convolutions.model.presets import load_config
 
 FIXTURE = Path(__file__).parents[1] / "parity" / "fixtures" / "composite"
 
@@ -17,10 +23,11 @@ def source(tmp_path):
 
 
 def refused(source, target, match):
+    there_before = sorted(target.parent.rglob("*"))
     with pytest.raises(UsageError, match=match) as error:
         convert_checkpoint(source, target)
     assert "\n" not in str(error.value)
-    assert not target.exists() and not list(target.parent.glob(".*tmp"))
+    assert sorted(target.parent.rglob("*")) == there_before
 
 
 def test_files_of_the_converted_folder(source, tmp_path):
@@ -31,6 +38,70 @@ def test_files_of_the_converted_folder(source, tmp_path):
     with refuse:
         convert_checkpoint(source, target)
     convert_checkpoint(source, target, overwrite_output_dir=True)
+
+
+def test_an_overwrite_replaces_what_a_conversion_wrote_and_nothing_else(source, tmp_path):
+    target = tmp_path / "target"
+    arguments = ["convert", "--input", str(source), "--output_dir", str(target)]
+    assert main(arguments) == 0
+    (target / "notes.txt").write_text("mine")
+    (target / "checkpoint-5").mkdir()
+    old = (target / "model.safetensors").read_bytes()
+    (target / "model.safetensors").write_bytes(b"old")
+    (target / "spm.model").write_bytes(b"of an earlier conversion")
+    assert main(arguments) == 2
+    assert main([*arguments, "--overwrite_output_dir"]) == 0
+    assert {path.name for path in target.iterdir()} == {"config.json", "model.safetensors", "notes.txt", "checkpoint-5"}
+    assert (target / "model.safetensors").read_bytes() == old
+
+    (source / "pytorch_model.bin").write_bytes(b"")
+    assert main([*arguments, "--overwrite_output_dir"]) == 2
+    assert (target / "model.safetensors").read_bytes() == old, "nothing old goes before the new stands"
+
+
+def test_a_failed_or_killed_overwrite_leaves_the_old_model(source, tmp_path, monkeypatch):
+    target = convert_checkpoint(source, tmp_path / "target")
+    (target / "model.safetensors").write_bytes(b"old")
+    replace = Path.replace
+
+    def full_disk(path, to):
+        if path.name == "config.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return replace(path, to)
+
+    monkeypatch.setattr(Path, "replace", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        convert_checkpoint(source, target, overwrite_output_dir=True)
+    assert (target / "model.safetensors").read_bytes() == b"old" and (target / "config.json").is_file()
+
+    monkeypatch.setattr(original, "put_back", lambda folder: None)  # as if killed
+    with pytest.raises(OSError, match="No space"):
+        convert_checkpoint(source, target, overwrite_output_dir=True)
+    monkeypatch.undo()
+    refused(source, target, "overwrite_output_dir")
+    convert_checkpoint(source, target, overwrite_output_dir=True)
+    assert {path.name for path in target.iterdir()} == {"config.json", "model.safetensors"}
+    assert len((target / "model.safetensors").read_bytes()) > 3
+
+
+@pytest.mark.parametrize("relation", [".", "..", "../link", "inside/deeper"])
+def test_an_output_that_touches_the_input_is_refused(source, relation, tmp_path):
+    (tmp_path / "link").symlink_to(source)
+    there_before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UsageError, match=r"--output_dir .* the input --input"):
+        convert_checkpoint(source, source / relation, overwrite_output_dir=True)
+    assert sorted(tmp_path.rglob("*")) == there_before
+
+
+@pytest.mark.parametrize("config", ['{"model_type": "roberta"}', "not json", "[]"])
+def test_a_model_of_others_is_not_overwritten(config, source, tmp_path):
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "config.json").write_text(config)
+    (target / "model.safetensors").write_bytes(b"theirs")
+    with pytest.raises(UsageError, match="did not write"):
+        convert_checkpoint(source, target, overwrite_output_dir=True)
+    assert (target / "model.safetensors").read_bytes() == b"theirs"
 
 
 def test_missing_and_damaged_files(source, tmp_path):
@@ -45,6 +116,72 @@ def test_missing_and_damaged_files(source, tmp_path):
     weights.write_bytes(intact)
     (source / "config.json").write_text("not json")
     refused(source, target, "JSON")
+
+
+@pytest.mark.parametrize("config", ["[]", "null", '"text"', "3"])
+def test_a_configuration_that_is_no_object(config, source, tmp_path):
+    (source / "config.json").write_text(config)
+    refused(source, tmp_path / "target", "config.json")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("hidden_size", -32),
+        ("hidden_size", 0),
+        ("hidden_size", "many"),
+        ("num_hidden_layers", None),
+        ("num_hidden_layers", 2.5),
+        ("hidden_dropout_prob", float("nan")),
+        ("attention_probs_dropout_prob", 1.5),
+        ("layer_norm_eps", 0),
+        ("initializer_range", -0.1),
+        ("hidden_act", "jump"),
+        ("pad_token_id", 10**6),
+        ("attention_kernel", ["qk"]),
+        ("attention_kernel", "qk_konvq 3"),
+        ("attention_head_size", 0),
+        ("remove_qk", "yes"),
+        ("architectures", 5),
+        ("architectures", {"a": 1}),
+        ("architectures", []),
+    ],
+)
+def test_a_field_of_the_wrong_type_or_out_of_range_is_named(field, value, source, tmp_path):
+    """By both readers of a configuration file, and by the constructor."""
+    values = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**values, field: value}))
+    refused(source, tmp_path / "target", field)
+    if field != "architectures":
+        with pytest.raises(UsageError, match=field):
+            load_config(str(source))
+        with pytest.raises(Exception, match=field) as error:
+            CompositeBertConfig(**{field: value})
+        assert isinstance(error.value, ValueError | StrictDataclassError)
+
+
+def test_weights_that_are_no_finite_numbers(source, tmp_path):
+    path, target = source / "pytorch_model.bin", tmp_path / "target"
+    weights = torch.load(path, weights_only=True)
+    name = "bert.encoder.layer.0.output.dense.weight"
+    for damaged, match in (
+        (weights[name] * torch.tensor(float("nan")), f"{name} holds NaN"),
+        (weights[name] / 0, f"{name} holds NaN or inf"),
+        (weights[name] * 1j, f"{name} is of torch.complex64"),
+        (weights[name].long(), f"{name} is of torch.int64"),
+    ):
+        torch.save({**weights, name: damaged}, path)
+        refused(source, target, match)
+
+
+def test_flipped_bytes_are_noticed(source, tmp_path):
+    path = source / "pytorch_model.bin"
+    torch.save(torch.load(path, weights_only=True), path)
+    convert_checkpoint(source, tmp_path / "intact")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x40
+    path.write_bytes(content)
+    refused(source, tmp_path / "target", "bytes of .* not those")
 
 
 def test_a_pickle_that_would_run_code_is_refused(source, tmp_path):

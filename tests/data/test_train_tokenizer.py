@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from bert_convolutions.data import train_tokenizer as module
+from bert_convolutions.data.build import train_tokenizer as module
+from bert_convolutions.data.build.train_tokenizer import train_tokenizer
 from bert_convolutions.data.options import TrainTokenizerOptions
-from bert_convolutions.data.spm_encoder import SpmEncoder
+from bert_convolutions.data.pieces import PieceTokenizer
 from bert_convolutions.data.tokenizer import CompositeBertTokenizer
-from bert_convolutions.data.train_tokenizer import train_tokenizer
 from bert_convolutions.errors import UsageError
 
 
@@ -27,7 +27,7 @@ def test_the_folder_loads_offline(tokenizer_dir: Path) -> None:
     assert sorted(file.name for file in tokenizer_dir.iterdir()) == ["spm.model", "tokenizer_config.json"]
 
 
-def test_it_learns_from_lower_case_without_accents(encoder: SpmEncoder) -> None:
+def test_it_learns_from_lower_case_without_accents(encoder: PieceTokenizer) -> None:
     pieces = encoder.processor.id_to_piece(list(range(encoder.num_pieces)))
     assert all(piece == piece.lower() for piece in pieces)
     assert "▁the" in pieces
@@ -60,7 +60,7 @@ def test_a_line_of_a_megabyte(tmp_path: Path) -> None:
     file = tmp_path / "long.txt"
     file.write_text("of the several states " * 50_000 + "\nand 三国志" + "三国志" * 5000, encoding="utf-8")
     folder = train_tokenizer(TrainTokenizerOptions([str(file)], str(tmp_path / "out"), vocab_size=24))
-    pieces = SpmEncoder(folder / "spm.model").processor
+    pieces = PieceTokenizer(folder / "spm.model").processor
     assert pieces.piece_to_id("国") != pieces.unk_id()
 
 
@@ -93,3 +93,26 @@ def test_bad_text(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=r"bad\.txt") as error:
             train_tokenizer(TrainTokenizerOptions([str(file)], str(tmp_path / "out"), vocab_size=20))
         assert message in str(error.value)
+
+
+def test_lines_end_where_a_text_file_s_do(tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_bytes("one\u2028line\rtwo\x85\x0clines\r\n\r\nthree\n".encode())
+    lines = list(module._lines(module.find_sources([str(file)]), "reading"))
+    assert lines == ["one\u2028line", "two\x85\x0clines", "three"]
+
+
+def test_text_that_changes_while_it_is_read_is_refused(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = module._learn
+
+    def learn(*arguments: object) -> bytes:
+        with Path(text).open("a") as file:
+            file.write("one more\n")
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "_learn", learn)
+    with pytest.raises(UsageError, match=r"text\.txt: has changed while it was read"):
+        train_tokenizer(TrainTokenizerOptions([text], str(tmp_path / "out"), vocab_size=100))
+    assert not (tmp_path / "out").exists()

@@ -1,7 +1,9 @@
 import copy
+from functools import partial
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -12,6 +14,9 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
 )
 
 import bert_convolutions
@@ -22,7 +27,9 @@ from bert_convolutions import (
     CompositeBertForSequenceClassification,
     CompositeBertModel,
 )
+from bert_convolutions import model as model_package
 from bert_convolutions.errors import UsageError
+from bert_convolutions.model import backends
 from bert_convolutions.model.presets import PRESETS, load_config
 
 SIZES = {
@@ -94,7 +101,8 @@ def test_classification_and_regression_are_berts(labels, count):
 
 @pytest.mark.parametrize("model_class", [CompositeBertForMaskedLM, CompositeBertForPreTraining])
 def test_the_head_runs_on_masked_tokens_only(model_class):
-    model = model_class(config(**COMPOSITE, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+    options = {**COMPOSITE, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model = model_class(config(**options))
     ids = tokens()
     labels = torch.where(torch.rand(ids.shape) < 0.2, ids, -100)
     order = {"next_sentence_label": torch.tensor([0, 1, 1])} if model_class is CompositeBertForPreTraining else {}
@@ -106,9 +114,12 @@ def test_the_head_runs_on_masked_tokens_only(model_class):
     sparse = model(ids, labels=labels.flatten()[positions], masked_positions=positions, **order)
     model.train()
     training = model(ids, labels=labels, **order)
+    model.config.sparse_prediction = True
+    training_sparsely = model(ids, labels=labels, **order)
     model(ids)
-    assert rows == [60, len(positions), len(positions), 60]
-    assert torch.allclose(full.loss, sparse.loss, atol=1e-6) and torch.allclose(full.loss, training.loss, atol=1e-6)
+    assert rows == [60, len(positions), 60, len(positions), 60]
+    for other in (sparse, training, training_sparsely):
+        assert torch.allclose(full.loss, other.loss, atol=1e-6)
 
 
 def test_a_batch_without_labels_has_loss_zero():
@@ -203,23 +214,166 @@ def test_presets_and_their_sizes(tmp_path):
 
 
 def test_a_bad_option_is_refused_by_the_configuration():
-    with pytest.raises(UsageError, match="konvq"):
+    with pytest.raises(ValueError, match=r"^attention_kernel.*konvq"):
         config(attention_kernel="qk_konvq 3")
-    with pytest.raises(UsageError, match="num_attention_heads"):
+    with pytest.raises(ValueError, match=r"^num_attention_heads"):
         config(num_attention_heads=5)
     assert config(attention_kernel="convk_qk 3").attention_kernel == "qk_convk 3"
 
 
-def test_the_model_is_one_graph_for_a_compiler():
-    """No graph break, and no change of the result."""
-    model = CompositeBertForMaskedLM(config(**COMPOSITE)).eval()
+CONVOLVED = {"attention_kernel": "qk_convfixed_convolution 2"}
+
+
+def test_the_scale_of_a_convolution_is_not_trained_by_any_road(tmp_path):
+    """From the constructor, a folder, an Auto class, an old checkpoint, and a Trainer that resumes."""
+    made = CompositeBertForMaskedLM(config(**CONVOLVED))
+    made.save_pretrained(tmp_path / "saved")
+    names = [name for name in made.state_dict() if name.endswith("convolution_scalar")]
+    assert names == [f"bert.encoder.layer.{layer}.attention.self.convolution_scalar" for layer in range(2)]
+    loaded = CompositeBertForMaskedLM.from_pretrained(tmp_path / "saved")
+    by_auto = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
+    old = {**made.state_dict(), **{name: torch.full((1, 4, 1, 1), 1.5) for name in names}}
+    made.load_state_dict(old)
+    made.save_pretrained(tmp_path / "old")
+    of_old = AutoModelForMaskedLM.from_pretrained(tmp_path / "old")
+    assert all((of_old.state_dict()[name] == 1.5).all() for name in names)
+    del old[names[0]]
+    save_file(
+        {name: value.contiguous() for name, value in old.items() if "decoder" not in name},
+        tmp_path / "old/model.safetensors",
+    )
+    without = AutoModelForMaskedLM.from_pretrained(tmp_path / "old").state_dict()
+    assert (without[names[0]] == 1).all() and (without[names[1]] == 1.5).all()
+    for model in (made, loaded, by_auto, of_old):
+        assert not [name for name, _ in model.named_parameters() if name.endswith("convolution_scalar")]
+        assert {name for name in model.state_dict() if name.endswith("convolution_scalar")} == set(names)
+    scaled = AutoModelForMaskedLM.from_config(config(attention_kernel="qk_convolution_scaled 2"))
+    assert len([name for name, _ in scaled.named_parameters() if name.endswith("convolution_scalar")]) == 2
+
+    examples = [{"input_ids": torch.arange(6), "labels": torch.arange(6)}] * 4
+    for steps in (1, 2):
+        arguments = TrainingArguments(
+            str(tmp_path / "run"), max_steps=steps, save_steps=1, learning_rate=0.1, report_to="none", disable_tqdm=True
+        )
+        trainer = Trainer(CompositeBertForMaskedLM(config(**CONVOLVED)), arguments, train_dataset=examples)
+        trainer.train(resume_from_checkpoint=steps > 1)
+        trained = trainer.model.state_dict()
+        assert all((trained[name] == 1).all() for name in names)
+        assert not torch.equal(trained["cls.predictions.bias"], made.state_dict()["cls.predictions.bias"])
+
+
+@pytest.mark.parametrize("labels", [{}, {"labels": torch.tensor([0, 1])}])
+def test_return_dict_is_the_configurations(labels, tmp_path):
+    others = (
+        getattr(model_package, name) for name in model_package.__all__ if "For" in name and "Multiple" not in name
+    )
+    for model_class in (CompositeBertModel, *others):
+        model_class(config()).save_pretrained(tmp_path)
+        model = model_class.from_pretrained(tmp_path, return_dict=False).eval()
+        given = labels if model_class is CompositeBertForSequenceClassification else {}
+        expected = model(tokens(2, 9), return_dict=True, **given)
+        actual = model(tokens(2, 9), **given)
+        assert isinstance(actual, tuple) and [part.shape for part in actual] == [
+            part.shape for part in expected.values()
+        ]
+
+
+class _Grads(TrainerCallback):
+    def __init__(self):
+        self.grads = None
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.grads = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("model_class", [CompositeBertForSequenceClassification, CompositeBertForPreTraining])
+def test_a_stock_trainers_accumulation_changes_no_gradient(model_class, tmp_path):
+    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    start = model_class(config(**COMPOSITE, **dropout))
+    examples = [{"input_ids": tokens(1, 8)[0], "labels": torch.tensor(number % 2)} for number in range(8)]
+    if model_class is CompositeBertForPreTraining:
+        for example in examples:
+            example["next_sentence_label"] = example["labels"]
+            example["labels"] = torch.where(torch.arange(8) < 2, example["input_ids"], -100)
+    grads = []
+    for accumulated in (1, 4):
+        arguments = TrainingArguments(
+            str(tmp_path),
+            max_steps=1,
+            per_device_train_batch_size=8 // accumulated,
+            gradient_accumulation_steps=accumulated,
+            max_grad_norm=0.0,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        seen = _Grads()
+        Trainer(copy.deepcopy(start), arguments, train_dataset=examples, callbacks=[seen]).train()
+        grads.append(seen.grads)
+    assert max(grad.abs().max() for grad in grads[0].values()) > 1e-3
+    for name, expected in grads[0].items():
+        assert torch.allclose(expected, grads[1][name], atol=1e-6), name
+
+
+PACKED = {
+    "attention_mask": torch.arange(20).expand(3, -1) // 8 + 1,
+    "position_ids": torch.arange(20).expand(3, -1) % 8,
+    "masked_positions": torch.arange(0, 60, 5),
+    "examples_per_row": 3,
+}
+OVER_TOKENS = {
+    **COMPOSITE,
+    "attention_kernel": "qk_convfixed_convq_convk_convolution 3",
+    "value_forward": "convolution 2 4",
+}
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "interface"])
+@pytest.mark.parametrize("options", [COMPOSITE, OVER_TOKENS])
+def test_the_model_is_one_graph_for_a_compiler(options, backend, monkeypatch):
+    """No graph break, and no change of the result, also on the way that attention takes on a GPU."""
+    if backend == "interface":
+        monkeypatch.setattr(backends, "_attend_sdpa", partial(backends._attend_interface, "sdpa"))
+    model = CompositeBertForMaskedLM(config(**options)).eval()
     ids = tokens()
-    batch = {
-        "input_ids": ids,
-        "attention_mask": torch.arange(20).expand(3, -1) // 8 + 1,
-        "position_ids": torch.arange(20).expand(3, -1) % 8,
-        "masked_positions": torch.arange(0, 60, 5),
-        "labels": ids.flatten()[::5],
-    }
+    batch = {"input_ids": ids, "labels": ids.flatten()[::5], **PACKED}
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     assert torch.allclose(compiled(**batch).loss, model(**batch).loss, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [COMPOSITE, OVER_TOKENS])
+def test_the_model_is_exported_and_traced_for_any_length(options):
+    model = CompositeBertForMaskedLM(config(**options)).eval()
+    given = {"input_ids": tokens(2, 35), "attention_mask": (torch.arange(35) < 30).long().expand(2, -1)}
+    exported = torch.export.export(
+        model,
+        (),
+        given,
+        dynamic_shapes={name: {1: torch.export.Dim("length", max=500)} for name in given},
+        strict=False,
+    ).module()
+    model.config.return_dict = False
+    traced = torch.jit.trace(model, example_kwarg_inputs=given)
+    for length in (2, 5, 60):
+        batch = {
+            "input_ids": tokens(2, length),
+            "attention_mask": (torch.arange(length) < length - 1).long().expand(2, -1),
+        }
+        expected = model(**batch)[0]
+        assert torch.allclose(exported(**batch).logits, expected, atol=1e-5)
+        assert torch.allclose(traced(**batch)[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_a_step_on_packed_rows_asks_the_device_for_no_number(implementation, no_number):
+    options = {
+        **OVER_TOKENS,
+        "qk": "convolution_depth 2 1",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    model = CompositeBertForMaskedLM(config(**options, attn_implementation=implementation)).train()
+    ids = tokens()
+    with no_number:
+        model(ids, labels=ids.flatten()[::5], **PACKED).loss.backward()
+    assert model(ids, labels=ids).logits.shape == (3, 20, 61)

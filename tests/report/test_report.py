@@ -5,9 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 from safetensors.numpy import save_file
+from torch import Tensor
 
+from bert_convolutions.attention.terms import TERMS, Term
 from bert_convolutions.errors import UsageError
 from bert_convolutions.report.curves import plot_loss_curves
 from bert_convolutions.report.kernels import plot_kernels, read_kernels
@@ -91,6 +94,22 @@ def test_kernels_are_read_by_layer(tmp_path: Path) -> None:
 )
 def test_kernel_plot(tmp_path: Path, terms: tuple[str, ...]) -> None:
     assert plot_kernels(write_model(tmp_path / "model", layers=5, terms=terms), tmp_path / "kernels.png")
+    assert_png(tmp_path / "kernels.png")
+
+
+def test_a_new_term_is_drawn_by_its_declaration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def shape(heads: int, head_size: int, width: int) -> tuple[int, ...]:
+        return 1, heads, 1, width // 2 + 1
+
+    def mirror(parameter: Tensor) -> Tensor:
+        return torch.cat([parameter.flip(-1), 1 + parameter[..., 1:]], dim=-1)
+
+    monkeypatch.setitem(TERMS, "mirrored", Term("key", dynamic=False, shape=shape, initial="zeros", kernel=mirror))
+    tensors = {"bert.encoder.layer.0.attention.self.mirrored_param": np.arange(8, dtype=np.float32).reshape(1, 2, 1, 4)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    kernel = read_kernels(tmp_path, "mirrored_param")[0]
+    assert kernel.tolist() == [[4, 3, 2, 0, 1, 2, 3], [8, 7, 6, 4, 5, 6, 7]], "over key minus query"
+    assert plot_kernels(tmp_path, tmp_path / "kernels.png")
     assert_png(tmp_path / "kernels.png")
 
 

@@ -60,6 +60,11 @@ def test_a_config_file_of_another_vocabulary_is_refused(config_file):
         ({"config_name": "bert_small", "attention_kernel": "qk_konvq 8"}, "konvq"),
         ({"config_name": "bert_small", "value_forward": "convolution 8"}, "value_forward"),
         ({"config_name": "bert_small", "num_attention_heads": 7}, "num_attention_heads"),
+        ({"config_name": "bert_small", "num_attention_heads": 0}, "^--num_attention_heads: .* not 0"),
+        ({"config_name": "bert_small", "num_hidden_layers": 0}, "^--num_hidden_layers: .* not 0"),
+        ({"config_name": "bert_small", "num_hidden_layers": -1}, "^--num_hidden_layers: .* not -1"),
+        ({"config_name": "bert_small", "attention_head_size": 0}, "^--attention_head_size must"),
+        ({"config_name": "bert_small", "attention_head_size": 7, "remove_qk": True}, "^--remove_qk needs"),
         ({"model_name_or_path": "nowhere"}, "nowhere"),
     ],
 )
@@ -78,3 +83,23 @@ def test_architecture_flags_must_not_contradict_a_model(config_file, tmp_path):
     assert (
         compose_model(PretrainOptions(model_name_or_path=model), again, seed=0).config.attention_kernel == "qk_convq 2"
     )
+
+
+def test_weights_that_are_not_the_configurations_are_refused_by_name(config_file, tmp_path):
+    values = json.loads(config_file.read_text())
+    config = CompositeBertConfig(**values, vocab_size=100, attention_kernel="qk_convq 2")
+    CompositeBertForMaskedLM(config).save_pretrained(tmp_path / "model")
+    options = PretrainOptions(tokenizer_name="tokenizer", model_name_or_path=str(tmp_path / "model"), block_size=64)
+    for change, named in (
+        ({"num_hidden_layers": 2}, "lacks bert.encoder.layer.1"),
+        ({"attention_kernel": "dot_product"}, "convq_param"),
+        ({"attention_kernel": "qk_convq_convolution 2"}, "lacks .*convolution"),
+        ({"hidden_act": "jump"}, "jump"),
+        ({"model_type": "bert"}, "holds a bert model"),
+    ):
+        path = tmp_path / "model" / "config.json"
+        saved = path.read_text()
+        path.write_text(json.dumps({**json.loads(saved), **change}))
+        with pytest.raises(UsageError, match=named):
+            compose_model(options, compose_config(options, cast(PreTrainedTokenizerBase, Tokens())), seed=0)
+        path.write_text(saved)

@@ -21,11 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bert_convolutions.attention.offsets import expand_offsets
-from bert_convolutions.attention.projections import depthwise_convolution, project, projection_parts
+from bert_convolutions.attention.projections import check_projection, depthwise_convolution, project, projection_parts
 from bert_convolutions.attention.segments import Segments
 from bert_convolutions.attention.spec import AttentionKernel, Projection
 from bert_convolutions.attention.terms import TERMS, Term
-from bert_convolutions.errors import UsageError
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +36,7 @@ class ScoreParts:
         dot_product: whether their dot product over sqrt(d) is in the score.
         terms: the convolution terms by the side they are seen from, ``query`` or ``key``, each with its parameter.
         segments: which pairs may attend.
-        dtype: that of ``mask``.
+        dtype: that of ``mask`` and ``bias``: what products have, autocast's where it is on.
         scaling: 1/sqrt(d).
     """
 
@@ -73,14 +72,14 @@ class ScoreParts:
 
     def bias(self, length: int) -> Tensor | None:
         """Everything but the dot product, broadcastable to (B, H, S, S): what other backends take as a mask."""
-        by_query, by_key = self.offset_weights("query"), self.offset_weights("key")
-        parts = [
-            self.mask,
-            None if by_query is None else expand_offsets(by_query, length),
-            None if by_key is None else expand_offsets(by_key, length).transpose(-1, -2),
-        ]
-        present = [part for part in parts if part is not None]
-        return sum(present[1:], present[0]) if present else None
+        bias = self.mask
+        for side in ("query", "key"):
+            weights = self.offset_weights(side)
+            if weights is not None:
+                scores = expand_offsets(weights.to(self.dtype), length)
+                scores = scores if side == "query" else scores.transpose(-1, -2)
+                bias = scores if bias is None else bias + scores
+        return bias
 
 
 Attend = Callable[[ScoreParts, Tensor, float], tuple[Tensor, Tensor | None]]
@@ -121,7 +120,7 @@ class CompositeAttention(nn.Module):
         activation: inside depthwise-separable projections.
 
     Raises:
-        UsageError: where the sizes don't go together.
+        ValueError: where the sizes don't go together.
     """
 
     def __init__(
@@ -138,46 +137,52 @@ class CompositeAttention(nn.Module):
     ) -> None:
         super().__init__()
         if head_size is None and hidden_size % num_heads:
-            raise UsageError(f"{num_heads} heads don't divide hidden_size {hidden_size}; set attention_head_size")
+            raise ValueError(f"num_heads {num_heads} doesn't divide hidden_size {hidden_size}; give head_size")
         self.head_size = head_size or hidden_size // num_heads
         self.num_heads = num_heads
         size = num_heads * self.head_size
         if remove_query_key and size != hidden_size:
-            raise UsageError(f"remove_qk needs heads x head size = {size} to equal hidden_size {hidden_size}")
+            raise ValueError(f"remove_query_key needs num_heads x head_size = {size} to be hidden_size {hidden_size}")
         self.kernel = kernel
         self.dropout = dropout
         self.activation = activation or nn.GELU()
         self.remove_query_key = remove_query_key
         self.projections = {"query": query_key, "key": query_key, "value": value}
         for name in self._projected():
-            flag = "value_forward" if name == "value" else "qk"
-            for suffix, module in projection_parts(self.projections[name], flag, hidden_size, size).items():
+            check_projection(self.projections[name], "value" if name == "value" else "query_key", hidden_size, size)
+            for suffix, module in projection_parts(self.projections[name], hidden_size, size).items():
                 self.add_module(name + suffix, module)
-        for name in self._terms():
+        for name in self.kernel.convolution_terms:
             shape = TERMS[name].shape(num_heads, self.head_size, 2 * kernel.reach + 1)
             self.register_parameter(f"{name}_param", nn.Parameter(torch.empty(shape)))
         if kernel.convolution:
             self.convolution = depthwise_convolution(size, size, kernel.reach, groups=hidden_size)
-            scaled = kernel.convolution == "convolution_scaled"
-            self.convolution_scalar = nn.Parameter(torch.ones(1, num_heads, 1, 1), requires_grad=scaled)
+            ones = torch.ones(1, num_heads, 1, 1)
+            if kernel.convolution == "convolution_scaled":
+                self.convolution_scalar = nn.Parameter(ones)
+            else:  # not trained, but in the state, as in the paper's checkpoints
+                self.register_buffer("convolution_scalar", ones)
         self.reset_terms()
 
     def reset_terms(self) -> None:
-        """Give the convolution terms their initial values."""
-        for name in self._terms():
-            parameter = self.get_parameter(f"{name}_param")
+        """Give the convolution terms and the scale of the depthwise convolution their initial values."""
+        for name in self.kernel.convolution_terms:
+            parameter = self._parameter_of(name)
             if TERMS[name].initial == "zeros":
                 nn.init.zeros_(parameter)
             else:
                 nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
+        if self.kernel.convolution:
+            nn.init.ones_(self.convolution_scalar)
 
-    def _terms(self) -> list[str]:
-        return [name for name in self.kernel.score_terms if name != "qk"]
+    def _parameter_of(self, term: str) -> Tensor:
+        # Not get_parameter: pruning, parametrizations and functional_call put another tensor in a parameter's place
+        return getattr(self, f"{term}_param")
 
     def _projected(self) -> list[str]:
         """The projections that some term needs; the others are not created."""
         needed = {"query", "key"} if "qk" in self.kernel.score_terms else set()
-        needed |= {TERMS[name].side for name in self._terms() if TERMS[name].dynamic}
+        needed |= {TERMS[name].side for name in self.kernel.convolution_terms if TERMS[name].dynamic}
         return [*(() if self.remove_query_key else sorted(needed, reverse=True)), "value"]
 
     def _heads(self, hidden: Tensor) -> Tensor:
@@ -197,8 +202,8 @@ class CompositeAttention(nn.Module):
     ) -> ScoreParts:
         """The terms of the score, from queries and keys (B, H, S, d)."""
         terms: dict[str, list[tuple[Term, Tensor]]] = {}
-        for name in self._terms():
-            terms.setdefault(TERMS[name].side, []).append((TERMS[name], self.get_parameter(f"{name}_param")))
+        for name in self.kernel.convolution_terms:
+            terms.setdefault(TERMS[name].side, []).append((TERMS[name], self._parameter_of(name)))
         dot_product = "qk" in self.kernel.score_terms
         return ScoreParts(query, key, dot_product, terms, segments, dtype, self.head_size**-0.5)
 
@@ -227,5 +232,6 @@ class CompositeAttention(nn.Module):
         context, probabilities = attend(parts, value, self.dropout if self.training else 0.0)
         if self.kernel.convolution:
             flat = value.transpose(1, 2).flatten(2)  # (B, S, H*d)
-            context = context + self._heads(segments.convolve(self.convolution, flat)) * self.convolution_scalar
+            convolved = self._heads(segments.convolve(self.convolution, self.kernel.reach, flat))
+            context = context + convolved * self.convolution_scalar
         return context.transpose(1, 2).flatten(2), probabilities

@@ -1,7 +1,7 @@
 """From weights by offset (.., S, 2n+1) to scores (.., S, S), without an S x S index and without a scatter-add.
 
-Legend: S sequence, n reach. ``weights[row, n + r]`` belongs to the pair (row, row + r); pairs further apart than n
-share the end weights.
+Legend: S sequence, n reach. ``weights[p, n + r]`` belongs to the pair (p, p + r); pairs further apart than n share the
+end weights.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def expand_offsets(weights: Tensor, length: int) -> Tensor:
-    """Lay out weights by offset as scores: ``scores[.., row, other] = weights[.., row, n + clip(other - row, -n, n)]``.
+    """Lay out weights by offset as scores: ``scores[.., p, other] = weights[.., p, n + clip(other - p, -n, n)]``.
 
     The end weights are repeated to all 2S offsets that occur, and the rows are then shifted against each other by
     reading the same memory with a row length shorter by one. This is the skewing of Music Transformer (Huang et al.
@@ -24,6 +24,10 @@ def expand_offsets(weights: Tensor, length: int) -> Tensor:
         (.., S, S), same dtype.
     """
     reach = (weights.shape[-1] - 1) // 2
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # a graph for any length has no branch on it
+        positions = torch.arange(length, device=weights.device)
+        index = (positions - positions.unsqueeze(1)).clamp(-reach, reach) + reach
+        return weights.expand(*weights.shape[:-2], length, -1).gather(-1, index.expand(*weights.shape[:-2], -1, -1))
     if reach > length - 1:  # offsets that don't occur in so short a sequence
         weights = weights[..., reach - (length - 1) : reach + length]
         reach = length - 1

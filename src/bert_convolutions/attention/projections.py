@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from bert_convolutions.attention.segments import Segments
 from bert_convolutions.attention.spec import Projection
-from bert_convolutions.errors import UsageError
 
 
 def depthwise_convolution(channels_in: int, channels_out: int, reach: int, groups: int) -> nn.Conv1d:
@@ -25,16 +24,31 @@ def depthwise_convolution(channels_in: int, channels_out: int, reach: int, group
     return nn.Conv1d(channels_in, channels_out, 2 * reach + 1, groups=groups)
 
 
-def projection_parts(spec: Projection, flag: str, hidden_size: int, size: int) -> dict[str, nn.Module]:
-    """The modules of one projection D -> H*d, by the suffix of their name.
+def check_projection(spec: Projection, option: str, hidden_size: int, size: int) -> None:
+    """See whether a projection D -> H*d can be made.
+
+    Args:
+        spec: the projection.
+        option: its name, for the message.
+        hidden_size: D.
+        size: H*d.
 
     Raises:
-        UsageError: where the channels can't be halved (mixed) or divided into the groups asked for.
+        ValueError: where the channels can't be halved (mixed) or divided into the groups asked for.
     """
+    if spec.mixed and size % 2:
+        raise ValueError(f'{option} "{spec}" needs an even number of channels to mix, not {size}; change the head size')
+    convolved = size // 2 if spec.mixed else size
+    if spec.convolution and not spec.depth and (hidden_size % spec.groups or convolved % spec.groups):
+        raise ValueError(
+            f'{option} "{spec}" asks for {spec.groups} groups, which must divide {hidden_size} and {convolved} channels'
+        )
+
+
+def projection_parts(spec: Projection, hidden_size: int, size: int) -> dict[str, nn.Module]:
+    """The modules of one projection D -> H*d that passed ``check_projection``, by the suffix of their name."""
     if not spec.convolution:
         return {"": nn.Linear(hidden_size, size)}
-    if spec.mixed and size % 2:
-        raise UsageError(f'--{flag} "{spec}" needs an even number of channels to mix, not {size}; change the head size')
     convolved = size // 2 if spec.mixed else size
     parts: dict[str, nn.Module] = {}
     if spec.depth:
@@ -42,10 +56,6 @@ def projection_parts(spec: Projection, flag: str, hidden_size: int, size: int) -
         channels = size if size % hidden_size == 0 else hidden_size
         parts["_conv"] = depthwise_convolution(hidden_size, channels, spec.reach, groups=hidden_size)
         parts["_pointwise"] = nn.Linear(channels, convolved)
-    elif hidden_size % spec.groups or convolved % spec.groups:
-        raise UsageError(
-            f'--{flag} "{spec}" asks for {spec.groups} groups, which must divide {hidden_size} and {convolved} channels'
-        )
     else:
         parts["_conv"] = nn.Conv1d(hidden_size, convolved, 2 * spec.reach + 1, groups=spec.groups)
     if spec.mixed:
@@ -70,9 +80,7 @@ def project(
     """
     if not spec.convolution:
         return parts("")(hidden)
-    convolution = parts("_conv")
-    assert isinstance(convolution, nn.Conv1d)
-    convolved = segments.convolve(convolution, hidden)
+    convolved = segments.convolve(parts("_conv"), spec.reach, hidden)
     if spec.depth:
         convolved = parts("_pointwise")(convolved if spec.no_activation else activation(convolved))
     if spec.mixed:

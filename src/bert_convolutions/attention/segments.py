@@ -1,11 +1,10 @@
 """Where examples begin and end in a batch, so that nothing crosses from one into another or into padding.
 
-Legend: B rows, S sequence, C channels. An attention mask holds, for each token, the number of its example in the row,
-counted from 1; 0 is padding. The usual mask of zeros and ones is the case of one example a row.
+Legend: B rows, S sequence, H heads, C channels, n reach. An attention mask (B, S) holds, for each token, the number of
+its example in the row, counted from 1; 0 is padding. The usual mask of zeros and ones is one example a row.
 """
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -16,23 +15,31 @@ class Segments:
     """The segments of a batch. Made once per forward pass and shared by all layers.
 
     Attributes:
-        examples: (B, S) integer, 0 for padding and k > 0 for the k-th example of the row, in increasing order; None
+        examples: (B, S) int64, 0 for padding and k > 0 for the k-th example of the row, in increasing order; None
             where every token of a row belongs to the one example in it.
-        allowed: None, or boolean, broadcastable to (B, H, S, S): which pairs may attend, instead of ``examples``.
+        pairs: None, or broadcastable to (B, H, S, S), instead of ``examples``: boolean, which pairs may attend; or
+            floating point, what is added to their scores.
+        examples_per_row: at least as many as any row has; None where nobody has counted.
         kept_mask: the score mask, where it is kept for the layers to share; see ``with_mask``.
         kept_spans: likewise the spans; see ``with_spans``.
     """
 
     examples: Tensor | None = None
-    allowed: Tensor | None = None
+    pairs: Tensor | None = None
+    examples_per_row: int | None = None
     kept_mask: Tensor | None = None
     kept_spans: Tensor | None = None
 
     @classmethod
-    def from_mask(cls, attention_mask: Tensor | None) -> "Segments":
-        """Read a mask of shape (B, S), integer or boolean, or (B, S, S) / (B, 1 or H, S, S) of pairs.
+    def from_mask(cls, attention_mask: Tensor | None, examples_per_row: int | None = None) -> "Segments":
+        """Read an attention mask.
 
-        A mask of pairs is boolean (True may attend), 0/1, or the additive float kind (0 may attend).
+        Args:
+            attention_mask: (B, S) of any dtype, the numbers of the examples; or of pairs, (B, S, S) or
+                (B, 1 or H, S, S): boolean and integers say which may attend (0 may not), and a floating-point mask is
+                added to the scores, as in ``torch.nn.functional.scaled_dot_product_attention``, whatever its values.
+            examples_per_row: a bound on the numbers in a mask (B, S). Only convolutions over tokens need it; without
+                it they ask the device, once a forward pass.
 
         Raises:
             ValueError: for another number of dimensions.
@@ -40,14 +47,24 @@ class Segments:
         if attention_mask is None:
             return cls()
         if attention_mask.dim() == 2:
-            return cls(examples=attention_mask.long())
+            return cls(attention_mask.long(), None, 1 if attention_mask.dtype == torch.bool else examples_per_row)
         if attention_mask.dim() not in (3, 4):
             raise ValueError(
                 f"attention_mask has shape {tuple(attention_mask.shape)}; (B, S) or (B, H, S, S) is expected"
             )
         pairs = attention_mask if attention_mask.dim() == 4 else attention_mask.unsqueeze(1)
-        additive = pairs.is_floating_point() and bool((pairs <= 0).all())
-        return cls(allowed=pairs >= 0 if additive else pairs.bool())
+        return cls(pairs=pairs if pairs.is_floating_point() else pairs.bool())
+
+    def counted(self) -> "Segments":
+        """The same with ``examples_per_row``, which is asked of the device if nobody has counted.
+
+        A graph that is compiled or exported can't ask; it takes S, which is right and slow.
+        """
+        if self.examples is None or self.examples_per_row is not None:
+            return self
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return replace(self, examples_per_row=self.examples.shape[1])
+        return replace(self, examples_per_row=max(int(self.examples.max()), 1))
 
     def score_mask(self, dtype: torch.dtype) -> Tensor | None:
         """What is added to the scores: 0 inside an example, a large negative number across a border.
@@ -60,14 +77,15 @@ class Segments:
         """
         if self.kept_mask is not None and self.kept_mask.dtype == dtype:
             return self.kept_mask
-        allowed = self.allowed
+        lowest = torch.finfo(dtype).min / 2
+        allowed = self.pairs
         if self.examples is not None:
             allowed = (self.examples.unsqueeze(2) == self.examples.unsqueeze(1)).unsqueeze(1)
         if allowed is None:
             return None
-        return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(
-            ~allowed, torch.finfo(dtype).min / 2
-        )
+        if allowed.is_floating_point():
+            return allowed.to(dtype).clamp(min=lowest)
+        return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, lowest)
 
     def with_mask(self, dtype: torch.dtype) -> "Segments":
         """The same, keeping their score mask: for backends that add a dense one."""
@@ -96,31 +114,26 @@ class Segments:
         """The same, keeping their spans."""
         return replace(self, kept_spans=self.spans())
 
-    @cached_property
-    def _most_examples(self) -> int:
-        # One number from the device per forward pass, asked for by models with convolutions over tokens only.
-        return 1 if self.examples is None else max(int(self.examples.max()), 1)
-
-    def convolve(self, convolution: nn.Conv1d, hidden: Tensor) -> Tensor:
+    def convolve(self, convolution: nn.Module, reach: int, hidden: Tensor) -> Tensor:
         """Convolve each example on its own: to it, padding and other examples are zeros.
 
         The examples of a row are moved apart by the reach of the kernel, convolved at once, and moved back.
 
         Args:
-            convolution: odd kernel width 2n+1, without padding of its own.
+            convolution: as ``nn.Conv1d`` of 2n+1 weights without padding of its own.
+            reach: n.
             hidden: (B, S, C in).
 
         Returns:
             (B, S, C out).
         """
-        reach = convolution.kernel_size[0] // 2
-        if self.examples is None:
+        examples, most = self.examples, self.counted().examples_per_row
+        if examples is None or most is None:
             return convolution(nn.functional.pad(hidden.transpose(1, 2), (reach, reach))).transpose(1, 2)
-        hidden = hidden * (self.examples > 0).unsqueeze(-1)
-        number = self.examples.clamp(min=1).cummax(dim=1).values  # padding counts to the example before it
+        hidden = hidden * (examples > 0).unsqueeze(-1)
+        number = examples.clamp(min=1).cummax(dim=1).values  # padding counts to the example before it
         slots = reach * number + torch.arange(hidden.shape[1], device=hidden.device)  # (B, S), first at `reach`
-        length = hidden.shape[1] + reach * (self._most_examples + 1)
-        apart = hidden.new_zeros(hidden.shape[0], length, hidden.shape[2])
+        apart = hidden.new_zeros(hidden.shape[0], hidden.shape[1] + reach * (most + 1), hidden.shape[2])
         apart = apart.scatter(1, slots.unsqueeze(-1).expand_as(hidden), hidden)
-        output = convolution(apart.transpose(1, 2)).transpose(1, 2)  # (B, length - 2n, C out)
+        output = convolution(apart.transpose(1, 2)).transpose(1, 2)  # (B, S + n (most - 1), C out)
         return output.gather(1, (slots - reach).unsqueeze(-1).expand(-1, -1, output.shape[2]))

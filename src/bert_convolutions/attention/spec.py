@@ -10,7 +10,6 @@ Imports neither PyTorch nor transformers, so that a bad option is refused at onc
 from dataclasses import dataclass
 
 from bert_convolutions.attention.terms import TERMS
-from bert_convolutions.errors import UsageError
 
 SCORE_TERMS = ("qk", *TERMS)
 """Terms of the score equation, in canonical order: the dot product, and those that ``attention.terms`` declares."""
@@ -37,6 +36,11 @@ class AttentionKernel:
     def score_terms(self) -> tuple[str, ...]:
         """The terms whose sum is the score: plain dot product where no term is named."""
         return self.terms or ("qk",)
+
+    @property
+    def convolution_terms(self) -> tuple[str, ...]:
+        """The score terms but the dot product: those that ``TERMS`` declares."""
+        return tuple(name for name in self.terms if name != "qk")
 
     def __str__(self) -> str:
         """The canonical option string."""
@@ -75,73 +79,73 @@ class Projection:
 
 
 def parse_kernel(text: str) -> AttentionKernel:
-    """Parse ``--attention_kernel``.
+    """Parse ``attention_kernel``.
 
     Raises:
-        UsageError: on an unknown, repeated or missing term, or a reach that is not a whole number of at least 0.
+        ValueError: on an unknown, repeated or missing term, or a reach that is not a whole number of at least 0.
     """
     words = str(text).split()
     if words == ["dot_product"]:
         return AttentionKernel()
     form = 'write e.g. "qk_convfixed_convq_convk 8": terms joined by "_", then the reach in tokens'
     if len(words) != 2:
-        raise UsageError(f'--attention_kernel "{text}" is not a list of terms and one number; {form}')
+        raise ValueError(f'attention_kernel "{text}" is not a list of terms and one number; {form}')
     names = _split_names(words[0])
     valid = (*SCORE_TERMS, *OUTPUT_TERMS)
     for name in names:
         if name not in valid:
-            raise UsageError(
-                f'--attention_kernel "{text}" has the unknown term "{name}"; valid terms are {", ".join(valid)}, '
+            raise ValueError(
+                f'attention_kernel "{text}" has the unknown term "{name}"; valid terms are {", ".join(valid)}, '
                 "or dot_product alone"
             )
         if names.count(name) > 1:
-            raise UsageError(f'--attention_kernel "{text}" names the term "{name}" twice; name each term once')
+            raise ValueError(f'attention_kernel "{text}" names the term "{name}" twice; name each term once')
     output_terms = [name for name in names if name in OUTPUT_TERMS]
     if len(output_terms) > 1:
-        raise UsageError(f'--attention_kernel "{text}" names convolution and convolution_scaled; choose one of them')
+        raise ValueError(f'attention_kernel "{text}" names convolution and convolution_scaled; choose one of them')
     return AttentionKernel(
         terms=tuple(name for name in SCORE_TERMS if name in names),
         convolution=output_terms[0] if output_terms else None,
-        reach=_whole_number(words[1], 0, f'the reach in --attention_kernel "{text}"'),
+        reach=_whole_number(words[1], 0, f'the reach in attention_kernel "{text}"'),
     )
 
 
-def parse_projection(text: str, flag: str) -> Projection:
-    """Parse ``--qk`` or ``--value_forward``.
+def parse_projection(text: str, option: str) -> Projection:
+    """Parse ``qk`` or ``value_forward``.
 
     Args:
         text: the option string.
-        flag: ``qk`` or ``value_forward``: the two name their plain linear layer differently.
+        option: ``qk`` or ``value_forward``; the two name their plain linear layer differently.
 
     Raises:
-        UsageError: on an unknown word or a bad number.
+        ValueError: on an unknown word or a bad number.
     """
-    linear_name = {"qk": "linear", "value_forward": "feedforward"}[flag]
+    linear_name = {"qk": "linear", "value_forward": "feedforward"}[option]
     words = str(text).split()
     if words == [linear_name]:
         return Projection(linear_name=linear_name)
     form = f'write "{linear_name}" or e.g. "convolution_depth_mixed_no_act 8 1": the form, the reach and the groups'
     if not words or not words[0].startswith("convolution"):
-        raise UsageError(f'--{flag} "{text}" is not known; {form}')
+        raise ValueError(f'{option} "{text}" is not known; {form}')
     valid = ("depth", "mixed", "no_act")
     names = words[0].removeprefix("convolution").replace("_no_act", "_no-act").split("_")
     names = [name.replace("-", "_") for name in names]
     if names[0]:
-        raise UsageError(f'--{flag} "{text}" is not known; {form}')
+        raise ValueError(f'{option} "{text}" is not known; {form}')
     for name in names[1:]:
         if name not in valid:
-            raise UsageError(f'--{flag} "{text}" has the unknown word "{name}"; valid are {", ".join(valid)}')
+            raise ValueError(f'{option} "{text}" has the unknown word "{name}"; valid are {", ".join(valid)}')
         if names.count(name) > 1:
-            raise UsageError(f'--{flag} "{text}" names "{name}" twice; name each word once')
+            raise ValueError(f'{option} "{text}" names "{name}" twice; name each word once')
     if len(words) != 3:
-        raise UsageError(f'--{flag} "{text}" needs two numbers; {form}')
+        raise ValueError(f'{option} "{text}" needs two numbers; {form}')
     return Projection(
         convolution=True,
         depth="depth" in names,
         mixed="mixed" in names,
         no_activation="no_act" in names,
-        reach=_whole_number(words[1], 0, f'the reach in --{flag} "{text}"'),
-        groups=_whole_number(words[2], 1, f'the number of groups in --{flag} "{text}"'),
+        reach=_whole_number(words[1], 0, f'the reach in {option} "{text}"'),
+        groups=_whole_number(words[2], 1, f'the number of groups in {option} "{text}"'),
         linear_name=linear_name,
     )
 
@@ -159,5 +163,5 @@ def _split_names(text: str) -> list[str]:
 
 def _whole_number(text: str, least: int, what: str) -> int:
     if not (text.isascii() and text.isdigit()) or int(text) < least or len(text) > 6:
-        raise UsageError(f'{what} is "{text}", which is not a whole number of at least {least}')
+        raise ValueError(f'{what} is "{text}", which is not a whole number of at least {least}')
     return int(text)

@@ -3,22 +3,22 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 from bert_convolutions import files
 from bert_convolutions.bench.options import BenchOptions
 from bert_convolutions.bench.plan import BASE_LENGTH, Group
-from bert_convolutions.data.build.sources import blocks, find_sources, read_text
+from bert_convolutions.data.build.sources import blocks, find_sources, read_text, split_lines
+from bert_convolutions.data.build.train_tokenizer import train_tokenizer
 from bert_convolutions.data.options import TrainTokenizerOptions
-from bert_convolutions.data.spm_encoder import MODEL_FILE
-from bert_convolutions.data.store import open_examples
+from bert_convolutions.data.pieces import MODEL_FILE
 from bert_convolutions.data.tokenizer import load_tokenizer
-from bert_convolutions.data.train_tokenizer import train_tokenizer
 from bert_convolutions.demo.corpus import load_speeches, write_text
 from bert_convolutions.errors import UsageError
 from bert_convolutions.model.presets import load_config
+from bert_convolutions.training.corpus import open_examples
 
 VOCABULARY = 16_000
 """Pieces of a tokenizer trained here; the speeches are too few for 30,000."""
@@ -166,11 +166,11 @@ def join_sentences(sentences: Iterator[str], tokenizer: object, budget: int) -> 
 def _sentences(texts: list[str]) -> Iterator[str]:
     for source in find_sources(texts):
         for block in blocks(source):
-            for line in read_text(block).splitlines():
+            for line in split_lines(read_text(block)):
                 if line.strip():
                     yield " ".join(line.split())
 
 
 def _fingerprint(texts: list[str]) -> str:
-    sources = [asdict(source) for source in find_sources(texts)]
+    sources = [source.model_dump() for source in find_sources(texts)]
     return hashlib.sha256(json.dumps(sources).encode()).hexdigest()[:12]

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from bert_convolutions.attention.composite import CompositeAttention
+from bert_convolutions.attention.terms import TERMS
 
 TRAINING_FACTOR = 3
 """A backward pass costs two forward passes: the products for the gradients of inputs and of weights."""
@@ -71,9 +72,8 @@ def _weights(module: nn.Module) -> int:
     if isinstance(module, nn.Linear | nn.Conv1d):
         return module.weight.numel()
     if isinstance(module, CompositeAttention):  # a convolution weight made of each head's query or key
-        dynamic = [parameter for name, parameter in module.named_parameters(recurse=False) if name[:5] == "convq"]
-        dynamic += [parameter for name, parameter in module.named_parameters(recurse=False) if name[:5] == "convk"]
-        return module.num_heads * sum(parameter.numel() for parameter in dynamic)
+        dynamic = sum(TERMS[name].dynamic for name in module.kernel.convolution_terms)
+        return dynamic * module.num_heads * module.head_size * (2 * module.kernel.reach + 1)
     return 0
 
 

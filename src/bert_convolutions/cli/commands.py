@@ -147,7 +147,7 @@ COMMANDS = {
             "train-tokenizer",
             "Train a SentencePiece tokenizer on plain text.",
             options="bert_convolutions.data.options:TrainTokenizerOptions",
-            work="bert_convolutions.data.train_tokenizer:train_tokenizer",
+            work="bert_convolutions.data.build.train_tokenizer:train_tokenizer",
             result="tokenizer",
         ),
         Command(
@@ -176,6 +176,18 @@ COMMANDS = {
             "Tabulate the dev scores and write the GLUE submission of the best rounds.",
             options="bert_convolutions.glue.options:CompileGlueOptions",
             work="bert_convolutions.glue.submit:compile_glue",
+        ),
+        Command(
+            "minimal-pairs",
+            "Ask a masked language model which of two sentences is acceptable: BLiMP, Zorro, or pairs of one's own.",
+            options="bert_convolutions.probes.options:MinimalPairsOptions",
+            work="bert_convolutions.probes.run:run_minimal_pairs",
+        ),
+        Command(
+            "local-order",
+            "Ask a masked language model which of two sentences has a word out of place, by how far it was moved.",
+            options="bert_convolutions.probes.options:LocalOrderOptions",
+            work="bert_convolutions.probes.run:run_local_order",
         ),
         Command(
             "convert",

@@ -8,6 +8,19 @@ from pathlib import Path
 class ConvertOptions:
     """Which checkpoint becomes one of ours, and where."""
 
-    input: Path = field(metadata={"help": "checkpoint folder of the original code", "metavar": "DIR"})
+    input: Path = field(
+        metadata={
+            "help": "checkpoint folder: of the original code, or a BERT or ELECTRA of transformers",
+            "metavar": "DIR",
+        }
+    )
     output_dir: Path = field(metadata={"help": "folder for the converted checkpoint", "metavar": "DIR"})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "replace a converted checkpoint there"})
+    add: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "terms for a BERT or ELECTRA, which change nothing before they are trained: "
+            "'attention_kernel=qk_convfixed_convq_convk 8'",
+            "metavar": "FIELD=VALUE",
+        },
+    )

@@ -1,16 +1,22 @@
-"""A checkpoint of the paper's code into ours: ``config.json`` + ``pytorch_model.bin`` -> ``model.safetensors``."""
+"""``bertconv convert``: a checkpoint of the paper's code, or of ``transformers``, into one of ours."""
 
 import json
 import shutil
+import tempfile
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from bert_convolutions.convert.hugging_face import convert_model
 from bert_convolutions.convert.options import ConvertOptions
+from bert_convolutions.data.pieces import MODEL_FILE
+from bert_convolutions.data.tokenizer import load_tokenizer
 from bert_convolutions.errors import UsageError
+from bert_convolutions.files import ASIDE_NAME, discard_aside, put_back, refuse_overlap, set_aside, sync_tree
 from bert_convolutions.model.configuration import CompositeBertConfig
 from bert_convolutions.model.modeling import (
     CompositeBertForMaskedLM,
@@ -18,6 +24,8 @@ from bert_convolutions.model.modeling import (
     CompositeBertForSequenceClassification,
     CompositeBertModel,
 )
+from bert_convolutions.model.presets import read_config
+from bert_convolutions.schemas import OriginalsConfig, read_json, read_model
 
 ARCHITECTURES: dict[str, type[PreTrainedModel]] = {
     "BertModel": CompositeBertModel,
@@ -26,68 +34,130 @@ ARCHITECTURES: dict[str, type[PreTrainedModel]] = {
     "BertForSequenceClassification": CompositeBertForSequenceClassification,
 }
 _BUFFERS = ("relative_positions_mat", "position_ids")
-_DROPPED_KEYS = ("architectures", "model_type", "gradient_checkpointing", "transformers_version", "torch_dtype")
+_TOKENIZER_FILES = (
+    MODEL_FILE,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+)
+_OF_A_CONVERTED_FOLDER = ("config.json", "generation_config.json", "model*.safetensors*", *_TOKENIZER_FILES)
+"""Patterns of what is written here; an overwrite replaces these and leaves all else."""
 
 
 def run_convert(options: ConvertOptions) -> Path:
     """``bertconv convert``; see ``convert_checkpoint``."""
-    return convert_checkpoint(options.input, options.output_dir, options.overwrite_output_dir)
+    add = {}
+    for pair in options.add:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise UsageError(f"--add {pair}: give a field and its value, as attention_kernel='qk_convq 8'")
+        add[name] = value
+    return convert_checkpoint(options.input, options.output_dir, options.overwrite_output_dir, add)
 
 
-def convert_checkpoint(input_dir: str | Path, output_dir: str | Path, overwrite_output_dir: bool = False) -> Path:
+def convert_checkpoint(
+    input_dir: str | Path,
+    output_dir: str | Path,
+    overwrite_output_dir: bool = False,
+    add: Mapping[str, str] | None = None,
+) -> Path:
     """Convert a checkpoint folder, heads and tokenizer included.
 
     Args:
-        input_dir: a folder with the original's ``config.json`` and ``pytorch_model.bin``.
-        output_dir: the folder to make; written beside its place and renamed.
-        overwrite_output_dir: replace a folder that is there.
+        input_dir: a folder with the original's ``config.json`` and ``pytorch_model.bin``, or with a BERT or ELECTRA of
+            ``transformers``.
+        output_dir: the folder to make. It appears whole; an old one loses nothing before the new files are written.
+        overwrite_output_dir: replace the model in a folder that is there; other files in it stay.
+        add: fields that ``convert_model`` adds to a BERT or ELECTRA.
 
     Raises:
-        UsageError: where a file is missing, damaged or not of this kind, or the output folder is not empty.
+        UsageError: where a file is missing, damaged or not of this kind, or the output folder is not empty, holds or
+            lies in the input, or holds a model that is not ours.
     """
     source, target = Path(input_dir), Path(output_dir)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())) and not overwrite_output_dir:
-        raise UsageError(f"--output_dir {target} is not empty; choose another or give --overwrite_output_dir")
-    config = _read_config(source / "config.json")
-    architecture = (config.architectures or [""])[0]
-    weights = _read_weights(source / "pytorch_model.bin")
-    model = ARCHITECTURES[architecture](config)
-    _load(model, weights, source / "pytorch_model.bin")
+    refuse_overlap(target, "--output_dir", {"--input": source})
+    _check_target(target, overwrite_output_dir)
+    of_transformers = _is_of_transformers(source / "config.json")
+    if add and not of_transformers:
+        raise UsageError(f"--add is for a BERT or ELECTRA of transformers, which {source} doesn't hold")
+    model = convert_model(source, add or {}) if of_transformers else _read_original(source)
+    model.config.architectures = [type(model).__name__]
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.config.architectures = [type(model).__name__]
-    model.save_pretrained(temporary)
-    if (source / "spm.model").is_file():
-        from bert_convolutions.data.tokenizer import load_tokenizer
-
-        load_tokenizer(source / "spm.model").save_pretrained(temporary)
-    if target.exists():
-        shutil.rmtree(target)
-    temporary.rename(target)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    try:
+        model.save_pretrained(temporary)
+        if (source / MODEL_FILE).is_file():
+            load_tokenizer(source / MODEL_FILE).save_pretrained(temporary)
+        elif of_transformers and (source / "tokenizer_config.json").is_file():
+            load_tokenizer(source).save_pretrained(temporary)
+        sync_tree(temporary)
+        _put(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 
-def _read_config(path: Path) -> CompositeBertConfig:
-    if not path.is_file():
-        raise UsageError(f"{path} is missing; --input is a folder with config.json and pytorch_model.bin")
+def _is_of_transformers(config_path: Path) -> bool:
+    """Whether a ``config.json`` is of ``transformers``; the original's names its model ``bert`` and a kernel too."""
+    config = read_json(config_path) if config_path.is_file() else None
+    return isinstance(config, dict) and "model_type" in config and "attention_kernel" not in config
+
+
+def _read_original(source: Path) -> PreTrainedModel:
+    config_path, weights_path = source / "config.json", source / "pytorch_model.bin"
+    for path in (config_path, weights_path):
+        if not path.is_file():
+            raise UsageError(f"{path} is missing; --input is a folder with config.json and pytorch_model.bin")
+    architecture = read_model(OriginalsConfig, config_path).architectures[0]
+    if architecture not in ARCHITECTURES:
+        raise UsageError(f"{config_path}: architectures: {architecture} is none of {', '.join(ARCHITECTURES)}")
+    model = ARCHITECTURES[architecture](read_config(config_path, OriginalsConfig))
+    _load(model, _read_weights(weights_path), weights_path)
+    return model
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not target.is_dir():
+        raise UsageError(f"--output_dir {target} is a file; choose a folder")
+    if not overwrite:
+        raise UsageError(f"--output_dir {target} is not empty; choose another or give --overwrite_output_dir")
+    config = target / "config.json"
+    if config.exists():
+        try:
+            ours = json.loads(config.read_bytes())["model_type"] == CompositeBertConfig.model_type
+        except (OSError, ValueError, KeyError, TypeError):
+            ours = False
+        if not ours:
+            raise UsageError(f"--output_dir {target} holds a model that this program did not write; choose another")
+
+
+def _put(temporary: Path, target: Path) -> None:
+    """Give ``target`` the files of ``temporary``; what it holds of an earlier conversion goes when they are there."""
+    target.mkdir(exist_ok=True)
+    old = {path for pattern in _OF_A_CONVERTED_FOLDER for path in target.glob(pattern)}
+    # Should a killed overwrite have set aside others of the same name, these are its own half-done ones.
+    set_aside(target, [path for path in old if not (target / ASIDE_NAME / path.name).exists()])
+    new = sorted(temporary.iterdir(), key=lambda path: path.name == "config.json")  # without one it is no model yet
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(f"{path} is not valid JSON ({error})") from error
-    architectures = values.get("architectures") or []
-    if len(architectures) != 1 or architectures[0] not in ARCHITECTURES:
-        raise UsageError(f"{path}: architectures is {architectures}; one of {', '.join(ARCHITECTURES)} is expected")
-    config = CompositeBertConfig(**{key: value for key, value in values.items() if key not in _DROPPED_KEYS})
-    config.architectures = architectures
-    return config
+        for path in new:
+            path.replace(target / path.name)
+    except OSError:
+        for path in new:
+            (target / path.name).unlink(missing_ok=True)
+        put_back(target)
+        raise
+    discard_aside(target)
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise UsageError(f"{path} is missing; --input is a folder with config.json and pytorch_model.bin")
+    """The floating-point weights of a file, each of which must be finite."""
     try:
+        _check_sums(path)
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds; none of them may execute the file
         raise UsageError(
@@ -95,7 +165,22 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         ) from error
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UsageError(f"{path} holds something else than a dictionary of tensors")
-    return {name: value for name, value in weights.items() if name.rsplit(".", 1)[-1] not in _BUFFERS}
+    weights = {str(name): value for name, value in weights.items() if str(name).rsplit(".", 1)[-1] not in _BUFFERS}
+    for name, value in weights.items():
+        if not value.is_floating_point():
+            raise UsageError(f"{path}: {name} is of {value.dtype}; weights are floating-point numbers")
+        if not value.isfinite().all():
+            raise UsageError(f"{path}: {name} holds NaN or infinity, so the file is damaged or the run had diverged")
+    return weights
+
+
+def _check_sums(path: Path) -> None:
+    """Compare the checksums that PyTorch writes since 1.6, which it does not read; older files have none."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise ValueError(f"the bytes of {damaged} in it are not those that were written")
 
 
 def _load(model: PreTrainedModel, weights: dict[str, Tensor], path: Path) -> None:

@@ -4,12 +4,11 @@ Legend: R rows, S row length, M masked positions (padded to a bucket), X example
 """
 
 from dataclasses import dataclass
-from typing import Protocol, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from bert_convolutions.data.masking import IGNORED, Masking
 from bert_convolutions.data.packing import one_per_row, pack
@@ -59,61 +58,76 @@ class PretrainingCollator:
     row_bucket: int = 1
     position_bucket: int = 64
 
-    def __call__(self, features: list[Feature]) -> dict[str, Tensor]:
+    def __call__(self, features: list[Feature]) -> dict[str, Any]:
         """Lay out samples.
 
         Returns:
             ``input_ids``, ``attention_mask`` (0 padding, k the k-th example of the row) and ``position_ids``, all
             (R, S) int64; ``masked_positions`` and ``labels`` (M,), -100 where the bucket is filled up; ``sample_ids``
-            (X,); ``num_real_tokens`` (); with sentence order ``example_starts`` and ``next_sentence_label`` (X,).
+            (X,); ``num_real_tokens`` (); ``examples_per_row``, an int, the most there are; with sentence order
+            ``example_starts`` and ``next_sentence_label`` (X,).
         """
-        prepared = [self._prepare(feature) for feature in features]
-        lengths = [len(ids) for ids, _, _ in prepared]
-        places, rows = pack(lengths, self.block_size) if self.pack else one_per_row(lengths)
-        rows = -(-rows // self.row_bucket) * self.row_bucket
-        shape = (rows, self.block_size)
-        input_ids = np.full(shape, self.pad_id, dtype=np.int64)
-        labels = np.full(shape, IGNORED, dtype=np.int64)
-        examples = np.zeros(shape, dtype=np.int64)
-        positions = np.zeros(shape, dtype=np.int64)
-        in_row = [0] * rows
-        for place, (ids, targets, _) in sorted(zip(places, prepared, strict=True), key=lambda pair: pair[0].column):
-            in_row[place.row] += 1
-            span = slice(place.column, place.column + len(ids))
-            input_ids[place.row, span] = ids
-            labels[place.row, span] = targets
-            examples[place.row, span] = in_row[place.row]
-            positions[place.row, span] = np.arange(len(ids))
-        batch = {"input_ids": input_ids, "attention_mask": examples, "position_ids": positions}
-        batch["masked_positions"], batch["labels"] = self._masked(labels.ravel())
-        batch["sample_ids"] = np.array([feature["sample"] for feature in features], dtype=np.int64)
-        batch["num_real_tokens"] = np.array(sum(lengths), dtype=np.int64)
+        samples = np.array([feature["sample"] for feature in features], dtype=np.int64)
+        epochs = np.array([feature["epoch"] for feature in features], dtype=np.int64)
+        swapped = self.masking.swaps(epochs, samples) if self.sentence_order else np.zeros(len(samples), dtype=bool)
+        ids, lengths = self._truncated([feature["input_ids"] for feature in features], swapped)
+        masked, labels = self.masking(ids, epochs, samples, lengths=lengths)
+
+        places, num_rows = pack(lengths.tolist(), self.block_size) if self.pack else one_per_row(lengths.tolist())
+        num_rows = -(-num_rows // self.row_bucket) * self.row_bucket
+        row, column = np.array(places, dtype=np.int64).reshape(-1, 2).T
+        starts = row * self.block_size + column
+        positions = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        slots = np.repeat(starts, lengths) + positions
+
+        def lay_out(values: NDArray[np.int64], padding: int) -> NDArray[np.int64]:
+            laid_out = np.full(num_rows * self.block_size, padding, dtype=np.int64)
+            laid_out[slots] = values
+            return laid_out.reshape(num_rows, self.block_size)
+
+        numbers = _number_in_row(row, column)
+        batch = {
+            "input_ids": lay_out(masked, self.pad_id),
+            "attention_mask": lay_out(np.repeat(numbers, lengths), 0),
+            "position_ids": lay_out(positions, 0),
+        }
+        chosen = np.flatnonzero(labels != IGNORED)
+        chosen = chosen[np.argsort(slots[chosen])]
+        size = max(1, -(-len(chosen) // self.position_bucket)) * self.position_bucket
+        batch["masked_positions"], batch["labels"] = (
+            _filled(slots[chosen], size, 0),
+            _filled(labels[chosen], size, IGNORED),
+        )
+        batch["sample_ids"], batch["num_real_tokens"] = samples, np.array(len(ids))
         if self.sentence_order:
-            batch["example_starts"] = np.array([place.row * self.block_size + place.column for place in places])
-            batch["next_sentence_label"] = np.array([int(swapped) for _, _, swapped in prepared])
-        return {name: torch.from_numpy(np.asarray(value)) for name, value in batch.items()}
+            batch["example_starts"], batch["next_sentence_label"] = starts, swapped.astype(np.int64)
+        tensors = {name: torch.from_numpy(value) for name, value in batch.items()}
+        return {**tensors, "examples_per_row": int(numbers.max(initial=1))}
 
-    def _prepare(self, feature: Feature) -> tuple[NDArray[np.int64], NDArray[np.int64], bool]:
-        ids = np.asarray(feature["input_ids"], dtype=np.int64)
-        epoch, sample = feature["epoch"], feature["sample"]
-        swapped = self.sentence_order and self.masking.swaps(epoch, sample)
-        if swapped:
-            ids = self._swap(ids)
-        ids, labels = self.masking(ids[: self.block_size], epoch, sample)
-        return ids, labels, swapped
+    def _truncated(
+        self, examples: list[NDArray[np.integer]], swapped: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The tokens of all examples, flat, each cut to ``block_size``, and how many each has.
 
-    def _swap(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """``[CLS] a [SEP] b [SEP]`` -> ``[CLS] b [SEP] a [SEP]``."""
-        first_end = int(np.argmax(ids == self.sep_id))
-        a, b = ids[1 : first_end + 1], ids[first_end + 1 :]
-        return np.concatenate([ids[:1], b, a])
+        ``[CLS] a [SEP] b [SEP]`` becomes ``[CLS] b [SEP] a [SEP]`` where it is swapped, before it is cut.
+        """
+        for index in np.flatnonzero(swapped):
+            ids = examples[index]
+            middle = int(np.argmax(ids == self.sep_id)) + 1
+            examples[index] = np.concatenate([ids[:1], ids[middle:], ids[1:middle]])
+        lengths = np.array([min(len(ids), self.block_size) for ids in examples], dtype=np.int64)
+        return np.concatenate([ids[: self.block_size] for ids in examples]).astype(np.int64, copy=False), lengths
 
-    def _masked(self, labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Flat positions with a label, and the labels, filled up to a multiple of the bucket."""
-        positions = np.flatnonzero(labels != IGNORED)
-        size = max(1, -(-len(positions) // self.position_bucket)) * self.position_bucket
-        filled = np.zeros(size, dtype=np.int64)
-        filled[: len(positions)] = positions
-        targets = np.full(size, IGNORED, dtype=np.int64)
-        targets[: len(positions)] = labels[positions]
-        return filled, targets
+
+def _number_in_row(row: NDArray[np.int64], column: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each example, which one of its row it is from the left, counted from 1."""
+    order = np.lexsort((column, row))
+    first = np.searchsorted(row[order], row[order])
+    number = np.empty_like(row)
+    number[order] = np.arange(len(row)) - first + 1
+    return number
+
+
+def _filled(values: NDArray[np.int64], size: int, filling: int) -> NDArray[np.int64]:
+    """``values``, filled up to ``size``."""
+    return np.concatenate([values, np.full(size - len(values), filling, dtype=np.int64)])

@@ -1,14 +1,16 @@
 """Masking for the masked language model: a pure function of (seed, epoch, sample, position in the sample)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bert_convolutions.data.hashing import mix, uniform
+from bert_convolutions.data.randomness import Stream, mix, uniform
 
 IGNORED = -100
-"""The label of a token that is not to be predicted."""
+"""The label of what is not to be predicted: PyTorch's default for ``ignore_index``."""
+Integers = int | NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -29,24 +31,48 @@ class Masking:
     special_ids: tuple[int, ...]
     probability: float = 0.15
 
-    def __call__(self, ids: NDArray[np.int64], epoch: int, sample: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Mask one sample.
+    @classmethod
+    def of_tokenizer(cls, tokenizer: Any, seed: int, probability: float = 0.15) -> "Masking":
+        """The masking of texts that a Hugging Face tokenizer has encoded.
+
+        Of its special tokens only the unknown token is chosen as any other, as in the original: it stands for text.
+        """
+        layout = {tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id, tokenizer.mask_token_id}
+        special_ids = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id} | layout
+        return cls(seed, tokenizer.mask_token_id, len(tokenizer), tuple(sorted(special_ids)), probability)
+
+    def __call__(
+        self, ids: NDArray[np.int64], epoch: Integers, sample: Integers, *, lengths: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Mask one sample, or several that stand one after another.
 
         Args:
-            ids: (S,) token ids.
-            epoch, sample: which draw of which sample this is.
+            ids: (T,) token ids.
+            epoch, sample: which draw of which sample this is; of several samples, arrays (X,).
+            lengths: (X,) tokens of each sample; None for one sample.
 
         Returns:
-            Masked ids (S,) and labels (S,), the original id where it is to be predicted and ``IGNORED`` elsewhere.
+            Masked ids (T,) and labels (T,), the original id where it is to be predicted and ``IGNORED`` elsewhere.
         """
-        bits = mix(np.arange(3 * len(ids), dtype=np.uint64), self.seed, epoch, sample, 0x3A5C).reshape(3, -1)
-        chosen = (uniform(bits[0]) < self.probability) & ~np.isin(ids, self.special_ids)
-        action = uniform(bits[1])
-        random_ids = (uniform(bits[2]) * self.vocab_size).astype(np.int64)
-        masked = np.where(chosen & (action < 0.8), self.mask_id, ids)
-        masked = np.where(chosen & (action >= 0.8) & (action < 0.9), random_ids, masked)
-        return masked, np.where(chosen, ids, IGNORED)
+        lengths = np.array([len(ids)]) if lengths is None else lengths
+        length = np.repeat(lengths, lengths)
+        position = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        keys = [np.repeat(np.broadcast_to(key, lengths.shape), lengths) for key in (epoch, sample)]
+        chosen = uniform(mix(position, self.seed, *keys, Stream.MASKING)) < self.probability
+        chosen &= ~np.isin(ids, self.special_ids)
+        at = np.flatnonzero(chosen)  # the two other draws count for these alone
+        action, random = (
+            uniform(mix((position + draw * length)[at], self.seed, *(key[at] for key in keys), Stream.MASKING))
+            for draw in (1, 2)
+        )
+        masked, labels = ids.copy(), np.full(len(ids), IGNORED, dtype=np.int64)
+        labels[at] = ids[at]
+        masked[at[action < 0.8]] = self.mask_id
+        is_random = (action >= 0.8) & (action < 0.9)
+        masked[at[is_random]] = (random[is_random] * self.vocab_size).astype(np.int64)
+        return masked, labels
 
-    def swaps(self, epoch: int, sample: int) -> bool:
-        """Whether the two sentences of this sample change places (sentence-order prediction), with probability 0.5."""
-        return bool(mix(np.zeros(1, dtype=np.uint64), self.seed, epoch, sample, 0x50B)[0] >> np.uint64(63))
+    def swaps(self, epoch: Integers, sample: Integers) -> NDArray[np.bool_]:
+        """Whether the two sentences of each sample (X,) change places, with probability 0.5 (sentence-order task)."""
+        counters = np.zeros(np.size(sample), dtype=np.uint64)
+        return mix(counters, self.seed, epoch, sample, Stream.SENTENCE_ORDER) >> np.uint64(63) == 1

@@ -1,29 +1,26 @@
 """Examples on disk, opened in seconds at any size and read at random without holding them in memory.
 
-Order and batches are not the store's business: see ``data.order``.
+Order and batches are not the store's business: see ``data.randomness``.
 """
 
 import hashlib
-import json
+import os
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from bert_convolutions.data.hashing import mix
-from bert_convolutions.data.manifest import MANIFEST_FILE, Manifest, manifest_path, read_manifest
-from bert_convolutions.data.options import BuildDatasetOptions
+from bert_convolutions.data.randomness import Stream, mix
 from bert_convolutions.errors import UsageError
+from bert_convolutions.files import sha256
+from bert_convolutions.schemas import DatasetManifest, ShardRecord, read_model
 
+MANIFEST_FILE = "manifest.json"
 _VERIFIED_BYTES = 512 << 20
 """Datasets up to this size have all checksums verified when they are opened, which takes a second at most."""
 _MAX_OPEN_SHARDS = 512
-"""Shards kept mapped at a time; each holds a file descriptor, of which a process usually has 1024."""
-_HELD_OUT = 0x484F
-"""Keeps these random bits apart from others that are drawn with the same seed."""
+"""Shards kept open at a time; each holds a file descriptor, of which a process usually has 1024."""
 
 
 class ExampleStore(Protocol):
@@ -31,6 +28,10 @@ class ExampleStore(Protocol):
 
     description: str
     """One line for logs: where the examples are and how many."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all examples in their order, whatever they are called and wherever they lie."""
 
     def __len__(self) -> int:
         """The number of examples."""
@@ -58,6 +59,11 @@ class ExampleView:
         self._indices = indices
         self.description = f"{indices.size:,} examples of {store.description}"
 
+    @property
+    def fingerprint(self) -> str:
+        """A hash of these examples in their order."""
+        return hashlib.sha256(self._store.fingerprint.encode() + self._indices.tobytes()).hexdigest()
+
     def __len__(self) -> int:
         return int(self._indices.size)
 
@@ -70,11 +76,76 @@ class ExampleView:
         raise UsageError(f"{self.description}: a part of a dataset cannot be split again")
 
 
+class WatchedFile:
+    """A file read in parts that must stay what it was; picklable, so that workers reopen it.
+
+    It is read and not memory-mapped: whoever maps a file that is cut short is killed. Where its size or times are not
+    those seen before, its checksum tells whether its content is.
+
+    Args:
+        path: the file.
+        checksum: its SHA-256; None where its length alone is to be watched.
+        status: ``status_of`` it when its content was known.
+
+    Raises:
+        UsageError: it can't be opened.
+    """
+
+    def __init__(self, path: Path, checksum: str | None, status: tuple[int, ...]) -> None:
+        self._path, self._checksum, self._status = path, checksum, status
+        self._open()
+
+    def _open(self) -> None:
+        try:
+            self._file = self._path.open("rb", buffering=0)
+        except OSError as error:
+            raise UsageError(f"{self._path}: can't be read ({error.strerror})") from error
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self._file.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_file"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    def read(self, position: int, count: int) -> bytes:
+        """Return the ``count`` bytes from ``position`` on.
+
+        Raises:
+            UsageError: the content has changed.
+        """
+        data = os.pread(self._file.fileno(), count, position)
+        while self._checksum is not None and status_of(self._file.fileno()) != self._status:
+            self._file.close()
+            self._open()
+            self._status = status_of(self._file.fileno())
+            if sha256(self._path) != self._checksum:
+                raise UsageError(
+                    f"{self._path}: is damaged: it has changed since it was opened; give it back its content, or start "
+                    "anew with other data"
+                )
+            data = os.pread(self._file.fileno(), count, position)
+        if len(data) != count:
+            raise UsageError(f"{self._path}: ends too early; it is damaged or has changed since it was opened")
+        return data
+
+
+def status_of(file: int | Path) -> tuple[int, ...]:
+    """What changes when a file, given open or by its path, is written to, cut short or replaced."""
+    found = os.stat(file)  # noqa: PTH116 - a descriptor has no other way
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
 class ArrowStore:
     """A folder made by ``build-dataset``.
 
     When it is opened the sizes of all shards are checked, and the checksums where that takes a second at most;
-    ``verify`` checks those of larger datasets. Every example's ids are checked against the vocabulary when it is read.
+    ``verify`` checks those of larger datasets. Every example's ids are checked against the vocabulary when it is read,
+    and a shard that changes from then on is refused.
 
     Args:
         folder: where ``manifest.json`` is.
@@ -85,18 +156,23 @@ class ArrowStore:
     """
 
     def __init__(self, folder: str | Path, tokenizer_hash: str | None = None) -> None:
-        self._folder = Path(folder)
-        self._manifest = read_manifest(self._folder / MANIFEST_FILE)
+        self.folder = Path(folder)
+        self._manifest = read_manifest(self.folder / MANIFEST_FILE)
+        self._shards = self._manifest.shards
         if tokenizer_hash is not None:
-            _check_tokenizer(self._folder, self._manifest, tokenizer_hash)
-        for shard in self._manifest.shards:
-            _check_size(self._folder / shard.file, shard.num_bytes)
-        if sum(shard.num_bytes for shard in self._manifest.shards) <= _VERIFIED_BYTES:
+            check_tokenizer(self.folder, self._manifest, tokenizer_hash)
+        self._statuses = [_status(self.folder / shard.file, shard.num_bytes) for shard in self._shards]
+        if sum(shard.num_bytes for shard in self._shards) <= _VERIFIED_BYTES:
             self.verify()
-        self._starts = np.cumsum([0, *(shard.num_examples for shard in self._manifest.shards)])
-        self._vocabulary_size = int(self._manifest.settings["vocabulary_size"])
-        self._open: OrderedDict[int, _Shard] = OrderedDict()
-        self.description = f"{folder} ({len(self):,} pairs in {len(self._manifest.shards)} shards)"
+        self._starts = np.cumsum([0, *(shard.num_examples for shard in self._shards)])
+        self._layouts: dict[int, _Layout] = {}
+        self._open: OrderedDict[int, WatchedFile] = OrderedDict()
+        self.description = f"{folder} ({len(self):,} pairs in {len(self._shards)} shards)"
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all examples in their order, from the checksums of the shards."""
+        return hashlib.sha256(" ".join(shard.sha256 for shard in self._shards).encode()).hexdigest()
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -106,11 +182,14 @@ class ArrowStore:
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        shard = self._shard(number)
+        file, layout = self._shard(number)
         row = index - int(self._starts[number])
-        ids = shard.ids[shard.offsets[row] : shard.offsets[row + 1]].astype(np.int64)
-        if ids.max(initial=0) >= self._vocabulary_size:
-            path = self._folder / self._manifest.shards[number].file
+        start, stop = np.frombuffer(file.read(layout.offsets_at + 4 * row, 8), np.int32).tolist()
+        width = layout.id_type.itemsize
+        stored = file.read(layout.ids_at + width * start, width * (stop - start))
+        ids = np.frombuffer(stored, layout.id_type).astype(np.int64)
+        if ids.max(initial=0) >= self._manifest.settings.vocabulary_size:
+            path = self.folder / self._shards[number].file
             raise UsageError(
                 f"{path}: the shard is damaged (an id of row {row} is out of range); run build-dataset again"
             )
@@ -135,14 +214,15 @@ class ArrowStore:
         threshold = np.uint64(min(int(fraction * 2.0**64), 2**64 - 1))
         train, held_out = [], []
         for number, start in enumerate(self._starts[:-1]):
-            documents = self._shard(number).documents.astype(np.uint64)
-            is_held_out = mix(documents, seed, _HELD_OUT) < threshold
+            file, layout = self._shard(number)
+            documents = np.frombuffer(file.read(layout.documents_at, 4 * self._shards[number].num_examples), np.uint32)
+            is_held_out = mix(documents, seed, Stream.HELD_OUT) < threshold
             held_out.append(np.flatnonzero(is_held_out) + start)
             train.append(np.flatnonzero(~is_held_out) + start)
         views = ExampleView(self, _compact(train, len(self))), ExampleView(self, _compact(held_out, len(self)))
         if not len(views[0]) or not len(views[1]):
             raise UsageError(
-                f"{self._folder}: {self._manifest.counts['documents']} documents are too few to hold out a share of "
+                f"{self.folder}: {self._manifest.counts.documents} documents are too few to hold out a share of "
                 f"{fraction}; give another --eval_fraction, or --eval_data_file"
             )
         return views
@@ -153,158 +233,99 @@ class ArrowStore:
         Raises:
             UsageError: names the shard that differs.
         """
-        from bert_convolutions.files import sha256
-
-        for shard in self._manifest.shards:
-            path = self._folder / shard.file
+        for shard in self._shards:
+            path = self.folder / shard.file
             if sha256(path) != shard.sha256:
                 raise UsageError(f"{path}: the shard is damaged (its checksum differs); run build-dataset again")
 
-    def _shard(self, number: int) -> "_Shard":
-        shard = self._open.get(number)
-        if shard is None:
-            record = self._manifest.shards[number]
-            path = self._folder / record.file
-            _check_size(path, record.num_bytes)
-            shard = self._open[number] = _Shard(path, record.num_examples, record.num_tokens)
+    def _shard(self, number: int) -> "tuple[WatchedFile, _Layout]":
+        record = self._shards[number]
+        path = self.folder / record.file
+        file = self._open.get(number)
+        if file is None:
+            file = self._open[number] = WatchedFile(path, record.sha256, self._statuses[number])
             if len(self._open) > _MAX_OPEN_SHARDS:
                 self._open.popitem(last=False)
-        return shard
+        if number not in self._layouts:
+            self._layouts[number] = _find_layout(path, record, file)
+        return file, self._layouts[number]
 
 
-class _Shard:
-    """One Arrow file, mapped: ``ids`` (tokens,), ``offsets`` (examples + 1,), ``documents`` (examples,)."""
+class _Layout(NamedTuple):
+    """Where the arrays of a shard's one record batch begin in its file, in bytes, and the type of the ids.
 
-    def __init__(self, path: Path, num_examples: int, num_tokens: int) -> None:
-        import pyarrow as pa
+    They are the offsets (examples + 1,) int32 of the examples among the ids (tokens,), and the documents (examples,)
+    uint32.
+    """
 
-        try:
-            with pa.memory_map(str(path)) as source:
-                batch = pa.ipc.open_stream(source).read_next_batch()
-            rows = batch.column("input_ids")
-            self.offsets = np.frombuffer(rows.buffers()[1], dtype=np.int32)[: len(rows) + 1]
-            self.ids = rows.values.to_numpy()
-            self.documents = batch.column("document").to_numpy()
-        except (pa.ArrowException, OSError, KeyError, StopIteration, ValueError) as error:
-            raise UsageError(f"{path}: the shard is damaged ({error}); run build-dataset again") from error
-        whole = len(rows) == num_examples and self.ids.size == num_tokens and self.offsets[-1] == num_tokens
-        if not whole or (np.diff(self.offsets) < 0).any():
-            raise UsageError(
-                f"{path}: the shard is damaged (its content is not what was written); run build-dataset again"
+    offsets_at: int
+    ids_at: int
+    documents_at: int
+    id_type: np.dtype[Any]
+
+
+def _find_layout(path: Path, record: ShardRecord, file: WatchedFile) -> _Layout:
+    """Find the arrays of an Arrow file, and check that they are what was written."""
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as source:  # for a moment, and nothing but the schema at its head is looked at
+            mapped = source.read_buffer()
+            batch = pa.ipc.open_stream(mapped).read_next_batch()
+            rows, documents = batch.column("input_ids"), batch.column("document")
+            sizes = len(rows), len(rows.values)
+            offsets_at, ids_at, documents_at = (
+                buffer.address - mapped.address
+                for buffer in (rows.buffers()[1], rows.buffers()[3], documents.buffers()[1])
             )
+            id_type = np.dtype(rows.values.type.to_pandas_dtype())
+    except (pa.ArrowException, OSError, KeyError, StopIteration, ValueError, AttributeError, IndexError) as error:
+        raise UsageError(f"{path}: the shard is damaged ({error}); run build-dataset again") from error
+    offsets = np.frombuffer(file.read(offsets_at, 4 * (record.num_examples + 1)), np.int32)
+    whole = sizes == (record.num_examples, record.num_tokens) and offsets[-1] == record.num_tokens
+    if not whole or (np.diff(offsets, prepend=0) < 0).any():
+        raise UsageError(f"{path}: the shard is damaged (its content is not what was written); run build-dataset again")
+    return _Layout(offsets_at, ids_at, documents_at, id_type)
 
 
-def open_examples(
-    paths: str | Path | Sequence[str | Path],
-    *,
-    tokenizer: Any,
-    line_by_line: bool = False,
-    train_iterable: bool = False,
-    cache_dir: str | Path | None = None,
-    seed: int = 42,
-    num_proc: int | None = None,
-    split_sentences: bool = False,
-    pair_within_documents: bool = False,
-    language: str = "en",
-) -> ExampleStore:
-    """Open the examples that ``--train_data_file`` names.
+def manifest_path(ids_file: Path) -> Path:
+    """Return where the manifest of an ids file is."""
+    return ids_file.with_name(f"{ids_file.name}.{MANIFEST_FILE}")
 
-    Args:
-        paths: one folder made by ``build-dataset``; or one ids file (``train_iterable``); or text files
-            (``line_by_line``), from which a dataset is built under ``cache_dir`` the first time.
-        tokenizer: the loaded tokenizer, which the examples must fit, or its path.
-        line_by_line: the paths are plain text, one sentence a line.
-        train_iterable: the path is a file of token ids, one example a line.
-        cache_dir: folder for what is derived once from text or ids files; default: beside the first file.
-        seed: of the shuffle of a dataset built from text.
-        num_proc: processes for building it.
-        split_sentences, pair_within_documents, language: as ``build-dataset`` takes them, for plain text.
+
+def read_manifest(path: Path) -> DatasetManifest:
+    """Read a manifest.
 
     Raises:
-        UsageError: nothing is there, it is damaged, or it was made with another tokenizer.
+        UsageError: it is damaged or of another version.
     """
-    names = [str(paths)] if isinstance(paths, (str, Path)) else [str(path) for path in paths]
-    if not names:
-        raise UsageError("--train_data_file: no file given")
-    first = Path(names[0])
-    if line_by_line and train_iterable:
-        raise UsageError("--line_by_line and --train_iterable contradict each other: plain text, or token ids?")
-    if any(not Path(name).exists() for name in names):
-        missing = next(name for name in names if not Path(name).exists())
-        raise UsageError(f"{missing}: no such file or folder")
-    from bert_convolutions.data.tokenizer import tokenizer_hash
-
-    if (first / MANIFEST_FILE).exists():
-        if len(names) > 1:
-            raise UsageError(f"{names[1]}: only one folder made by build-dataset can be given")
-        return ArrowStore(first, tokenizer_hash(tokenizer))
-    cache = Path(cache_dir) if cache_dir is not None else first.parent / ".bertconv-cache"
-    if train_iterable:
-        from bert_convolutions.data.store_ids import IdsStore
-
-        if len(names) > 1:
-            raise UsageError(f"{names[1]}: --train_iterable takes one ids file")
-        if (manifest := manifest_path(first)).exists():
-            _check_tokenizer(first, read_manifest(manifest), tokenizer_hash(tokenizer))
-        return IdsStore(first, vocabulary_size=len(_loaded(tokenizer)), cache_dir=cache)
-    if line_by_line:
-        settings = BuildDatasetOptions(
-            train_data_file=names,
-            tokenizer_name="",
-            seed=seed,
-            num_proc=num_proc,
-            split_sentences=split_sentences,
-            pair_within_documents=pair_within_documents,
-            language=language,
-        )
-        return _build_from_text(settings, tokenizer, cache)
-    raise UsageError(
-        f"{first}: is no folder made by build-dataset; for plain text give --line_by_line, for a file of ids "
-        "--train_iterable"
-    )
+    try:
+        return read_model(DatasetManifest, path)
+    except UsageError as error:
+        raise UsageError(f"{error}; run build-dataset again") from error
 
 
-def _build_from_text(settings: BuildDatasetOptions, tokenizer: Any, cache: Path) -> ArrowStore:
-    """Build a dataset from text, or open the one built before from the same text in the same way."""
-    from bert_convolutions.data.build.pipeline import build_dataset
-    from bert_convolutions.data.build.sources import find_sources
-    from bert_convolutions.data.tokenizer import tokenizer_hash
+def check_tokenizer(path: Path, manifest: DatasetManifest, tokenizer_hash: str) -> None:
+    """Refuse examples of another tokenizer.
 
-    identity = tokenizer_hash(tokenizer)
-    language = settings.language if settings.split_sentences else None
-    sources = [asdict(source) for source in find_sources(settings.train_data_file)]
-    content = [identity, settings.seed, language, settings.pair_within_documents, sources]
-    folder = cache / f"pairs-{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]}"
-    path = tokenizer
-    if not isinstance(tokenizer, (str, Path)):
-        path = cache / f"tokenizer-{identity[:16]}"
-        tokenizer.save_pretrained(str(path))
-    # What is damaged there is made again: the folder's name says that nothing else can be in it.
-    build_dataset(replace(settings, tokenizer_name=str(path), output_dir=str(folder), overwrite_output_dir=True))
-    return ArrowStore(folder, identity)
-
-
-def _loaded(tokenizer: Any) -> Any:
-    from bert_convolutions.data.tokenizer import load_tokenizer
-
-    return load_tokenizer(tokenizer) if isinstance(tokenizer, (str, Path)) else tokenizer
-
-
-def _check_tokenizer(path: Path, manifest: Manifest, tokenizer_hash: str) -> None:
-    if manifest.tokenizer_hash != tokenizer_hash:
+    Raises:
+        UsageError: names ``path``, where they are.
+    """
+    built_with = manifest.settings.tokenizer_hash
+    if built_with != tokenizer_hash:
         raise UsageError(
-            f"{path}: built with another tokenizer (hash {manifest.tokenizer_hash[:12]}, not {tokenizer_hash[:12]}); "
+            f"{path}: built with another tokenizer (hash {built_with[:12]}, not {tokenizer_hash[:12]}); "
             "give that one as --tokenizer_name or run build-dataset again"
         )
 
 
-def _check_size(path: Path, size: int) -> None:
-    found = path.stat().st_size if path.is_file() else None
-    if found != size:
-        state = (
-            "is missing" if found is None else f"has {found:,} bytes instead of {size:,}: it was truncated or changed"
-        )
+def _status(path: Path, size: int) -> tuple[int, ...]:
+    """``status_of`` a shard, which must be there and of its size."""
+    found = status_of(path) if path.is_file() else None
+    if found is None or found[1] != size:
+        state = f"has {found[1]:,} bytes instead of {size:,}: it was truncated or changed" if found else "is missing"
         raise UsageError(f"{path}: the shard {state}; run build-dataset again")
+    return found
 
 
 def _compact(parts: list[np.ndarray], limit: int) -> np.ndarray:

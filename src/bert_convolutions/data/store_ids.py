@@ -1,21 +1,20 @@
 """The original's *iterable* file: one example a line, token ids separated by single spaces.
 
-It is mapped, not read: an index of where the lines begin is made once, in a pass that also checks every id, so that
-training never fails on a bad line after hours.
+An index of where the lines begin is made once, in a pass that also checks every id, so that training never fails on a
+bad line after hours. A line ends at a newline, a carriage return, or both.
 """
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from bert_convolutions.data.store import ExampleView
+from bert_convolutions.data.store import ExampleView, WatchedFile, status_of
 from bert_convolutions.errors import UsageError
 from bert_convolutions.files import whole_file
 
 _CHUNK_BYTES = 4 << 20
-_DOCUMENT_LINES = 500
+_LINE_BYTES, _DIGEST_BYTES = 16, 32
 _NEWLINE, _SPACE, _RETURN, _ZERO, _NINE = b"\n \r09"
 _MAX_DIGITS = 9
 
@@ -34,37 +33,31 @@ class IdsStore:
 
     def __init__(self, path: str | Path, *, vocabulary_size: int, cache_dir: str | Path) -> None:
         self._path = Path(path)
-        status = self._path.stat()
-        if not status.st_size:
+        status = status_of(self._path)
+        _, size, modified, _ = status
+        if not size:
             raise UsageError(f"{path}: the file is empty")
-        identity = f"{self._path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{vocabulary_size}|1"
-        self._index_path = Path(cache_dir) / f"lines-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.lines"
-        if not self._index_path.exists():
-            self._index_path.parent.mkdir(parents=True, exist_ok=True)
-            write_line_index(self._path, self._index_path, vocabulary_size)
-        self._open()
+        identity = f"{self._path.resolve()}|{size}|{modified}|{vocabulary_size}|2"
+        index = Path(cache_dir) / f"lines-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.lines"
+        if not index.exists():
+            index.parent.mkdir(parents=True, exist_ok=True)
+            write_line_index(self._path, index, vocabulary_size)
+        self._lines = WatchedFile(index, None, status_of(index))
+        lines_size = index.stat().st_size - _DIGEST_BYTES
+        self._num_lines = lines_size // _LINE_BYTES
+        self.fingerprint = self._lines.read(lines_size, _DIGEST_BYTES).hex()
+        self._text = WatchedFile(self._path, self.fingerprint, status)
         self.description = f"{path} ({len(self):,} examples)"
 
-    def _open(self) -> None:
-        self._lines = np.memmap(self._index_path, dtype=np.int64, mode="r").reshape(-1, 2)
-        self._bytes = np.memmap(self._path, mode="r")
-
     def __len__(self) -> int:
-        return len(self._lines)
+        return self._num_lines
 
     def __getitem__(self, index: int) -> np.ndarray:
         """Return the ids of one example, int64 (length,)."""
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
-        start, end = (int(bound) for bound in self._lines[index])
-        return np.array(self._bytes[start:end].tobytes().split(), dtype=np.int64)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in ("_lines", "_bytes")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._open()
+        start, end = np.frombuffer(self._lines.read(_LINE_BYTES * index, _LINE_BYTES), np.int64).tolist()
+        return np.array(self._text.read(start, end - start).split(), dtype=np.int64)
 
     def split_by_document(self, fraction: float, seed: int) -> tuple[ExampleView, ExampleView]:
         """Refuse: the file is shuffled and does not say which document a line comes from."""
@@ -77,58 +70,65 @@ class IdsStore:
 def write_line_index(path: Path, index_path: Path, vocabulary_size: int) -> None:
     """Check an ids file and write where its lines begin and end, raw int64 (lines, 2), without the blank ones.
 
-    Memory is bounded by the longest line.
+    The file's SHA-256 follows, in 32 bytes. Memory is bounded by the longest line.
 
     Raises:
         UsageError: names the file and line of the first fault.
     """
     position = line_number = num_lines = 0
-    carried = b""
+    carried, digest = b"", hashlib.sha256()
     with path.open("rb") as file, whole_file(index_path) as index:
         while data := file.read(_CHUNK_BYTES):
+            digest.update(data)
             data = carried + data
-            cut = data.rfind(b"\n") + 1
+            # What stands after a carriage return at the very end may be its newline.
+            cut = max(data.rfind(b"\n"), data.rfind(b"\r", 0, -1)) + 1
             if not cut and len(data) > 16 * _CHUNK_BYTES:
                 raise UsageError(f"{path}, line {line_number + 1}: longer than 64 MiB; is it a file of token ids?")
             carried = data[cut:]
-            lines = _check_lines(path, data[:cut], position, line_number, vocabulary_size)
+            lines, ends = _check_lines(path, data[:cut], position, line_number, vocabulary_size)
             index.write(lines.tobytes())
             num_lines += len(lines)
-            line_number += data.count(b"\n", 0, cut)
+            line_number += ends
             position += cut
-        lines = _check_lines(path, carried + b"\n", position, line_number, vocabulary_size)
-        index.write(lines.tobytes())
+        lines, _ = _check_lines(path, carried + b"\n", position, line_number, vocabulary_size)
+        index.write(lines.tobytes() + digest.digest())
         if not num_lines + len(lines):
             raise UsageError(f"{path}: not one example in the file")
 
 
-def _check_lines(path: Path, data: bytes, position: int, line_number: int, vocabulary_size: int) -> np.ndarray:
-    """Check whole lines; return where each that is not blank begins and ends in the file, int64 (lines, 2)."""
+def _check_lines(
+    path: Path, data: bytes, position: int, line_number: int, vocabulary_size: int
+) -> tuple[np.ndarray, int]:
+    """Check whole lines; return where each that is not blank begins and ends in the file, int64 (lines, 2).
+
+    The number of all lines comes with it.
+    """
     raw = np.frombuffer(data, dtype=np.uint8)
-    newlines = np.flatnonzero(raw == _NEWLINE)
+    is_newline = raw == _NEWLINE
+    ends = np.flatnonzero(is_newline | ((raw == _RETURN) & ~np.append(is_newline[1:], False)))
     is_digit = (raw >= _ZERO) & (raw <= _NINE)
     is_space = (raw == _SPACE) | (raw == _NEWLINE) | (raw == _RETURN)
     bad = np.flatnonzero(~is_digit & ~is_space)
     if bad.size:
-        _refuse(path, data, int(bad[0]), newlines, line_number, vocabulary_size)
+        _refuse(path, data, int(bad[0]), ends, line_number, vocabulary_size)
     edges = np.flatnonzero(np.diff(is_digit, prepend=False, append=False))
-    starts, ends = edges[::2], edges[1::2]
-    lengths = ends - starts
+    starts, lengths = edges[::2], edges[1::2] - edges[::2]
     values = np.zeros(starts.size, dtype=np.int64)
     for digit in range(min(int(lengths.max(initial=0)), _MAX_DIGITS)):
         inside = lengths > digit
         values[inside] = values[inside] * 10 + raw[starts[inside] + digit] - _ZERO
     bad = np.flatnonzero((lengths > _MAX_DIGITS) | (values >= vocabulary_size))
     if bad.size:
-        _refuse(path, data, int(starts[bad[0]]), newlines, line_number, vocabulary_size)
-    begins = np.concatenate([[0], newlines[:-1] + 1]).astype(np.int64)[: newlines.size]
+        _refuse(path, data, int(starts[bad[0]]), ends, line_number, vocabulary_size)
+    begins = np.concatenate([[0], ends[:-1] + 1]).astype(np.int64)[: ends.size]
     has_ids = np.diff(np.searchsorted(starts, np.append(begins, len(data)))) > 0
-    return np.stack([begins, newlines], axis=1)[has_ids] + position
+    return np.stack([begins, ends], axis=1)[has_ids] + position, ends.size
 
 
-def _refuse(path: Path, data: bytes, at: int, newlines: np.ndarray, line_number: int, vocabulary_size: int) -> None:
-    line = line_number + int(np.searchsorted(newlines, at)) + 1
-    begin = max(data.rfind(b" ", 0, at), data.rfind(b"\n", 0, at)) + 1
+def _refuse(path: Path, data: bytes, at: int, ends: np.ndarray, line_number: int, vocabulary_size: int) -> None:
+    line = line_number + int(np.searchsorted(ends, at)) + 1
+    begin = max(data.rfind(separator, 0, at) for separator in (b" ", b"\n", b"\r")) + 1
     word = (data[begin : begin + 40].split(maxsplit=1) or [data[at : at + 1]])[0].decode("utf-8", "replace")
     raise UsageError(
         f"{path}, line {line}: {word!r} is not a token id between 0 and {vocabulary_size - 1}; one example a line, ids "

@@ -14,15 +14,15 @@ from typing import Any
 from transformers import AddedToken, AutoTokenizer, BatchEncoding, PreTrainedConfig, PreTrainedTokenizer
 from transformers.tokenization_utils_base import PaddingStrategy, PreTrainedTokenizerBase, TruncationStrategy
 
-from bert_convolutions.data.spm_encoder import MODEL_FILE, SpmEncoder, find_model_file
+from bert_convolutions.data.pieces import MODEL_FILE, PieceTokenizer, find_model_file
 from bert_convolutions.errors import UsageError
 
 
 class CompositeBertTokenizer(PreTrainedTokenizer):
     """SentencePiece with the original's rules; ``[CLS] a [SEP] b [SEP]`` with token types 0 and 1.
 
-    The ids come from ``SpmEncoder``, which encodes whole batches in C++; tokens that a user adds to the vocabulary take
-    the slower path of the base class.
+    The ids come from ``PieceTokenizer``, which encodes whole batches in C++; tokens that a user adds to the vocabulary
+    take the slower path of the base class.
 
     Args:
         vocab_file: the ``spm.model``.
@@ -34,11 +34,11 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
     padding_side = "right"
 
     def __init__(self, vocab_file: str | Path, **kwargs: Any) -> None:
-        self.encoder_model = SpmEncoder(vocab_file)
+        self.pieces = PieceTokenizer(vocab_file)
         self.vocab_file = str(vocab_file)
         self._added_tokens_decoder = {
             token_id: AddedToken(token, special=True, normalized=False)
-            for token, token_id in sorted(self.encoder_model.special_ids.items(), key=lambda item: item[1])
+            for token, token_id in sorted(self.pieces.special_ids.items(), key=lambda item: item[1])
         }
         special_tokens = {
             "unk_token": "<unk>",
@@ -54,7 +54,7 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
     @property
     def vocab_size(self) -> int:
         """The number of SentencePiece pieces, without the appended special tokens."""
-        return self.encoder_model.num_pieces
+        return self.pieces.num_pieces
 
     def get_vocab(self) -> dict[str, int]:
         """Return the id of every token."""
@@ -62,17 +62,17 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
 
     @functools.cached_property
     def _piece_ids(self) -> dict[str, int]:
-        pieces = self.encoder_model.processor.id_to_piece(list(range(self.vocab_size)))
+        pieces = self.pieces.processor.id_to_piece(list(range(self.vocab_size)))
         return {piece: position for position, piece in enumerate(pieces)}
 
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
-        return self.encoder_model.tokenize(text)
+        return self.pieces.tokenize(text)
 
     def _convert_token_to_id(self, token: str) -> int:
-        return self.encoder_model.piece_to_id(token)
+        return self.pieces.piece_to_id(token)
 
     def _convert_id_to_token(self, index: int) -> str:
-        return self.encoder_model.processor.id_to_piece(index)
+        return self.pieces.processor.id_to_piece(index)
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Join pieces into text; special tokens stand apart."""
@@ -90,8 +90,8 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
             return super()._encode_plus(text, text_pair=text_pair, **kwargs)
         truncation = kwargs.get("truncation_strategy", TruncationStrategy.DO_NOT_TRUNCATE)
         max_length = kwargs.get("max_length")
-        first = self.encoder_model.encode(texts)
-        second = self.encoder_model.encode(pairs) if pairs is not None else [None] * len(first)
+        first = self.pieces.encode(texts)
+        second = self.pieces.encode(pairs) if pairs is not None else [None] * len(first)
         prepared: dict[str, list[Any]] = {}
         for ids, pair_ids in zip(first, second, strict=True):
             example = self.prepare_for_model(
@@ -121,7 +121,7 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
         return BatchEncoding(padded.data, tensor_type=kwargs.get("return_tensors"), prepend_batch_axis=single)
 
     def _encodes_alone(self, texts: Any, pairs: Any, kwargs: dict[str, Any]) -> bool:
-        """Say whether the encoder can take a whole batch at once: strings, and nothing unusual asked for."""
+        """Say whether ``PieceTokenizer`` can take a whole batch at once: strings, and nothing unusual asked for."""
         return (
             _are_strings(texts)
             and (pairs is None or (_are_strings(pairs) and len(pairs) == len(texts)))
@@ -129,7 +129,7 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
             and not kwargs.get("return_overflowing_tokens")
             and not kwargs.get("split_special_tokens", self.split_special_tokens)
             and not kwargs.get("sanitize_control_tokens")
-            and len(self._added_tokens_decoder) == len(self.encoder_model.special_ids)
+            and len(self._added_tokens_decoder) == len(self.pieces.special_ids)
         )
 
     def truncate_sequences(  # type: ignore[override]  # there may be no second sequence
@@ -159,7 +159,7 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Write ``spm.model`` into a directory; return its path."""
         path = Path(save_directory) / ((f"{filename_prefix}-" if filename_prefix else "") + MODEL_FILE)
-        path.write_bytes(self.encoder_model.model_bytes)
+        path.write_bytes(self.pieces.model_bytes)
         return (str(path),)
 
 
@@ -217,7 +217,7 @@ def tokenizer_hash(tokenizer: str | Path | PreTrainedTokenizerBase) -> str:
         model_file = find_model_file(tokenizer)
         tokenizer = load_tokenizer(tokenizer) if model_file is None else CompositeBertTokenizer(model_file)
     if isinstance(tokenizer, CompositeBertTokenizer):
-        return tokenizer.encoder_model.hash
+        return tokenizer.pieces.hash
     identity: dict[str, Any] = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:

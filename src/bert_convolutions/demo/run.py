@@ -15,9 +15,9 @@ from rich.text import Text
 
 from bert_convolutions import files
 from bert_convolutions.data.build.pipeline import build_dataset
+from bert_convolutions.data.build.train_tokenizer import train_tokenizer
 from bert_convolutions.data.options import BuildDatasetOptions, TrainTokenizerOptions
-from bert_convolutions.data.spm_encoder import MODEL_FILE
-from bert_convolutions.data.train_tokenizer import train_tokenizer
+from bert_convolutions.data.pieces import MODEL_FILE
 from bert_convolutions.demo.commands import command_line
 from bert_convolutions.demo.corpus import Speech, Split, load_speeches, split_speeches, write_text
 from bert_convolutions.demo.glue_data import write_glue_data

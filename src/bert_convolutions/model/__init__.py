@@ -4,11 +4,22 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
+    AutoModelForNextSentencePrediction,
     AutoModelForPreTraining,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
+    AutoModelForTextEncoding,
+    AutoModelForTokenClassification,
 )
 
 from bert_convolutions.model.configuration import CompositeBertConfig
+from bert_convolutions.model.heads import (
+    CompositeBertForMultipleChoice,
+    CompositeBertForNextSentencePrediction,
+    CompositeBertForQuestionAnswering,
+    CompositeBertForTokenClassification,
+)
 from bert_convolutions.model.modeling import (
     CompositeBertForMaskedLM,
     CompositeBertForPreTraining,
@@ -21,11 +32,20 @@ AutoModel.register(CompositeBertConfig, CompositeBertModel)
 AutoModelForMaskedLM.register(CompositeBertConfig, CompositeBertForMaskedLM)
 AutoModelForPreTraining.register(CompositeBertConfig, CompositeBertForPreTraining)
 AutoModelForSequenceClassification.register(CompositeBertConfig, CompositeBertForSequenceClassification)
+AutoModelForTokenClassification.register(CompositeBertConfig, CompositeBertForTokenClassification)
+AutoModelForQuestionAnswering.register(CompositeBertConfig, CompositeBertForQuestionAnswering)
+AutoModelForMultipleChoice.register(CompositeBertConfig, CompositeBertForMultipleChoice)
+AutoModelForNextSentencePrediction.register(CompositeBertConfig, CompositeBertForNextSentencePrediction)
+AutoModelForTextEncoding.register(CompositeBertConfig, CompositeBertModel)
 
 __all__ = [
     "CompositeBertConfig",
     "CompositeBertForMaskedLM",
+    "CompositeBertForMultipleChoice",
+    "CompositeBertForNextSentencePrediction",
     "CompositeBertForPreTraining",
+    "CompositeBertForQuestionAnswering",
     "CompositeBertForSequenceClassification",
+    "CompositeBertForTokenClassification",
     "CompositeBertModel",
 ]

@@ -5,17 +5,21 @@ takes the convolution terms as a float mask. ``sdpa`` on a CPU is our own fused 
 kernel there for dropout or for the gradient of a mask.
 """
 
+from functools import partial
 from types import SimpleNamespace
 
 from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from bert_convolutions.attention.composite import Attend, ScoreParts, attend_eager
-from bert_convolutions.attention.cpu.fused import attend_fused
+from bert_convolutions.attention.cpu import attend_fused
 from bert_convolutions.errors import UsageError
 
 # Kernels without a place for the bias: they would drop the convolution terms or the segments between examples.
 _WITHOUT_BIAS = "flash_attention"
+# What the interface asks of the module that calls it. Made here: a compiler breaks its graph where one is made.
+_IN_TRAINING = SimpleNamespace(is_causal=False, training=True)
+_IN_EVALUATION = SimpleNamespace(is_causal=False, training=False)
 
 
 def attention_backend(name: str | None) -> Attend:
@@ -30,7 +34,7 @@ def attention_backend(name: str | None) -> Attend:
         return _attend_sdpa
     if name.startswith(_WITHOUT_BIAS) or name not in ALL_ATTENTION_FUNCTIONS:
         raise UsageError(f'attn_implementation "{name}" can\'t take the convolution terms; use sdpa or eager')
-    return lambda parts, value, dropout: _attend_interface(name, parts, value, dropout)
+    return partial(_attend_interface, name)
 
 
 def _attend_sdpa(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tensor, Tensor | None]:
@@ -40,7 +44,10 @@ def _attend_sdpa(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tens
 
 
 def _attend_interface(name: str, parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tensor, Tensor | None]:
-    """Call a function of the attention interface; without a dot product its queries and keys are zeros."""
+    """Call a function of the attention interface by its name; otherwise an ``Attend``.
+
+    Without a dot product its queries and keys are zeros.
+    """
     batch, heads, length, _ = value.shape
     if parts.dot_product and parts.query is not None and parts.key is not None:
         query, key = parts.query.to(value.dtype), parts.key.to(value.dtype)
@@ -48,8 +55,8 @@ def _attend_interface(name: str, parts: ScoreParts, value: Tensor, dropout: floa
         query = key = value.new_zeros(value.shape)
     bias = parts.bias(length)
     if bias is not None:
-        bias = bias.to(query.dtype).expand(batch, heads, length, length)
-    module = SimpleNamespace(is_causal=False, training=dropout > 0)
+        bias = bias.expand(batch, heads, length, length)
+    module = _IN_TRAINING if dropout > 0 else _IN_EVALUATION
     context, probabilities = ALL_ATTENTION_FUNCTIONS[name](
         module, query, key, value, bias, dropout=dropout, scaling=parts.scaling, is_causal=False
     )

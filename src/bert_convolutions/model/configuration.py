@@ -2,10 +2,13 @@
 
 from typing import Any
 
+import pydantic
 from transformers import BertConfig
+from transformers.activations import ACT2FN
 
+from bert_convolutions.attention.projections import check_projection
 from bert_convolutions.attention.spec import AttentionKernel, Projection, parse_kernel, parse_projection
-from bert_convolutions.errors import UsageError
+from bert_convolutions.schemas import EncoderConfig, describe
 
 
 class CompositeBertConfig(BertConfig):
@@ -19,9 +22,12 @@ class CompositeBertConfig(BertConfig):
         remove_qk: use the hidden states as queries and keys.
         remove_position_embeddings: no absolute positions; any sequence length works then.
         attention_head_size: d; -1 for ``hidden_size / num_attention_heads``.
+        sparse_prediction: with ``labels``, compute logits (M, V) for the masked tokens alone instead of (B, S, V), as
+            ModernBERT does under this name.
 
     Raises:
-        UsageError: for an option string that can't be read; it names the bad term and the valid ones.
+        ValueError: a field of the wrong type or out of range, or sizes that don't go together; for an
+            option string that can't be read it names the bad term and the valid ones.
     """
 
     model_type = "composite_bert"
@@ -33,20 +39,41 @@ class CompositeBertConfig(BertConfig):
     remove_qk: bool = False
     remove_position_embeddings: bool = False
     attention_head_size: int = -1
+    sparse_prediction: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Check the options and bring their strings into canonical form."""
+        """Check the fields and bring the option strings into canonical form."""
         super().__post_init__(**kwargs)
+        try:
+            EncoderConfig.model_validate({name: getattr(self, name) for name in EncoderConfig.model_fields})
+        except pydantic.ValidationError as error:
+            raise ValueError(describe(error)) from error
         self.attention_kernel = str(self.kernel)
         self.value_forward = str(self.value_projection)
         self.qk = str(self.query_key_projection)
-        if self.attention_head_size != -1 and self.attention_head_size < 1:
-            raise UsageError(f"--attention_head_size {self.attention_head_size} must be at least 1, or -1 for D/H")
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f'hidden_act "{self.hidden_act}" is unknown; valid are {", ".join(sorted(ACT2FN))}')
+        if self.pad_token_id is not None and self.pad_token_id >= self.vocab_size:
+            raise ValueError(f"pad_token_id {self.pad_token_id} is not in a vocabulary of vocab_size {self.vocab_size}")
+        if self.attention_head_size == 0:
+            raise ValueError("attention_head_size must be at least 1, or -1 for hidden_size / num_attention_heads")
         if self.attention_head_size == -1 and self.hidden_size % self.num_attention_heads:
-            raise UsageError(
-                f"--num_attention_heads {self.num_attention_heads} doesn't divide hidden_size {self.hidden_size}; "
-                "choose a divisor or set --attention_head_size"
+            raise ValueError(
+                f"num_attention_heads {self.num_attention_heads} doesn't divide hidden_size {self.hidden_size}; "
+                "choose a divisor or set attention_head_size"
             )
+        size = self.num_attention_heads * self.head_size
+        if self.remove_qk and size != self.hidden_size:
+            raise ValueError(
+                f"remove_qk needs num_attention_heads x attention_head_size = {size} to be hidden_size "
+                f"{self.hidden_size}"
+            )
+        check_projection(self.value_projection, "value_forward", self.hidden_size, size)
+        if not self.remove_qk:
+            check_projection(self.query_key_projection, "qk", self.hidden_size, size)
 
     @property
     def kernel(self) -> AttentionKernel:
@@ -62,6 +89,12 @@ class CompositeBertConfig(BertConfig):
     def query_key_projection(self) -> Projection:
         """``qk``, parsed."""
         return parse_projection(self.qk, "qk")
+
+    @property
+    def convolves_tokens(self) -> bool:
+        """Whether some convolution mixes the hidden states of neighbours, instead of adding to scores."""
+        projected = self.value_projection.convolution or (self.query_key_projection.convolution and not self.remove_qk)
+        return projected or self.kernel.convolution is not None
 
     @property
     def head_size(self) -> int:

@@ -3,8 +3,9 @@
 Legend: B rows, S sequence, D hidden, E embedding size, V vocabulary, L layers, M masked positions, X examples.
 
 Beside BERT's inputs the models take those of packed rows (several examples in a row, ``data.packing``):
-``attention_mask`` (B, S) may number the examples of a row from 1 (0 is padding), ``masked_positions`` (M,) are the
-flat positions in B*S that the language model head is for, ``example_starts`` (X,) those of the first tokens.
+``attention_mask`` (B, S) may number the examples of a row from 1 (0 is padding) and ``examples_per_row`` bound these
+numbers (an integer; without it a model with convolutions over tokens asks the device), ``masked_positions`` (M,) are
+the flat positions in B*S that the language model head is for, ``example_starts`` (X,) those of the first tokens.
 """
 
 from typing import Any, cast
@@ -19,10 +20,11 @@ from transformers.models.bert.modeling_bert import BertForPreTrainingOutput
 from transformers.utils import can_return_tuple
 
 from bert_convolutions.attention.composite import CompositeAttention
-from bert_convolutions.attention.cpu.dropout import Dropout
+from bert_convolutions.attention.cpu import Dropout
 from bert_convolutions.attention.segments import Segments
-from bert_convolutions.attention.terms import TERMS
+from bert_convolutions.data.masking import IGNORED
 from bert_convolutions.model.configuration import CompositeBertConfig
+from bert_convolutions.model.loss import linear_cross_entropy
 from bert_convolutions.model.modules import (
     AttentionInputs,
     BertEmbeddings,
@@ -47,22 +49,15 @@ class CompositeBertPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Normal for Linear and Embedding weights, zero biases; convolutions keep PyTorch's default."""
-        if isinstance(module, nn.Conv1d):
-            bound = (module.in_channels // module.groups * module.kernel_size[0]) ** -0.5
-            for parameter in module.parameters():  # PyTorch's kaiming_uniform_(a=sqrt(5)) comes to this bound
-                init.uniform_(parameter, -bound, bound)
-            return
-        super()._init_weights(module)
-        if isinstance(module, BertLMPredictionHead):
-            init.zeros_(module.bias)
-        elif isinstance(module, CompositeAttention):
-            for name, parameter in module.named_parameters(recurse=False):
-                if name == "convolution_scalar":
-                    init.ones_(parameter)
-                elif TERMS[name.removesuffix("_param")].initial == "zeros":
-                    init.zeros_(parameter)
-                else:
-                    init.kaiming_uniform_(parameter, a=5**0.5)
+        with init.guard_torch_init_functions():  # leaves alone what has been loaded
+            if isinstance(module, nn.Conv1d):
+                module.reset_parameters()
+                return
+            super()._init_weights(module)
+            if isinstance(module, BertLMPredictionHead):
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, CompositeAttention):
+                module.reset_terms()
 
 
 class CompositeBertModel(CompositeBertPreTrainedModel):
@@ -97,6 +92,7 @@ class CompositeBertModel(CompositeBertPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         example_starts: Tensor | None = None,
+        examples_per_row: int | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         """Encode (B, S) tokens, or (B, S, E) embeddings, into (B, S, D) and pooled (B or X, D).
@@ -112,7 +108,10 @@ class CompositeBertModel(CompositeBertPreTrainedModel):
         hidden = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
         if hasattr(self, "embeddings_project"):
             hidden = self.embeddings_project(hidden)
-        segments = Segments.from_mask(attention_mask)
+        if self.config.convolves_tokens:
+            segments = Segments.from_mask(attention_mask, examples_per_row).counted()
+        else:  # a compiler that doesn't see the number need not compile anew for another
+            segments = Segments.from_mask(attention_mask)
         # Fused backends don't keep the probabilities, so whoever asks for them gets the readable one.
         implementation = "eager" if want_attentions else self.config._attn_implementation
         inputs = AttentionInputs(segments.with_mask(_compute_dtype(hidden)), implementation)
@@ -168,27 +167,34 @@ class _LanguageModel(CompositeBertPreTrainedModel):
         labels: Tensor | None,
         masked_positions: Tensor | None,
         num_items_in_batch: Tensor | int | None,
-    ) -> tuple[Tensor | None, Tensor]:
+    ) -> tuple[Tensor | None, Tensor | None]:
         """The loss and the logits.
 
-        Only what the loss needs goes through the head: the ``masked_positions`` (M,), whose ``labels`` are (M,); or, in
-        training, the positions with a label. Otherwise, as in BERT, logits are for all positions.
+        The head is for the ``masked_positions`` (M,), whose ``labels`` are (M,); or, with ``config.sparse_prediction``,
+        for the positions with a label. Otherwise, as in BERT, logits are for all positions. In training by
+        ``masked_positions`` only the loss is made, without logits (``model.loss``).
 
         Returns:
-            Loss or None (mean over labels other than -100, or their sum over ``num_items_in_batch``); logits (M, V) or
-            (B, S, V).
+            Loss or None (mean over labels other than -100, or their sum over ``num_items_in_batch``); logits (M, V),
+            (B, S, V) or None.
         """
-        if masked_positions is None and labels is not None and self.training:
-            masked_positions = (labels.flatten() != -100).nonzero().squeeze(1)
+        only_loss = masked_positions is not None and labels is not None and self.training
+        if masked_positions is None and labels is not None and self.config.sparse_prediction:
+            masked_positions = (labels.flatten() != IGNORED).nonzero().squeeze(1)
             labels = labels.flatten()[masked_positions]
         if masked_positions is not None:
             hidden = hidden.flatten(0, 1).index_select(0, masked_positions)
-        logits = self.cls.predictions(hidden)
+        head, logits = self.cls.predictions, None
+        if not only_loss:
+            logits = head(hidden)
         if labels is None:
             return None, logits
-        # float32: the sum over 30,000 exponentials; with a sum over no label at all the loss is 0, not NaN
-        total = functional.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), reduction="sum")
-        items = (labels != -100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+        items = (labels != IGNORED).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+        if logits is None:
+            total = linear_cross_entropy(head.transform(hidden), head.decoder, labels)
+        else:
+            # float32: the sum over 30,000 exponentials; with a sum over no label at all the loss is 0, not NaN
+            total = functional.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), reduction="sum")
         return total / items, logits
 
 
@@ -212,7 +218,9 @@ class CompositeBertForMaskedLM(_LanguageModel):
         **kwargs: Any,
     ) -> MaskedLMOutput:
         """BERT's signature. ``labels`` (B, S), -100 where there is nothing to predict, or (M,) with positions."""
-        outputs = self.bert(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        outputs = self.bert(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
+        )
         loss, logits = self.predict(outputs.last_hidden_state, labels, masked_positions, num_items_in_batch)
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
@@ -243,7 +251,9 @@ class CompositeBertForPreTraining(_LanguageModel):
     ) -> BertForPreTrainingOutput:
         """BERT's signature; the loss is the sum of the two, and given if both labels are.
 
-        As ``num_items_in_batch`` divides the first (masked tokens), ``num_examples_in_batch`` divides the second.
+        As ``num_items_in_batch`` divides the first (masked tokens), ``num_examples_in_batch`` divides the second. Given
+        only the first, as by a stock ``Trainer``, the second is this batch's mean by its share of the masked tokens, so
+        that it too adds up to a mean over the accumulated batches.
         """
         outputs = self.bert(
             input_ids,
@@ -252,6 +262,7 @@ class CompositeBertForPreTraining(_LanguageModel):
             position_ids,
             inputs_embeds,
             example_starts=example_starts,
+            return_dict=True,
             **kwargs,
         )
         loss, logits = self.predict(outputs.last_hidden_state, labels, masked_positions, num_items_in_batch)
@@ -259,8 +270,13 @@ class CompositeBertForPreTraining(_LanguageModel):
         if loss is not None and next_sentence_label is not None:
             order_labels = next_sentence_label.view(-1)
             total = functional.cross_entropy(order_logits.view(-1, 2).float(), order_labels, reduction="sum")
-            examples = (order_labels != -100).sum().clamp(min=1)
-            loss = loss + total / (examples if num_examples_in_batch is None else num_examples_in_batch)
+            if num_examples_in_batch is None:
+                total = total / (order_labels != IGNORED).sum().clamp(min=1)
+                if num_items_in_batch is not None and labels is not None:
+                    total = total * (labels != -100).sum() / num_items_in_batch
+                loss = loss + total
+            else:
+                loss = loss + total / num_examples_in_batch
         else:
             loss = None
         return BertForPreTrainingOutput(
@@ -274,6 +290,8 @@ class CompositeBertForPreTraining(_LanguageModel):
 
 class CompositeBertForSequenceClassification(CompositeBertPreTrainedModel):
     """Classification, or regression for one label, from the pooled first token."""
+
+    accepts_loss_kwargs = False  # the loss is a mean, which a Trainer that accumulates has to divide itself
 
     def __init__(self, config: CompositeBertConfig) -> None:
         super().__init__(config)
@@ -305,6 +323,7 @@ class CompositeBertForSequenceClassification(CompositeBertPreTrainedModel):
             position_ids,
             inputs_embeds,
             example_starts=example_starts,
+            return_dict=True,
             **kwargs,
         )
         logits = self.classifier(self.dropout(outputs.pooler_output))

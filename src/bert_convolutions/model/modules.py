@@ -11,7 +11,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from bert_convolutions.attention.composite import CompositeAttention
-from bert_convolutions.attention.cpu.dropout import Dropout
+from bert_convolutions.attention.cpu import Dropout
 from bert_convolutions.attention.segments import Segments
 from bert_convolutions.model.backends import attention_backend
 from bert_convolutions.model.configuration import CompositeBertConfig

@@ -1,13 +1,15 @@
 """Model configurations: the shipped sizes of the paper, or the user's JSON file."""
 
-import json
 from pathlib import Path
 
 from bert_convolutions.errors import UsageError
 from bert_convolutions.model.configuration import CompositeBertConfig
+from bert_convolutions.schemas import EncoderConfig, parse, read_json
 
 PRESETS = ("bert_small", "bert_base")
 """ELECTRA-small's shape and BERT-base's, both with factorised embeddings."""
+
+_NOT_THE_MODELS = ("architectures", "model_type", "gradient_checkpointing", "transformers_version", "torch_dtype")
 
 
 def load_config(name_or_path: str) -> CompositeBertConfig:
@@ -27,17 +29,22 @@ def load_config(name_or_path: str) -> CompositeBertConfig:
         path = path / "config.json"
     if not path.is_file():
         raise UsageError(f"--config_name {name_or_path} is neither a preset ({', '.join(PRESETS)}) nor a file")
+    return read_config(path)
+
+
+def read_config(path: Path, schema: type[EncoderConfig] = EncoderConfig) -> CompositeBertConfig:
+    """Read a configuration file, without its words about architectures and versions.
+
+    Args:
+        path: the file; ours, or one written for the paper's code.
+        schema: what it must be.
+
+    Raises:
+        UsageError: it is not readable, no JSON object, or a field is of the wrong type or out of range.
+    """
+    values = read_json(path)
+    parse(schema, values, path)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise UsageError(f"--config_name {path} is not readable JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise UsageError(f"--config_name {path} holds no JSON object; write field names and values in braces")
-    for key in ("architectures", "model_type", "transformers_version", "gradient_checkpointing"):
-        values.pop(key, None)
-    try:
-        return CompositeBertConfig(**values)
-    except UsageError:
-        raise
+        return CompositeBertConfig(**{name: value for name, value in values.items() if name not in _NOT_THE_MODELS})
     except Exception as error:  # the strict fields of transformers raise an error of their own
-        raise UsageError(f"--config_name {path}: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"{path}: {str(error).splitlines()[0]}") from error

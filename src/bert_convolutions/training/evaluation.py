@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional
 
 from bert_convolutions import files
+from bert_convolutions.data.masking import IGNORED
 
-IGNORED = -100
 _SUMS = ("loss", "tokens", "correct", "sop_loss", "sop_pairs", "sop_correct")
 
 

@@ -121,13 +121,7 @@ def make_trainer(
 
     def collator(seed: int) -> PretrainingCollator:
         return PretrainingCollator(
-            masking=Masking(
-                seed=seed,
-                mask_id=tokenizer.mask_token_id,
-                vocab_size=len(tokenizer),
-                special_ids=tuple(tokenizer.all_special_ids),
-                probability=options.mlm_probability,
-            ),
+            masking=Masking.of_tokenizer(tokenizer, seed, options.mlm_probability),
             cls_id=tokenizer.cls_token_id,
             sep_id=tokenizer.sep_token_id,
             pad_id=tokenizer.pad_token_id,

@@ -15,7 +15,8 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from bert_convolutions.data.collate import Examples, Feature
-from bert_convolutions.data.order import EpochOrder
+from bert_convolutions.data.masking import IGNORED
+from bert_convolutions.data.randomness import EpochOrder
 
 
 class Slice(NamedTuple):
@@ -130,7 +131,7 @@ class WithPlaceholder:
         batch = self.collate([self.stand_in])
         for name in ("labels", "next_sentence_label"):
             if name in batch:
-                batch[name] = torch.full_like(batch[name], -100)
+                batch[name] = torch.full_like(batch[name], IGNORED)
         batch["num_real_tokens"] = torch.zeros_like(batch["num_real_tokens"])
         batch["sample_ids"] = batch["sample_ids"][:0]
         return batch

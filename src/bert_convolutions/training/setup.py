@@ -1,16 +1,17 @@
 """The model that ``bertconv pretrain`` trains: a preset or a config file, changed by flags, sized by the tokenizer."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from bert_convolutions.data.tokenizer import load_tokenizer
 from bert_convolutions.errors import UsageError
 from bert_convolutions.model import CompositeBertConfig, CompositeBertForMaskedLM, CompositeBertForPreTraining
-from bert_convolutions.model.presets import PRESETS, load_config
+from bert_convolutions.model.loading import load_strictly
+from bert_convolutions.model.presets import PRESETS, load_config, read_config
+from bert_convolutions.schemas import read_json
 from bert_convolutions.training.options import ARCHITECTURE_FLAGS, PretrainOptions
 
 
@@ -63,11 +64,10 @@ def compose_model(options: PretrainOptions, config: CompositeBertConfig, seed: i
         {"attn_implementation": options.attn_implementation} if options.attn_implementation else {}
     )
     set_seed(seed)
+    if options.model_name_or_path:
+        path = options.model_name_or_path
+        return load_strictly(model_class, path, config, new_head=True, dtype=torch.float32, **backend)
     try:
-        if options.model_name_or_path:
-            return model_class.from_pretrained(
-                options.model_name_or_path, config=config, dtype=torch.float32, local_files_only=True, **backend
-            )
         return model_class._from_config(config, **backend)
     except ValueError as error:  # the only input left to judge is the backend's name
         raise UsageError(f"--attn_implementation {options.attn_implementation}: {error}") from error
@@ -77,9 +77,11 @@ def _config_of_model(options: PretrainOptions) -> CompositeBertConfig:
     path = options.model_name_or_path or ""
     if not (Path(path) / "config.json").is_file():
         raise UsageError(f"--model_name_or_path {path} holds no config.json; give the directory of a saved model")
-    config = AutoConfig.from_pretrained(path, local_files_only=True)
-    if not isinstance(config, CompositeBertConfig):
-        raise UsageError(f"{path} holds a {config.model_type} model; run bertconv convert on one of the original's")
+    values = read_json(Path(path) / "config.json")
+    model_type = values.get("model_type") if isinstance(values, dict) else None
+    if model_type != CompositeBertConfig.model_type:
+        raise UsageError(f"{path} holds a {model_type} model; run bertconv convert on one of the original's")
+    config = read_config(Path(path) / "config.json")
     changed = _changed(config, options)
     for name in ARCHITECTURE_FLAGS:
         if getattr(changed, name) != getattr(config, name):
@@ -92,15 +94,16 @@ def _config_of_model(options: PretrainOptions) -> CompositeBertConfig:
 
 def _changed(config: CompositeBertConfig, options: PretrainOptions) -> CompositeBertConfig:
     """A config with the architecture flags applied; a flag left out (None or false) changes nothing."""
-    flags = {name: getattr(options, name) for name in ARCHITECTURE_FLAGS if getattr(options, name) not in (None, False)}
-    return CompositeBertConfig(**{**config.to_dict(), **flags}) if flags else config
+    flags = {name: getattr(options, name) for name in ARCHITECTURE_FLAGS}
+    flags = {name: value for name, value in flags.items() if value is not None and value is not False}
+    try:
+        return CompositeBertConfig(**{**config.to_dict(), **flags}) if flags else config
+    except ValueError as error:  # which begins with the name of a field
+        raise UsageError(f"--{error}") from error
 
 
 def _stated_vocab_size(config_name: str) -> int | None:
     """``vocab_size`` as a config file states it; None for a preset, which is of any size."""
     path = Path(config_name)
     path = path / "config.json" if path.is_dir() else path
-    if not path.is_file():
-        return None
-    stated: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return stated.get("vocab_size")
+    return read_json(path).get("vocab_size") if path.is_file() else None

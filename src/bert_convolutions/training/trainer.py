@@ -12,7 +12,8 @@ from transformers import ProgressCallback, TrainerCallback, TrainerControl, Trai
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput
 
-from bert_convolutions.training.evaluation import IGNORED, EvaluationSums
+from bert_convolutions.data.masking import IGNORED
+from bert_convolutions.training.evaluation import EvaluationSums
 from bert_convolutions.training.progress import Throughput, TokenProgress
 from bert_convolutions.training.resumable import ResumableTrainer
 from bert_convolutions.training.sampling import Examples, SlicedExamples, StepPlan, StepSlices, WithPlaceholder

@@ -1,10 +1,7 @@
 """The convolution terms on the scores: written to them, and read off their gradient.
 
-They come as columns (``attention.cpu.columns``), near and later:
-
-    bias[i, j] = near[i, j - i] + (later_i + later_j  if j > i  else  0),    near = 0 where |j - i| >= n
-
-Near the diagonal a few strides make them scores; beyond it they are added to a triangle.
+They come as columns (``fused`` derives them), near and later. Near the diagonal a few strides make them scores; beyond
+it they are added to a triangle.
 
 Legend: G = batch x heads matrices of scores, S sequence, d head size, R rows of scores, n reach, w = 2n-1 offsets near.
 """
@@ -32,14 +29,14 @@ def band(scores: Tensor, first_row: int, near: int) -> Tensor:
     return scores.as_strided((matrices, rows, near), (rows * length, length + 1, 1), offset)
 
 
-def seen_from_query(by_key: Tensor, near: int) -> Tensor:
+def seen_from_query(key_columns: Tensor, near: int) -> Tensor:
     """The same pairs as ``band``'s in the keys' columns (G, S, 2n), whose offsets are counted from the key.
 
     A view by strides: [.., i, r] is key i + r - (n-1), column w-1-r. It needs room for n-1 keys.
     """
-    matrices, length, columns = by_key.shape
-    offset = by_key.storage_offset() - near // 2 * columns + max(near - 1, 0)
-    return by_key.as_strided((matrices, length, near), (length * columns, columns, columns - 1), offset)
+    matrices, length, columns = key_columns.shape
+    offset = key_columns.storage_offset() - near // 2 * columns + max(near - 1, 0)
+    return key_columns.as_strided((matrices, length, near), (length * columns, columns, columns - 1), offset)
 
 
 @lru_cache(maxsize=32)
@@ -61,17 +58,17 @@ class Bias:
     """The convolution terms of all scores, less what they are for earlier keys.
 
     Args:
-        by_query, by_key: columns (G, S, 2n), the keys' with room for n-1 positions; one of them maybe None.
+        query_columns, key_columns: (G, S, 2n), the keys' with room for n-1 positions; one of them maybe None.
     """
 
-    def __init__(self, by_query: Tensor | None, by_key: Tensor | None) -> None:
+    def __init__(self, query_columns: Tensor | None, key_columns: Tensor | None) -> None:
         near, self._later_query, self._later_key = [], None, None
-        if by_query is not None:
-            self._later_query = by_query[..., -1:]  # (G, S, 1)
-            near.append(by_query[..., :-1])
-        if by_key is not None:
-            self._later_key = by_key[..., -1].contiguous().unsqueeze(1)  # (G, 1, S)
-            near.append(seen_from_query(by_key, by_key.shape[-1] - 1))
+        if query_columns is not None:
+            self._later_query = query_columns[..., -1:]  # (G, S, 1)
+            near.append(query_columns[..., :-1])
+        if key_columns is not None:
+            self._later_key = key_columns[..., -1].contiguous().unsqueeze(1)  # (G, 1, S)
+            near.append(seen_from_query(key_columns, key_columns.shape[-1] - 1))
         self._near = near[0] if len(near) == 1 else near[0] + near[1]  # (G, S, w)
 
     def write(self, scores: Tensor, tile: Tile, mask: Tensor | None) -> None:
@@ -110,7 +107,7 @@ def write_mask(scores: Tensor, mask: Tensor | None) -> None:
         by_example.copy_(mask.expand_as(by_example))
 
 
-class BiasGradient:
+class BiasGrad:
     """The gradients of ``Bias``'s columns, collected tile by tile.
 
     Args:
@@ -121,41 +118,41 @@ class BiasGradient:
 
     def __init__(self, like: Tensor, width: int, with_key: bool) -> None:
         shape, self._near = like.shape[:2], max(width - 2, 0)
-        self.by_query = like.new_empty(*shape, self._near + 1)
-        """(G, S, 2n), complete after the last tile."""
+        self.query_columns = like.new_empty(*shape, self._near + 1)
+        """The gradient of the queries' columns (G, S, 2n), complete after the last tile."""
         self._later_key = like.new_zeros(shape) if with_key else None
 
-    def read(self, scores: Tensor, tile: Tile, scratch: Tensor) -> None:
+    def read(self, grad_scores: Tensor, tile: Tile, scratch: Tensor) -> None:
         """Take what a tile adds.
 
         Args:
-            scores: their gradient, (g, R, S), with room for n-1 elements.
+            grad_scores: (g, R, S), with room for n-1 elements.
             tile: which they are.
             scratch: overwritten, (g, R, S).
         """
-        by_query = tile.of_queries(self.by_query)
-        inside = _inside(tile.length, self._near, scores.dtype)[tile.rows]
-        torch.mul(band(scores, tile.rows.start, self._near), inside, out=by_query[..., :-1])
-        later, after = _later(scores.shape[1], scores.dtype), slice(tile.rows.stop, None)
-        square = scores if tile.is_whole else scores[..., tile.rows]  # (g, R, R)
+        columns = tile.of_queries(self.query_columns)
+        inside = _inside(tile.length, self._near, grad_scores.dtype)[tile.rows]
+        torch.mul(band(grad_scores, tile.rows.start, self._near), inside, out=columns[..., :-1])
+        later, after = _later(grad_scores.shape[1], grad_scores.dtype), slice(tile.rows.stop, None)
+        square = grad_scores if tile.is_whole else grad_scores[..., tile.rows]  # (g, R, R)
         triangle = torch.mul(square, later, out=scratch if tile.is_whole else scratch[..., tile.rows])
-        torch.sum(triangle, -1, out=by_query[..., -1])
+        torch.sum(triangle, -1, out=columns[..., -1])
         if not tile.is_whole:
-            by_query[..., -1] += scores[..., after].sum(-1)
+            columns[..., -1] += grad_scores[..., after].sum(-1)
         if self._later_key is not None:
             later_key = tile.of_keys(self._later_key)
             later_key[..., tile.rows] += triangle.sum(-2)
             if not tile.is_whole:
-                later_key[..., after] += scores[..., after].sum(-2)
+                later_key[..., after] += grad_scores[..., after].sum(-2)
 
-    def by_key(self) -> Tensor:
-        """(G, S, 2n), after the last tile."""
+    def key_columns(self) -> Tensor:
+        """The gradient of the keys' columns (G, S, 2n), after the last tile."""
         assert self._later_key is not None
-        columns, room = self._near + 1, self._near // 2
-        by_key = with_room(self.by_query, self.by_query.shape, room * columns)
+        number, room = self._near + 1, self._near // 2
+        columns = with_room(self.query_columns, self.query_columns.shape, room * number)
         if room:  # of the first and the last keys, what no query sees
-            by_key.view(-1, columns)[:room].zero_()
-            by_key.view(-1, columns)[-room:].zero_()
-        seen_from_query(by_key, self._near).copy_(self.by_query[..., :-1])
-        by_key[..., -1] = self._later_key
-        return by_key
+            columns.view(-1, number)[:room].zero_()
+            columns.view(-1, number)[-room:].zero_()
+        seen_from_query(columns, self._near).copy_(self.query_columns[..., :-1])
+        columns[..., -1] = self._later_key
+        return columns

@@ -30,9 +30,9 @@ class _Dropout(torch.autograd.Function):
         return hidden * mask
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor, None]:
         (mask,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return gradients[0] * mask, None
+        return grads[0] * mask, None
 
 
 def dropout(hidden: Tensor, rate: float) -> Tensor:

@@ -1,7 +1,30 @@
 """The same attention on a CPU in one function with its own backward: no S x S tensor but the scores themselves.
 
-Bias and scores share a buffer, which softmax turns into probabilities in place. ``columns`` tells what the convolution
-terms come down to, ``bias`` how they get to the scores, ``tiles`` what is worked on at a time.
+Of one of the G matrices, with the scores s, mask m, probabilities p and dropout's factors keep / (1 - rate):
+
+    s_ij = scaling q_i . k_j + bias_ij + m_ij,    p = softmax(s),    output_i = sum_j p_ij keep_ij v_j / (1 - rate)
+
+**The bias in few columns.** From the reach n on, a convolution term is the same for all later positions and the same
+for all earlier ones. Subtract what it is for the earlier ones, and 2n columns a position are left, ``near`` and
+``later``; 16 with the paper's n, as many as a matrix product takes at once:
+
+    bias_ij = near[i, j - i] + (later_i + later_j  if j > i  else  0),    near = 0 where |j - i| >= n
+
+On the queries' side that changes nothing, since subtracting a constant from a row of scores leaves its softmax
+unchanged. On the keys' side a fixed kernel loses one number for all keys, a constant again; but a dynamic one loses
+scaling k_j . c, where c is the kernel at its last offset. That is a dot product with the key, so it is put back by
+adding c to all queries: scaling (q_i + c) . k_j.
+
+**Backward.** Let dx be the gradient of x. In this order, and for a tile of scores at a time:
+
+    dv_j    = sum_i p_ij keep_ij / (1 - rate) doutput_i
+    dp_ij   = keep_ij / (1 - rate) doutput_i . v_j
+    ds_ij   = p_ij (dp_ij - sum_l p_il dp_il)
+    dq_i    = scaling sum_j ds_ij k_j,    and dc is the sum of dq_i over all positions and matrices
+    dk_j    = scaling sum_i ds_ij (q_i + c)
+    dnear[i, r] = ds[i, i + r],    dlater_i = sum_{j > i} ds_ij,    dlater_j = sum_{i < j} ds_ij
+
+Then the gradients of the columns become those of the kernels, and add to those of queries and keys (``columns``).
 
 Legend: B batch, H heads, G = B x H matrices of scores, S sequence, d head size, n reach; g, R the same of a tile.
 """
@@ -13,28 +36,28 @@ import torch
 from torch import Tensor
 
 from bert_convolutions.attention.composite import ScoreParts, attend_eager
-from bert_convolutions.attention.cpu.bias import Bias, BiasGradient, write_mask
+from bert_convolutions.attention.cpu.bias import Bias, BiasGrad, write_mask
 from bert_convolutions.attention.cpu.columns import Columns
 from bert_convolutions.attention.cpu.dropout import draw_keep_mask
 from bert_convolutions.attention.cpu.tiles import Scratch, Tile, tiles, with_room
 
 
 @dataclass(frozen=True)
-class _Setting:
+class _Settings:
     """What the attention is given beside tensors.
 
     Attributes:
         dot_product, scaling: as in ``ScoreParts``.
         width: 2n+1, or 0 without a convolution term.
         dropout: its rate.
-        with_gradient: whether there may be a backward, for which the probabilities are kept.
+        with_grad: whether there may be a backward, for which the probabilities are kept.
     """
 
     dot_product: bool
     scaling: float
     width: int
     dropout: float
-    with_gradient: bool
+    with_grad: bool
 
     @property
     def room(self) -> int:
@@ -45,21 +68,27 @@ class _Setting:
 def attend_fused(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tensor, Tensor | None]:
     """``attend_eager`` without the probabilities, faster on a CPU.
 
-    Falls back to it where the band would wrap around (a sequence shorter than a kernel) or in a compiled model, whose
-    compiler does its own fusing.
+    Falls back to it where the band would wrap around (a sequence shorter than a kernel), where the gradient of the mask
+    is wanted, and in what needs to see the operations themselves: a compiled, exported or traced model, whose compiler
+    does its own fusing, and the transforms of ``torch.func``.
     """
-    if torch.compiler.is_compiling():
+    if _must_be_seen_through():
         return attend_eager(parts, value, dropout)
     kernels = (*parts.kernel("query"), *parts.kernel("key"))
     width = max((kernel.shape[-1] for kernel in kernels if kernel is not None), default=0)
-    if value.shape[2] < width:
+    mask = parts.mask
+    if value.shape[2] < width or (mask is not None and mask.requires_grad):
         return attend_eager(parts, value, dropout)
     query, key = (None if part is None else part.to(value.dtype) for part in (parts.query, parts.key))
-    mask = parts.mask
     if mask is not None:  # which may be shared by examples or queries, while tiles take theirs
         mask = mask.expand(value.shape[0], -1, value.shape[2], value.shape[2])
-    setting = _Setting(parts.dot_product, parts.scaling, width, dropout, torch.is_grad_enabled())
-    return _FusedAttention.apply(query, key, value, *kernels, mask, setting), None
+    settings = _Settings(parts.dot_product, parts.scaling, width, dropout, torch.is_grad_enabled())
+    return _FusedAttention.apply(query, key, value, *kernels, mask, settings), None
+
+
+def _must_be_seen_through() -> bool:
+    transformed = torch._C._are_functorch_transforms_active  # what autograd.Function itself asks
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or transformed()
 
 
 class _FusedAttention(torch.autograd.Function):
@@ -71,81 +100,85 @@ class _FusedAttention(torch.autograd.Function):
 
     @staticmethod
     @torch.autocast("cpu", enabled=False)
-    def forward(ctx: Any, query, key, value, query_dynamic, query_fixed, key_dynamic, key_fixed, mask, setting):  # type: ignore[no-untyped-def]
+    def forward(ctx: Any, query, key, value, query_dynamic, query_fixed, key_dynamic, key_fixed, mask, settings):  # type: ignore[no-untyped-def]
         """Scores are built and turned into probabilities in one buffer."""
         shape = value.shape
         terms = {"query": (query_dynamic, query_fixed), "key": (key_dynamic, key_fixed)}
         columns = {
-            side: Columns(side, *kernels, setting.scaling, shape, value.dtype)
+            side: Columns(side, *kernels, settings.scaling, shape, value.dtype)
             for side, kernels in terms.items()
             if any(kernel is not None for kernel in kernels)
         }
-        shift = None if key_dynamic is None else key_dynamic[:, -1].to(value.dtype)  # the c of attention.columns
-        scoring = _scoring_query(query if setting.dot_product else None, shift, shape)
-        query, unseen = (scoring, shift) if setting.dot_product else (_matrices(query), None)
+        shift = None if key_dynamic is None else key_dynamic[:, -1].to(value.dtype)  # c
+        shifted_query = _shifted(query if settings.dot_product else None, shift, shape)  # q + c
+        # The columns are made from the one copy of the query there is, less the shift where that is in it.
+        query, in_query = (shifted_query, shift) if settings.dot_product else (_matrices(query), None)
         key, value = _matrices(key), _matrices(value)
         bias = None
         if columns:
-            by_query = columns["query"].of(query, unseen) if "query" in columns else None
-            bias = Bias(by_query, columns["key"].of(key) if "key" in columns else None)
+            query_columns = columns["query"].of(query, in_query) if "query" in columns else None
+            bias = Bias(query_columns, columns["key"].of(key) if "key" in columns else None)
         all_scores = (*value.shape[:2], shape[2])
-        probabilities = with_room(value, all_scores, setting.room) if setting.with_gradient else None
-        keep = value.new_empty(all_scores) if setting.dropout > 0 else None
-        context, scratch, roomy_scratch = torch.empty_like(value), Scratch(value), Scratch(value, setting.room)
+        probabilities = with_room(value, all_scores, settings.room) if settings.with_grad else None
+        keep = value.new_empty(all_scores) if settings.dropout > 0 else None
+        context, scratch, roomy_scratch = torch.empty_like(value), Scratch(value), Scratch(value, settings.room)
         for tile in tiles(*shape[:3]):
             scores = roomy_scratch(tile.shape) if probabilities is None else tile.of_queries(probabilities)
             filled = _fill(scores, tile, bias, mask)
-            if scoring is not None:
-                product = tile.of_queries(scoring), tile.of_keys(key).mT
-                torch.baddbmm(scores, *product, beta=int(filled), alpha=setting.scaling, out=scores)
+            if shifted_query is not None:
+                factors = tile.of_queries(shifted_query), tile.of_keys(key).mT
+                torch.baddbmm(scores, *factors, beta=int(filled), alpha=settings.scaling, out=scores)
             torch.softmax(scores, dim=-1, out=scores)
             dropped = scores
             if keep is not None:
-                kept = draw_keep_mask(tile.of_queries(keep), setting.dropout)
+                kept = draw_keep_mask(tile.of_queries(keep), settings.dropout)
                 dropped = torch.mul(scores, kept, out=scratch(scores.shape))
-            _product(tile.of_queries(context), dropped, tile.of_keys(value), 1 / (1 - setting.dropout))
-        ctx.save_for_backward(query, key, value, scoring, shift, unseen, probabilities, keep)
-        ctx.setting, ctx.columns, ctx.shape = setting, columns, shape
+            _product(tile.of_queries(context), dropped, tile.of_keys(value), 1 / (1 - settings.dropout))
+        ctx.save_for_backward(query, key, value, shifted_query, shift, in_query, probabilities, keep)
+        ctx.settings, ctx.columns, ctx.shape = settings, columns, shape
         return context.view(shape)
 
     @staticmethod
-    def backward(ctx: Any, *gradients):  # type: ignore[no-untyped-def]
+    def backward(ctx: Any, *grads):  # type: ignore[no-untyped-def]
         """The gradient of the scores is the one S x S tensor; all others are products with it or sums of it."""
-        query, key, value, scoring, shift, unseen, probabilities, keep = ctx.saved_tensors
-        setting, columns, shape = ctx.setting, ctx.columns, ctx.shape
-        gradient = torch.mul(gradients[0], 1 / (1 - setting.dropout), out=value.new_empty(shape)).flatten(0, 1)
-        by_value = torch.empty_like(value)
-        by_scoring: Any = None if scoring is None else torch.empty_like(value)
-        by_key: Any = None if scoring is None else torch.empty_like(value)
-        bias = BiasGradient(value, setting.width, with_key="key" in columns) if columns else None
-        first, second = Scratch(value), Scratch(value, setting.room)
+        query, key, value, shifted_query, shift, in_query, probabilities, keep = ctx.saved_tensors
+        settings, columns, shape = ctx.settings, ctx.columns, ctx.shape
+        grad_output = torch.mul(grads[0], 1 / (1 - settings.dropout), out=value.new_empty(shape)).flatten(0, 1)
+        grad_value = torch.empty_like(value)
+        grad_query: Any = None if shifted_query is None else torch.empty_like(value)  # of q + c
+        grad_key: Any = None if shifted_query is None else torch.empty_like(value)
+        bias = BiasGrad(value, settings.width, with_key="key" in columns) if columns else None
+        first, second = Scratch(value), Scratch(value, settings.room)
         for tile in tiles(*shape[:3]):
-            probability, incoming = tile.of_queries(probabilities), tile.of_queries(gradient)
+            probability, grad_tile = tile.of_queries(probabilities), tile.of_queries(grad_output)
             kept = None if keep is None else tile.of_queries(keep)
             dropped = probability if kept is None else torch.mul(probability, kept, out=first(probability.shape))
             more = tile.rows.start > 0  # of the same keys
-            _product(tile.of_keys(by_value), dropped.mT, incoming, add=more)
-            by_dropped = torch.bmm(incoming, tile.of_keys(value).mT, out=first(probability.shape))
+            _product(tile.of_keys(grad_value), dropped.mT, grad_tile, add=more)
+            grad_probability = torch.bmm(grad_tile, tile.of_keys(value).mT, out=first(probability.shape))
             if kept is not None:
-                by_dropped.mul_(kept)
-            scores = second(probability.shape)  # their gradient
-            torch._softmax_backward_data(by_dropped, probability, -1, scores.dtype, grad_input=scores)
-            if scoring is not None:
-                _product(tile.of_queries(by_scoring), scores, tile.of_keys(key), setting.scaling)
-                _product(tile.of_keys(by_key), scores.mT, tile.of_queries(scoring), setting.scaling, add=more)
+                grad_probability.mul_(kept)
+            grad_scores = second(probability.shape)
+            torch._softmax_backward_data(grad_probability, probability, -1, value.dtype, grad_input=grad_scores)
+            if shifted_query is not None:
+                _product(tile.of_queries(grad_query), grad_scores, tile.of_keys(key), settings.scaling)
+                factors = grad_scores.mT, tile.of_queries(shifted_query)
+                _product(tile.of_keys(grad_key), *factors, settings.scaling, add=more)
             if bias is not None:
-                bias.read(scores, tile, scratch=by_dropped)
-        by_shift = None if shift is None else by_scoring.sum((0, 1))
-        of_query: Any = (by_scoring if setting.dot_product else None, None, None)
-        of_key: Any = (by_key, None, None)
+                bias.read(grad_scores, tile, scratch=grad_probability)
+        grad_shift = None if shift is None else grad_query.sum((0, 1))
+        if not settings.dot_product:
+            grad_query = None
+        query_kernels: Any = (None, None)
+        key_kernels: Any = (None, None)
         if bias is not None and "query" in columns:
-            of_query = columns["query"].gradients(bias.by_query, query, unseen, of_query[0])
+            grad_query, *query_kernels = columns["query"].grads(bias.query_columns, query, in_query, grad_query)
         if bias is not None and "key" in columns:
-            of_key = columns["key"].gradients(bias.by_key(), key, None, by_key)
-        if by_shift is not None:
-            of_key[1][:, -1] += by_shift
-        by_query, by_key = (None if part is None else part.view(shape) for part in (of_query[0], of_key[0]))
-        return by_query, by_key, by_value.view(shape), *of_query[1:], *of_key[1:], None, None
+            grad_key, *key_kernels = columns["key"].grads(bias.key_columns(), key, None, grad_key)
+        if grad_shift is not None:
+            key_kernels[0][:, -1] += grad_shift
+        grad_query, grad_key = (None if grad is None else grad.view(shape) for grad in (grad_query, grad_key))
+        return grad_query, grad_key, grad_value.view(shape), *query_kernels, *key_kernels, None, None
 
 
 def _matrices(projection: Tensor | None) -> Tensor | None:
@@ -153,7 +186,7 @@ def _matrices(projection: Tensor | None) -> Tensor | None:
     return None if projection is None else projection.contiguous().flatten(0, 1)
 
 
-def _scoring_query(query: Tensor | None, shift: Tensor | None, shape: torch.Size) -> Tensor | None:
+def _shifted(query: Tensor | None, shift: Tensor | None, shape: torch.Size) -> Tensor | None:
     """Query (B, H, S, d) plus shift (d,), each maybe None, as (G, S, d); None where both are."""
     if query is None or shift is None:
         return _matrices(query if shift is None else shift.expand(shape))

@@ -9,17 +9,15 @@ runs.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from bert_convolutions.data.arrays import ArrayFile, take_rows, write_arrays
-from bert_convolutions.data.hashing import mix
+from bert_convolutions.data.build.arrays import open_arrays, take_rows, write_arrays
+from bert_convolutions.data.randomness import Stream, mix
+from bert_convolutions.schemas import BlockFacts
 
 BLOCK_DOCUMENT_SENTENCES = 1000
 """A file without blank lines counts as documents of this many sentences, so that some can be held out."""
-_SHUFFLE = 0x5348
-"""Keeps these random bits apart from others that are drawn with the same seed."""
 
 
 @dataclass(frozen=True)
@@ -47,30 +45,9 @@ class PairTask:
     sep_id: int
 
 
-@dataclass(frozen=True)
-class CorpusCounts:
-    """What the first stage found, over all files."""
-
-    num_sentences: int
-    num_tokens: int
-    num_bytes: int
-    num_documents: int
-
-
-def count(facts: list[list[dict[str, Any]]]) -> CorpusCounts:
-    """Add up the facts of the blocks of each file."""
-    every = [block for file in facts for block in file]
-    return CorpusCounts(
-        num_sentences=sum(block["num_sentences"] for block in every),
-        num_tokens=sum(block["num_tokens"] for block in every),
-        num_bytes=sum(block["num_bytes"] for block in every),
-        num_documents=sum(_num_documents(file) for file in facts),
-    )
-
-
-def plan(
+def plan_pairs(
     files: list[list[Path]],
-    facts: list[list[dict[str, Any]]],
+    facts: list[list[BlockFacts]],
     *,
     pair_within_documents: bool,
     seed: int,
@@ -98,10 +75,10 @@ def plan(
         in_file = in_document = segments = 0
         border_before = False
         for number, (path, block) in enumerate(zip(paths, blocks, strict=True)):
-            if not block["num_sentences"]:
-                border_before |= block["ends_with_border"]
+            if not block.num_sentences:
+                border_before |= block.ends_with_border
                 continue
-            if border_before and in_file and not block["starts_with_border"]:
+            if border_before and in_file and not block.starts_with_border:
                 segments, in_document = segments + 1, 0
             yield PairTask(
                 sentences=path,
@@ -118,40 +95,41 @@ def plan(
                 cls_id=cls_id,
                 sep_id=sep_id,
             )
-            inner = block["num_borders"] - (block["starts_with_border"] and not in_file)
+            inner = block.num_borders - (block.starts_with_border and not in_file)
             segments += inner
-            in_document = block["since_last_border"] + (0 if block["num_borders"] else in_document)
-            sentence += block["num_sentences"]
-            in_file += block["num_sentences"]
-            border_before = block["ends_with_border"]
-        document += _num_documents(blocks)
+            in_document = block.since_last_border + (0 if block.num_borders else in_document)
+            sentence += block.num_sentences
+            in_file += block.num_sentences
+            border_before = block.ends_with_border
+        document += num_documents(blocks)
 
 
-def _next_block(paths: list[Path], blocks: list[dict[str, Any]], number: int, within_documents: bool) -> Path | None:
+def _next_block(paths: list[Path], blocks: list[BlockFacts], number: int, within_documents: bool) -> Path | None:
     """Find the block that holds the partner of a block's last sentence."""
-    border = blocks[number]["ends_with_border"]
+    border = blocks[number].ends_with_border
     for path, block in zip(paths[number + 1 :], blocks[number + 1 :], strict=True):
-        if block["num_sentences"]:
-            return None if within_documents and (border or block["starts_with_border"]) else path
-        border |= block["ends_with_border"]
+        if block.num_sentences:
+            return None if within_documents and (border or block.starts_with_border) else path
+        border |= block.ends_with_border
     return None
 
 
-def _num_borders(blocks: list[dict[str, Any]]) -> int:
+def _num_borders(blocks: list[BlockFacts]) -> int:
     """Count the blank lines (one for several together) that stand between two sentences of a file."""
     segments = 0
     started = pending = False
     for block in blocks:
-        if block["num_sentences"]:
-            segments += block["num_borders"] - (block["starts_with_border"] and not started)
-            segments += pending and started and not block["starts_with_border"]
+        if block.num_sentences:
+            segments += block.num_borders - (block.starts_with_border and not started)
+            segments += pending and started and not block.starts_with_border
             started, pending = True, False
-        pending |= block["ends_with_border"]
+        pending |= block.ends_with_border
     return segments
 
 
-def _num_documents(blocks: list[dict[str, Any]]) -> int:
-    num_sentences = sum(block["num_sentences"] for block in blocks)
+def num_documents(blocks: list[BlockFacts]) -> int:
+    """Count the documents of a file from the facts of its blocks."""
+    num_sentences = sum(block.num_sentences for block in blocks)
     segments = _num_borders(blocks)
     return segments + 1 if segments else -(-num_sentences // BLOCK_DOCUMENT_SENTENCES)
 
@@ -162,8 +140,8 @@ def write_runs(task: PairTask) -> None:
     The file holds, for each pair in the order of its key, ``keys`` (uint64), ``documents`` (uint32), ``lengths``
     (uint32) and ``ids`` (flat), and for each shard the first pair (``pair_starts``) and its first id (``id_starts``).
     """
-    with ArrayFile(task.sentences) as part:
-        ids, lengths, segments = part.read("ids"), part.read("lengths").astype(np.int64), part.read("segments")
+    with open_arrays(task.sentences) as read:
+        ids, lengths, segments = read("ids"), read("lengths").astype(np.int64), read("segments")
     segments[0] &= task.first_in_file > 0
     num_own = lengths.size
     in_file = task.first_in_file + np.arange(num_own)
@@ -173,9 +151,9 @@ def write_runs(task: PairTask) -> None:
         else (np.flatnonzero(in_file % 2 == 0))
     )
     if task.next_sentences is not None and first.size and first[-1] == num_own - 1:
-        with ArrayFile(task.next_sentences) as following:
-            length = int(following.read("lengths", 0, 1)[0])
-            ids = np.concatenate([ids, following.read("ids", 0, length)])
+        with open_arrays(task.next_sentences) as read:
+            length = int(read("lengths", 0, 1)[0])
+            ids = np.concatenate([ids, read("ids", 0, length)])
         lengths = np.append(lengths, length)
         segments = np.append(segments, False)
     first = first[first + 1 < lengths.size]
@@ -185,7 +163,7 @@ def write_runs(task: PairTask) -> None:
         task.document + (np.cumsum(segments) if task.has_documents else in_file // BLOCK_DOCUMENT_SENTENCES)[first]
     )
 
-    keys = mix((task.first_sentence + first).astype(np.uint64), task.seed, _SHUFFLE)
+    keys = mix((task.first_sentence + first).astype(np.uint64), task.seed, Stream.PAIR_SHUFFLE)
     order = np.argsort(keys, kind="stable")
     keys, first = keys[order], first[order]
     pair_lengths = lengths[first] + lengths[first + 1] + 3
@@ -201,7 +179,7 @@ def write_runs(task: PairTask) -> None:
             "lengths": pair_lengths.astype(np.uint32),
             "ids": _join_pairs(ids, lengths, first, task.cls_id, task.sep_id),
         },
-        num_pairs=first.size,
+        {"num_pairs": first.size},
     )
 
 

@@ -1,4 +1,4 @@
-"""A few worker processes for many tasks: bounded memory, clean interruption, no orphans."""
+"""A few worker processes for many tasks: bounded memory, clean interruption by any signal, no orphans."""
 
 import concurrent.futures
 import contextlib
@@ -8,11 +8,46 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from types import FrameType
 from typing import Any, TypeVar
+
+from bert_convolutions.errors import RunInterrupted
 
 TaskT = TypeVar("TaskT")
 ResultT = TypeVar("ResultT")
 _WORKER_ENVIRONMENT = {"BERT_CONVOLUTIONS_LAZY": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+@contextlib.contextmanager
+def interruptible(what: str) -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end what is inside as Ctrl-C does, with a message; a second one ends the process at once.
+
+    A signal that is ignored (``nohup``) stays ignored. Outside the main thread only Ctrl-C's effect is translated.
+
+    Args:
+        what: what is stopped, for the message.
+
+    Raises:
+        RunInterrupted: a signal came.
+    """
+    before: dict[int, Any] = {}
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    if threading.current_thread() is threading.main_thread():
+        for asked in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(asked) is not signal.SIG_IGN:
+                before[asked] = signal.signal(asked, stop)
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        by = f" by {error}" if str(error) else ""
+        raise RunInterrupted(f"{what}: stopped{by}; run the same command again to go on from here") from error
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run_tasks(
@@ -55,14 +90,15 @@ def run_tasks(
                 yield future.result()
         except BaseException:
             for process in list((pool._processes or {}).values()):
-                process.terminate()
+                process.kill()  # they write whole files only
             raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _start_worker(initializer: Callable[..., None], initargs: tuple[Any, ...]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
+    for number in (signal.SIGINT, signal.SIGHUP):  # of a terminal; they are for the parent, which ends its workers
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     initializer(*initargs)
 

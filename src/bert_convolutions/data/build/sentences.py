@@ -1,19 +1,82 @@
 """First stage of the dataset builder: a block of text becomes a file of encoded sentences."""
 
+import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from bert_convolutions.data.arrays import write_arrays
-from bert_convolutions.data.build.sources import Block, read_text
-from bert_convolutions.data.build.tokenizing import Encoder, open_encoder
+from bert_convolutions.data.build.arrays import write_arrays
+from bert_convolutions.data.build.sources import Block, read_text, split_lines
+from bert_convolutions.data.pieces import PieceTokenizer, find_model_file, flatten
 
 _BATCH_CHARACTERS = 1 << 18
-_encoder: Encoder
+_tokenizer: "TextTokenizer"
+
+
+class TextTokenizer(Protocol):
+    """What a build needs of a tokenizer: sentences to ids, and the special ids around them. It can be pickled."""
+
+    cls_id: int
+    sep_id: int
+
+    @property
+    def hash(self) -> str:
+        """The sha256 that identifies vocabulary and rules."""
+
+    def __len__(self) -> int:
+        """The size of the vocabulary, special tokens included."""
+
+    def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids of all texts in one int32 array, and the number of ids of each text (int64)."""
+
+
+class HuggingFaceTextTokenizer:
+    """Any loaded Hugging Face tokenizer as a ``TextTokenizer``."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.cls_id: int = tokenizer.cls_token_id
+        self.sep_id: int = tokenizer.sep_token_id
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """The sha256 that identifies vocabulary and rules."""
+        from bert_convolutions.data.tokenizer import tokenizer_hash
+
+        return tokenizer_hash(self._tokenizer)
+
+    def __len__(self) -> int:
+        return len(self._tokenizer)
+
+    def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids of all texts in one int32 array, and the number of ids of each text (int64)."""
+        encoded = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+        return flatten(encoded)
+
+
+def open_text_tokenizer(path: str | Path) -> TextTokenizer:
+    """Open a bare ``spm.model``, a directory with one, or the directory of any Hugging Face tokenizer.
+
+    The last needs ``transformers``, and so more memory.
+
+    Raises:
+        UsageError: nothing is there, or it is no tokenizer.
+    """
+    if (model_file := find_model_file(path)) is not None:
+        return PieceTokenizer(model_file)
+    from bert_convolutions.data.tokenizer import load_tokenizer
+
+    return HuggingFaceTextTokenizer(load_tokenizer(path))
+
+
+def as_text_tokenizer(tokenizer: Any) -> TextTokenizer:
+    """A loaded Hugging Face tokenizer for a build: the light one inside it, where that is all there is to it."""
+    pieces = getattr(tokenizer, "pieces", None)
+    return pieces if pieces and len(pieces) == len(tokenizer) else HuggingFaceTextTokenizer(tokenizer)
 
 
 @dataclass(frozen=True)
@@ -28,10 +91,10 @@ class SentenceTask:
     """Language to split the lines into sentences by; None: a line is a sentence."""
 
 
-def start(tokenizer_name: str) -> None:
-    """Open the tokenizer, once in every process."""
-    global _encoder
-    _encoder = open_encoder(tokenizer_name)
+def start(tokenizer: TextTokenizer) -> None:
+    """Take the tokenizer, once in every process."""
+    global _tokenizer
+    _tokenizer = tokenizer
 
 
 def encode_block(task: SentenceTask) -> int:
@@ -41,13 +104,13 @@ def encode_block(task: SentenceTask) -> int:
     document, stands before the sentence) and, as facts, the counts and whether blank lines end the block.
 
     Raises:
-        UsageError: the block is not UTF-8.
+        UsageError: the block is not UTF-8, or its file has become shorter.
     """
     sentences, segments, ends_with_border = _find_sentences(read_text(task.block), task.language)
-    id_type = smallest_id_type(len(_encoder))
+    id_type = smallest_id_type(len(_tokenizer))
     all_ids, all_lengths = [np.empty(0, id_type)], [np.empty(0, np.uint32)]
     for batch in _batches(sentences):
-        ids, lengths = _encoder.encode_flat(batch)
+        ids, lengths = _tokenizer.encode_flat(batch)
         all_ids.append(ids.astype(id_type))
         all_lengths.append(lengths.astype(np.uint32))
     ids = np.concatenate(all_ids)
@@ -55,13 +118,15 @@ def encode_block(task: SentenceTask) -> int:
     write_arrays(
         task.path,
         {"lengths": np.concatenate(all_lengths), "segments": segments, "ids": ids},
-        num_sentences=len(sentences),
-        num_tokens=ids.size,
-        num_bytes=task.block.end - task.block.start,
-        num_borders=borders_at.size,
-        starts_with_border=bool(segments[:1].any()),
-        ends_with_border=ends_with_border,
-        since_last_border=len(sentences) - (int(borders_at[-1]) if borders_at.size else 0),
+        {
+            "num_sentences": len(sentences),
+            "num_tokens": ids.size,
+            "num_bytes": task.block.end - task.block.start,
+            "num_borders": borders_at.size,
+            "starts_with_border": bool(segments[:1].any()),
+            "ends_with_border": ends_with_border,
+            "since_last_border": len(sentences) - (int(borders_at[-1]) if borders_at.size else 0),
+        },
     )
     return task.block.position - task.read_before
 
@@ -72,11 +137,8 @@ def smallest_id_type(vocabulary_size: int) -> type[np.unsignedinteger[Any]]:
 
 
 def _find_sentences(text: str, language: str | None) -> tuple[list[str], np.ndarray, bool]:
-    """Return the sentences of a text, for each whether blank lines stand before it, and whether they end the text.
-
-    Lines end where ``str.splitlines`` ends them, as in the original.
-    """
-    lines = text.splitlines()
+    """Return the sentences of a text, for each whether blank lines stand before it, and whether they end the text."""
+    lines = split_lines(text)
     is_blank = np.array([not line or line.isspace() for line in lines], dtype=bool)
     filled = np.flatnonzero(~is_blank)
     segments = np.diff(filled, prepend=-1) > 1

@@ -1,12 +1,14 @@
 """Third stage of the dataset builder: the runs of one shard are merged by key and written, as Arrow or as text."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from bert_convolutions.data.arrays import ArrayFile, take_rows
+from bert_convolutions.data.build.arrays import open_arrays, take_rows
 from bert_convolutions.files import sha256, whole_file, write_json
+from bert_convolutions.schemas import ShardRecord
 
 
 @dataclass(frozen=True)
@@ -21,18 +23,7 @@ class ShardTask:
     output_format: str
 
 
-@dataclass(frozen=True)
-class ShardRecord:
-    """What the manifest says of a shard."""
-
-    file: str
-    num_examples: int
-    num_tokens: int
-    num_bytes: int
-    sha256: str
-
-
-def write_shard(task: ShardTask) -> ShardRecord:
+def write_shard(task: ShardTask) -> None:
     """Merge the runs of a shard by shuffle key, write the shard and its record."""
     keys, documents, lengths, ids = _read_runs(task)
     order = np.argsort(keys, kind="stable")
@@ -42,21 +33,30 @@ def write_shard(task: ShardTask) -> ShardRecord:
         _write_arrow(task.path, ids, lengths, documents)
     else:
         _write_text(task.path, ids, lengths)
-    record = ShardRecord(task.path.name, lengths.size, ids.size, task.path.stat().st_size, sha256(task.path))
-    write_json(task.record, asdict(record))
-    return record
+    write_json(task.record, record_of(task.path, lengths.size, ids.size).model_dump())
+
+
+def record_of(path: Path, num_examples: int, num_tokens: int) -> ShardRecord:
+    """Return what the manifest is to say of a file of examples."""
+    return ShardRecord(
+        file=path.name,
+        num_examples=num_examples,
+        num_tokens=num_tokens,
+        num_bytes=path.stat().st_size,
+        sha256=sha256(path),
+    )
 
 
 def _read_runs(task: ShardTask) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     keys, documents, lengths, ids = [], [], [], []
     for path in task.runs:
-        with ArrayFile(path) as run:
-            first, last = run.read("pair_starts", task.shard, task.shard + 2).tolist()
-            first_id, last_id = run.read("id_starts", task.shard, task.shard + 2).tolist()
-            keys.append(run.read("keys", first, last))
-            documents.append(run.read("documents", first, last))
-            lengths.append(run.read("lengths", first, last))
-            ids.append(run.read("ids", first_id, last_id))
+        with open_arrays(path) as read:
+            first, last = read("pair_starts", task.shard, task.shard + 2).tolist()
+            first_id, last_id = read("id_starts", task.shard, task.shard + 2).tolist()
+            keys.append(read("keys", first, last))
+            documents.append(read("documents", first, last))
+            lengths.append(read("lengths", first, last))
+            ids.append(read("ids", first_id, last_id))
     return (
         np.concatenate(keys),
         np.concatenate(documents),
@@ -83,3 +83,22 @@ def _write_text(path: Path, ids: np.ndarray, lengths: np.ndarray) -> None:
         for end in ends:
             file.write((" ".join(map(str, ids[begin:end].tolist())) + "\n").encode("ascii"))
             begin = end
+
+
+def write_datasets_files(folder: Path, shards: list[ShardRecord], id_type: str) -> None:
+    """Write the two small files that let ``datasets.load_from_disk`` open the folder."""
+    features = {
+        "input_ids": {"feature": {"dtype": id_type, "_type": "Value"}, "_type": "List"},
+        "document": {"dtype": "uint32", "_type": "Value"},
+    }
+    write_json(folder / "dataset_info.json", {"citation": "", "description": "", "features": features, "license": ""})
+    state: dict[str, Any] = {
+        "_data_files": [{"filename": shard.file} for shard in shards],
+        "_fingerprint": shards[0].sha256[:16],
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": None,
+    }
+    write_json(folder / "state.json", state)

@@ -1,5 +1,7 @@
 """Text files of any size, plain or compressed, read as blocks of whole lines.
 
+A line ends at a newline, a carriage return, or both, as where Python iterates over a text file, and nowhere else.
+
 Where a block ends depends on the text alone, so neither the number of processes nor compression changes a result. A
 block is ``BLOCK_BYTES`` long and runs on to the end of its last line. A line that runs on for more than
 ``MAX_REST_BYTES`` is cut there, after a space if it has one: memory stays bounded whatever the text.
@@ -8,6 +10,7 @@ block is ``BLOCK_BYTES`` long and runs on to the end of its last line. A line th
 import gzip
 import io
 import lzma
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,24 +18,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from bert_convolutions.errors import UsageError
+from bert_convolutions.schemas import TextRecord
 
 BLOCK_BYTES = 4 << 20
 MAX_REST_BYTES = 4 << 20
 _UTF8_MARK = b"\xef\xbb\xbf"
-
-
-@dataclass(frozen=True)
-class Source:
-    """A text file as it was when the build began: path, size in bytes, time of change in ns."""
-
-    path: str
-    size: int
-    mtime_ns: int
-
-    @property
-    def is_compressed(self) -> bool:
-        """Whether the file must be decompressed while it is read."""
-        return Path(self.path).suffix in _OPENERS
 
 
 @dataclass(frozen=True)
@@ -43,29 +33,26 @@ class Block:
     ``position`` counts the bytes of the file on disk that were read so far, for progress.
     """
 
-    source: Source
+    source: TextRecord
     start: int
     end: int
     position: int
     text: bytes | None = None
 
 
-def find_sources(paths: list[str]) -> list[Source]:
+def find_sources(paths: list[str]) -> list[TextRecord]:
     """Return the text files that the paths mean, in order; folders give all their files (not hidden ones), sorted.
 
     Raises:
-        UsageError: a file is missing or empty, or a folder holds no text.
+        UsageError: a file is missing or empty, or a folder holds no text or can't be read.
     """
-    sources: list[Source] = []
+    sources: list[TextRecord] = []
     for name in paths:
         path = Path(name)
         if path.is_dir():
-            inside = [
-                _source(file) for file in sorted(path.rglob("*")) if file.is_file() and not _is_hidden(file, path)
-            ]
-            found = [source for source in inside if source.size]
+            found = [source for file in _files_in(path) if (source := _record(file)).size]
         elif path.is_file():
-            found = [_source(path)]
+            found = [_record(path)]
         else:
             raise UsageError(f"{name}: no such file or folder; give UTF-8 text, one sentence a line")
         if not any(source.size for source in found):
@@ -76,14 +63,33 @@ def find_sources(paths: list[str]) -> list[Source]:
     return sources
 
 
-def blocks(source: Source) -> Iterator[Block]:
+def refuse_changed(sources: list[TextRecord]) -> None:
+    """Refuse texts that have changed since ``find_sources`` saw them, now that they have been read.
+
+    Raises:
+        UsageError: names the first of them.
+    """
+    for source in sources:
+        found = _record(Path(source.path)) if Path(source.path).is_file() else None
+        if found != source:
+            now = f"it has {found.size:,} bytes, and had {source.size:,}" if found else "it is gone"
+            raise UsageError(f"{source.path}: has changed while it was read ({now}); run again when it is whole")
+
+
+def split_lines(text: str) -> list[str]:
+    """Return the lines of a text without their ends."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return lines if lines[-1] else lines[:-1]
+
+
+def blocks(source: TextRecord) -> Iterator[Block]:
     """Yield a source's blocks in order.
 
     Raises:
         UsageError: the file cannot be decompressed.
     """
     try:
-        if source.is_compressed:
+        if Path(source.path).suffix in _OPENERS:
             yield from _compressed_blocks(source)
         else:
             yield from _plain_blocks(source)
@@ -95,13 +101,11 @@ def read_text(block: Block) -> str:
     """Return the text of a block.
 
     Raises:
-        UsageError: not UTF-8; names the file, the line and the byte.
+        UsageError: not UTF-8, names the line and the byte; or the file has become shorter.
     """
-    data = block.text
-    if data is None:
-        with Path(block.source.path).open("rb") as file:
-            file.seek(block.start)
-            data = file.read(block.end - block.start)
+    data = _bytes_of(block)
+    if len(data) < block.end - block.start:
+        refuse_changed([block.source])
     offset = block.start
     if block.start == 0 and data.startswith(_UTF8_MARK):
         data, offset = data[len(_UTF8_MARK) :], len(_UTF8_MARK)
@@ -115,7 +119,7 @@ def read_text(block: Block) -> str:
         ) from error
 
 
-def _plain_blocks(source: Source) -> Iterator[Block]:
+def _plain_blocks(source: TextRecord) -> Iterator[Block]:
     with Path(source.path).open("rb") as file:
         start = 0
         while start < source.size:
@@ -126,7 +130,7 @@ def _plain_blocks(source: Source) -> Iterator[Block]:
             start = end
 
 
-def _compressed_blocks(source: Source) -> Iterator[Block]:
+def _compressed_blocks(source: TextRecord) -> Iterator[Block]:
     with Path(source.path).open("rb") as file:
         stream = _OPENERS[Path(source.path).suffix](file)
         start, carried = 0, b""
@@ -139,9 +143,17 @@ def _compressed_blocks(source: Source) -> Iterator[Block]:
 
 
 def _end_of_line(rest: bytes) -> int:
-    """Return how much of ``rest`` still belongs to the block: a whole line, or what a line too long is cut to."""
+    """Return how much of ``rest`` still belongs to the block: a whole line, or what a line too long is cut to.
+
+    Args:
+        rest: what follows, up to a newline or ``MAX_REST_BYTES``.
+    """
+    carriage_return = rest.find(b"\r")
+    if 0 <= carriage_return < MAX_REST_BYTES - 1:
+        return carriage_return + (2 if rest.startswith(b"\n", carriage_return + 1) else 1)
     if len(rest) < MAX_REST_BYTES or rest.endswith(b"\n"):
         return len(rest)
+    rest = rest.removesuffix(b"\r")  # a newline may follow it, and a line's two ends stay together
     space = rest.rfind(b" ")
     if space >= 0:
         return space + 1
@@ -170,25 +182,38 @@ _OPENERS: dict[str, Callable[[BinaryIO], io.BufferedIOBase]] = {
 }
 
 
-def _line_number(source: Source, position: int) -> int:
+def _line_number(source: TextRecord, position: int) -> int:
     """Count the lines up to a byte of the text, from 1."""
     lines = 1
     for block in blocks(source):
-        data = block.text
-        if data is None:
-            with Path(source.path).open("rb") as file:
-                file.seek(block.start)
-                data = file.read(block.end - block.start)
-        lines += data.count(b"\n", 0, max(position - block.start, 0))
+        data = _bytes_of(block)[: max(position - block.start, 0)]
+        lines += data.count(b"\n") + data.count(b"\r") - data.count(b"\r\n")
         if block.end > position:
             break
     return lines
 
 
-def _source(path: Path) -> Source:
+def _bytes_of(block: Block) -> bytes:
+    if block.text is not None:
+        return block.text
+    with Path(block.source.path).open("rb") as file:
+        file.seek(block.start)
+        return file.read(block.end - block.start)
+
+
+def _record(path: Path) -> TextRecord:
     status = path.stat()
-    return Source(str(path), status.st_size, status.st_mtime_ns)
+    return TextRecord(path=str(path), size=status.st_size, mtime_ns=status.st_mtime_ns)
 
 
-def _is_hidden(file: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+def _files_in(folder: Path) -> list[Path]:
+    """The files under a folder, sorted, but for hidden ones and those in hidden folders."""
+
+    def refuse(error: OSError) -> None:
+        raise UsageError(f"{error.filename}: can't be read ({error.strerror}); make it readable or move it elsewhere")
+
+    found: list[Path] = []
+    for inside, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [file for name in names if not name.startswith(".") and (file := Path(inside, name)).is_file()]
+    return sorted(found)

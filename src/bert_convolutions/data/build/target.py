@@ -1,20 +1,24 @@
-"""Where a dataset is built: refusing what is not ours, one build at a time, going on where the last one ended."""
+"""Where a dataset is built: refusing what is not ours, one build at a time, going on where the last one ended.
+
+What is already there stays until the new dataset stands: the shards of another build have other names, and the
+manifest, which names those that count, is replaced last.
+"""
 
 import contextlib
-import fcntl
-import json
+import hashlib
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from bert_convolutions.data.manifest import MANIFEST_FILE, manifest_path, read_manifest
 from bert_convolutions.data.options import BuildDatasetOptions
+from bert_convolutions.data.store import MANIFEST_FILE, manifest_path, read_manifest
 from bert_convolutions.errors import UsageError
-from bert_convolutions.files import write_json
+from bert_convolutions.files import LOCK_NAME, refuse_overlap, remove_temporaries, run_lock, write_json
+from bert_convolutions.schemas import BuildSettings, DatasetManifest, read_model
 
-_SHARD_PATTERN = "examples-*.arrow"
+_SHARD_NAME = re.compile(r"examples-([0-9a-f]{8}-)?\d{5,}-of-\d{5,}\.arrow")
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Target:
         """Derive the places from the options.
 
         Raises:
-            UsageError: an option is missing or bad.
+            UsageError: an option is missing or bad, or the output is, holds or lies in an input.
         """
         if options.num_proc is not None and options.num_proc < 1:
             raise UsageError(f"--num_proc {options.num_proc}: give at least one process")
@@ -43,15 +47,30 @@ class Target:
             file = Path(options.output_file)
             if file.is_dir():
                 raise UsageError(f"--output_file {file}: is a folder; give the path of a file")
-            return cls(file, manifest_path(file), file.with_name(file.name + ".building"), "ids")
-        if not options.output_dir:
-            raise UsageError("--output_dir is needed: the folder for the Arrow shards")
-        folder = Path(options.output_dir)
-        if folder.exists() and not folder.is_dir():
-            raise UsageError(f"--output_dir {folder}: is a file; give a folder")
-        return cls(folder, folder / MANIFEST_FILE, folder / ".building", "arrow")
+            target = cls(file, manifest_path(file), file.with_name(file.name + ".building"), "ids")
+        else:
+            if not options.output_dir:
+                raise UsageError("--output_dir is needed: the folder for the Arrow shards")
+            folder = Path(options.output_dir)
+            if folder.exists() and not folder.is_dir():
+                raise UsageError(f"--output_dir {folder}: is a file; give a folder")
+            target = cls(folder, folder / MANIFEST_FILE, folder / ".building", "arrow")
+        for written in (target.result, target.manifest, target.work):
+            flag = "--output_file" if options.output_format == "ids" else "--output_dir"
+            refuse_overlap(written, flag, {"--tokenizer_name": options.tokenizer_name or None})
+            for text in options.train_data_file:
+                refuse_overlap(written, flag, {"--train_data_file": text})
+        return target
 
-    def is_finished(self, settings: dict[str, Any], overwrite: bool) -> bool:
+    def shard(self, number: int, num_shards: int, settings: BuildSettings) -> Path:
+        """Where a shard is written; the folder's other builds have other names."""
+        name = f"{number:05}-of-{num_shards:05}"
+        if self.output_format == "ids":
+            return self.work / f"examples-{name}.txt"
+        identity = hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:8]
+        return self.result / f"examples-{identity}-{name}.arrow"
+
+    def is_finished(self, settings: BuildSettings, overwrite: bool) -> bool:
         """Say whether the same dataset is already there; refuse an output that holds something else."""
         if self.manifest.exists():
             difference = self._difference(settings)
@@ -70,7 +89,7 @@ class Target:
     def _is_occupied(self) -> bool:
         return self.result.exists() and (self.output_format == "ids" or any(self.result.iterdir()))
 
-    def _difference(self, settings: dict[str, Any]) -> str | None:
+    def _difference(self, settings: BuildSettings) -> str | None:
         """Say what keeps the dataset that is there from being the one that is wanted."""
         damage = "its files, which are damaged"
         try:
@@ -83,27 +102,31 @@ class Target:
         return _difference(manifest.settings, settings)
 
     @contextlib.contextmanager
-    def locked_work_folder(self, settings: dict[str, Any], overwrite: bool) -> Iterator[None]:
+    def locked_work_folder(self, settings: BuildSettings, overwrite: bool) -> Iterator[None]:
         """Open the work folder for this process alone; it is removed when all went well."""
-        self.work.mkdir(parents=True, exist_ok=True)
-        with (self.work / "lock").open("w") as lock:
+        with contextlib.ExitStack() as stack:
+            self.work.mkdir(parents=True, exist_ok=True)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+                stack.enter_context(run_lock(self.work))
+            except UsageError as error:
                 raise UsageError(f"{self.result}: another build-dataset is writing it; wait for its end") from error
+            remove_temporaries(self.work)
             self._check_work(settings, overwrite)
             try:
                 yield
             except UsageError:  # the text itself must change, and with it everything made so far
-                self._remove()
+                self._remove_shards(keep=self._finished_shards())
                 shutil.rmtree(self.work)
                 raise
-        shutil.rmtree(self.work)
+            shutil.rmtree(self.work, ignore_errors=True)
 
-    def _check_work(self, settings: dict[str, Any], overwrite: bool) -> None:
+    def _check_work(self, settings: BuildSettings, overwrite: bool) -> None:
         file = self.work / "settings.json"
         if file.exists():
-            difference = _difference(json.loads(file.read_bytes()), settings)
+            try:
+                difference = _difference(read_model(BuildSettings, file), settings)
+            except UsageError as error:
+                difference = f"its settings, which are damaged ({error})"
             if difference is None:
                 print(f"{self.result}: going on with an interrupted build")
                 return
@@ -112,35 +135,37 @@ class Target:
                     f"{self.result}: an interrupted build differs in {difference}; choose another output or give "
                     "--overwrite_output_dir"
                 )
-        self._remove()
-        write_json(file, settings)
-
-    def remove_leftovers(self) -> None:
-        """Remove half-written shards of builds that were killed."""
-        if self.output_format == "arrow":
-            for path in self.result.glob(f"{_SHARD_PATTERN}.*.tmp"):
-                path.unlink()
-
-    def _remove(self) -> None:
-        """Remove what an earlier build has made, and nothing else."""
-        self.manifest.unlink(missing_ok=True)
-        if self.output_format == "arrow":
-            for path in [
-                *self.result.glob(_SHARD_PATTERN),
-                self.result / "dataset_info.json",
-                self.result / "state.json",
-            ]:
-                path.unlink(missing_ok=True)
         for path in self.work.iterdir():
-            if path.name != "lock":
+            if path.name != LOCK_NAME:
                 path.unlink()
+        write_json(file, settings.model_dump())
+
+    def finish(self, manifest: DatasetManifest) -> None:
+        """Write the manifest, from when on the new dataset counts, and remove what it replaces."""
+        write_json(self.manifest, manifest.model_dump())
+        if self.output_format == "arrow":
+            self._remove_shards(keep={shard.file for shard in manifest.shards})
+            remove_temporaries(self.result)
+
+    def _finished_shards(self) -> set[str]:
+        try:
+            return {shard.file for shard in read_manifest(self.manifest).shards}
+        except UsageError:
+            return set()
+
+    def _remove_shards(self, keep: set[str]) -> None:
+        """Remove the shards of this and other builds, but for some; nothing else that lies there."""
+        if self.output_format == "arrow":
+            for path in self.result.iterdir():
+                if _SHARD_NAME.fullmatch(path.name) and path.name not in keep:
+                    path.unlink()
 
 
-def _difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+def _difference(before: BuildSettings, now: BuildSettings) -> str | None:
     """Name the settings that differ."""
-    names = [name for name in now if before.get(name) != now[name]]
+    names = [name for name in BuildSettings.model_fields if getattr(before, name) != getattr(now, name)]
     if names == ["sources"]:
-        old, new = ({source["path"]: source for source in settings["sources"]} for settings in (before, now))
+        old, new = ({source.path: source for source in settings.sources} for settings in (before, now))
         changed = [path for path in new if path in old and old[path] != new[path]]
         return f"the text, which has changed ({', '.join(changed[:3])})" if changed else "its list of text files"
     return ", ".join(names) or None

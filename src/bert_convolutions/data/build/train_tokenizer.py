@@ -10,13 +10,13 @@ import numpy as np
 import sentencepiece
 from tqdm import tqdm
 
-from bert_convolutions.data.build.sources import Source, blocks, find_sources, read_text
-from bert_convolutions.data.hashing import mix
+from bert_convolutions.data.build.sources import blocks, find_sources, read_text, refuse_changed, split_lines
 from bert_convolutions.data.options import TrainTokenizerOptions
-from bert_convolutions.data.spm_encoder import APPENDED_TOKENS, MODEL_FILE, UNKNOWN_TOKEN
-from bert_convolutions.data.text import normalize
+from bert_convolutions.data.pieces import APPENDED_TOKENS, MODEL_FILE, UNKNOWN_TOKEN, normalize
+from bert_convolutions.data.randomness import Stream, mix
 from bert_convolutions.errors import UsageError
-from bert_convolutions.files import whole_file, write_json
+from bert_convolutions.files import refuse_overlap, whole_file, write_json
+from bert_convolutions.schemas import TextRecord
 
 _MAX_LINE_BYTES = 4192
 """SentencePiece leaves longer lines out; here they are cut into several instead."""
@@ -24,8 +24,6 @@ _MAX_LINE_CHARACTERS = _MAX_LINE_BYTES // 4
 _MIN_SAMPLE = 101
 """The least that SentencePiece accepts as the size of a sample."""
 _KEYS_AT_A_TIME = 1 << 16
-_SAMPLE = 0x544B
-"""Keeps these random bits apart from others that are drawn with the same seed."""
 
 
 def train_tokenizer(options: TrainTokenizerOptions) -> Path:
@@ -47,6 +45,7 @@ def train_tokenizer(options: TrainTokenizerOptions) -> Path:
     if not num_lines:
         raise UsageError(f"{options.input[0]}: nothing but blank lines in the text")
     model = _learn(_sample(sources, num_lines, options), options)
+    refuse_changed(sources)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _write_config(folder / "tokenizer_config.json")
@@ -63,27 +62,29 @@ def _check(options: TrainTokenizerOptions, folder: Path) -> None:
             raise UsageError(f"--{name} {getattr(options, name)}: give a positive number")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--output_dir {folder}: is a file; give a folder")
+    for text in options.input:
+        refuse_overlap(folder, "--output_dir", {"--input": text})
     if (folder / MODEL_FILE).exists() and not options.overwrite_output_dir:
         raise UsageError(
             f"--output_dir {folder}: already holds a tokenizer; choose another folder or give --overwrite_output_dir"
         )
 
 
-def _lines(sources: list[Source], what: str) -> Iterator[str]:
+def _lines(sources: list[TextRecord], what: str) -> Iterator[str]:
     """Yield the lines of all files that are not blank, with progress."""
     with tqdm(total=sum(s.size for s in sources), desc=what, unit="B", unit_scale=True, mininterval=1.0) as bar:
         for source in sources:
             before = 0
             for block in blocks(source):
-                for line in read_text(block).splitlines():
+                for line in split_lines(read_text(block)):
                     if line and not line.isspace():
                         yield line
                 bar.update(block.position - before)
                 before = block.position
 
 
-def _sample(sources: list[Source], num_lines: int, options: TrainTokenizerOptions) -> Iterator[str]:
-    """Yield about ``input_sentence_size`` lines, each with the same probability, as the encoder will see them.
+def _sample(sources: list[TextRecord], num_lines: int, options: TrainTokenizerOptions) -> Iterator[str]:
+    """Yield about ``input_sentence_size`` lines, each with the same probability, as the tokenizer will see them.
 
     A line is drawn when the hash of the seed and its number falls into that share of the range of hashes.
 
@@ -95,7 +96,7 @@ def _sample(sources: list[Source], num_lines: int, options: TrainTokenizerOption
     lines = _lines(sources, "sampling")
     number = 0
     while batch := list(islice(lines, _KEYS_AT_A_TIME)):
-        keys = mix(np.arange(number, number + len(batch), dtype=np.uint64), options.seed, _SAMPLE)
+        keys = mix(np.arange(number, number + len(batch), dtype=np.uint64), options.seed, Stream.TOKENIZER_SAMPLE)
         for position in np.flatnonzero(keys <= threshold).tolist():
             yield from _cut(normalize(batch[position]))
         number += len(batch)

@@ -1,10 +1,11 @@
-"""SentencePiece with the rules of the original's tokenizer, light (no ``transformers``) and fast.
+"""Text to token ids by the rules of the original's tokenizer, light (no ``transformers``) and fast.
 
-Ids: the model's V pieces, then ``[CLS]`` = V, ``[SEP]`` = V + 1, ``<pad>`` = V + 2 and ``[MASK]`` = V + 3; ``<unk>`` is
-the model's own unknown piece. Encoding a text takes four steps:
+Ids: the V pieces of the SentencePiece model, then ``[CLS]`` = V, ``[SEP]`` = V + 1, ``<pad>`` = V + 2 and ``[MASK]`` =
+V + 3; ``<unk>`` is the model's own unknown piece. Encoding a text takes four steps:
 
 1. special tokens typed in the text are cut out and become their ids;
-2. the rest is normalised (see ``text.normalize``);
+2. the rest is normalised: lower-cased, accents stripped, white space collapsed, quotes made plain, in the order of the
+   original (the slow ALBERT tokenizer of ``transformers`` 3);
 3. SentencePiece encodes it (C++);
 4. the comma-digit rule: a piece such as ``1,`` is encoded again without its comma, so that no piece joins a digit and a
    comma. What it becomes depends on the piece alone, so a table from id to ids, made once, is exact.
@@ -14,6 +15,7 @@ import functools
 import hashlib
 import itertools
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,6 @@ from typing import Any
 import numpy as np
 import sentencepiece
 
-from bert_convolutions.data.text import normalize, normalize_all
 from bert_convolutions.errors import UsageError
 
 APPENDED_TOKENS = ("[CLS]", "[SEP]", "<pad>", "[MASK]")
@@ -53,7 +54,7 @@ def find_model_file(path: str | Path) -> Path | None:
     return path / MODEL_FILE if (path / MODEL_FILE).is_file() else None
 
 
-class SpmEncoder:
+class PieceTokenizer:
     """Text to token ids with a bare ``spm.model``; the ids are those of the original's tokenizer.
 
     Args:
@@ -191,6 +192,41 @@ class SpmEncoder:
             # SentencePiece starts a word where the original text had none: take the mark off again.
             pieces = pieces[1:] if len(pieces[0]) == 1 else [pieces[0][1:], *pieces[1:]]
         return [*pieces, ","]
+
+
+def normalize(text: str) -> str:
+    """Return one sentence lower-cased, without accents, with single spaces and plain double quotes.
+
+    Lower-casing happens twice, as in the original: first letter by letter (so that a Greek capital sigma always becomes
+    the medial form), and once more for the capitals that only appear when NFKD takes a ligature or sign apart.
+    """
+    return normalize_all([text])[0]
+
+
+def normalize_all(texts: Sequence[str]) -> list[str]:
+    """Return ``normalize`` of each text, with as many steps as possible over all of them in one string."""
+    joined = "\n".join([" ".join(text.split()) for text in texts])  # no text has a line break of its own any more
+    joined = joined.replace("Σ", "σ").lower().replace("``", '"').replace("''", '"')
+    lines = joined.split("\n")
+    return lines if joined.isascii() else [line if line.isascii() else _strip_accents(line) for line in lines]
+
+
+def _strip_accents(text: str) -> str:
+    return _combining_characters().sub("", unicodedata.normalize("NFKD", text)).lower()
+
+
+@functools.cache
+def _combining_characters() -> re.Pattern[str]:
+    """Compile the class of all combining characters (a regular expression is 10 times a Python loop's speed)."""
+    # None are beyond the second plane: what is there is ideographs, tags and private use.
+    code_points = [point for point in range(0x300, 0x20000) if unicodedata.combining(chr(point))]
+    ranges: list[list[int]] = []
+    for point in code_points:
+        if ranges and ranges[-1][1] == point - 1:
+            ranges[-1][1] = point
+        else:
+            ranges.append([point, point])
+    return re.compile("[" + "".join(f"{chr(first)}-{chr(last)}" for first, last in ranges) + "]+")
 
 
 def flatten(encoded: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bert_convolutions.data.spm_encoder import SpmEncoder
+from bert_convolutions.data.pieces import PieceTokenizer, normalize
 from bert_convolutions.errors import UsageError
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "tokenizer"
@@ -59,7 +59,7 @@ fragments = st.one_of(
 
 @settings(max_examples=400, deadline=None)
 @given(st.lists(fragments, max_size=8).map("".join))
-def test_batches_encode_as_the_rules_do_one_piece_at_a_time(encoder: SpmEncoder, text: str) -> None:
+def test_batches_encode_as_the_rules_do_one_piece_at_a_time(encoder: PieceTokenizer, text: str) -> None:
     expected = encode_piece_by_piece(encoder.processor, text)
     assert encoder.encode([text]) == [expected]
     assert encoder.encode(["Before [SEP] it", text]) == [*encoder.encode(["Before [SEP] it"]), expected]
@@ -69,7 +69,7 @@ def test_batches_encode_as_the_rules_do_one_piece_at_a_time(encoder: SpmEncoder,
     assert lengths.tolist() == [len(part) for part in parts]
 
 
-def test_the_comma_digit_rule_is_exercised(encoder: SpmEncoder) -> None:
+def test_the_comma_digit_rule_is_exercised(encoder: PieceTokenizer) -> None:
     pieces = encoder.processor.encode("in 1900, it was 1,000, 10, and 5,", out_type=str)
     assert any(re.search(r"\d,$", piece) for piece in pieces), "the fixture's vocabulary joins no digit and comma"
     encoded = [
@@ -86,19 +86,19 @@ def test_a_comma_that_is_no_piece_of_its_own(tmp_path: Path) -> None:
         vocab_size=24,
         minloglevel=2,
     )
-    encoder = SpmEncoder(model.with_suffix(".model"))
+    encoder = PieceTokenizer(model.with_suffix(".model"))
     for text in ("a ٣, word", "a few, words 5,", "三3,三"):
         assert encoder.encode([text]) == [encode_piece_by_piece(encoder.processor, text)]
 
 
-def test_special_ids_follow_the_pieces(encoder: SpmEncoder) -> None:
+def test_special_ids_follow_the_pieces(encoder: PieceTokenizer) -> None:
     assert (encoder.cls_id, encoder.sep_id, encoder.pad_id, encoder.mask_id) == (1000, 1001, 1002, 1003)
     assert (encoder.unk_id, len(encoder)) == (0, 1004)
     assert encoder.build_pair([5], [6, 7]) == [1000, 5, 1001, 6, 7, 1001]
     assert encoder.encode(["", " \t", "[MASK]"]) == [[], [], [1003]]
 
 
-def test_pickled_encoders_encode_the_same(encoder: SpmEncoder) -> None:
+def test_pickled_encoders_encode_the_same(encoder: PieceTokenizer) -> None:
     copy = pickle.loads(pickle.dumps(encoder))
     assert copy.encode(["In 1,000 years"]) == encoder.encode(["In 1,000 years"])
     assert copy.hash == encoder.hash
@@ -109,14 +109,34 @@ def test_what_is_no_model_is_refused_by_name(tmp_path: Path, content: bytes) -> 
     path = tmp_path / "spm.model"
     path.write_bytes(content)
     with pytest.raises(UsageError, match=r"spm\.model: not a SentencePiece model"):
-        SpmEncoder(path)
+        PieceTokenizer(path)
 
 
 @pytest.mark.skipif(not GOLDEN.exists(), reason="the golden files are not part of the repository")
 def test_golden_ids() -> None:
     golden = json.loads((GOLDEN / "golden.json").read_text(encoding="utf-8"))
-    encoder = SpmEncoder(GOLDEN / "spm.model")
+    encoder = PieceTokenizer(GOLDEN / "spm.model")
     encoded = encoder.encode([row["text"] for row in golden["single"]])
     for row, ids in zip(golden["single"], encoded, strict=True):
         assert [encoder.cls_id, *ids, encoder.sep_id] == row["input_ids"], row["text"]
     assert len(encoder) == golden["length"]
+
+
+def test_normalisation_takes_the_original_s_steps() -> None:
+    assert normalize("  The\tUNITED \u3000 States ``so'' \n") == 'the united states "so"'
+    assert normalize("Café Ÿ Ångström ﬁn №5") == "cafe y angstrom fin no5"
+    assert normalize("ΟΔΟΣ") == "οδοσ", "letter by letter: no final sigma"
+    assert normalize("") == normalize(" \u2003\t") == ""
+
+
+@given(st.text())
+def test_neither_capitals_nor_accents_nor_outer_space_remain(text: str) -> None:
+    normalized = normalize(text)
+    assert normalized == normalized.lower()
+    assert not any(unicodedata.combining(character) for character in normalized)
+    assert "``" not in normalized
+
+
+@given(st.text(alphabet=st.characters(max_codepoint=127)))
+def test_ascii_takes_the_same_steps(text: str) -> None:
+    assert normalize(text) == normalize(text + " é")[:-1].rstrip(" ") or "`" in text or "'" in text

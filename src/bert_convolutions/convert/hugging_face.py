@@ -1,0 +1,127 @@
+"""BERT and ELECTRA of ``transformers`` as composite attention, with convolution terms added that change nothing yet.
+
+Their attention is the term ``qk`` alone, and BERT's parameters have the same names here. An added term starts from
+zeros, which add nothing to the scores: the model computes what it did, and continued pre-training or fine-tuning turns
+the term into something useful.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoConfig, BertConfig, ElectraConfig, PreTrainedConfig, PreTrainedModel
+
+import bert_convolutions
+from bert_convolutions.attention.terms import TERMS
+from bert_convolutions.errors import UsageError
+from bert_convolutions.model import CompositeBertConfig, CompositeBertModel
+
+MODEL_TYPES = ("bert", "electra")
+_ELECTRA_HEADS = {"ElectraForMaskedLM": "ForMaskedLM", "ElectraForTokenClassification": "ForTokenClassification"}
+_ELECTRA_NAMES = {
+    "electra.": "bert.",
+    "generator_predictions.dense.": "cls.predictions.transform.dense.",
+    "generator_predictions.LayerNorm.": "cls.predictions.transform.LayerNorm.",
+    "generator_lm_head.weight": "cls.predictions.decoder.weight",
+    "generator_lm_head.bias": "cls.predictions.bias",
+}
+_REFUSED = {
+    "roberta": "its positions are counted from the padding index + 1, which this model's are not",
+    "convbert": "its span-based dynamic convolution is no term of composite attention",
+    "deberta-v2": "its position buckets grow logarithmically, while these terms clip at a reach",
+}
+ADDABLE = ("attention_kernel",)
+"""What ``--add`` may change without changing what the model computes."""
+
+
+def convert_model(source: Path, add: Mapping[str, str]) -> PreTrainedModel:
+    """A model of ``transformers`` in a local folder as ours, equal in its outputs.
+
+    Args:
+        source: folder with ``config.json`` and ``model.safetensors`` or ``pytorch_model.bin``.
+        add: fields of ``CompositeBertConfig`` to change, of those in ``ADDABLE``.
+
+    Raises:
+        UsageError: the model is of another type, uses something that has no counterpart, or can't be extended so.
+    """
+    config = AutoConfig.from_pretrained(source, local_files_only=True)
+    head = _counterpart(source, config, (config.architectures or [""])[0])
+    fields = _config(config, add, source)
+    encoder = type(config).__name__.replace("Config", "Model")
+    loader: Any = getattr(transformers, config.architectures[0] if head else encoder)
+    theirs, found = loader.from_pretrained(source, local_files_only=True, dtype=torch.float32, output_loading_info=True)
+    weights = {_renamed(name): value for name, value in theirs.state_dict().items()}
+    lacking = sorted(name for name in found["missing_keys"] if head or not name.startswith("pooler."))
+    if lacking:
+        raise UsageError(f"{source} lacks {lacking[0]}; its weights are not those of its config.json")
+    if head:
+        ours: PreTrainedModel = getattr(bert_convolutions, f"CompositeBert{head}")(fields)
+    else:
+        pooled = "pooler.dense.weight" in weights.keys() - found["missing_keys"]
+        ours = CompositeBertModel(fields, add_pooling_layer=pooled)
+        weights = {name: value for name, value in weights.items() if pooled or not name.startswith("pooler.")}
+    _load(ours, weights, source)
+    return ours
+
+
+def _counterpart(source: Path, config: PreTrainedConfig, architecture: str) -> str:
+    """The head's name here; empty for the encoder alone.
+
+    Raises:
+        UsageError: there is no counterpart, with the reason.
+    """
+    if config.model_type not in MODEL_TYPES:
+        reason = _REFUSED.get(config.model_type, f"only {' and '.join(MODEL_TYPES)} have the same layers")
+        raise UsageError(f"{source} holds a {config.model_type} model, which can't be converted: {reason}")
+    for name, expected in (("position_embedding_type", "absolute"), ("is_decoder", False)):
+        if getattr(config, name, expected) != expected:
+            raise UsageError(f"{source}: {name} is {getattr(config, name)}; only {expected} can be converted")
+    if isinstance(config, ElectraConfig):
+        return _ELECTRA_HEADS.get(architecture, "")
+    head = architecture.removeprefix("Bert")
+    return head if hasattr(bert_convolutions, f"CompositeBert{head}") and head != "Model" else ""
+
+
+def _config(config: PreTrainedConfig, add: Mapping[str, str], source: Path) -> CompositeBertConfig:
+    unknown = sorted(set(add) - set(ADDABLE))
+    if unknown:
+        raise UsageError(f"--add {unknown[0]}: only {', '.join(ADDABLE)} can be added without changing the model")
+    shared = {name: value for name, value in config.to_dict().items() if name in BertConfig().to_dict()}
+    for name in ("model_type", "architectures", "transformers_version"):
+        shared.pop(name, None)
+    fields: dict[str, Any] = {"embedding_size": getattr(config, "embedding_size", config.hidden_size), **shared, **add}
+    ours = CompositeBertConfig(**fields)
+    if "qk" not in ours.kernel.score_terms or ours.kernel.convolution:
+        raise UsageError(
+            f'--add attention_kernel="{ours.attention_kernel}": {source} has a dot product and no convolution of the '
+            f"values; name qk and any of {', '.join(TERMS)}"
+        )
+    return ours
+
+
+def _renamed(name: str) -> str:
+    for theirs, ours in _ELECTRA_NAMES.items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
+
+
+@torch.no_grad()
+def _load(model: PreTrainedModel, weights: dict[str, Tensor], source: Path) -> None:
+    """Copy the weights; those of added terms become zeros."""
+    added = {f"{name}_param" for name in TERMS}
+    expected = model.state_dict()
+    for name in expected.keys() - weights.keys():
+        if name.rsplit(".", 1)[-1] in added:
+            weights[name] = torch.zeros_like(expected[name])
+    weights = {name: value for name, value in weights.items() if name in expected or "position_ids" not in name}
+    tied = set(getattr(model, "_tied_weights_keys", None) or {})
+    missing = sorted(expected.keys() - weights.keys() - tied)
+    if missing or weights.keys() - expected.keys():
+        odd = missing or sorted(weights.keys() - expected.keys())
+        raise UsageError(f"{source}: {odd[0]} has no counterpart in the {'source' if missing else 'converted model'}")
+    model.load_state_dict(weights, strict=False)
+    model.tie_weights()

@@ -1,0 +1,54 @@
+"""Models from folders: no weight is dropped, and none is left random, without the user's knowledge."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from bert_convolutions.errors import UsageError
+
+
+def load_strictly(
+    model_class: Any, folder: str | Path, config: PreTrainedConfig, *, new_head: bool = False, **options: Any
+) -> PreTrainedModel:
+    """``from_pretrained`` of weights that are those of the configuration.
+
+    Args:
+        model_class: a model or an Auto class.
+        folder: where the weights are.
+        config: what they must be the weights of.
+        new_head: the head and the pooler may be missing, to be drawn anew, and others left over: only the encoder is
+            looked at.
+        options: others of ``from_pretrained``.
+
+    Raises:
+        UsageError: the weights can't be read, or one is missing, left over or of another shape; the message names it.
+    """
+    try:
+        model, report = model_class.from_pretrained(
+            folder,
+            config=config,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
+        )
+    except Exception as error:  # torch, safetensors and transformers each have their own for a bad file
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UsageError(f"{folder}: the model can't be loaded ({lines[0]})") from error
+    prefix = f"{model.base_model_prefix}."
+    parts = tuple(f"{name}." for name, _ in model.base_model.named_children())  # as an encoder saved alone names them
+
+    def matters(name: str) -> bool:
+        return not new_head or (name.startswith((prefix, *parts)) and "pooler." not in name)
+
+    other_shape = sorted(report["mismatched_keys"])
+    if other_shape:
+        name, found, expected = other_shape[0]
+        raise UsageError(f"{folder}: {name} is {tuple(found)}, and by the configuration {tuple(expected)}")
+    for key, fault in (("missing_keys", "lacks"), ("unexpected_keys", "has, and its configuration has no place for,")):
+        names = sorted(filter(matters, report[key]))
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise UsageError(f"{folder} {fault} {names[0]}{more}; give the configuration that belongs to the weights")
+    return model

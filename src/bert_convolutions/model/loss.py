@@ -1,0 +1,95 @@
+"""The loss of masked tokens with its gradients in one pass: the logits of all tokens are never in memory together.
+
+The logits (M, V) are the largest tensor of a training step: 40 MB for 330 masked tokens and 30,004 words, which the
+usual sequence of layers writes, casts, reads several times and keeps for its backward. Here a few tokens are worked on
+at a time, and their gradients are taken before the next ones, as in Liger Kernel's fused linear cross-entropy (Hsu et
+al. 2024, arXiv 2410.10989). For the logits z of a token with the label y, and e = exp(z - max(z)),
+
+    loss = max(z) + log(sum(e)) - z[y],        d loss / d z = e / sum(e) - onehot(y).
+
+The division by sum(e) and the one-hot vector are left to the small side of the products that follow.
+
+Legend: M masked tokens, m of them in a tile, E embedding size, V vocabulary.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from bert_convolutions.data.masking import IGNORED
+
+TILE_LOGITS = 2**22
+"""Logits worked on at a time: 16 MiB in float32."""
+
+
+def linear_cross_entropy(hidden: Tensor, decoder: nn.Linear, labels: Tensor) -> Tensor:
+    """The cross-entropy of ``decoder(hidden)``, summed over the tokens, in float32.
+
+    A compiler, which does its own fusing, and a pass without gradients get the usual layers.
+
+    Args:
+        hidden: (M, E).
+        decoder: E -> V, with a bias.
+        labels: (M,) integers, ``IGNORED`` where a token doesn't count.
+
+    Returns:
+        A scalar; 0 where no token counts.
+    """
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return functional.cross_entropy(decoder(hidden).float(), labels, ignore_index=IGNORED, reduction="sum")
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    return _LinearCrossEntropy.apply(hidden.to(dtype), decoder.weight.to(dtype), decoder.bias.to(dtype), labels)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """hidden (M, E), weight (V, E) and bias (V,) of one dtype, labels (M,) -> float32 scalar."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
+        """Sum the losses, and make the gradients that are asked for."""
+        sums = torch.promote_types(hidden.dtype, torch.float32)
+        wants_hidden, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        hidden_grad = torch.empty_like(hidden) if wants_hidden else None
+        weight_grad = torch.zeros_like(weight, dtype=sums) if wants_weight else None
+        bias_grad = torch.zeros_like(bias, dtype=sums) if wants_bias else None
+        total = torch.zeros((), dtype=sums, device=hidden.device)
+        counts = (labels != IGNORED).unsqueeze(1)  # (M, 1)
+        labels = labels.where(labels != IGNORED, 0)
+        tokens_at_once = max(TILE_LOGITS // weight.shape[0], 1)
+        for start in range(0, hidden.shape[0], tokens_at_once):
+            tile = slice(start, start + tokens_at_once)
+            part, label, counted = hidden[tile], labels[tile], counts[tile]
+            logits = torch.addmm(bias, part, weight.mT).to(sums)  # (m, V)
+            largest = logits.amax(1, keepdim=True)
+            of_label = logits.gather(1, label.unsqueeze(1))
+            exponentials = logits.sub_(largest).exp_()
+            total_of_token = exponentials.sum(1, keepdim=True)
+            total += ((largest + total_of_token.log() - of_label) * counted).sum()
+            share = counted / total_of_token  # (m, 1)
+            if bias_grad is not None:
+                bias_grad.addmv_(exponentials.mT, share.squeeze(1))
+                bias_grad.index_add_(0, label, -counted.squeeze(1).to(sums))
+            exponentials = exponentials.to(part.dtype)
+            if hidden_grad is not None:
+                hidden_grad[tile] = torch.mm(exponentials, weight) * share - weight[label] * counted
+            if weight_grad is not None:
+                shared = (part * share).to(part.dtype)
+                if part.dtype == sums:
+                    weight_grad.addmm_(exponentials.mT, shared)
+                else:
+                    weight_grad += torch.mm(exponentials.mT, shared)
+                weight_grad.index_add_(0, label, -(part * counted).to(sums))
+        ctx.save_for_backward(hidden_grad, weight_grad, bias_grad)
+        ctx.dtype = weight.dtype
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale the gradients by that of the loss."""
+        of_inputs = (None if grad is None else (grad * grads[0]).to(ctx.dtype) for grad in ctx.saved_tensors)
+        return *of_inputs, None

@@ -1,0 +1,1 @@
+"""What a masked language model knows without fine-tuning: minimal pairs, and the order of neighbouring words."""

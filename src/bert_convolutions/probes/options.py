@@ -1,0 +1,60 @@
+"""Flags of ``bertconv minimal-pairs`` and ``bertconv local-order``. Imports neither PyTorch nor transformers."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bert_convolutions.errors import UsageError
+
+
+@dataclass(kw_only=True)
+class ProbeOptions:
+    """What both probes take."""
+
+    model_name_or_path: str = field(metadata={"help": "a masked language model, ours or any other of transformers"})
+    output_dir: Path = field(metadata={"help": "folder for the table (CSV) and the results (JSON)"})
+    tokenizer_name: str | None = field(
+        default=None, metadata={"help": "an spm.model or a tokenizer folder; default: that of the model"}
+    )
+    pairs: int | None = field(
+        default=None,
+        metadata={"help": "pairs of each paradigm or distance; default: all, or 500 made from text"},
+    )
+    batch_tokens: int = field(default=2048, metadata={"help": "tokens at a time; changes the speed only"})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "replace results of another model or data"})
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        for name in ("pairs", "batch_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{name} {value} is less than 1")
+
+
+@dataclass(kw_only=True)
+class MinimalPairsOptions(ProbeOptions):
+    """Which model judges which pairs of an acceptable and an unacceptable sentence."""
+
+    data_dir: Path = field(
+        metadata={
+            "help": "folder (or one file) of pairs: BLiMP's .jsonl, Zorro's .txt (odd lines bad, even lines good), or "
+            ".tsv with the columns sentence_good and sentence_bad and perhaps linguistics_term and field"
+        }
+    )
+
+
+@dataclass(kw_only=True)
+class LocalOrderOptions(ProbeOptions):
+    """Which model tells text from the same text with one word out of place."""
+
+    text: Path = field(metadata={"help": "text the model has not seen, UTF-8, one sentence a line"})
+    distances: list[int] = field(
+        default_factory=lambda: [1, 2, 3, 4, 6, 8],
+        metadata={"help": "by how many words a word is moved; 1 swaps it with its neighbour"},
+    )
+    seed: int = field(default=0, metadata={"help": "seed of the choice of sentences and words"})
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        super().__post_init__()
+        if not self.distances or min(self.distances) < 1:
+            raise UsageError("--distances takes whole numbers of at least 1")

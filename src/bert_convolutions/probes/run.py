@@ -1,0 +1,264 @@
+"""``bertconv minimal-pairs`` and ``bertconv local-order``: score paradigm by paradigm, resume, tabulate."""
+
+import csv
+import hashlib
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from rich.table import Table
+from tqdm import tqdm
+from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
+
+import bert_convolutions.model  # noqa: F401  registers CompositeBert* with the Auto classes
+from bert_convolutions import files
+from bert_convolutions.data.tokenizer import load_tokenizer
+from bert_convolutions.errors import UsageError
+from bert_convolutions.glue.models import quiet_transformers
+from bert_convolutions.probes.options import LocalOrderOptions, MinimalPairsOptions, ProbeOptions
+from bert_convolutions.probes.pairs import Paradigm, moved_words, read_paradigms
+from bert_convolutions.probes.scoring import PseudoLikelihood
+from bert_convolutions.schemas import Accuracy, ParadigmAccuracy, ProbeResults, read_model
+from bert_convolutions.terminal import make_console, say
+
+TIE = 1e-4
+"""Nats by which two scores must differ to count as different: more than float32 rounds off a sentence's sum."""
+_NORMAL_97_5 = 1.959964
+_LONGEST_SENTENCE = 40
+_DEFAULT_ORDER_PAIRS = 500
+
+
+def run_minimal_pairs(options: MinimalPairsOptions) -> ProbeResults:
+    """Accuracy on minimal pairs: ``minimal_pairs.json`` and ``.csv`` in the output folder, and a table.
+
+    Raises:
+        UsageError: bad input, or the folder holds results of another model or other pairs.
+    """
+    files.refuse_overlap(options.output_dir, "--output_dir", _inputs(options, "--data_dir", options.data_dir))
+    paradigms = [paradigm.first(options.pairs) for paradigm in read_paradigms(options.data_dir)]
+    return _run(options, paradigms, "minimal_pairs")
+
+
+def run_local_order(options: LocalOrderOptions) -> ProbeResults:
+    """Accuracy on text against text with one word moved: ``local_order.json`` and ``.csv``, and a table by distance.
+
+    Raises:
+        UsageError: bad input, or the folder holds results of another model or other text.
+    """
+    files.refuse_overlap(options.output_dir, "--output_dir", _inputs(options, "--text", options.text))
+    try:
+        lines = options.text.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--text {options.text} can't be read as UTF-8 text ({error})") from error
+    sentences = list(dict.fromkeys(line for line in lines if 0 < len(line.split()) <= _LONGEST_SENTENCE))
+    pairs = options.pairs or _DEFAULT_ORDER_PAIRS
+    return _run(options, moved_words(sentences, options.distances, pairs, options.seed), "local_order")
+
+
+def _inputs(options: ProbeOptions, flag: str, data: Path) -> dict[str, str | Path | None]:
+    inputs: dict[str, str | Path | None] = {flag: data, "--tokenizer_name": options.tokenizer_name}
+    # Beside the model's own files there is room for what is known of it, so only the folder itself is refused.
+    if options.output_dir.resolve() == Path(options.model_name_or_path).resolve():
+        inputs["--model_name_or_path"] = options.model_name_or_path
+    return inputs
+
+
+def _run(options: ProbeOptions, paradigms: Sequence[Paradigm], name: str) -> ProbeResults:
+    model, tokenizer = load_model(options.model_name_or_path, options.tokenizer_name)
+    score = PseudoLikelihood(model, tokenizer, options.batch_tokens)
+    _refuse_what_does_not_fit(score, paradigms)
+    folder = options.output_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    with files.run_lock(folder):
+        files.remove_temporaries(folder)
+        results = _read_done(folder / f"{name}.json", options, weights_sha256(model), paradigms)
+        finished = dict(results.paradigms)
+        waiting = [paradigm for paradigm in paradigms if paradigm.name not in finished]
+        if finished:
+            say(f"{folder}: {len(finished)} of {len(paradigms)} paradigms were done before")
+        with tqdm(total=sum(len(paradigm.pairs) for paradigm in waiting), unit="pair", mininterval=1.0) as bar:
+            for paradigm in waiting:
+                bar.set_description(paradigm.name)
+                finished[paradigm.name] = judge(score, paradigm)
+                bar.update(len(paradigm.pairs))
+                results = _with_groups(results, finished)
+                files.write_text(folder / f"{name}.json", results.model_dump_json(indent=2) + "\n")
+        files.write_text(folder / f"{name}.csv", _as_csv(results))
+    make_console().print(_as_table(results, name))
+    return results
+
+
+def load_model(path: str, tokenizer_name: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A masked language model in float32 on the accelerator there is, or the CPU, and its tokenizer.
+
+    Raises:
+        UsageError: nothing is there, it lacks weights (of the language model's head, for one), or the tokenizer is not
+            the model's.
+    """
+    if not (Path(path) / "config.json").is_file() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
+        raise UsageError(f"--model_name_or_path {path} holds no config.json; give the folder of a saved model")
+    tokenizer = load_tokenizer(tokenizer_name or path)
+    try:
+        with quiet_transformers():
+            model, report = AutoModelForMaskedLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+    except Exception as error:  # torch, safetensors and transformers each have their own for a bad file
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"--model_name_or_path {path}: no masked language model can be loaded ({reason})") from error
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise UsageError(
+            f"--model_name_or_path {path} lacks {len(missing)} weights of a masked language model, {missing[0]} for one"
+        )
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows or tokenizer.mask_token_id is None:
+        raise UsageError(
+            f"{tokenizer_name or path}: the tokenizer's {len(tokenizer)} tokens are not the model's {rows}"
+        )
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+
+
+def weights_sha256(model: PreTrainedModel) -> str:
+    """Of a model's weights and configuration, wherever they lie."""
+    config = {key: value for key, value in model.config.to_dict().items() if key != "_name_or_path"}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _refuse_what_does_not_fit(score: PseudoLikelihood, paradigms: Sequence[Paradigm]) -> None:
+    config = score.model.config
+    positions = getattr(config, "max_position_embeddings", None)
+    if not positions or getattr(config, "remove_position_embeddings", False):
+        return
+    for paradigm in paradigms:
+        length, index = score.longest([sentence for pair in paradigm.pairs for sentence in pair])
+        if length > positions:
+            raise UsageError(
+                f"pair {index // 2 + 1} of {paradigm.name} has {length} tokens, more than the model's {positions} "
+                "positions; leave it out"
+            )
+
+
+def _read_done(path: Path, options: ProbeOptions, sha256: str, paradigms: Sequence[Paradigm]) -> ProbeResults:
+    """What an earlier run of the same question has left."""
+    empty = ProbeResults(
+        model=str(options.model_name_or_path), model_sha256=sha256, paradigms={}, phenomena={}, fields={}
+    )
+    if not path.is_file() or options.overwrite_output_dir:
+        return empty
+    done = read_model(ProbeResults, path)
+    pairs = {paradigm.name: paradigm.sha256 for paradigm in paradigms}
+    other = [name for name, result in done.paradigms.items() if pairs.get(name) != result.sha256]
+    if done.model_sha256 != sha256 or other:
+        what = f"other pairs ({other[0]})" if done.model_sha256 == sha256 else f"another model ({done.model})"
+        raise UsageError(f"{path} holds results of {what}; give another --output_dir or --overwrite_output_dir")
+    return done
+
+
+def judge(score: PseudoLikelihood, paradigm: Paradigm) -> ParadigmAccuracy:
+    """Score one paradigm."""
+    sentences = list(dict.fromkeys(sentence for pair in paradigm.pairs for sentence in pair))
+    scores = dict(zip(sentences, score(sentences), strict=True))
+    pairs = [(scores[good], scores[bad]) for good, bad in paradigm.pairs]
+    accuracy, interval = _accuracy_of(good.whole - bad.whole for good, bad in pairs)
+    within, interval_within = _accuracy_of(good.within_word - bad.within_word for good, bad in pairs)
+    return ParadigmAccuracy(
+        accuracy=accuracy,
+        interval=interval,
+        accuracy_within_word=within,
+        interval_within_word=interval_within,
+        pairs=len(pairs),
+        phenomenon=paradigm.phenomenon,
+        field=paradigm.field,
+        sha256=paradigm.sha256,
+    )
+
+
+def _accuracy_of(differences: Iterable[float]) -> tuple[float, tuple[float, float]]:
+    """The share of differences above 0, ties as half, and its interval."""
+    outcomes = [0.5 if abs(difference) < TIE else float(difference > 0) for difference in differences]
+    accuracy = sum(outcomes) / len(outcomes)
+    return accuracy, mean_interval([(accuracy, len(outcomes))])
+
+
+def mean_interval(shares: Sequence[tuple[float, int]]) -> tuple[float, float]:
+    """A 95 % interval of the mean of shares of n pairs each.
+
+    Normal, with the variance of Agresti and Coull (1998): two successes and two failures are added to each n, so that
+    a share of 0 or 1 has an interval too.
+    """
+    variance = 0.0
+    for share, pairs in shares:
+        added = (share * pairs + 2) / (pairs + 4)
+        variance += added * (1 - added) / (pairs + 4)
+    mean = sum(share for share, _ in shares) / len(shares)
+    half = _NORMAL_97_5 * math.sqrt(variance) / len(shares)
+    return max(mean - half, 0.0), min(mean + half, 1.0)
+
+
+def _with_groups(results: ProbeResults, paradigms: Mapping[str, ParadigmAccuracy]) -> ProbeResults:
+    """The results with these paradigms, and the means of each phenomenon, field and all of them."""
+    groups: dict[str, dict[str, list[ParadigmAccuracy]]] = {"phenomena": {}, "fields": {}}
+    for paradigm in paradigms.values():
+        for group, name in (("phenomena", paradigm.phenomenon), ("fields", paradigm.field)):
+            if name:
+                groups[group].setdefault(name, []).append(paradigm)
+    means = {group: {name: _mean(members) for name, members in named.items()} for group, named in groups.items()}
+    everything = _mean(list(paradigms.values())) if paradigms else None
+    return results.model_copy(update={"paradigms": dict(paradigms), **means, "all": everything})
+
+
+def _mean(members: Sequence[Accuracy]) -> Accuracy:
+    """The mean over paradigms, each with the same weight, as BLiMP's authors take it."""
+    return Accuracy(
+        accuracy=sum(member.accuracy for member in members) / len(members),
+        interval=mean_interval([(member.accuracy, member.pairs) for member in members]),
+        accuracy_within_word=sum(member.accuracy_within_word for member in members) / len(members),
+        interval_within_word=mean_interval([(member.accuracy_within_word, member.pairs) for member in members]),
+        pairs=sum(member.pairs for member in members),
+    )
+
+
+def _rows(results: ProbeResults) -> list[tuple[str, str, Accuracy]]:
+    """Level, name and figures, from the paradigms up."""
+    rows: list[tuple[str, str, Accuracy]] = [("paradigm", *item) for item in results.paradigms.items()]
+    rows += [("phenomenon", *item) for item in results.phenomena.items()]
+    rows += [("field", *item) for item in results.fields.items()]
+    return [*rows, ("all", "all", results.all)] if results.all else rows
+
+
+def _as_csv(results: ProbeResults) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    ends = ("low", "high", "accuracy_within_word", "low_within_word", "high_within_word")
+    writer.writerow(("level", "name", "pairs", "accuracy", *ends))
+    for level, name, figures in _rows(results):
+        values = (figures.accuracy, *figures.interval, figures.accuracy_within_word, *figures.interval_within_word)
+        writer.writerow((level, name, figures.pairs, *(f"{value:.4f}" for value in values)))
+    return buffer.getvalue()
+
+
+def _as_table(results: ProbeResults, name: str) -> Table:
+    """A row for each phenomenon (where there are none, each paradigm), each field, and all."""
+    title = f"{name.replace('_', ' ')}, {results.model}: right pairs in %, ties as half, with 95 % intervals over pairs"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("")
+    for heading in ("pairs", "accuracy", "interval", "within word", "interval"):
+        table.add_column(heading, justify="right")
+    rows = [row for row in _rows(results) if row[0] != "paradigm" or not results.phenomena]
+    for level, row_name, figures in rows:
+        numbers = [f"{100 * figures.accuracy:.1f}", _percent(figures.interval)]
+        numbers += [f"{100 * figures.accuracy_within_word:.1f}", _percent(figures.interval_within_word)]
+        table.add_row(
+            row_name, str(figures.pairs), *numbers, style=None if level in ("paradigm", "phenomenon") else "bold"
+        )
+    return table
+
+
+def _percent(interval: tuple[float, float]) -> str:
+    return f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"

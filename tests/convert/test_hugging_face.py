@@ -1,0 +1,135 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertModel,
+    BertTokenizer,
+    ElectraConfig,
+    ElectraForMaskedLM,
+    ElectraForPreTraining,
+    ElectraModel,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaModel,
+)
+
+from bert_convolutions.cli.main import main
+from bert_convolutions.convert.hugging_face import convert_model
+from bert_convolutions.errors import UsageError
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 20,
+}
+KERNEL = "qk_convfixed_convq_convk 3"
+SOURCES = {
+    "BertModel": (BertModel, BertConfig),
+    "BertForMaskedLM": (BertForMaskedLM, BertConfig),
+    "BertForSequenceClassification": (BertForSequenceClassification, BertConfig),
+    "BertForQuestionAnswering": (BertForQuestionAnswering, BertConfig),
+    "ElectraModel": (ElectraModel, ElectraConfig),
+    "ElectraForMaskedLM": (ElectraForMaskedLM, ElectraConfig),
+}
+
+
+def made(model_class: Any, config_class: Any, folder: Path, **fields: Any) -> PreTrainedModel:
+    torch.manual_seed(0)
+    if config_class is ElectraConfig:
+        fields["embedding_size"] = 8
+    model = model_class(config_class(**SIZES, **fields)).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(folder)
+    return model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kernel", ["dot_product", KERNEL])
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_converted_model_computes_what_its_source_does_also_with_terms_added(
+    source: str, kernel: str, tmp_path: Path
+) -> None:
+    theirs = made(*SOURCES[source], tmp_path / "theirs")
+    converted = convert_model(tmp_path / "theirs", {"attention_kernel": kernel})
+    converted.save_pretrained(tmp_path / "ours")
+    ours = type(converted).from_pretrained(tmp_path / "ours").eval()
+    assert ours.config.attention_kernel == kernel
+    inputs = {"input_ids": torch.arange(5, 25).view(2, 10), "token_type_ids": torch.tensor([[0] * 4 + [1] * 6] * 2)}
+    got, expected = ours(**inputs), theirs(**inputs)
+    for name, value in expected.items():  # ELECTRA's encoder has no pooler
+        torch.testing.assert_close(got[name], value, rtol=1e-5, atol=1e-5)
+
+
+def test_added_terms_learn_from_the_first_step_on(tmp_path: Path) -> None:
+    made(BertForMaskedLM, BertConfig, tmp_path)
+    model = convert_model(tmp_path, {"attention_kernel": KERNEL}).train()
+    model(input_ids=torch.arange(5, 25).view(2, 10), labels=torch.arange(5, 25).view(2, 10)).loss.backward()
+    grads = {name: parameter.grad for name, parameter in model.named_parameters() if name.endswith("_param")}
+    assert len(grads) == 6 and all(grad is not None and grad.any() for grad in grads.values())
+
+
+@torch.no_grad()
+def test_of_a_discriminator_the_encoder_is_taken(tmp_path: Path) -> None:
+    theirs = made(ElectraForPreTraining, ElectraConfig, tmp_path)
+    ours = convert_model(tmp_path, {}).eval()
+    ids = torch.arange(5, 25).view(2, 10)
+    torch.testing.assert_close(ours(ids).last_hidden_state, theirs.electra(ids).last_hidden_state, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("add", "message"),
+    [
+        ({"attention_kernel": "convfixed 3"}, "name qk"),
+        ({"attention_kernel": "qk_convolution 3"}, "no convolution of the values"),
+        ({"hidden_size": "32"}, "--add hidden_size: only attention_kernel"),
+    ],
+)
+def test_what_would_change_the_model_is_refused(add: dict[str, str], message: str, tmp_path: Path) -> None:
+    made(BertModel, BertConfig, tmp_path)
+    with pytest.raises(UsageError, match=message):
+        convert_model(tmp_path, add)
+
+
+def test_models_without_a_counterpart_are_refused_with_the_reason(tmp_path: Path) -> None:
+    made(RobertaModel, RobertaConfig, tmp_path)
+    with pytest.raises(UsageError, match=r"roberta model.*positions are counted from the padding index"):
+        convert_model(tmp_path, {})
+
+
+def test_weights_that_are_not_there_are_refused_and_not_drawn(tmp_path: Path) -> None:
+    made(BertForMaskedLM, BertConfig, tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["bert.encoder.layer.1.output.dense.weight"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UsageError, match=r"lacks bert\.encoder\.layer\.1\.output\.dense\.weight"):
+        convert_model(tmp_path, {})
+
+
+def test_the_command_takes_terms_and_the_tokenizer_along_and_refuses_them_for_the_originals(tmp_path: Path) -> None:
+    made(BertForMaskedLM, BertConfig, tmp_path / "bert")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]
+    BertTokenizer(vocab={word: index for index, word in enumerate(words)}).save_pretrained(tmp_path / "bert")
+    flags = ["--input", str(tmp_path / "bert"), "--output_dir", str(tmp_path / "ours")]
+    assert main(["convert", *flags, "--add", f"attention_kernel={KERNEL}"]) == 0
+    assert AutoModelForMaskedLM.from_pretrained(tmp_path / "ours").config.attention_kernel == KERNEL
+    assert AutoTokenizer.from_pretrained(tmp_path / "ours")("a b")["input_ids"] == [2, 5, 6, 3]
+    assert main(["convert", *flags, "--overwrite_output_dir"]) == 0
+    assert AutoModelForMaskedLM.from_pretrained(tmp_path / "ours").config.attention_kernel == "dot_product"
+    assert main(["convert", *flags, "--overwrite_output_dir", "--add", "attention_kernel"]) == 2
+    config = json.loads((tmp_path / "bert" / "config.json").read_text()) | {"attention_kernel": "dot_product"}
+    (tmp_path / "bert" / "config.json").write_text(json.dumps(config))
+    assert main(["convert", *flags, "--overwrite_output_dir", "--add", f"attention_kernel={KERNEL}"]) == 2

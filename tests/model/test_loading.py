@@ -1,0 +1,58 @@
+"""What is loaded from a folder must be what its configuration says."""
+
+import json
+
+import pytest
+from transformers import AutoModelForSequenceClassification
+
+from bert_convolutions import (
+    CompositeBertConfig,
+    CompositeBertForMaskedLM,
+    CompositeBertForPreTraining,
+    CompositeBertModel,
+)
+from bert_convolutions.errors import UsageError
+from bert_convolutions.model.loading import load_strictly
+
+SIZES = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+KERNEL = {"attention_kernel": "qk_convfixed_convq 3"}
+
+
+@pytest.fixture(params=[CompositeBertForMaskedLM, CompositeBertModel])
+def folder(request, tmp_path):
+    request.param(CompositeBertConfig(**SIZES, **KERNEL)).save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"num_hidden_layers": 3}, r"lacks bert.encoder.layer.2.* more"),
+        ({"num_hidden_layers": 1}, r"no place for, .*encoder.layer.1.* more"),
+        ({"attention_kernel": "qk_convfixed 3"}, "no place for, .*convq_param and 1 more"),
+        ({"attention_kernel": "qk_convfixed_convq_convk 3"}, "lacks bert.*convk_param and 1 more"),
+        ({"attention_kernel": "qk_convfixed_convq 4"}, r"convfixed_param is \(1, 4, 1, 7\), .*\(1, 4, 1, 9\)"),
+        ({"remove_position_embeddings": True}, "no place for, .*position_embeddings"),
+    ],
+)
+@pytest.mark.parametrize("model_class", [CompositeBertForMaskedLM, AutoModelForSequenceClassification])
+def test_weights_of_another_configuration_are_refused_by_name(folder, change, named, model_class):
+    config = CompositeBertConfig(**{**SIZES, **KERNEL, **change})
+    with pytest.raises(UsageError, match=named):
+        load_strictly(model_class, folder, config, new_head=True)
+
+
+def test_a_head_may_be_new_where_that_is_said(folder):
+    config = CompositeBertConfig(**SIZES, **KERNEL)
+    for model_class in (CompositeBertForPreTraining, AutoModelForSequenceClassification):
+        assert load_strictly(model_class, folder, config, new_head=True)
+        with pytest.raises(UsageError, match=r"lacks bert.pooler|lacks classifier|lacks cls"):
+            load_strictly(model_class, folder, config)
+
+
+def test_damaged_weights(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UsageError, match="can't be loaded"):
+        load_strictly(CompositeBertModel, folder, CompositeBertConfig(**SIZES, **KERNEL))
+    assert json.loads((folder / "config.json").read_text())["attention_kernel"] == KERNEL["attention_kernel"]

@@ -1,0 +1,127 @@
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bert_convolutions import CompositeBertConfig, CompositeBertForMaskedLM, CompositeBertForPreTraining
+from bert_convolutions.model import loss as module
+from bert_convolutions.model.loss import linear_cross_entropy
+
+TOKENS, SIZE, WORDS = 23, 16, 101
+
+
+def made(dtype: torch.dtype = torch.float32) -> tuple[Tensor, nn.Linear, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    decoder = nn.Linear(SIZE, WORDS)
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    hidden = torch.randn(TOKENS, SIZE, generator=generator)
+    labels = torch.randint(WORDS, (TOKENS,), generator=generator)
+    labels[[0, 7, TOKENS - 1]] = -100
+    return hidden.to(dtype).requires_grad_(), decoder.to(dtype), labels
+
+
+def results(total: Tensor, hidden: Tensor, decoder: nn.Linear) -> list[Tensor]:
+    return [total.detach(), *torch.autograd.grad(3 * total, [hidden, decoder.weight, decoder.bias])]
+
+
+def plain(hidden: Tensor, decoder: nn.Linear, labels: Tensor) -> Tensor:
+    return functional.cross_entropy(decoder(hidden).float(), labels, reduction="sum")
+
+
+@pytest.mark.parametrize("tile", [1, WORDS, 7 * WORDS, 2**22])
+def test_loss_and_gradients_are_those_of_the_usual_layers_whatever_the_tile(
+    tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TILE_LOGITS", tile)
+    hidden, decoder, labels = made()
+    expected = results(plain(hidden, decoder, labels), hidden, decoder)
+    for got, wanted in zip(
+        results(linear_cross_entropy(hidden, decoder, labels), hidden, decoder), expected, strict=True
+    ):
+        torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-6 * float(wanted.abs().max()))
+
+
+def test_gradients_are_right_to_float64() -> None:
+    hidden, decoder, labels = made(torch.float64)
+
+    def total(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return module._LinearCrossEntropy.apply(hidden, weight, bias, labels)
+
+    assert torch.autograd.gradcheck(total, (hidden, decoder.weight, decoder.bias))
+
+
+def test_under_autocast_the_sums_are_float32_and_no_worse_than_the_usual_layers() -> None:
+    hidden, decoder, labels = made()
+    exact = results(plain(hidden, decoder, labels), hidden, decoder)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        usual = results(plain(hidden, decoder, labels), hidden, decoder)
+        ours = results(linear_cross_entropy(hidden, decoder, labels), hidden, decoder)
+    assert ours[0].dtype == torch.float32
+    for got, reference, wanted in zip(ours, usual, exact, strict=True):
+        assert (got - wanted).norm() <= 1.5 * (reference - wanted).norm() + 1e-3 * wanted.norm()
+
+
+def test_labels_that_are_all_ignored_give_zero_and_no_gradient() -> None:
+    hidden, decoder, labels = made()
+    total, *grads = results(linear_cross_entropy(hidden, decoder, torch.full_like(labels, -100)), hidden, decoder)
+    assert total == 0 and all(not grad.any() for grad in grads)
+
+
+def test_no_tensor_of_all_logits_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        elements = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, Tensor):
+                self.elements = max(self.elements, result.numel())
+            return result
+
+    monkeypatch.setattr(module, "TILE_LOGITS", 4 * WORDS)
+    hidden, decoder, labels = made()
+    with Largest() as largest:
+        linear_cross_entropy(hidden, decoder, labels).backward()
+    assert largest.elements == max(4, SIZE) * WORDS < TOKENS * WORDS
+
+
+def test_a_frozen_decoder_gets_no_gradient() -> None:
+    hidden, decoder, labels = made()
+    decoder.requires_grad_(False)
+    linear_cross_entropy(hidden, decoder, labels).backward()
+    assert hidden.grad is not None and decoder.weight.grad is None
+
+
+@pytest.mark.parametrize("sentence_order", [False, True])
+def test_training_by_positions_gives_the_gradients_of_training_by_logits(sentence_order: bool) -> None:
+    config = CompositeBertConfig(
+        vocab_size=60,
+        hidden_size=16,
+        num_attention_heads=2,
+        num_hidden_layers=1,
+        intermediate_size=24,
+        embedding_size=8,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    model = (CompositeBertForPreTraining if sentence_order else CompositeBertForMaskedLM)(config)
+    ids = torch.arange(3, 43).view(2, 20)
+    positions = torch.tensor([1, 5, 22, 39])
+    labels = torch.full((2, 20), -100)
+    labels.view(-1)[positions] = ids.flatten()[positions]
+    order = {"next_sentence_label": torch.tensor([0, 1])} if sentence_order else {}
+    given = {"labels": labels.flatten()[positions], "masked_positions": positions}
+    grads = []
+    for inputs in ({"labels": labels}, given):
+        model.zero_grad()
+        outputs = model.train()(ids, **inputs, **order)
+        outputs.loss.backward()
+        grads.append({name: parameter.grad for name, parameter in model.named_parameters()})
+        logits = outputs.get("prediction_logits", outputs.get("logits"))
+        assert (logits is None) == (inputs is given)
+    assert grads[0].keys() == grads[1].keys()
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grads[1][name], grad, rtol=1e-5, atol=1e-7)

@@ -1,0 +1,128 @@
+"""``bertconv local-order``: what the pairs are, and that a model without positions can't tell them apart."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import set_seed
+
+from bert_convolutions import CompositeBertConfig, CompositeBertForMaskedLM
+from bert_convolutions.cli.main import main
+from bert_convolutions.data.build.train_tokenizer import train_tokenizer
+from bert_convolutions.data.options import TrainTokenizerOptions
+from bert_convolutions.data.tokenizer import CompositeBertTokenizer
+from bert_convolutions.errors import UsageError
+from bert_convolutions.probes.options import LocalOrderOptions
+from bert_convolutions.probes.pairs import moved_words
+from bert_convolutions.probes.run import run_local_order
+from bert_convolutions.schemas import ProbeResults, read_model
+
+WORDS = ["bat", "cow", "dog", "eel", "fox", "gnu", "hen", "jay", "kid", "owl", "pig", "rat"]
+
+
+def sentences(count: int, seed: int) -> list[str]:
+    """Stretches of the words in a circle: the neighbours of a word say all about it, the others little."""
+    generator = np.random.default_rng(seed)
+    starts = generator.integers(len(WORDS), size=count)
+    lengths = generator.integers(8, 16, size=count)
+    return [
+        " ".join(WORDS[(start + step) % len(WORDS)] for step in range(length))
+        for start, length in zip(starts, lengths, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("distance", [1, 2, 5])
+def test_one_word_is_moved_by_k_and_the_ends_stay(distance: int) -> None:
+    texts = sentences(60, seed=0)
+    (paradigm,) = moved_words(texts, [distance], pairs=40, seed=0)
+    assert paradigm.name == f"moved_by_{distance}"
+    assert len(paradigm.pairs) == 40
+    to_the_right = 0
+    for good, bad in paradigm.pairs:
+        before, after = good.split(), bad.split()
+        assert good in texts
+        assert (before[0], before[-1]) == (after[0], after[-1])
+        changed = [place for place, pair in enumerate(zip(before, after, strict=True)) if pair[0] != pair[1]]
+        first, last = changed[0], changed[-1]
+        assert last - first == distance
+        right = [*before[first + 1 : last + 1], before[first]]
+        left = [before[last], *before[first:last]]
+        assert after[first : last + 1] in (right, left)
+        to_the_right += after[first : last + 1] == right
+    assert distance == 1 or 5 < to_the_right < 35
+    assert moved_words(texts, [distance], pairs=40, seed=0) == [paradigm]
+    assert moved_words(texts, [distance], pairs=40, seed=1) != [paradigm]
+
+
+def test_text_without_long_sentences_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"no sentence of 7 words, which --distances 4 needs"):
+        moved_words(["a b c d e f"], [1, 4], pairs=10, seed=0)
+
+
+def train(tokenizer: CompositeBertTokenizer, folder: Path, kernel: str) -> None:
+    """A tiny model without positions, on masked words, for some seconds."""
+    set_seed(0)
+    config = CompositeBertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        embedding_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        attention_kernel=kernel,
+        remove_position_embeddings=True,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = CompositeBertForMaskedLM(config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for step in range(120):
+        batch = tokenizer(sentences(32, seed=step + 100), padding=True, return_tensors="pt")
+        ids = batch["input_ids"]
+        chosen = (torch.rand(ids.shape) < 0.2) & (ids < tokenizer.vocab_size)
+        labels = ids.masked_fill(~chosen, -100)
+        masked = ids.masked_fill(chosen, tokenizer.mask_token_id)
+        loss = model(input_ids=masked, attention_mask=batch["attention_mask"], labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def test_without_positions_and_convolutions_order_is_chance_and_composite_attention_sees_it(tmp_path: Path) -> None:
+    corpus, text = tmp_path / "corpus.txt", tmp_path / "heldout.txt"
+    corpus.write_text("\n".join(sentences(400, seed=1)))
+    text.write_text("\n".join(sentences(100, seed=2)))
+    train_tokenizer(TrainTokenizerOptions(input=[str(corpus)], output_dir=str(tmp_path / "tokenizer"), vocab_size=36))
+    tokenizer = CompositeBertTokenizer(tmp_path / "tokenizer" / "spm.model")
+    results = {}
+    for name, kernel in (("none", "dot_product"), ("composite", "qk_convfixed_convq_convk 3")):
+        train(tokenizer, tmp_path / name, kernel)
+        flags = ["--model_name_or_path", str(tmp_path / name), "--text", str(text), "--pairs", "40"]
+        output = tmp_path / f"{name}-order"
+        assert main(["local-order", *flags, "--output_dir", str(output), "--distances", "1", "3", "6"]) == 0
+        results[name] = read_model(ProbeResults, output / "local_order.json").paradigms
+    assert list(results["none"]) == ["moved_by_1", "moved_by_3", "moved_by_6"]
+    for result in results["none"].values():
+        assert result.accuracy == result.accuracy_within_word == 0.5  # sentences of the same words: all are ties
+    for result in results["composite"].values():
+        assert result.interval[0] > 0.8
+
+
+def test_bad_text_and_flags(model_dir: Path, tmp_path: Path) -> None:
+    def options(text: Path, **others: object) -> LocalOrderOptions:
+        return LocalOrderOptions(
+            model_name_or_path=str(model_dir),
+            text=text,
+            output_dir=tmp_path / "out",
+            **others,  # type: ignore[arg-type]
+        )
+
+    with pytest.raises(UsageError, match="can't be read"):
+        run_local_order(options(tmp_path / "missing.txt"))
+    with pytest.raises(UsageError, match="--distances"):
+        options(tmp_path / "text.txt", distances=[1, 0])
+    assert not (tmp_path / "out").exists()
