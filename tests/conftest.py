@@ -15,6 +15,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():  # Triton's kernels then run on the CPU; read where they are first imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(autouse=True)

@@ -98,7 +98,8 @@ class Segments:
         token of that number to the last, whatever lies between.
 
         Returns:
-            (3, B, S) int32: the number of the token's example, its first and its last position; or None where ``examples`` is.
+            (3, B, S) int32: the number of the token's example, its first and its last position. None where ``examples``
+            is.
         """
         if self.kept_spans is not None or self.examples is None:
             return self.kept_spans

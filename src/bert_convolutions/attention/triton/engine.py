@@ -3,7 +3,7 @@
 For keys at least n to the right of the query, the terms are constants of the query and of the key, so that the score is
 that of shifted queries and keys; and mirrored on the left:
 
-    q.k + q.Cq[n] + k.Ck[-n] + sqrt(d) f[n]  =  (q + Ck[-n]).(k + Cq[n]) - Ck[-n].Cq[n] + sqrt(d) f[n]    (all over sqrt(d))
+    q.k + q.Cq[n] + k.Ck[-n] + sqrt(d) f[n] = (q + Ck[-n]).(k + Cq[n]) - Ck[-n].Cq[n] + sqrt(d) f[n]  (over sqrt(d))
 
 The kernels add the two constants to a tile as vectors: that is one addition a score, and no second set of queries and
 keys. Only nearer pairs, 2n-1 a query, have weights of their own: the band. What is kept for backward beside queries,
@@ -30,6 +30,8 @@ INTERPRETED = not isinstance(kernels.forward, triton.JITFunction)
 """Whether the kernels run on a CPU, for tests: TRITON_INTERPRET=1 was in the environment when they were imported."""
 
 LARGEST_HEAD = 128
+# Triton's interpreter multiplies the bits of bfloat16 as whole numbers.
+_DTYPES = {torch.float32, torch.float16} | (set() if INTERPRETED else {torch.bfloat16})
 
 
 def attend_triton(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tensor, Tensor | None]:
@@ -40,14 +42,16 @@ def attend_triton(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Ten
     Raises:
         UsageError: for tensors on a CPU.
     """
-    if parts.segments.allowed is not None or value.dtype == torch.float64 or value.shape[-1] > LARGEST_HEAD:
+    if parts.segments.pairs is not None or value.dtype not in _DTYPES or value.shape[-1] > LARGEST_HEAD:
         return attend_eager(parts, value, dropout)
     if not (value.is_cuda or INTERPRETED):
         raise UsageError('attn_implementation "triton" needs a GPU; on a CPU, sdpa is the fast one')
     query = key = None
     if parts.dot_product and parts.query is not None and parts.key is not None:
         query, key = (_by_position(part.to(value.dtype)) for part in (parts.query, parts.key))
-    band, ends = fold(parts.offset_weights("query"), parts.offset_weights("key"), value.shape[:3])
+    weights = [parts.offset_weights(side) for side in ("query", "key")]
+    by_query, by_key = (None if part is None else part.to(value.dtype) for part in weights)
+    band, ends = fold(by_query, by_key, value.shape[:3])
     seed = torch.randint(2**62, (1,), device=value.device) if dropout > 0 else None
     context, _ = banded_attention(
         query, key, _by_position(value), band, ends, parts.segments.spans(), seed, dropout, parts.scaling
@@ -139,7 +143,7 @@ def _backward(
     context: Tensor,
     log_sum_exp: Tensor,
     by_context: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> list[Tensor]:
     """The gradients of the first five, empty for None."""
     gradients = _empty_gradients(query, key, value, band, ends)
     by_query, by_key, by_value, by_band, by_ends = gradients
@@ -148,14 +152,15 @@ def _backward(
     inputs = query, key, value, band, ends, examples, seed
     of_query = context, log_sum_exp, by_context, delta, by_query, by_band, by_ends
     _launch(kernels.backward_query, 1, inputs, of_query, dropout, scaling)
-    _launch(kernels.backward_key, 2, inputs, (log_sum_exp, by_context, delta, by_key, by_value, by_ends), dropout, scaling)
+    of_key = log_sum_exp, by_context, delta, by_key, by_value, by_ends
+    _launch(kernels.backward_key, 2, inputs, of_key, dropout, scaling)
     return gradients
 
 
-def _empty_gradients(*inputs: Tensor | None) -> tuple[Tensor, ...]:
+def _empty_gradients(*inputs: Tensor | None) -> list[Tensor]:
     value = inputs[2]
     assert value is not None
-    return tuple(value.new_empty(0) if part is None else torch.empty_like(part) for part in inputs)
+    return [value.new_empty(0) if part is None else torch.empty_like(part) for part in inputs]
 
 
 def _launch(
@@ -166,12 +171,15 @@ def _launch(
     dropout: float,
     scaling: float,
 ) -> None:
-    """Run a kernel, the ``which``-th of ``TILES``, over all positions, rows and heads."""
+    """Run the ``which``-th kernel of ``TILES`` over all positions, rows and heads."""
     query, _, value, band, _, examples, _ = inputs
     assert value is not None
     batch, length, heads, head_size = value.shape
-    tile = choose_tiles(value.dtype, head_size)[which]
-    own = tile.keys if kernel is kernels.backward_key else tile.queries
+    reach = None if band is None else (band.shape[-1] + 1) // 2
+    constants = kernel_constants(
+        which, value.dtype, head_size, reach, query is not None, examples is not None, dropout > 0
+    )
+    own = constants["J" if kernel is kernels.backward_key else "I"]
     with torch.cuda.device_of(value):
         kernel[(triton.cdiv(length, own), batch * heads)](
             *(value if part is None else part for part in inputs),  # what the kernel then leaves alone
@@ -182,30 +190,40 @@ def _launch(
             scaling,
             round(dropout * 2**16),
             1 / (1 - dropout),
-            HEAD_SIZE=head_size,
-            REACH=0 if band is None else (band.shape[-1] + 1) // 2,
-            DOT_PRODUCT=query is not None,
-            TERMS=band is not None,
-            SEGMENTS=examples is not None,
-            DROPOUT=dropout > 0,
-            PRECISION="ieee" if value.dtype == torch.float32 else "tf32",
-            BLOCK_D=padded_head_size(head_size),
-            I=tile.queries,
-            J=tile.keys,
-            NEAR=tile.near,
-            num_warps=tile.warps,
-            num_stages=tile.stages,
+            **constants,
         )
 
 
+def kernel_constants(
+    which: int, dtype: torch.dtype, head_size: int, reach: int | None, dot_product: bool, segments: bool, dropout: bool
+) -> dict[str, Any]:
+    """What a kernel is compiled for; ``reach`` is None without a convolution term."""
+    tile = choose_tiles(dtype, head_size)[which]
+    return {
+        "HEAD_SIZE": head_size,
+        "REACH": reach or 0,
+        "DOT_PRODUCT": dot_product,
+        "TERMS": reach is not None,
+        "SEGMENTS": segments,
+        "DROPOUT": dropout,
+        "PRECISION": "ieee" if dtype == torch.float32 else "tf32",  # which matters to float32 only
+        "BLOCK_D": padded_head_size(head_size),
+        "I": tile.queries,
+        "J": tile.keys,
+        "NEAR": tile.near,
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
+    }
+
+
 @banded_attention.register_fake
-def _(query: Any, key: Any, value: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _(query: Any, key: Any, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     batch, length, heads, _ = value.shape
     return torch.empty_like(value), value.new_empty((batch, heads, length), dtype=torch.float32)
 
 
 @_backward.register_fake
-def _(query: Any, key: Any, value: Any, band: Any, ends: Any, *_: Any) -> tuple[Tensor, ...]:
+def _(query: Any, key: Any, value: Any, band: Any, ends: Any, *rest: Any) -> list[Tensor]:
     return _empty_gradients(query, key, value, band, ends)
 
 

@@ -6,15 +6,16 @@ For a query i and a key j at the offset r = j - i, with reach n, the score is
                          +  query_left[i]  + key_left[j]           r <= -n       keys on the left
                          +  query_right[i] + key_right[j]          r >= n        keys on the right
 
-A tile of scores outside the band is plain attention but for two vectors that are added. Tiles that the band crosses read
-it at an address that is linear in i and j: ``band[i, n-1 + j-i]`` is element i (2n-2) + n-1 + j. In backward each element
-of the band belongs to one pair, whose gradient is stored as it is; the four vectors get the sums of rows and columns,
-which the program that owns the row or column keeps in registers. There are no atomics: gradients are the same each time.
-Programs find where the examples of their queries (or keys) begin and end, and leave out all other tiles.
+A tile of scores outside the band is plain attention but for two vectors that are added. Tiles that the band crosses
+read it at an address that is linear in i and j: ``band[i, n-1 + j-i]`` is element i (2n-2) + n-1 + j. In backward each
+element of the band belongs to one pair, whose gradient is stored as it is; the four vectors get the sums of rows and
+columns, which the program that owns the row or column keeps in registers. There are no atomics, so gradients are the
+same each time. Programs find where the examples of their queries (or keys) begin and end, and leave out other tiles.
 
 Legend: B rows, S sequence, H heads, d head size, n reach, I and J queries and keys of a tile. Layouts: queries, keys,
 values, context and their gradients (B, S, H, d); band (B, H, S, 2n-1); ends (4, B, H, S), the four vectors in the order
-above, ``apart`` = B H S elements from one to the next; examples (3, B, S), what ``Segments.spans`` gives; log_sum_exp and delta, row sums of context x its gradient, (B, H, S) float32.
+above, ``apart`` = B H S elements from one to the next; examples (3, B, S), what ``Segments.spans`` gives; log_sum_exp
+and delta, the row sums of context x its gradient, (B, H, S) float32.
 """
 
 import triton
@@ -89,8 +90,10 @@ def _score(
     in_i, in_j = _inside(i, length), _inside(j, length)
     if TERMS:
         if IN_BAND:
-            left = tl.load(ends + i, mask=in_i, other=0.0) + tl.load(ends + 2 * apart + j, mask=in_j, other=0.0)
-            right = tl.load(ends + apart + i, mask=in_i, other=0.0) + tl.load(ends + 3 * apart + j, mask=in_j, other=0.0)
+            left = tl.load(ends + i, mask=in_i, other=0.0)
+            left += tl.load(ends + 2 * apart + j, mask=in_j, other=0.0)
+            right = tl.load(ends + apart + i, mask=in_i, other=0.0)
+            right += tl.load(ends + 3 * apart + j, mask=in_j, other=0.0)
             within = (j - i < REACH) & (i - j < REACH)
             by_offset = band + (i * (2 * REACH - 2) + (REACH - 1) + j)
             inner = tl.load(by_offset, mask=within & in_i, other=0.0).to(tl.float32)
@@ -184,7 +187,7 @@ def backward_query(
     SEGMENTS: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_D: tl.constexpr, I: tl.constexpr, J: tl.constexpr, NEAR: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of what belongs to I queries: themselves, their rows of the band and of the first two ``ends``; delta."""
+    """Delta, and gradients of what belongs to I queries: themselves, their rows of the band, the first two ``ends``."""
     start_i, matrix = tl.program_id(0) * I, tl.program_id(1)
     row = matrix // heads
     head = (row.to(tl.int64) * length * heads + matrix % heads) * HEAD_SIZE
@@ -264,7 +267,12 @@ def backward_key(
     head = (row.to(tl.int64) * length * heads + matrix % heads) * HEAD_SIZE
     vector = matrix.to(tl.int64) * length
     query, by_context, examples = query + head, by_context + head, examples + row.to(tl.int64) * length
-    band, ends, log_sum_exp, delta = band + vector * (2 * REACH - 1), ends + vector, log_sum_exp + vector, delta + vector
+    band, ends, log_sum_exp, delta = (
+        band + vector * (2 * REACH - 1),
+        ends + vector,
+        log_sum_exp + vector,
+        delta + vector,
+    )
     j = start_j + tl.arange(0, J)
     seed = tl.load(seeds) if DROPOUT else 0
     keys = _load(key + head, j, heads, length, HEAD_SIZE, BLOCK_D)
