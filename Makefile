@@ -4,15 +4,19 @@
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-SOURCES := src tests
+OLDEST := .venv-oldest
+SOURCES := src tests benchmarks
 
-.PHONY: demo test lint types format install clean
+.PHONY: demo test test-oldest lint types format install clean
 
 demo: $(INSTALLED)  # the whole path on public-domain speeches, in under ten minutes
 	$(BIN)/bertconv demo
 
 test: $(INSTALLED)  # the test suite
 	$(BIN)/python -m pytest -n logical --maxprocesses 4
+
+test-oldest: $(OLDEST)/.installed  # the test suite with the lowest versions that pyproject.toml allows
+	$(OLDEST)/bin/python -m pytest -n logical --maxprocesses 4
 
 lint: $(INSTALLED)  # ruff: rules and format
 	$(BIN)/ruff check $(SOURCES)
@@ -27,17 +31,25 @@ format: $(INSTALLED)  # rewrite the code in the project's format
 
 install: $(INSTALLED)
 
-# The first interpreter that runs, is new enough and can make virtual environments; PYTHON=... chooses another.
-$(INSTALLED): pyproject.toml constraints.txt
+# A virtual environment with the versions of a constraints file. The interpreter is the first that runs, is new enough and
+# can make virtual environments; PYTHON=... chooses another.
+define install_into
 	@for python in $(or $(PYTHON),python3.11 python3.12 python3.13 python3.10 python3 python); do \
 		if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then \
-			echo "Installing into $(VENV) with $$("$$python" --version); the first time takes some minutes."; \
-			exec "$$python" -m venv $(VENV); \
+			echo "Installing into $(1) with $$("$$python" --version); the first time takes some minutes."; \
+			exec "$$python" -m venv $(1); \
 		fi; \
 	done; echo "No Python >= 3.10 with the venv module was found; name one: make PYTHON=/path/to/python3" >&2; exit 1
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@touch $@
+	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check -c $(2) -e '.[dev]'
+	@touch $(1)/.installed
+endef
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(call install_into,$(VENV),constraints.txt)
+
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
+	$(call install_into,$(OLDEST),constraints-oldest.txt)
 
 clean:  # remove the virtual environment and everything else that can be made again
-	rm -rf $(VENV) build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,5 +1,7 @@
 """What the user is told when something is wrong, and the exit codes of the command."""
 
+import reprlib
+
 EXIT_USAGE = 2
 """Bad input or usage: nothing was started, or nothing was left half-written."""
 EXIT_DIVERGED = 3
@@ -34,5 +36,5 @@ class RunInterrupted(CommandError):
 
 def brief(value: object) -> str:
     """A value for a message, at most 60 characters of it."""
-    text = repr(value)
+    text = reprlib.repr(value) if isinstance(value, dict | list | tuple) else repr(value)  # YAML's can be endless
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -23,6 +23,8 @@ from bert_convolutions.errors import UsageError
 LOCK_NAME = ".bertconv.lock"
 ASIDE_NAME = ".replaced"
 """Folder inside an output folder that holds what an overwrite replaces, until the new run stands."""
+_ALL_ASIDE = ".complete"
+"""Inside the set-aside folder, once everything is: only then may a new run have begun."""
 _TEMPORARY = ".writing"
 _SMALL = 1 << 20
 _PATIENCE = 10
@@ -39,8 +41,13 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """``sync`` for everything under ``folder`` and for ``folder`` itself."""
+    """``sync`` for everything under ``folder``, which this program has written, and for ``folder`` itself.
+
+    Files for their owner alone, as safetensors leaves them, get the mode that the umask allows.
+    """
     for path in sorted(folder.rglob("*")):
+        if path.is_file() and stat.S_IMODE(path.stat().st_mode) == stat.S_IRUSR | stat.S_IWUSR:
+            path.chmod(0o666 & ~_umask())
         sync(path)
     sync(folder)
 
@@ -83,9 +90,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what killed processes left half-written in ``folder``; its lock must be held."""
+    """Remove what killed processes left half-written or half-removed in ``folder``; its lock must be held."""
     for path in folder.glob(f".*{_TEMPORARY}"):
-        path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def read_small(path: Path) -> bytes:
@@ -157,7 +167,7 @@ def set_aside(folder: Path, paths: Iterable[Path]) -> None:
     """Move what an overwrite replaces into ``folder/.replaced``; ``put_back`` or ``discard_aside`` must follow.
 
     Args:
-        folder: the output folder.
+        folder: the output folder; its lock must be held.
         paths: files and folders directly in it, of which those that exist are moved.
     """
     aside = folder / ASIDE_NAME
@@ -165,6 +175,7 @@ def set_aside(folder: Path, paths: Iterable[Path]) -> None:
     for path in paths:
         if path.exists() or path.is_symlink():
             path.rename(aside / path.name)
+    (aside / _ALL_ASIDE).touch()
     sync(aside)
     sync(folder)
 
@@ -174,16 +185,59 @@ def put_back(folder: Path) -> None:
     aside = folder / ASIDE_NAME
     if not aside.is_dir():
         return
+    (aside / _ALL_ASIDE).unlink(missing_ok=True)
+    sync(aside)
     for path in aside.iterdir():
         if not (folder / path.name).exists():
             path.rename(folder / path.name)
     sync(folder)
-    shutil.rmtree(aside, ignore_errors=True)
+    discard_aside(folder)
 
 
 def discard_aside(folder: Path) -> None:
-    """Remove what was set aside: the new run stands."""
-    shutil.rmtree(folder / ASIDE_NAME, ignore_errors=True)
+    """Remove what was set aside: the new run stands. A kill on the way leaves nothing that would be put back."""
+    aside = folder / ASIDE_NAME
+    if aside.is_dir():
+        doomed = folder / f"{ASIDE_NAME}{_TEMPORARY}"
+        shutil.rmtree(doomed, ignore_errors=True)
+        aside.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def settle_aside(folder: Path, *, new_stands: bool, debris: Iterable[Path] = ()) -> None:
+    """After a crash: ``put_back`` or, where the new run had begun to stand, ``discard_aside``.
+
+    Args:
+        folder: the output folder; its lock must be held.
+        new_stands: whether something of the new run is there; what is there of the old one, because the crash came
+            while it was moved, counts too.
+        debris: what else to remove of a new run that doesn't stand, beside all that has taken an old name.
+    """
+    aside = folder / ASIDE_NAME
+    if (aside / _ALL_ASIDE).exists():
+        if new_stands:
+            discard_aside(folder)
+            return
+        for path in (*debris, *(folder / path.name for path in aside.iterdir())):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    put_back(folder)
+
+
+def make_folder(folder: Path, flag: str) -> None:
+    """Make an output folder, if it isn't there, and see that it can be written to.
+
+    Raises:
+        UsageError: names the flag and the folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{flag} {folder} can't be made: {error.strerror}; give another folder") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"{flag} {folder} can't be written to; give another folder")
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field, RootModel
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, RootModel
 
 from bert_convolutions.errors import UsageError, brief
 
@@ -66,6 +66,22 @@ class OriginalsConfig(EncoderConfig):
     """``config.json`` of a checkpoint of the paper's code."""
 
     architectures: Annotated[list[str], Field(min_length=1, max_length=1)]
+
+
+def read_text(path: Path) -> str:
+    """The text in a file.
+
+    Raises:
+        UsageError: it can't be read, is no plain file, or not text in UTF-8.
+    """
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} can't be read: it is no plain file")  # reading a pipe could wait for ever
+    try:
+        return path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise UsageError(f"{path} can't be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not text in UTF-8 (byte {error.start})") from error
 
 
 def read_json(path: Path) -> Any:
@@ -180,14 +196,65 @@ class BlockFacts(Stored):
     num_sentences: Count
     num_tokens: Count
     num_bytes: Count
-    num_borders: Count
+    inner_borders: Count
+    """Blank lines (one for several together) between its own sentences."""
+    last_document: Count
+    """Sentences after the last of these."""
     starts_with_border: bool
     ends_with_border: bool
-    since_last_border: Count
+
+
+class DemoSettings(Stored):
+    """What a demonstration was started with."""
+
+    seed: int
+    quick: bool
 
 
 class FileFacts(RootModel[list[list[BlockFacts]]]):
     """The facts of the blocks of each text file."""
+
+
+# Training: checkpoints and results
+
+
+class StoredFile(Stored):
+    """A file of a checkpoint as its manifest describes it."""
+
+    size: Count
+    sha256: Sha256
+
+
+class CheckpointManifest(Stored):
+    """``manifest.json`` of a checkpoint: what a resumed run must agree with, and every other file."""
+
+    format: Literal[1]
+    run: dict[str, Any]
+    files: dict[str, StoredFile]
+
+
+class StoredTrainerState(Foreign):
+    """``trainer_state.json``, by ``transformers``: those of its values that a resumed run goes by."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=True, frozen=True)
+
+    global_step: Count
+    max_steps: int
+    epoch: float | None
+    num_input_tokens_seen: Count
+    total_flos: float
+    log_history: list[dict[str, Any]]
+    best_metric: float | None
+    best_global_step: int | None
+    best_model_checkpoint: str | None
+    stateful_callbacks: dict[str, Any]
+
+
+class TrainResults(Foreign):
+    """``train_results.json``: the step that the model beside it is of, and what a resumed run must agree with."""
+
+    steps: int = Field(ge=0, strict=True)
+    run: dict[str, Any] = {}
 
 
 # Probes: minimal pairs and local order
@@ -236,3 +303,99 @@ class ProbeResults(Stored):
     phenomena: dict[str, Accuracy]
     fields: dict[str, Accuracy]
     all: Accuracy | None = None
+
+
+# Experiments
+
+FlagValue = bool | int | float | str | list[bool | int | float | str] | None
+Flags = dict[str, FlagValue]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+"""Of a variant or an evaluation: it becomes the name of a folder."""
+
+
+class Evaluations(BaseModel):
+    """What a pre-trained model of an experiment is asked, beside its loss: flags of the commands that ask it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    minimal_pairs: dict[Name, Flags] = {}
+    local_order: Flags | None = None
+    glue: Flags | None = None
+
+
+class Experiment(BaseModel):
+    """An experiment file: flags of ``bertconv pretrain`` for all variants, and those by which the variants differ."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    question: str = ""
+    base: Flags
+    variants: Annotated[dict[Name, Flags], Field(min_length=1)]
+    baseline: str | None = None
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    evaluate: Evaluations = Evaluations()
+
+
+class CellRecord(Stored):
+    """How a cell of a sweep was run last: the command's words after ``bertconv``, its time and exit code."""
+
+    command: list[str]
+    seconds: Annotated[float, Field(ge=0)]
+    exit_code: int
+
+
+# GLUE: hyper-parameters, states, scores
+
+
+def _number_as_text(value: Any) -> Any:
+    """``3e-4`` and the like, which YAML reads as text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+class Hyperparameters(Stored):
+    """How one GLUE task is fine-tuned.
+
+    Attributes:
+        learning_rate: peak of the schedule.
+        batch_size: examples of one optimizer step over all devices.
+        steps: optimizer steps.
+    """
+
+    learning_rate: Annotated[float, BeforeValidator(_number_as_text), Field(gt=0)]
+    batch_size: Annotated[int, Field(gt=0, lt=2**31)]
+    steps: Annotated[int, Field(gt=0, lt=2**31)]
+
+
+class TaskState(Stored):
+    """What has been done in the folder of one GLUE task and round: ``glue_state.json``.
+
+    Attributes:
+        task: its name.
+        settings: what the result depends on: flags, and hashes of the data, the tokenizer and the model's weights.
+        trained: whether training ended and the model was saved.
+        saved: files of the model and the tokenizer, below the folder, to their SHA-256.
+        dev: dev set to its scores, once evaluated.
+        predicted: test set to the number of its rows, once written.
+    """
+
+    task: str
+    settings: dict[str, JsonValue]
+    trained: bool = False
+    saved: dict[str, str] = {}
+    dev: dict[str, dict[str, float]] = {}
+    predicted: dict[str, Size] = {}
+
+
+class AccuracyScore(RootModel[Share]):
+    """An accuracy, or the mean of accuracy and F1, as a file of results has it."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class CorrelationScore(RootModel[Annotated[float, Field(ge=-1, le=1)]]):
+    """A correlation coefficient, as a file of results has it."""
+
+    model_config = ConfigDict(allow_inf_nan=False)

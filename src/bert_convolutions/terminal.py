@@ -3,6 +3,7 @@
 import sys
 
 from rich.console import Console
+from rich.table import Table
 
 MIN_WIDTH = 120
 """Columns that are used where the output is no terminal, so that a log file holds whole tables."""
@@ -19,6 +20,14 @@ def make_console(quiet: bool = False) -> Console:
     if not console.is_terminal:
         console.width = max(console.width, MIN_WIDTH)
     return console
+
+
+def make_table(title: str, first: str, *figures: str) -> Table:
+    """A table without lines: a column of names under ``first``, then right-aligned ones under ``figures``."""
+    table = Table(first, title=title, title_justify="left", box=None, pad_edge=False)
+    for heading in figures:
+        table.add_column(heading, justify="right")
+    return table
 
 
 def duration(seconds: float) -> str:

@@ -2,17 +2,15 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from tests.bench.conftest import ScriptedConnection
 from transformers import TrainingArguments
 
-from bert_convolutions.bench.breakdown import PARTS
 from bert_convolutions.bench.contestants import CONTESTANTS
 from bert_convolutions.bench.corpus import Setup
+from bert_convolutions.bench.jobs import PairsRun, pretrain_options
 from bert_convolutions.bench.plan import Job
-from bert_convolutions.bench.pretraining import PairsRun, pretrain_options
 from bert_convolutions.bench.turns import FinishedError, Report, Turns
 from bert_convolutions.bench.worker import run_job
 from bert_convolutions.data.collate import PretrainingCollator
@@ -87,42 +85,17 @@ def test_peers_have_our_shape(bench_setup: Setup) -> None:
         assert model.get_input_embeddings().weight.shape[0] == bench_setup.vocabulary == 300
 
 
-def test_breakdown_books_all_time(bench_setup: Setup) -> None:
-    _, report = reports(Job("breakdown", "composite", "float32", 128, 4), bench_setup, turns=2)
-    assert set(report.parts) == set(PARTS)
-    claimed = sum(report.parts.values())
-    assert all(report.parts[part] > 0 for part in PARTS if part != "other")
-    assert 0.3 * report.seconds < claimed <= 1.01 * report.seconds
+def test_loading_is_measured_alone(bench_setup: Setup) -> None:
+    first, second = reports(Job("loading", "composite", "float32", 128, 4), bench_setup, turns=2)
+    run = PairsRun(Job("loading", "composite", "float32", 128, 4), bench_setup)
+    assert [first.work.tokens, second.work.tokens] == [run.work(0).tokens, run.work(1).tokens]
+    assert first.work.examples == 4 and first.work.flops is None
 
 
-@pytest.mark.parametrize("glue_task", ["RTE", "CoLA"])
-@pytest.mark.parametrize("task", ["fine_tuning", "prediction"])
-def test_layouts_take_the_same_examples(task: str, glue_task: str, bench_setup: Setup) -> None:
-    work = [
-        reports(Job(task, "composite", "float32", 128, 8, glue_task, padded), bench_setup)[0].work  # type: ignore[arg-type]
-        for padded in (False, True)
-    ]
-    assert work[0] == work[1]
-    assert work[0].examples == 8 and 8 < work[0].tokens <= 8 * 128
-
-
-def test_parts_of_backward_operations() -> None:
-    """An operation of the backward pass is booked on the module whose forward operation it belongs to."""
-    from torch import nn
-    from torch.profiler import profile
-
-    from bert_convolutions.bench.breakdown import _mark_module, seconds_by_part
-
-    small, large = nn.Linear(256, 256), nn.Linear(256, 4096)
-    _mark_module(small, "scores")
-    _mark_module(large, "feed-forward")
-    inputs = torch.randn(512, 256)
-    with profile() as profiled:
-        large(small(inputs)).sum().backward()
-    seconds = seconds_by_part(profiled.events(), on_cuda=False)
-    assert seconds["feed-forward"] > 3 * seconds["scores"] > 0
-    with profile() as profiled:
-        output = large(small(inputs)).sum()
-    forward = seconds_by_part(profiled.events(), on_cuda=False)
-    assert seconds["feed-forward"] > 1.5 * forward["feed-forward"], "the backward pass is in it"
-    assert np.isfinite(output.item())
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+def test_settings_reach_the_model(backend: str, bench_setup: Setup) -> None:
+    job = Job("settings", "composite", "bf16", 128, 2, backend=backend)
+    run = PairsRun(job, bench_setup)
+    assert run.trainer.model.config._attn_implementation == backend and run.trainer.args.bf16
+    (report,) = reports(job, bench_setup)
+    assert report.work.examples == 2

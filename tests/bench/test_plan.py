@@ -3,7 +3,7 @@ import pytest
 from bert_convolutions.bench.contestants import CONTESTANTS
 from bert_convolutions.bench.options import TASK_NAMES, BenchOptions
 from bert_convolutions.bench.plan import Job, make_plan
-from bert_convolutions.bench.results import Measurement, ratio, target_results
+from bert_convolutions.bench.results import Measurement, fastest_setting, ratio
 from bert_convolutions.bench.turns import Report, Work
 from bert_convolutions.errors import UsageError
 
@@ -63,7 +63,7 @@ def test_senseless_numbers_name_their_flag(flags: dict) -> None:
 
 def test_tasks_of_our_models_need_one() -> None:
     with pytest.raises(UsageError, match="add composite"):
-        make_plan(BenchOptions(tasks=["breakdown"], contestants=["electra"]))
+        make_plan(BenchOptions(tasks=["settings"], contestants=["electra"]))
 
 
 def test_baselines() -> None:
@@ -84,32 +84,24 @@ def test_ratios_are_taken_round_by_round() -> None:
     assert result["median"] == pytest.approx(3.0) and result["rounds"] == pytest.approx([3.0, 3.0, 3.3])
 
 
-def test_both_tasks_take_as_many_examples_of_each() -> None:
-    speeds = {("RTE", False): 50.0, ("RTE", True): 25.0, ("CoLA", False): 200.0, ("CoLA", True): 25.0}
-    entries = [
-        {
-            "task": "prediction",
-            "contestant": "composite",
-            "precision": "float32",
-            "glue_task": task,
-            "padded": padded,
-            "medians": {"examples_per_second": speed},
-            "ratios": {"speed": {"median": speed / 25}},
-        }
-        for (task, padded), speed in speeds.items()
-    ]
-    reached = {result["figure"]: result["reached"] for result in target_results(entries)}
-    assert reached["prediction, as many examples of each"] == pytest.approx((1 / 25 + 1 / 25) / (1 / 50 + 1 / 200))
-    assert len(reached) == 3
-
-
-def test_targets_are_those_of_the_default_setting() -> None:
-    entry = {
-        "task": "pretraining",
-        "contestant": "composite",
-        "precision": "float32",
-        "length": 128,
-        "ratios": {"speed": {"median": 3.5}, "memory": {"median": 0.7}},
+def test_settings_are_every_precision_and_backend_and_other_batches() -> None:
+    (group,) = make_plan(BenchOptions(tasks=["settings"]), backends=("sdpa", "eager", "triton"))
+    settings = {(job.precision, job.backend, job.batch_size) for job in group.jobs}
+    expected = {
+        (precision, backend, 32) for precision in ("float32", "bf16") for backend in ("sdpa", "eager", "triton")
     }
-    results = target_results([entry, {**entry, "contestant": "dot_product"}, {**entry, "length": 512}])
-    assert [(result["reached"], result["met"]) for result in results] == [(3.5, True), (0.7, False)]
+    assert settings == expected | {("bf16", "sdpa", 16), ("bf16", "sdpa", 64)} and len(group.jobs) == len(settings)
+    assert all(
+        job.baseline(group.jobs) == Job("settings", "composite", "float32", 128, 32, "sdpa") for job in group.jobs
+    )
+
+
+def test_the_fastest_setting_is_told_as_flags() -> None:
+    def entry(precision: str, backend: str, batch_size: int, speed: float) -> dict:
+        job = {"task": "settings", "precision": precision, "backend": backend, "batch_size": batch_size, "length": 128}
+        return {**job, "medians": {"real_tokens_per_second": speed}}
+
+    entries = [entry("float32", "sdpa", 32, 1000.0), entry("bf16", "sdpa", 64, 2345.6), {"task": "settings"}]
+    expected = "--per_device_train_batch_size 64 --attn_implementation sdpa --bf16: 2,346 real tokens/s at S = 128"
+    assert fastest_setting(entries) == expected
+    assert fastest_setting([]) is None

@@ -72,13 +72,10 @@ def test_all_tasks_give_json_and_a_picture(
     entries = results["measurements"]
     assert {entry["task"] for entry in entries} == set(TASK_NAMES)
     assert all(entry["failure"] is None and entry["medians"]["ms_per_step"] > 0 for entry in entries)
-    assert all(entry["ratios"]["speed"]["median"] > 0 for entry in entries if entry["task"] != "breakdown")
-    breakdown = next(entry for entry in entries if entry["task"] == "breakdown")
-    assert sum(breakdown["parts_ms_per_step"].values()) == pytest.approx(breakdown["medians"]["ms_per_step"], rel=0.05)
+    assert all(entry["ratios"]["speed"]["median"] > 0 for entry in entries if entry["task"] != "loading")
     picture = matplotlib.image.imread(Path(flags["output_dir"]) / "results.png")
     assert picture.shape[0] > 500 and picture.shape[1] > 1000
-    assert "batched by length" in capfd.readouterr().out
-    assert results["targets"] == [], "targets are for bert_small"
+    assert "Fastest here: --per_device_train_batch_size" in capfd.readouterr().out
 
 
 def test_a_failed_contestant_leaves_the_others(
@@ -99,6 +96,17 @@ def test_a_failed_contestant_leaves_the_others(
     assert dot_product["failure"] == "MemoryError: no room" and "medians" not in dot_product
     assert composite["medians"]["ms_per_step"] > 0 and composite["ratios"] == {}
     assert "failed: MemoryError: no room" in capfd.readouterr().out
+
+
+def test_a_path_with_brackets(
+    bench_flags: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    monkeypatch.setattr(run, "Worker", ThreadedWorker)
+    folder = tmp_path / "bench (copy) (2)"
+    flags = {**bench_flags, "output_dir": str(folder), "precision": ["float32"], "contestants": ["composite"]}
+    run_bench(BenchOptions(**{**flags, "sequence_lengths": [128], "tasks": ["loading"]}))
+    (entry,) = read({"output_dir": str(folder)})["measurements"]
+    assert entry["medians"]["real_tokens_per_second"] > 0 and entry["failure"] is None
 
 
 def test_too_little_text(bench_flags: dict[str, Any]) -> None:

@@ -33,7 +33,8 @@ def test_no_sub_command_takes_a_flag_from_the_trainer(name: str) -> None:
 def test_a_configuration_file_gives_them_and_the_command_line_wins(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(
-        "output_dir: out\nmax_steps: 7\nlearning-rate: 1e-4\nlr_scheduler_kwargs: {num_cycles: 2}\ndo_train: true\n"
+        "output_dir: out\nmax_steps: 7\nlearning-rate: 1e-4\nlr_scheduler_type: cosine\n"
+        "lr_scheduler_kwargs: {num_cycles: 2}\ndo_train: true\n"
     )
     arguments = parse("--config", str(path), "--max_steps", "9")
     assert (arguments.output_dir, arguments.max_steps, arguments.learning_rate) == ("out", 9, 1e-4)

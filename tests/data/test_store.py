@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from bert_convolutions import data
 from bert_convolutions.data.pieces import PieceTokenizer
 from bert_convolutions.data.store import ArrowStore, ExampleView
 from bert_convolutions.data.store_ids import IdsStore, write_line_index
@@ -289,3 +290,11 @@ def test_manifests_of_odd_types_are_refused_with_the_place(folder: Path, change:
     file.write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(UsageError, match=f"{place}.*run build-dataset again"):
         ArrowStore(folder)
+
+
+def test_reading_a_store_knows_nothing_of_building_one() -> None:
+    """``data.build`` is called from training, and imports reading; never the other way round."""
+    folder = Path(data.__file__).parent
+    for file in folder.glob("*.py"):
+        assert "bert_convolutions.data.build" not in file.read_text(encoding="utf-8"), file
+    assert "store_ids" not in (folder / "store.py").read_text(encoding="utf-8")

@@ -11,10 +11,9 @@ from bert_convolutions.cli.commands import COMMANDS
 from bert_convolutions.demo import run as demo_run
 from bert_convolutions.demo.commands import command_line
 from bert_convolutions.demo.corpus import Speech
-from bert_convolutions.demo.options import DemoOptions
+from bert_convolutions.demo.options import QUICK, DemoOptions
 from bert_convolutions.demo.places import Places
 from bert_convolutions.demo.run import MODELS, run_demo
-from bert_convolutions.demo.scale import QUICK
 from bert_convolutions.errors import RunInterrupted, UsageError
 from bert_convolutions.training.options import PretrainOptions
 
@@ -38,11 +37,11 @@ def test_everything_is_there(demo: tuple[Places, str]) -> None:
     for picture in (places.curves, places.kernels):
         assert picture.read_bytes().startswith(b"\x89PNG")
     for name in MODELS:
-        assert (places.pretrained(name) / "model.safetensors").is_file()
+        assert (places.pretrained / name / "model.safetensors").is_file()
     with zipfile.ZipFile(places.submission / "submission.zip") as archive:
         assert len(archive.namelist()) == 11
     for task in ("MNLI", "CoLA", "SST-2", "MRPC", "STS-B", "QQP", "QNLI", "RTE", "WNLI"):
-        assert list((places.finetuned("composite") / f"{task}0").glob("eval_results_*.txt"))
+        assert list((places.finetuned / "composite" / f"{task}0").glob("eval_results_*.txt"))
 
 
 def test_it_says_what_it_does_and_where_things_are(demo: tuple[Places, str]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from bert_convolutions.cli.main import main
 from bert_convolutions.errors import UsageError
 from bert_convolutions.glue.options import GlueOptions
 from bert_convolutions.glue.run import run_glue
@@ -17,7 +18,7 @@ CASES: dict[str, tuple[dict, dict, str]] = {
     "no such model": ({"model_name_or_path": "./none"}, {}, r"\./none"),
     "no such tokenizer": ({"tokenizer_name": "./none"}, {}, "none: no such tokenizer"),
     "task": ({"task_name": "RTX"}, {}, "no GLUE task 'RTX'"),
-    "preset": ({"hyperparams": "electr"}, {}, "unknown preset 'electr'"),
+    "preset": ({"hyperparams": "electr"}, {}, "unknown hyper-parameters 'electr'"),
     "rounds": ({"rounds": 11}, {}, "--rounds must be from 1 to 10"),
     "no rounds": ({"rounds": 0}, {}, "--rounds must be from 1 to 10"),
     "length": ({"max_seq_length": 65}, {}, "--max_seq_length 65 is above the model's 64 positions"),
@@ -77,9 +78,10 @@ def test_a_folder_of_something_else_is_not_written_into(tmp_path: Path, glue_dir
 
 def test_a_checkpoint_of_the_original_is_to_be_converted(tmp_path: Path, glue_dir: Path):
     config = {"model_type": "bert", "attention_kernel": "qk 8", "vocab_size": 45}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     with pytest.raises(UsageError, match="bertconv convert"):
-        run(tmp_path / "out", glue_dir, tmp_path, {"tokenizer_name": str(tmp_path / "none")}, {})
+        run(tmp_path / "out", glue_dir, tmp_path / "model", {"tokenizer_name": str(tmp_path / "none")}, {})
 
 
 def test_weights_of_another_shape_or_none(tmp_path: Path, glue_dir: Path, model_dir: Path):
@@ -87,13 +89,16 @@ def test_weights_of_another_shape_or_none(tmp_path: Path, glue_dir: Path, model_
     shutil.copytree(model_dir, model)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
-    with pytest.raises(UsageError, match=r"lacks 16 weights of the model, bert\.encoder\.layer\.2"):
+    with pytest.raises(UsageError, match=r"lacks bert\.encoder\.layer\.2\.\S+ and 15 more"):
         run(tmp_path / "a", glue_dir, model, {}, {})
+    (model / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    with pytest.raises(UsageError, match=r"has no place for, bert\.encoder\.layer\.1\.\S+ and 15 more"):
+        run(tmp_path / "d", glue_dir, model, {}, {})
     (model / "config.json").write_text(json.dumps(config | {"hidden_size": 32}))
-    with pytest.raises(UsageError, match="cannot load the model"):
+    with pytest.raises(UsageError, match=r"model: bert\.\S+ is \(.*\), and by the configuration \("):
         run(tmp_path / "b", glue_dir, model, {}, {})
     (model / "model.safetensors").write_bytes(b"\0" * 30)
-    with pytest.raises(UsageError, match="cannot load the model"):
+    with pytest.raises(UsageError, match="model can't be loaded"):
         run(tmp_path / "c", glue_dir, model, {}, {})
 
 
@@ -101,3 +106,34 @@ def test_a_damaged_state_is_named(tmp_path: Path, glue_dir: Path, model_dir: Pat
     (tmp_path / "glue_state.json").write_text("{")
     with pytest.raises(UsageError, match=r"glue_state.json is damaged"):
         run(tmp_path, glue_dir, model_dir, {}, {})
+
+
+OUT_OF_RANGE = {
+    "--gradient_accumulation_steps": "-1",
+    "--max_steps": "0",
+    "--num_train_epochs": "0",
+    "--learning_rate": "nan",
+    "--per_device_train_batch_size": "0",
+    "--adam_beta1": "1",
+    "--save_every_minutes": "0",
+    "--rounds": "0",
+    "--optim": "lomo",
+    "--lr_scheduler_kwargs": '{"num_cycle": 1}',
+}
+
+
+@pytest.mark.parametrize("flag", OUT_OF_RANGE)
+def test_a_flag_out_of_range_ends_before_anything_old_goes(
+    tmp_path: Path, glue_dir: Path, model_dir: Path, flag: str, capsys
+):
+    run(tmp_path / "out", glue_dir, model_dir, {}, {})
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    command = [
+        *("glue", "--task_name", "RTE", "--data_dir", glue_dir, "--model_name_or_path", model_dir, "--do_train"),
+        *("--output_dir", tmp_path / "out", "--overwrite_output_dir", "--max_seq_length", "32", "--use_cpu"),
+        *(("--lr_scheduler_type", "cosine") if "scheduler" in flag else ()),
+        *(flag, OUT_OF_RANGE[flag]),
+    ]
+    assert main([str(word) for word in command]) == 2
+    assert flag in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before

@@ -1,4 +1,4 @@
-"""The numbers of the presets, the YAML file, and what a batch is on several devices."""
+"""The numbers of the paper, the YAML file, and what a batch is on several devices."""
 
 from pathlib import Path
 
@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bert_convolutions.errors import UsageError
-from bert_convolutions.glue.hyperparameters import PRESETS, Hyperparameters, device_batch_size, load_hyperparameters
+from bert_convolutions.glue.hyperparameters import HYPERPARAMETERS, device_batch_size, load_hyperparameters
 from bert_convolutions.glue.tasks import TASK_NAMES, TASKS, parse_tasks
+from bert_convolutions.schemas import Hyperparameters
 
 STEPS = {
     "electra": dict(
@@ -20,19 +21,18 @@ STEPS = {
 }
 
 
+def make(learning_rate: float, batch_size: int, steps: int) -> Hyperparameters:
+    return Hyperparameters(learning_rate=learning_rate, batch_size=batch_size, steps=steps)
+
+
 @pytest.mark.parametrize("name", TASK_NAMES)
-def test_presets_are_the_papers(name: str):
+def test_hyperparameters_are_the_papers(name: str):
     batch = 128 if name in ("MNLI", "QQP") else 32
     rate = 1e-4 if name == "QNLI" else 3e-4
     steps = STEPS["electra"][name]
-    assert PRESETS["electra"][name] == Hyperparameters(rate, batch, steps)
-    assert PRESETS["electra_base"][name] == Hyperparameters(1e-4, batch, steps)
-    assert PRESETS["stable"][name] == Hyperparameters(2e-5, 16, STEPS["stable"][name])
-
-
-def test_warm_up_is_a_tenth():
-    assert PRESETS["electra"]["MNLI"].warmup_steps == 1212
-    assert PRESETS["stable"]["RTE"].warmup_steps == 2 * 155
+    assert HYPERPARAMETERS["electra"][name] == make(rate, batch, steps)
+    assert HYPERPARAMETERS["electra_base"][name] == make(1e-4, batch, steps)
+    assert HYPERPARAMETERS["stable"][name] == make(2e-5, 16, STEPS["stable"][name])
 
 
 @pytest.mark.parametrize(
@@ -52,25 +52,25 @@ def write(folder: Path, content: str) -> str:
 def test_a_yaml_file_fills_tasks_from_its_default(tmp_path: Path):
     path = write(tmp_path, "default: {learning_rate: 1e-4, batch_size: 16, steps: 50}\nrte: {steps: 70}\n")
     loaded = load_hyperparameters(path)
-    assert loaded["RTE"] == Hyperparameters(1e-4, 16, 70)
-    assert loaded["CoLA"] == Hyperparameters(1e-4, 16, 50)
+    assert loaded["RTE"] == make(1e-4, 16, 70)
+    assert loaded["CoLA"] == make(1e-4, 16, 50)
     assert set(loaded) == set(TASK_NAMES)
 
 
 def test_only_the_tasks_that_run_must_be_covered(tmp_path: Path):
     path = write(tmp_path, "RTE: {learning_rate: 0.001, batch_size: 16, steps: 50}\n")
     assert load_hyperparameters(path, parse_tasks("RTE"))["RTE"].steps == 50
-    with pytest.raises(UsageError, match="no learning_rate and no batch_size and no steps for CoLA"):
+    with pytest.raises(UsageError, match=r"mine.yaml: CoLA: learning_rate: Field required"):
         load_hyperparameters(path, parse_tasks("CoLA"))
 
 
 BAD_YAML = {
     "RTX: {steps: 1}": "unknown key 'RTX'; valid are MNLI",
-    "RTE: {step: 1}": "unknown key 'step'; valid are learning_rate, batch_size, steps",
-    "RTE: {steps: 0}": "RTE.steps must be a whole number above 0, not 0",
+    "RTE: {step: 1}": "RTE: step: Extra inputs are not permitted",
+    "RTE: {steps: 0}": "RTE: steps: Input should be greater than 0, not 0",
     "RTE: {steps: 1.5}": "not 1.5",
     "RTE: {batch_size: true}": "not True",
-    "RTE: {learning_rate: fast}": "RTE.learning_rate must be a number above 0, not 'fast'",
+    "RTE: {learning_rate: fast}": "RTE: learning_rate: Input should be a valid number, not 'fast'",
     "RTE: {learning_rate: -1}": "not -1",
     "RTE: {learning_rate: .inf}": "not inf",
     "RTE: 5": "must be a mapping",
@@ -78,6 +78,12 @@ BAD_YAML = {
     "": "must map tasks",
     "RTE: {steps: 1}\nrte: {steps: 2}": "RTE comes twice",
     "RTE: {": "is not YAML",
+    "RTE: {steps: 2020-99-99}": "is not YAML",
+    "RTE: {steps: 99999999999}": "less than 2147483648",
+    "a: &a [1, 1]\n"
+    + "".join(f"{chr(97 + n)}: &{chr(97 + n)} [*{chr(96 + n)}, *{chr(96 + n)}]\n" for n in range(1, 26))
+    + "RTE: {steps: *z}": "unknown key 'a'",
+    "RTE: {steps: &a [1, 1], batch_size: [*a, *a]}": "a valid integer, not [[1, 1], [1, 1]]",
 }
 
 
@@ -89,10 +95,10 @@ def test_a_bad_yaml_file_is_refused(tmp_path: Path, content: str):
     assert "mine.yaml" in str(caught.value)
 
 
-def test_an_unknown_preset_and_a_missing_file(tmp_path: Path):
-    with pytest.raises(UsageError, match="'elektra'; choose electra, electra_base, stable or"):
+def test_an_unknown_name_and_a_missing_file(tmp_path: Path):
+    with pytest.raises(UsageError, match="'elektra'; choose electra, electra_base, stable, flags"):
         load_hyperparameters("elektra")
-    with pytest.raises(UsageError, match="cannot read"):
+    with pytest.raises(UsageError, match=r"none.yaml can't be read: No such file"):
         load_hyperparameters(str(tmp_path / "none.yaml"))
 
 

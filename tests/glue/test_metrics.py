@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score, log_loss, matthews_corrcoef
 
-from bert_convolutions.glue.metrics import METRICS, correlation, dev_scores, matthews
+from bert_convolutions.glue.predict import METRICS, correlation, dev_scores, matthews
 from bert_convolutions.glue.tasks import MNLI, TASKS, find_task
 
 

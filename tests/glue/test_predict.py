@@ -1,13 +1,13 @@
-"""Batching by length changes no result; examples are cut and encoded as the tokenizer says."""
+"""How examples are batched and laid out changes no result; examples are cut and encoded as the tokenizer says."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import DataCollatorWithPadding, TrainingArguments
+from transformers import TrainingArguments
 
-from bert_convolutions.glue.encoding import EncodedExamples, encode
+from bert_convolutions.glue.examples import EncodedExamples, encode, layout_for
 from bert_convolutions.glue.models import load_pretrained
 from bert_convolutions.glue.predict import evaluate, format_predictions, predict_logits
 from bert_convolutions.glue.reading import Examples, read_dev
@@ -38,8 +38,8 @@ def test_logits_are_those_of_padding_everything(
     model = load_pretrained(str(model_dir), task).eval()
     examples = many(glue_dir, task)
     encoded = encode(tokenizer, examples, max_seq_length=40)
-    collator = DataCollatorWithPadding(tokenizer)
-    logits = predict_logits(model, encoded, collator, arguments(tmp_path, per_device_eval_batch_size=batch_size))
+    layout = layout_for(model, tokenizer)
+    logits = predict_logits(model, encoded, layout, arguments(tmp_path, per_device_eval_batch_size=batch_size))
     padded = tokenizer(
         *examples.texts, truncation="longest_first", padding="max_length", max_length=40, return_tensors="pt"
     )
@@ -72,14 +72,14 @@ def test_a_model_with_its_labels_in_another_order_is_scored_alike(tmp_path: Path
     """MNLI checkpoints of others have other label orders: only the words count."""
     model = load_pretrained(str(model_dir), MNLI)
     dev = {MNLI.dev[0]: encode(tokenizer, many(glue_dir, MNLI), 32)}
-    collator = DataCollatorWithPadding(tokenizer)
-    before = evaluate(model, MNLI, dev, collator, arguments(tmp_path))
+    layout = layout_for(model, tokenizer)
+    before = evaluate(model, MNLI, dev, layout, arguments(tmp_path))
     order = [2, 0, 1]
     with torch.no_grad():
         model.classifier.weight.copy_(model.classifier.weight[order].clone())
         model.classifier.bias.copy_(model.classifier.bias[order].clone())
     model.config.id2label = {new: MNLI.labels[old] for new, old in enumerate(order)}
-    after = evaluate(model, MNLI, dev, collator, arguments(tmp_path))
+    after = evaluate(model, MNLI, dev, layout, arguments(tmp_path))
     assert after["mnli"] == pytest.approx(before["mnli"])
     logits = np.eye(3)[[1]]
     assert format_predictions(logits, [4], model, MNLI) == "index\tprediction\n4\tcontradiction\n"

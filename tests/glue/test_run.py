@@ -1,7 +1,6 @@
 """The command's work end to end with a tiny random model on a tiny GLUE: train, predict, compile, stop and go on."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -12,34 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.glue.helpers import arguments, kill_in_step, options, same_weights, weights
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bert_convolutions.errors import RunInterrupted, TrainingDiverged, UsageError
-from bert_convolutions.glue.finetune import GlueTrainer
-from bert_convolutions.glue.options import CompileGlueOptions, GlueOptions
+from bert_convolutions.glue.options import CompileGlueOptions
 from bert_convolutions.glue.run import run_glue
-from bert_convolutions.glue.submit import compile_glue
+from bert_convolutions.glue.submit import compile_submission
 from bert_convolutions.glue.tasks import TASKS, all_dev_sets, all_test_sets
-from bert_convolutions.training.arguments import BertTrainingArguments
-
-
-def arguments(folder: Path, **changes) -> BertTrainingArguments:
-    given = {"max_steps": 2, "learning_rate": 1e-3, "use_cpu": True, "disable_tqdm": True, "save_steps": 9999999}
-    return BertTrainingArguments(output_dir=str(folder), **{**given, **changes})
-
-
-def options(glue_dir: Path, model_dir: Path, task_name: str = "RTE", **changes) -> GlueOptions:
-    given = {"data_dir": str(glue_dir), "task_name": task_name, "model_name_or_path": str(model_dir)}
-    return GlueOptions(**{**given, "max_seq_length": 32, **changes})
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
-def same_weights(a: Path, b: Path) -> bool:
-    first, second = weights(a), weights(b)
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +75,7 @@ def test_the_encoder_of_mnli_is_the_fine_tuned_one(finished: Path, model_dir: Pa
 
 
 def test_the_submission_of_it(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    compile_glue(CompileGlueOptions(input=str(finished), test_dir=str(tmp_path)))
+    compile_submission(CompileGlueOptions(input=str(finished), test_dir=str(tmp_path)))
     printed = capsys.readouterr().out
     assert "MNLI-mm" in printed and "Not the official test set" in printed
     with zipfile.ZipFile(tmp_path / "submission.zip") as archive:
@@ -105,17 +84,27 @@ def test_the_submission_of_it(finished: Path, tmp_path: Path, capsys: pytest.Cap
     assert set(scores["dev"]) == {dev.title for _, dev in all_dev_sets()}
 
 
+def modified(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
 def test_what_is_finished_is_not_run_again(finished: Path, glue_dir: Path, model_dir: Path, tmp_path: Path, capsys):
     folder = tmp_path / "copy"
     shutil.copytree(finished, folder)
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    before = modified(folder)
     shutil.rmtree(folder / "WNLI0")
-    given = arguments(folder, do_train=True, do_eval=True, do_predict=True, max_steps=3)
-    run_glue(options(glue_dir, model_dir, "ALL", rounds=1, hyperparams="electra"), given)
-    after = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    stages = {"do_train": True, "do_eval": True, "do_predict": True}
+    chosen = options(glue_dir, model_dir, "ALL", rounds=1, hyperparams="electra")
+    run_glue(chosen, arguments(folder, **stages, per_device_train_batch_size=99999))
+    after = modified(folder)
     changed = {path for path in before if before[path] != after[path]}
     assert {path.relative_to(folder).parts[0] for path in changed} == {"WNLI0", ".bertconv.lock"}
-    assert "RTE0: done before, with batch_size 32 (now 8), max_steps 2 (now 3)" in capsys.readouterr().out
+    assert "RTE0: done before" in capsys.readouterr().out
+    with pytest.raises(
+        UsageError, match=r"MNLI0 in .* was fine-tuned with .*max_steps 2 \(now 3\), batch_size 128 \(now 8\)"
+    ):
+        run_glue(chosen, arguments(folder, **stages, max_steps=3))
+    assert modified(folder) == after
 
 
 def test_composite_attention_starts_from_its_mnli_encoder(tmp_path: Path, glue_dir: Path, composite_dir: Path):
@@ -141,7 +130,8 @@ def test_equal_seeds_give_equal_weights_and_overwriting_runs_again(tmp_path: Pat
         run_glue(options(glue_dir, model_dir), arguments(tmp_path / name, do_train=True))
     assert same_weights(tmp_path / "a", tmp_path / "b")
     given = arguments(tmp_path / "b", do_train=True, seed=1)
-    run_glue(options(glue_dir, model_dir), given)
+    with pytest.raises(UsageError, match=r"RTE in .* was fine-tuned with seed 42 \(now 1\): .*--overwrite_output_dir"):
+        run_glue(options(glue_dir, model_dir), given)
     assert same_weights(tmp_path / "a", tmp_path / "b")
     run_glue(options(glue_dir, model_dir, overwrite_output_dir=True), given)
     assert not same_weights(tmp_path / "a", tmp_path / "b")
@@ -196,20 +186,6 @@ def test_two_processes_are_one(tmp_path: Path, glue_dir: Path, calm_model_dir: P
         }
     rows = (tmp_path / "two" / "MNLI0" / "test_results_diagnostic.txt").read_text()
     assert rows == (tmp_path / "one" / "MNLI0" / "test_results_diagnostic.txt").read_text()
-
-
-def kill_in_step(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
-    """Send this process a signal in a training step (from 1), once."""
-    original = GlueTrainer.training_step
-    seen = []
-
-    def training_step(self, *args, **kwargs):
-        seen.append(1)
-        if len(seen) == step:
-            os.kill(os.getpid(), number)
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(GlueTrainer, "training_step", training_step)
 
 
 @pytest.mark.parametrize("step", [2, 3, 5])

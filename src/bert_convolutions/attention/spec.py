@@ -7,6 +7,7 @@
 Imports neither PyTorch nor transformers, so that a bad option is refused at once.
 """
 
+import re
 from dataclasses import dataclass
 
 from bert_convolutions.attention.terms import TERMS
@@ -84,29 +85,22 @@ def parse_kernel(text: str) -> AttentionKernel:
     Raises:
         ValueError: on an unknown, repeated or missing term, or a reach that is not a whole number of at least 0.
     """
+    said = f'attention_kernel "{text}"'
     words = str(text).split()
     if words == ["dot_product"]:
         return AttentionKernel()
-    form = 'write e.g. "qk_convfixed_convq_convk 8": terms joined by "_", then the reach in tokens'
     if len(words) != 2:
-        raise ValueError(f'attention_kernel "{text}" is not a list of terms and one number; {form}')
-    names = _split_names(words[0])
-    valid = (*SCORE_TERMS, *OUTPUT_TERMS)
-    for name in names:
-        if name not in valid:
-            raise ValueError(
-                f'attention_kernel "{text}" has the unknown term "{name}"; valid terms are {", ".join(valid)}, '
-                "or dot_product alone"
-            )
-        if names.count(name) > 1:
-            raise ValueError(f'attention_kernel "{text}" names the term "{name}" twice; name each term once')
+        form = 'write e.g. "qk_convfixed_convq_convk 8": terms joined by "_", then the reach in tokens'
+        raise ValueError(f"{said} is not a list of terms and one number; {form}")
+    names = re.split(r"(?<!convolution)_|_(?!scaled(?:_|$))", words[0])  # convolution_scaled is one name
+    _check_names(said, "term", names, (*SCORE_TERMS, *OUTPUT_TERMS))
     output_terms = [name for name in names if name in OUTPUT_TERMS]
     if len(output_terms) > 1:
-        raise ValueError(f'attention_kernel "{text}" names convolution and convolution_scaled; choose one of them')
+        raise ValueError(f"{said} names convolution and convolution_scaled; choose one of them")
     return AttentionKernel(
         terms=tuple(name for name in SCORE_TERMS if name in names),
         convolution=output_terms[0] if output_terms else None,
-        reach=_whole_number(words[1], 0, f'the reach in attention_kernel "{text}"'),
+        reach=_whole_number(words[1], 0, f"the reach in {said}"),
     )
 
 
@@ -120,48 +114,38 @@ def parse_projection(text: str, option: str) -> Projection:
     Raises:
         ValueError: on an unknown word or a bad number.
     """
+    said = f'{option} "{text}"'
     linear_name = {"qk": "linear", "value_forward": "feedforward"}[option]
     words = str(text).split()
     if words == [linear_name]:
         return Projection(linear_name=linear_name)
     form = f'write "{linear_name}" or e.g. "convolution_depth_mixed_no_act 8 1": the form, the reach and the groups'
-    if not words or not words[0].startswith("convolution"):
-        raise ValueError(f'{option} "{text}" is not known; {form}')
-    valid = ("depth", "mixed", "no_act")
-    names = words[0].removeprefix("convolution").replace("_no_act", "_no-act").split("_")
-    names = [name.replace("-", "_") for name in names]
-    if names[0]:
-        raise ValueError(f'{option} "{text}" is not known; {form}')
-    for name in names[1:]:
-        if name not in valid:
-            raise ValueError(f'{option} "{text}" has the unknown word "{name}"; valid are {", ".join(valid)}')
-        if names.count(name) > 1:
-            raise ValueError(f'{option} "{text}" names "{name}" twice; name each word once')
+    first, *names = re.split(r"_(?!act(?:_|$))|(?<!_no)_", words[0]) if words else [""]  # no_act is one name
+    if first != "convolution":
+        raise ValueError(f"{said} is not known; {form}")
+    _check_names(said, "word", names, ("depth", "mixed", "no_act"))
     if len(words) != 3:
-        raise ValueError(f'{option} "{text}" needs two numbers; {form}')
+        raise ValueError(f"{said} needs two numbers; {form}")
     return Projection(
         convolution=True,
         depth="depth" in names,
         mixed="mixed" in names,
         no_activation="no_act" in names,
-        reach=_whole_number(words[1], 0, f'the reach in {option} "{text}"'),
-        groups=_whole_number(words[2], 1, f'the number of groups in {option} "{text}"'),
+        reach=_whole_number(words[1], 0, f"the reach in {said}"),
+        groups=_whole_number(words[2], 1, f"the number of groups in {said}"),
         linear_name=linear_name,
     )
 
 
-def _split_names(text: str) -> list[str]:
-    """Split at underscores, keeping ``convolution_scaled`` in one piece."""
-    names: list[str] = []
-    for name in text.split("_"):
-        if name == "scaled" and names and names[-1] == "convolution":
-            names[-1] = "convolution_scaled"
-        else:
-            names.append(name)
-    return names
+def _check_names(said: str, kind: str, names: list[str], valid: tuple[str, ...]) -> None:
+    for name in names:
+        if name not in valid:
+            raise ValueError(f'{said} has the unknown {kind} "{name}"; valid {kind}s are {", ".join(valid)}')
+        if names.count(name) > 1:
+            raise ValueError(f'{said} names the {kind} "{name}" twice; name each {kind} once')
 
 
 def _whole_number(text: str, least: int, what: str) -> int:
     if not (text.isascii() and text.isdigit()) or int(text) < least or len(text) > 6:
-        raise ValueError(f'{what} is "{text}", which is not a whole number of at least {least}')
+        raise ValueError(f'{what} is "{text}", which is not a whole number from {least} to 999999')
     return int(text)

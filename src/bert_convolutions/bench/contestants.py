@@ -1,7 +1,7 @@
 """Who takes part: a contestant is one short declaration. Imports neither PyTorch nor transformers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from bert_convolutions.errors import UsageError
@@ -25,7 +25,7 @@ class Contestant:
 
     name: str
     description: str
-    flags: dict[str, Any] | None = field(default_factory=dict)
+    flags: dict[str, Any] | None
     default: bool = True
     quick: bool = False
 
@@ -35,8 +35,8 @@ class Contestant:
         return self.flags is not None
 
 
-def _kernel(terms: str) -> dict[str, Any]:
-    return {"attention_kernel": f"{terms} {REACH}", "remove_position_embeddings": True}
+def _kernel(terms: str, **others: str) -> dict[str, Any]:
+    return {"attention_kernel": f"{terms} {REACH}", "remove_position_embeddings": True, **others}
 
 
 _FULL = "qk_convfixed_convq_convk"
@@ -52,22 +52,17 @@ CONTESTANTS = {
         Contestant("qk_convfixed", "dot product + fixed, no positions", _kernel("qk_convfixed")),
         Contestant("qk_convq", "dot product + query, no positions", _kernel("qk_convq")),
         Contestant("qk_convk", "dot product + key, no positions", _kernel("qk_convk")),
-        Contestant(
-            "composite_convolution",
-            "composite + depthwise convolution of values",
-            _kernel(f"{_FULL}_convolution"),
-            default=False,
-        ),
+        Contestant("composite_convolution", "composite + convolution", _kernel(f"{_FULL}_convolution"), default=False),
         Contestant(
             "value_convolution",
             "composite, depthwise-separable values",
-            {**_kernel(_FULL), "value_forward": _DEPTHWISE},
+            _kernel(_FULL, value_forward=_DEPTHWISE),
             default=False,
         ),
         Contestant(
             "qk_convolution",
             "composite, depthwise-separable queries and keys",
-            {**_kernel(_FULL), "qk": _DEPTHWISE},
+            _kernel(_FULL, qk=_DEPTHWISE),
             default=False,
         ),
         Contestant(ELECTRA, "Hugging Face ELECTRA, SDPA", None, quick=True),

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,6 +14,7 @@ from bert_convolutions.data.build.sources import blocks, find_sources, read_text
 from bert_convolutions.data.build.train_tokenizer import train_tokenizer
 from bert_convolutions.data.options import TrainTokenizerOptions
 from bert_convolutions.data.pieces import MODEL_FILE
+from bert_convolutions.data.store import ArrowStore
 from bert_convolutions.data.tokenizer import load_tokenizer
 from bert_convolutions.demo.corpus import load_speeches, write_text
 from bert_convolutions.errors import UsageError
@@ -32,78 +33,69 @@ class Setup:
     """What a worker needs beside its job.
 
     Attributes:
-        folder: the bench's output folder.
+        options: the flags.
         pairs: S to the folder of sentence pairs.
         tokenizer: its path.
         configs: S to the configuration file of our models.
         vocabulary: embeddings of all models, those of ``--config_name`` where the tokenizer has fewer pieces.
-        steps: of the longest group that reads the pairs, and some to spare.
-        data_dir, seed, threads, torch_compile, dataloader_num_workers: flags.
+        steps: of the longest group, and some to spare.
     """
 
-    folder: str
+    options: BenchOptions
     pairs: dict[int, str]
     tokenizer: str
     configs: dict[int, str]
     vocabulary: int
     steps: int
-    data_dir: str | None
-    seed: int
-    threads: int | None
-    torch_compile: bool
-    dataloader_num_workers: int
 
 
-def prepare(options: BenchOptions, groups: list[Group], say: Callable[[str], None]) -> Setup:
+def prepare(
+    options: BenchOptions, groups: Sequence[Group], say: Callable[[str], None], reads_pairs: bool = True
+) -> Setup:
     """Make what is not there yet.
 
     Args:
         options: of the bench.
         groups: its plan.
         say: takes a line for the user.
+        reads_pairs: whether the jobs read sentence pairs.
 
     Raises:
         UsageError: bad or too little text, a bad tokenizer or configuration.
     """
     folder = Path(options.output_dir)
-    jobs = [job for group in groups for job in group.jobs]
-    reading_pairs = (group.total_steps for group in groups if group.jobs[0].glue_task is None)
-    steps = max(reading_pairs, default=0) + SPARE_STEPS
     shape = load_config(options.config_name)
     texts = _texts(options, folder, say)
     tokenizer_path = options.tokenizer_name or _own_tokenizer(texts, folder, say)
     tokenizer = load_tokenizer(tokenizer_path)
-    needed = {job.length: job.batch_size * steps for job in jobs if job.glue_task is None}
+    needed: dict[int, int] = {}
+    steps = 1
+    for group in groups:
+        if group.jobs[0].task != "loading":  # which may go round
+            steps = max(steps, group.total_steps + SPARE_STEPS)
+        for job in group.jobs:
+            needed[job.length] = max(needed.get(job.length, 0), job.batch_size * steps)
     pairs, configs = {}, {}
-    for length in sorted({job.length for job in jobs}):
+    for length, count in sorted(needed.items()):
         values = {key: value for key, value in shape.to_diff_dict().items() if key != "vocab_size"}
         path = folder / "configs" / f"{length}.json"
         path.parent.mkdir(exist_ok=True)
         files.write_json(path, {**values, "max_position_embeddings": length})
         configs[length] = str(path)
-    for length, count in needed.items():
+        if not reads_pairs:
+            continue
         lines = texts if length <= BASE_LENGTH else [_joined(texts, tokenizer, length, count, folder)]
         say(f"Sentence pairs for S = {length} from {', '.join(lines)}")
         store = open_examples(lines, tokenizer=tokenizer, line_by_line=True, cache_dir=folder / "pairs")
+        assert isinstance(store, ArrowStore)
         if len(store) < count:
             raise UsageError(
                 f"{', '.join(texts)}: {len(store)} examples for S = {length} where {count} are measured; give more "
                 "text, or fewer --rounds or --steps"
             )
-        pairs[length] = store.description.partition(" (")[0]
-    return Setup(
-        folder=str(folder),
-        pairs=pairs,
-        tokenizer=str(tokenizer_path),
-        configs=configs,
-        vocabulary=max(shape.vocab_size or 0, len(tokenizer)),
-        steps=steps,
-        data_dir=options.data_dir,
-        seed=options.seed,
-        threads=options.threads,
-        torch_compile=options.torch_compile,
-        dataloader_num_workers=options.dataloader_num_workers,
-    )
+        pairs[length] = str(store.folder)
+    vocabulary = max(shape.vocab_size or 0, len(tokenizer))
+    return Setup(options, pairs, str(tokenizer_path), configs, vocabulary, steps)
 
 
 def _texts(options: BenchOptions, folder: Path, say: Callable[[str], None]) -> list[str]:

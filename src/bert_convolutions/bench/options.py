@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-TaskName = Literal["pretraining", "inference", "fine_tuning", "prediction", "breakdown"]
+TaskName = Literal["pretraining", "settings", "loading", "inference"]
 TASK_NAMES: tuple[TaskName, ...] = get_args(TaskName)
 Precision = Literal["float32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -29,14 +29,13 @@ class BenchOptions:
         default=None,
         metadata={"help": "an spm.model or a tokenizer folder; left out, one is trained on the text, once"},
     )
-    data_dir: str | None = field(
-        default=None,
-        metadata={"help": "GLUE folder with RTE and CoLA; left out, random tokens in examples of their lengths"},
-    )
     config_name: str = field(
         default="bert_small", metadata={"help": "shape of all contestants: bert_small, bert_base, or a config.json"}
     )
-    tasks: list[TaskName] = field(default_factory=list, metadata={"help": "which of the tasks; left out, all"})
+    tasks: list[TaskName] = field(
+        default_factory=list,
+        metadata={"help": "which of the tasks; left out, all. settings: which precision, batch and backend is fastest"},
+    )
     contestants: list[str] = field(
         default_factory=list,
         metadata={"help": "which contestants, by name; left out, all but the convolutional projections"},
@@ -47,7 +46,7 @@ class BenchOptions:
     )
     sequence_lengths: list[int] = field(
         default_factory=list,
-        metadata={"help": "longest example of pretraining, inference and breakdown; left out, 128 512 2048"},
+        metadata={"help": "longest example of all but GLUE's tasks; left out, 128 512 2048 (settings: the first)"},
     )
     batch_size: int = field(
         default=32,

@@ -1,5 +1,6 @@
 """What a bench consists of: groups of jobs that take turns. Imports neither PyTorch nor transformers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bert_convolutions.bench.contestants import COMPOSITE, DOT_PRODUCT, ELECTRA, Contestant, choose_contestants
@@ -8,15 +9,17 @@ from bert_convolutions.errors import UsageError
 
 BASE_LENGTH = 128
 """Where ``--batch_size`` counts examples; other lengths have as many slots (examples x length) in a step."""
-GLUE_TASKS = ("RTE", "CoLA")
 START_WORK = 2
 """What starting a process takes, in steps; a guess."""
 MOST_PROCESSES = 10
 """That are alive at a time, since an idle one still holds 1 to 2 GiB of ``bert_small``."""
-FINE_TUNING_STEPS = 4
-"""Fine-tuning, whose batches differ in length, takes so many times as many steps in a turn; not in ``--quick``."""
-PREDICTED_BATCHES = 8
-"""Examples of one step of prediction, in batches of ``--batch_size``; in ``--quick`` half."""
+RUN: dict[TaskName, str] = {
+    "pretraining": "bert_convolutions.bench.jobs:run_training_job",
+    "settings": "bert_convolutions.bench.jobs:run_training_job",
+    "loading": "bert_convolutions.bench.jobs:run_loading_job",
+    "inference": "bert_convolutions.bench.jobs:run_inference_job",
+}
+"""Task to ``module:function`` of (job, setup, turns), which builds what it needs and takes all turns."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,7 @@ class Job:
         precision: float32, or bf16 by autocast.
         length: S, the longest example.
         batch_size: examples of a step.
-        glue_task: whose lengths the examples have, in fine-tuning and prediction.
-        padded: every example padded to S, in fine-tuning and prediction; else batches of like length.
+        backend: ``attn_implementation`` of a model of ours; None for the default.
     """
 
     task: TaskName
@@ -38,21 +40,29 @@ class Job:
     precision: Precision
     length: int
     batch_size: int
-    glue_task: str | None = None
-    padded: bool = False
+    backend: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is called in its group."""
+        if self.task == "settings":
+            return f"{self.precision}, {self.backend}, {self.batch_size} examples"
+        return f"{self.contestant} {self.precision}"
+
+    @property
+    def run(self) -> str:
+        """What its process does, as in ``RUN``."""
+        return RUN[self.task]
 
     def baseline(self, jobs: "tuple[Job, ...]") -> "Job | None":
         """The job of the same group that this one's speed and memory are compared with; None where it is not there."""
-        if self.task == "breakdown":
-            return None
-        electra = replace(self, contestant=ELECTRA, precision="float32")
-        other = replace(self, padded=True) if self.glue_task else electra
+        other = jobs[0] if self.task == "settings" else replace(self, contestant=ELECTRA, precision="float32")
         return other if other in jobs else None
 
     def own_dot_product(self, jobs: "tuple[Job, ...]") -> "Job | None":
         """Our dot product in the same setting, or None where it is not there."""
         other = replace(self, contestant=DOT_PRODUCT)
-        return other if other in jobs and self.glue_task is None and self.task != "breakdown" else None
+        return other if other in jobs and self.task in ("pretraining", "inference") else None
 
 
 @dataclass(frozen=True)
@@ -84,8 +94,12 @@ class Group:
         return len(self.jobs) * (self.total_steps + START_WORK)
 
 
-def make_plan(options: BenchOptions) -> list[Group]:
+def make_plan(options: BenchOptions, backends: Sequence[str] = ("sdpa", "eager")) -> list[Group]:
     """The groups of a bench, in order.
+
+    Args:
+        options: its flags.
+        backends: of our attention on this machine, the default first.
 
     Raises:
         UsageError: a flag has a value that makes no sense.
@@ -101,7 +115,7 @@ def make_plan(options: BenchOptions) -> list[Group]:
         "steps": options.steps or (1 if options.quick else 2),
         "warmup_steps": (1 if options.quick else 2) if options.warmup_steps is None else options.warmup_steps,
     }
-    ours = next((contestant for contestant in contestants if contestant.is_ours), None)
+    ours = next((contestant.name for contestant in contestants if contestant.is_ours), None)
     groups = []
     for task in tasks:
         if task in ("pretraining", "inference"):
@@ -109,37 +123,27 @@ def make_plan(options: BenchOptions) -> list[Group]:
             for length in lengths:
                 jobs = _all_jobs(task, contestants, chosen, length, options)
                 groups += [Group(title, part, **repeat) for title, part in _split(f"{task}, S = {length}", jobs)]
-        elif ours is not None and task == "breakdown":
-            jobs = tuple(
-                Job(task, ours.name, precision, length, _examples(options.batch_size, length))
-                for length in lengths
-                for precision in few
-            )
-            groups.append(Group("breakdown", jobs, 1, max(repeat["steps"], 2), repeat["warmup_steps"]))
+        elif ours is not None and task == "settings":
+            jobs = _settings_jobs(ours, few, lengths[0], options, backends)
+            groups.append(Group(f"settings, {ours}, S = {lengths[0]}", jobs, **repeat))
         elif ours is not None:
-            times = FINE_TUNING_STEPS if task == "fine_tuning" and not options.quick else 1
-            again = {**repeat, "steps": times * repeat["steps"]}
-            groups += [
-                Group(f"{task}, {name}", _glue_jobs(task, ours, few, name, options), **again) for name in GLUE_TASKS
-            ]
+            jobs = tuple(Job(task, ours, few[0], length, _examples(options.batch_size, length)) for length in lengths)
+            groups.append(Group("loading", jobs, **{**repeat, "steps": 10 * repeat["steps"]}))
     if not groups:
         raise UsageError(f"--tasks {' '.join(tasks)} measure this project's models; add {COMPOSITE} to --contestants")
     return groups
 
 
 def _check(options: BenchOptions) -> None:
-    for name in ("batch_size", "rounds", "steps", "threads"):
+    least = {"batch_size": 1, "rounds": 1, "steps": 1, "threads": 1, "warmup_steps": 0, "dataloader_num_workers": 0}
+    for name, bound in least.items():
         value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UsageError(f"--{name} {value}: give a number of at least 1")
-    for name in ("warmup_steps", "dataloader_num_workers"):
-        value = getattr(options, name)
-        if value is not None and value < 0:
-            raise UsageError(f"--{name} {value}: give a number of at least 0")
+        if value is not None and value < bound:
+            raise UsageError(f"--{name} {value}: give a number of at least {bound}")
     for length in options.sequence_lengths:
         if length < 16:
             raise UsageError(f"--sequence_lengths {length}: give lengths of at least 16 tokens")
-    if options.peak_tflops is not None and options.peak_tflops <= 0:
+    if options.peak_tflops is not None and not 0 < options.peak_tflops < float("inf"):
         raise UsageError(f"--peak_tflops {options.peak_tflops}: give a number above 0")
 
 
@@ -165,16 +169,16 @@ def _split(title: str, jobs: tuple[Job, ...]) -> list[tuple[str, tuple[Job, ...]
     return parts
 
 
-def _glue_jobs(
-    task: TaskName, contestant: Contestant, precisions: list[Precision], glue_task: str, options: BenchOptions
+def _settings_jobs(
+    contestant: str, precisions: list[Precision], length: int, options: BenchOptions, backends: Sequence[str]
 ) -> tuple[Job, ...]:
-    batches = PREDICTED_BATCHES // (2 if options.quick else 1) if task == "prediction" else 1
-    examples = options.batch_size * batches
-    return tuple(
-        Job(task, contestant.name, precision, BASE_LENGTH, examples, glue_task, padded)
-        for precision in precisions
-        for padded in (False, True)
-    )
+    """Every precision with every backend, and the last precision with half and twice (not in ``--quick``) the batch."""
+    batch_size = _examples(options.batch_size, length)
+    base = Job("settings", contestant, precisions[0], length, batch_size, backend=backends[0])
+    jobs = [replace(base, precision=precision, backend=backend) for precision in precisions for backend in backends]
+    batches = [max(1, batch_size // 2), *([] if options.quick else [2 * batch_size])]
+    jobs += [replace(base, precision=precisions[-1], batch_size=batch) for batch in batches]
+    return tuple(dict.fromkeys(jobs))
 
 
 def _examples(batch_size: int, length: int) -> int:

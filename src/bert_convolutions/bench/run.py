@@ -1,5 +1,6 @@
 """``bertconv bench``: prepare, measure group by group, show, and write what there is after each group."""
 
+import contextlib
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,15 +12,22 @@ from rich.text import Text
 from bert_convolutions import files
 from bert_convolutions.bench.contestants import CONTESTANTS
 from bert_convolutions.bench.corpus import Setup, prepare
-from bert_convolutions.bench.figure import draw
 from bert_convolutions.bench.options import BenchOptions
 from bert_convolutions.bench.plan import START_WORK, Group, make_plan
-from bert_convolutions.bench.results import Measurement, device_peak, document, group_results, machine, name_of
-from bert_convolutions.bench.tables import group_table, target_table
+from bert_convolutions.bench.results import (
+    Measurement,
+    device_peak,
+    document,
+    fastest_setting,
+    group_results,
+    machine,
+)
+from bert_convolutions.bench.tables import draw, group_table
 from bert_convolutions.bench.turns import Report
 from bert_convolutions.bench.worker import Worker
 from bert_convolutions.errors import CommandError, UsageError
 from bert_convolutions.files import run_lock
+from bert_convolutions.model.backends import attention_backend
 from bert_convolutions.terminal import duration, make_console
 from bert_convolutions.training.arguments import cpu_has_bf16
 
@@ -37,7 +45,7 @@ def run_bench(options: BenchOptions) -> None:
         if "bf16" in options.precision:
             raise UsageError("--precision bf16: this CPU has no instructions for it; measure float32")
         options.precision = ["float32"]
-    groups = make_plan(options)
+    groups = make_plan(options, _backends())
     folder = Path(options.output_dir)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--output_dir {folder} is a file; give a folder")
@@ -46,11 +54,20 @@ def run_bench(options: BenchOptions) -> None:
         Bench(options, groups, folder).run()
 
 
-class Bench:
-    """The groups of a bench over one output folder."""
+def _backends() -> list[str]:
+    """Of our attention on this machine, the default first."""
+    backends = ["sdpa", "eager"]
+    with contextlib.suppress(UsageError, ValueError):
+        attention_backend("triton")
+        backends += ["triton"] if torch.cuda.is_available() else []
+    return backends
 
-    def __init__(self, options: BenchOptions, groups: list[Group], folder: Path) -> None:
-        self.options, self.groups, self.folder = options, groups, folder
+
+class Bench:
+    """The groups of a bench over one output folder; ``reads_pairs``: whether their jobs read sentence pairs."""
+
+    def __init__(self, options: BenchOptions, groups: list[Group], folder: Path, *, reads_pairs: bool = True) -> None:
+        self.options, self.groups, self.folder, self.reads_pairs = options, groups, folder, reads_pairs
         self.console = make_console()
         self.entries: dict[str, list[dict[str, Any]]] = {}
         self.peak = device_peak(options)
@@ -59,7 +76,7 @@ class Bench:
 
     def run(self) -> None:
         """Measure all groups and write the results after each."""
-        setup = prepare(self.options, self.groups, self.say)
+        setup = prepare(self.options, self.groups, self.say, self.reads_pairs)
         facts = machine()
         self.say(f"{facts['gpu'] or facts['cpu']}, {self.options.threads or facts['threads']} threads")
         for name in dict.fromkeys(job.contestant for group in self.groups for job in group.jobs):
@@ -72,10 +89,10 @@ class Bench:
             self._write(complete=number == len(self.groups))
             self.console.print(group_table(group.title, self.entries[group.title]))
         results = self._write(complete=True)
-        if results["targets"]:
-            self.console.print(target_table(results["targets"], self.options.quick))
         if not any("medians" in entry for entry in results["measurements"]):
             raise CommandError(f"nothing could be measured: {results['measurements'][0]['failure']}")
+        if fastest := fastest_setting(results["measurements"]):
+            self.say(f"\nFastest here: {fastest}" + (", roughly" if self.options.quick else ""), style="bold")
         draw(self.entries, results["machine"], self.folder / PICTURE)
         spent = duration(time.monotonic() - self._begun)
         self.say(f"\nMeasured in {spent}: {self.folder / RESULTS}, {self.folder / PICTURE}", style="bold")
@@ -91,16 +108,16 @@ class Bench:
         try:
             with self.console.status("") as status:
                 for worker in workers:
-                    status.update(f"{name_of(worker.job)}: starting")
+                    status.update(f"{worker.job.name}: starting")
                     worker.wait_until_ready()
                 self._work_done += START_WORK * len(workers)
                 for worker in workers:
-                    status.update(f"{name_of(worker.job)}: warm-up")
+                    status.update(f"{worker.job.name}: warm-up")
                     self._take(worker, group.warmup_steps)
                 for number in range(group.rounds):
                     self.say(f"round {number + 1} of {group.rounds}{self._time_left()}", style="dim")
                     for index in _order(len(workers), number):
-                        status.update(f"{name_of(group.jobs[index])}: round {number + 1} of {group.rounds}")
+                        status.update(f"{group.jobs[index].name}: round {number + 1} of {group.rounds}")
                         report = self._take(workers[index], group.steps)
                         if report is not None:
                             measurements[index].reports.append(report)
@@ -109,7 +126,7 @@ class Bench:
                 worker.close()
         for worker, measurement in zip(workers, measurements, strict=True):
             if worker.failure is not None:  # the rounds before would be compared with all rounds of the others
-                measurement.failure, measurement.reports = worker.failure.reason, []
+                measurement.failure, measurement.reports = worker.failure, []
         return measurements
 
     def _take(self, worker: Worker, steps: int) -> Report | None:

@@ -3,10 +3,9 @@
 import resource
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
@@ -20,7 +19,7 @@ class Work:
     Attributes:
         examples: how many.
         tokens: of them, padding not counted.
-        flops: model FLOPs (``bench.flops``), or None where they are not counted.
+        flops: model FLOPs (``model.flops``), or None where they are not counted.
     """
 
     examples: int = 0
@@ -42,7 +41,6 @@ class Report:
         work: they did.
         peak_memory: of the process so far, in bytes: resident memory, or on CUDA the memory allocated there.
         memory_before: the same before the first step, in bytes.
-        parts: seconds of each part of the steps, where they were profiled.
     """
 
     steps: int
@@ -50,17 +48,6 @@ class Report:
     work: Work
     peak_memory: int
     memory_before: int
-    parts: dict[str, float] = field(default_factory=dict)
-
-
-class Probe(Protocol):
-    """Looks into the steps of a turn."""
-
-    def start(self) -> None:
-        """A turn begins."""
-
-    def stop(self) -> dict[str, float]:
-        """It has ended; return the seconds of each part."""
 
 
 class FinishedError(Exception):
@@ -68,15 +55,10 @@ class FinishedError(Exception):
 
 
 class Turns:
-    """Commands come through a connection as the number of steps to take; reports go back through it.
-
-    Attributes:
-        probe: looks into the turns' steps, if there is one.
-    """
+    """Commands come through a connection as the number of steps to take; reports go back through it."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self.probe: Probe | None = None
         self._memory_before: int | None = None
         self._begun = 0.0
 
@@ -95,8 +77,6 @@ class Turns:
             raise FinishedError from None
         if steps is None:
             raise FinishedError
-        if self.probe is not None:
-            self.probe.start()
         self._begun = time.perf_counter()
         return int(steps)
 
@@ -105,8 +85,7 @@ class Turns:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds = time.perf_counter() - self._begun
-        parts = self.probe.stop() if self.probe is not None else {}
-        self.connection.send(Report(steps, seconds, work, _peak_memory(), self._memory_before or 0, parts))
+        self.connection.send(Report(steps, seconds, work, _peak_memory(), self._memory_before or 0))
 
 
 def _peak_memory() -> int:

@@ -3,8 +3,8 @@
 import contextlib
 import multiprocessing
 import os
+import pkgutil
 import signal
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -12,19 +12,10 @@ import torch
 from transformers.utils import logging
 
 from bert_convolutions.bench.corpus import Setup
-from bert_convolutions.bench.glue_jobs import run_finetuning_job, run_prediction_job
 from bert_convolutions.bench.plan import Job
-from bert_convolutions.bench.pretraining import run_inference_job, run_pretraining_job
 from bert_convolutions.bench.turns import FinishedError, Report, Turns
 
 _SECONDS_TO_LEAVE = 10
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A job that could not be measured, and why."""
-
-    reason: str
 
 
 class Worker:
@@ -37,12 +28,11 @@ class Worker:
 
     def __init__(self, job: Job, setup: Setup) -> None:
         self.job = job
-        self.failure: Failure | None = None
+        self.failure: str | None = None
         self._connection, other = multiprocessing.Pipe()
         self._process = self._start(other, job, setup)
 
     def _start(self, connection: Connection, job: Job, setup: Setup) -> Any:
-        os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler of the new process says nothing on stderr
         process = multiprocessing.get_context("spawn").Process(target=_work, args=(connection, job, setup), daemon=True)
         process.start()
         connection.close()  # here: or else the end of the process would go unnoticed
@@ -76,8 +66,8 @@ class Worker:
             answer = self._connection.recv()
         except EOFError:
             self._process.join()
-            answer = Failure(f"its process ended with exit code {self._process.exitcode} (-9: killed, out of memory?)")
-        if isinstance(answer, Failure):
+            answer = f"its process ended with exit code {self._process.exitcode} (-9: killed, out of memory?)"
+        if isinstance(answer, str):  # why it could not be measured
             self.failure = answer
             return None
         return answer
@@ -98,7 +88,7 @@ def serve(connection: Connection, job: Job, setup: Setup) -> None:
         if os.environ.get("BERTCONV_TRACEBACK"):
             raise
         lines = str(error).strip().splitlines()
-        connection.send(Failure(f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__))
+        connection.send(f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__)
 
 
 def run_job(job: Job, setup: Setup, turns: Turns) -> None:
@@ -108,13 +98,6 @@ def run_job(job: Job, setup: Setup, turns: Turns) -> None:
         FinishedError: there are no more turns.
     """
     logging.set_verbosity_error()
-    if setup.threads is not None:
-        torch.set_num_threads(setup.threads)
-    runs = {
-        "pretraining": run_pretraining_job,
-        "breakdown": run_pretraining_job,
-        "inference": run_inference_job,
-        "fine_tuning": run_finetuning_job,
-        "prediction": run_prediction_job,
-    }
-    runs[job.task](job, setup, turns)
+    if setup.options.threads is not None:
+        torch.set_num_threads(setup.options.threads)
+    pkgutil.resolve_name(job.run)(job, setup, turns)

@@ -94,16 +94,27 @@ class Command:
             argv = [*config.part(own_names, inside=True).argv(parser), *argv]
             trainer_flags = TrainerFlags(self.name, own_names, config=config.part(own_names, inside=False))
         parsed, left_over = parser.parse_known_args(argv)
+        self._take_first_words(parsed, left_over)
         if not self.trainer:
             trainer_flags.config.refuse(own_names)
             refuse_left_over(self.name, left_over, own_names, all_flags="--help")
         options: Any = make_options(self.name, options_class, parsed)
         return options, TrainerFlags(self.name, own_names, tuple(left_over), trainer_flags.config)
 
+    def _take_first_words(self, parsed: argparse.Namespace, left_over: list[str]) -> None:
+        """Give a word without a flag to the field that may be written so (``metadata["bare"]``), if it has no value."""
+        for field in fields(self.options_class):
+            if field.metadata.get("bare") and not hasattr(parsed, field.name):
+                bare = [word for word in left_over if not word.startswith("-")][:1]
+                for word in bare:
+                    left_over.remove(word)
+                    setattr(parsed, field.name, Path(word))
+
     def _help(self, *, all_flags: bool) -> str:
         parser = options_parser(self.name, self.options_class)
         parser.description = self.purpose
-        parser.usage = f"bertconv {self.name} [--flag value ...]"
+        bare = "".join(f" {field.name.upper()}" for field in fields(self.options_class) if field.metadata.get("bare"))
+        parser.usage = f"bertconv {self.name}{bare} [--flag value ...]"
         group = parser.add_argument_group("help")
         group.add_argument("-h", "--help", action="store_true", default=None, help="show this and leave")
         if not self.trainer:
@@ -188,6 +199,26 @@ COMMANDS = {
             "Ask a masked language model which of two sentences has a word out of place, by how far it was moved.",
             options="bert_convolutions.probes.options:LocalOrderOptions",
             work="bert_convolutions.probes.run:run_local_order",
+        ),
+        Command(
+            "sweep",
+            "Run an experiment: variants, seeds and evaluations, each a command of its own; run what is missing.",
+            options="bert_convolutions.sweep.options:SweepOptions",
+            work="bert_convolutions.sweep.run:run_sweep",
+        ),
+        Command(
+            "report",
+            "Say what a sweep found: one HTML file with pictures, tables and intervals, and the PNG and CSV behind it.",
+            options="bert_convolutions.report.options:ReportOptions",
+            work="bert_convolutions.report.sweep:write_report",
+            result="report",
+        ),
+        Command(
+            "plot-kernels",
+            "Draw the convolution kernels that a model's attention has learned.",
+            options="bert_convolutions.report.options:PlotKernelsOptions",
+            work="bert_convolutions.report.sweep:run_plot_kernels",
+            result="kernels",
         ),
         Command(
             "convert",

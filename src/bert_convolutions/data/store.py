@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,30 +23,44 @@ _MAX_OPEN_SHARDS = 512
 """Shards kept open at a time; each holds a file descriptor, of which a process usually has 1024."""
 
 
-class ExampleStore(Protocol):
-    """A sequence of examples ``[CLS] a [SEP] b [SEP]``, un-truncated; picklable, so that workers reopen it."""
+class ExampleStore:
+    """A sequence of examples ``[CLS] a [SEP] b [SEP]``, un-truncated; picklable, so that workers reopen it.
+
+    Attributes:
+        description: one line for logs: where the examples are and how many.
+        fingerprint: a hash of all examples in their order, whatever they are called and wherever they lie.
+    """
 
     description: str
-    """One line for logs: where the examples are and how many."""
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of all examples in their order, whatever they are called and wherever they lie."""
+    fingerprint: str
 
     def __len__(self) -> int:
         """The number of examples."""
+        raise NotImplementedError
 
     def __getitem__(self, index: int) -> np.ndarray:
         """Return the ids of one example, int64 (length,)."""
+        raise NotImplementedError
 
     def split_by_document(self, fraction: float, seed: int) -> "tuple[ExampleView, ExampleView]":
         """Hold out a share of the documents: views of the examples to train on and of those to evaluate on.
 
         Which documents are held out is a function of their number and the seed alone.
+
+        Args:
+            fraction: share of the documents, between 0 and 1.
+            seed: of the draw.
+
+        Raises:
+            UsageError: documents are not known here, or one of the two parts would be empty.
         """
+        raise UsageError(
+            f"{self.description}: does not say which document an example comes from; give --eval_data_file instead of "
+            "--eval_fraction, or train on a folder made by build-dataset"
+        )
 
 
-class ExampleView:
+class ExampleView(ExampleStore):
     """Some examples of a store, by index.
 
     Args:
@@ -58,22 +72,13 @@ class ExampleView:
         self._store = store
         self._indices = indices
         self.description = f"{indices.size:,} examples of {store.description}"
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of these examples in their order."""
-        return hashlib.sha256(self._store.fingerprint.encode() + self._indices.tobytes()).hexdigest()
+        self.fingerprint = hashlib.sha256(store.fingerprint.encode() + indices.tobytes()).hexdigest()
 
     def __len__(self) -> int:
         return int(self._indices.size)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """Return the ids of one example, int64 (length,)."""
         return self._store[int(self._indices[index])]
-
-    def split_by_document(self, fraction: float, seed: int) -> "tuple[ExampleView, ExampleView]":
-        """Not possible twice: split the store itself."""
-        raise UsageError(f"{self.description}: a part of a dataset cannot be split again")
 
 
 class WatchedFile:
@@ -140,7 +145,7 @@ def status_of(file: int | Path) -> tuple[int, ...]:
     return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-class ArrowStore:
+class ArrowStore(ExampleStore):
     """A folder made by ``build-dataset``.
 
     When it is opened the sizes of all shards are checked, and the checksums where that takes a second at most;
@@ -167,18 +172,13 @@ class ArrowStore:
         self._starts = np.cumsum([0, *(shard.num_examples for shard in self._shards)])
         self._layouts: dict[int, _Layout] = {}
         self._open: OrderedDict[int, WatchedFile] = OrderedDict()
+        self.fingerprint = hashlib.sha256(" ".join(shard.sha256 for shard in self._shards).encode()).hexdigest()
         self.description = f"{folder} ({len(self):,} pairs in {len(self._shards)} shards)"
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of all examples in their order, from the checksums of the shards."""
-        return hashlib.sha256(" ".join(shard.sha256 for shard in self._shards).encode()).hexdigest()
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """Return the ids of one example, int64 (length,)."""
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
@@ -199,18 +199,7 @@ class ArrowStore:
         return {**self.__dict__, "_open": OrderedDict()}
 
     def split_by_document(self, fraction: float, seed: int) -> tuple[ExampleView, ExampleView]:
-        """Hold out a share of the documents: views of the examples to train on and of those to evaluate on.
-
-        A document ends at a blank line of the text; a file without any counts as documents of 1000 sentences. Which
-        are held out is a function of their number in the corpus and the seed alone.
-
-        Args:
-            fraction: share of the documents, between 0 and 1.
-            seed: of the draw.
-
-        Raises:
-            UsageError: one of the two parts would be empty.
-        """
+        """Hold out documents: each ends at a blank line of the text; without any, after 1000 sentences."""
         threshold = np.uint64(min(int(fraction * 2.0**64), 2**64 - 1))
         train, held_out = [], []
         for number, start in enumerate(self._starts[:-1]):

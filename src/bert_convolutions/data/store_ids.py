@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bert_convolutions.data.store import ExampleView, WatchedFile, status_of
+from bert_convolutions.data.store import ExampleStore, WatchedFile, status_of
 from bert_convolutions.errors import UsageError
 from bert_convolutions.files import whole_file
 
@@ -19,7 +19,7 @@ _NEWLINE, _SPACE, _RETURN, _ZERO, _NINE = b"\n \r09"
 _MAX_DIGITS = 9
 
 
-class IdsStore:
+class IdsStore(ExampleStore):
     """Examples of an ids file, by line; blank lines are no examples.
 
     Args:
@@ -53,18 +53,10 @@ class IdsStore:
         return self._num_lines
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """Return the ids of one example, int64 (length,)."""
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
         start, end = np.frombuffer(self._lines.read(_LINE_BYTES * index, _LINE_BYTES), np.int64).tolist()
         return np.array(self._text.read(start, end - start).split(), dtype=np.int64)
-
-    def split_by_document(self, fraction: float, seed: int) -> tuple[ExampleView, ExampleView]:
-        """Refuse: the file is shuffled and does not say which document a line comes from."""
-        raise UsageError(
-            f"{self._path}: an ids file does not say which document a line comes from; give --eval_data_file instead "
-            "of --eval_fraction, or train on a folder made by build-dataset"
-        )
 
 
 def write_line_index(path: Path, index_path: Path, vocabulary_size: int) -> None:

@@ -204,18 +204,8 @@ def _from_directory(loader: Any, path: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def tokenizer_hash(tokenizer: str | Path | PreTrainedTokenizerBase) -> str:
-    """Return a sha256 (hexadecimal) that identifies a tokenizer's vocabulary and rules.
-
-    Args:
-        tokenizer: a loaded tokenizer, or the path of one as ``load_tokenizer`` takes it.
-
-    Raises:
-        UsageError: the path holds no tokenizer.
-    """
-    if isinstance(tokenizer, (str, Path)):
-        model_file = find_model_file(tokenizer)
-        tokenizer = load_tokenizer(tokenizer) if model_file is None else CompositeBertTokenizer(model_file)
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a sha256 (hexadecimal) that identifies a tokenizer's vocabulary and rules, wherever it was loaded from."""
     if isinstance(tokenizer, CompositeBertTokenizer):
         return tokenizer.pieces.hash
     identity: dict[str, Any] = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}

@@ -2,7 +2,7 @@
 
 import dataclasses
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -19,17 +19,15 @@ def command_line(name: str, options: Any, arguments: Mapping[str, Any] | None = 
         for field in dataclasses.fields(options)
         if getattr(options, field.name) != _default(field)
     }
-    words = [word for flag, value in {**given, **(arguments or {})}.items() for word in _words(flag, value)]
-    return shlex.join(["bertconv", name, *words])
+    words = ["bertconv", name]
+    for flag, value in {**given, **(arguments or {})}.items():
+        words.append(f"--{flag}")
+        if isinstance(value, list):
+            words += map(str, value)
+        elif value is not True:
+            words.append("false" if value is False else str(value))
+    return shlex.join(words)
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-
-
-def _words(flag: str, value: Any) -> Iterator[str]:
-    yield f"--{flag}"
-    if isinstance(value, list):
-        yield from map(str, value)
-    elif value is not True:
-        yield str(value).lower() if value is False else str(value)

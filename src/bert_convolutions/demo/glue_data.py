@@ -17,78 +17,51 @@ from bert_convolutions.demo.corpus import Speech, Split
 Maker = Callable[[Sequence[Speech], Random], Iterator[examples.Example]]
 
 _MNLI = (
-    *("index", "promptID", "pairID", "genre", "sentence1_binary_parse", "sentence2_binary_parse"),
-    *("sentence1_parse", "sentence2_parse", "sentence1", "sentence2"),
+    "index|promptID|pairID|genre|sentence1_binary_parse|sentence2_binary_parse|sentence1_parse|sentence2_parse|"
+    "sentence1|sentence2"
 )
-_STSB = ("index", "genre", "filename", "year", "old_index", "source1", "source2", "sentence1", "sentence2")
-_PAIR = ("index", "sentence1", "sentence2")
-_QUESTION = ("index", "question", "sentence")
+_STSB = "index|genre|filename|year|old_index|source1|source2|sentence1|sentence2"
+_MRPC = "#1 ID|#2 ID|#1 String|#2 String"
+_PAIR = "index|sentence1|sentence2"
 
 
 @dataclass(frozen=True)
 class Task:
-    """One task: how its examples are made and how its files are laid out.
+    """One task: how its examples are made and how its files are laid out. Columns are parted by ``|``.
 
-    Attributes:
-        folder: The folder's name, as GLUE has it.
-        make: Yields the examples of some speeches.
-        texts: The columns that hold the texts.
-        label: The column that holds the label.
-        train_columns: The header of the training and development files.
-        test_columns: The header of the test file, which has no labels.
-        labelled_header: Whether the training and development files show their header (all but CoLA's do).
-        share: Examples of this task for each example of an ordinary one.
+    ``texts`` and ``label`` are the columns that hold them; the test file has no label. All but CoLA's training and
+    development files show their header. ``share``: examples for each of an ordinary task.
     """
 
     folder: str
     make: Maker
-    texts: tuple[str, ...]
+    texts: str
     label: str
-    train_columns: tuple[str, ...]
-    test_columns: tuple[str, ...]
+    train_columns: str
+    test_columns: str
     labelled_header: bool = True
     share: float = 1.0
 
 
+_COLA, _QNLI, _QQP = (
+    "source|label|mark|sentence",
+    "index|question|sentence",
+    "id|qid1|qid2|question1|question2|is_duplicate",
+)
 TASKS = (
-    Task(
-        "CoLA",
-        examples.acceptability,
-        ("sentence",),
-        "label",
-        ("source", "label", "mark", "sentence"),
-        ("index", "sentence"),
-        labelled_header=False,
-    ),
-    Task("SST-2", examples.era, ("sentence",), "label", ("sentence", "label"), ("index", "sentence")),
-    Task(
-        "MRPC",
-        examples.paraphrase,
-        ("#1 String", "#2 String"),
-        "Quality",
-        ("Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"),
-        ("index", "#1 ID", "#2 ID", "#1 String", "#2 String"),
-    ),
-    Task("STS-B", examples.similarity, ("sentence1", "sentence2"), "score", (*_STSB, "score"), _STSB),
-    Task(
-        "QQP",
-        examples.duplicate,
-        ("question1", "question2"),
-        "is_duplicate",
-        ("id", "qid1", "qid2", "question1", "question2", "is_duplicate"),
-        ("id", "question1", "question2"),
-    ),
-    Task("QNLI", examples.answer, ("question", "sentence"), "label", (*_QUESTION, "label"), _QUESTION),
-    Task("RTE", examples.order, ("sentence1", "sentence2"), "label", (*_PAIR, "label"), _PAIR),
-    Task("WNLI", examples.before, ("sentence1", "sentence2"), "label", (*_PAIR, "label"), _PAIR, share=0.06),
+    Task("CoLA", examples.acceptability, "sentence", "label", _COLA, "index|sentence", labelled_header=False),
+    Task("SST-2", examples.era, "sentence", "label", "sentence|label", "index|sentence"),
+    Task("MRPC", examples.paraphrase, "#1 String|#2 String", "Quality", f"Quality|{_MRPC}", f"index|{_MRPC}"),
+    Task("STS-B", examples.similarity, "sentence1|sentence2", "score", f"{_STSB}|score", _STSB),
+    Task("QQP", examples.duplicate, "question1|question2", "is_duplicate", _QQP, "id|question1|question2"),
+    Task("QNLI", examples.answer, "question|sentence", "label", f"{_QNLI}|label", _QNLI),
+    Task("RTE", examples.order, "sentence1|sentence2", "label", f"{_PAIR}|label", _PAIR),
+    Task("WNLI", examples.before, "sentence1|sentence2", "label", f"{_PAIR}|label", _PAIR, share=0.06),
 )
 """The tasks with one training, one development and one test file; MNLI has two of the last two and stands apart."""
-
-MNLI = Task(
-    "MNLI", examples.continuation, ("sentence1", "sentence2"), "gold_label", (*_MNLI, "label1", "gold_label"), _MNLI
-)
-_MNLI_DEV = replace(MNLI, train_columns=(*_MNLI, *(f"label{rater}" for rater in range(1, 6)), "gold_label"))
-DIAGNOSTIC = Task("diagnostic", examples.continuation, ("sentence1", "sentence2"), "label", (*_PAIR, "label"), _PAIR)
+MNLI = Task("MNLI", examples.continuation, "sentence1|sentence2", "gold_label", f"{_MNLI}|label1|gold_label", _MNLI)
+_MNLI_DEV = replace(MNLI, train_columns=f"{_MNLI}|label1|label2|label3|label4|label5|gold_label")
+DIAGNOSTIC = replace(MNLI, folder="diagnostic", label="label", test_columns=_PAIR)
 
 
 def write_glue_data(
@@ -132,11 +105,11 @@ def _write_file(
     rng = Random(f"{seed} {task.folder} {name}")
     chosen = list(islice(task.make(speeches, rng), size))
     rng.shuffle(chosen)
-    columns = task.test_columns if part == "test" else task.train_columns
+    columns = (task.test_columns if part == "test" else task.train_columns).split("|")
     lines = ["\t".join(columns)] if part == "test" or task.labelled_header else []
     for index, (texts, label) in enumerate(chosen):
         values = {"index": str(index), "id": str(index), "mark": "", task.label: label, "label1": label}
-        values |= dict(zip(task.texts, texts, strict=True))
+        values |= dict(zip(task.texts.split("|"), texts, strict=True))
         lines.append("\t".join(values.get(column, "n/a") for column in columns))
     path = folder / task.folder / f"{name}.tsv"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -30,7 +30,7 @@ QUESTIONS = {
 }
 """QNLI's questions, each with what an answer to it looks like."""
 
-_AUXILIARY = re.compile(r"\b(?:is|are|was|were|will|must|should|would|can|may)\b")
+_AUXILIARY = re.compile(r"\b(?:is|are|was|were|will|must|should|would|can|may)(?= )")
 _NEGATION = re.compile(r"\b(?:not|no|never|nor|neither|none|nothing|cannot)\b|n't", re.IGNORECASE)
 _EMPHASES = ("indeed", "certainly", "surely")
 

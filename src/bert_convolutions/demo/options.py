@@ -1,4 +1,4 @@
-"""The flags of ``bertconv demo``. Imports neither PyTorch nor transformers."""
+"""The flags of ``bertconv demo``, and how large it is. Imports neither PyTorch nor transformers."""
 
 from dataclasses import dataclass, field
 
@@ -20,3 +20,69 @@ class DemoOptions:
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "delete what an earlier demo left in the folder and start anew"}
     )
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The sizes of one demonstration; a step, of pre-training and fine-tuning, takes ``batch_size`` examples."""
+
+    every: int
+    """Of the speeches, one in this many is used."""
+    vocab_size: int
+    model: dict[str, int | float]
+    """Fields of the models' configuration."""
+    block_size: int
+    """Longest example in tokens, in pre-training and fine-tuning."""
+    steps: int
+    """Of pre-training each model."""
+    batch_size: int
+    learning_rate: float
+    eval_speeches: int
+    """Held-out speeches that the losses are measured on."""
+    glue_train: int
+    """Training examples of a GLUE task."""
+    glue_eval: int
+    """Examples of each development and test file."""
+    glue_steps: dict[str, int]
+    """Steps of each task, ``default`` where a task is not named."""
+    glue_learning_rate: float
+
+
+FULL = Scale(
+    every=1,
+    vocab_size=4000,
+    model={
+        "hidden_size": 128,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 512,
+        "embedding_size": 128,
+        "max_position_embeddings": 64,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    },
+    block_size=64,
+    steps=600,
+    batch_size=32,
+    learning_rate=1.5e-3,
+    eval_speeches=8,
+    glue_train=4000,
+    glue_eval=500,
+    glue_steps={"default": 150, "MNLI": 200, "QQP": 200, "WNLI": 30},
+    glue_learning_rate=1e-3,
+)
+
+QUICK = Scale(
+    every=6,
+    vocab_size=1000,
+    model={**FULL.model, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "embedding_size": 16},
+    block_size=64,
+    steps=6,
+    batch_size=4,
+    learning_rate=1e-3,
+    eval_speeches=1,
+    glue_train=100,
+    glue_eval=20,
+    glue_steps={"default": 2},
+    glue_learning_rate=1e-3,
+)

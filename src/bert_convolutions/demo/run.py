@@ -5,12 +5,12 @@ The steps are listed in ``_steps``; each finds what an earlier run has finished 
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.table import Table
 from rich.text import Text
 
 from bert_convolutions import files
@@ -21,19 +21,18 @@ from bert_convolutions.data.pieces import MODEL_FILE
 from bert_convolutions.demo.commands import command_line
 from bert_convolutions.demo.corpus import Speech, Split, load_speeches, split_speeches, write_text
 from bert_convolutions.demo.glue_data import write_glue_data
-from bert_convolutions.demo.options import DemoOptions
+from bert_convolutions.demo.options import FULL, QUICK, DemoOptions
 from bert_convolutions.demo.places import Places
-from bert_convolutions.demo.scale import FULL, QUICK
 from bert_convolutions.errors import RunInterrupted
 from bert_convolutions.files import run_lock
 from bert_convolutions.glue.options import CompileGlueOptions, GlueOptions
 from bert_convolutions.glue.run import run_glue
-from bert_convolutions.glue.submit import compile_glue, read_score
+from bert_convolutions.glue.submit import compile_submission, read_score
 from bert_convolutions.glue.tasks import DevSet, find_task
 from bert_convolutions.report.curves import plot_loss_curves
 from bert_convolutions.report.kernels import plot_kernels
 from bert_convolutions.report.table import comparison_table
-from bert_convolutions.terminal import duration, make_console
+from bert_convolutions.terminal import duration, make_console, make_table
 from bert_convolutions.training.arguments import BertTrainingArguments
 from bert_convolutions.training.options import PretrainOptions
 from bert_convolutions.training.pretrain import run_pretraining
@@ -53,15 +52,6 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 """What each model asks for beyond the configuration that all share."""
 ORDER_SCORES = {"CoLA": "Matthews x 100", "QQP": "accuracy, %"}
 """The tasks that only word order decides, with what they are scored by."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of the demonstration: what is announced, how long it takes on two cores, and what it does."""
-
-    title: str
-    seconds: int
-    run: Callable[[], None]
 
 
 def run_demo(options: DemoOptions) -> None:
@@ -90,57 +80,64 @@ class Demo:
         self.scale = QUICK if options.quick else FULL
         self.places = places
         self.console = make_console()
-        self._parts: dict[Split, list[Speech]] | None = None
 
     def run(self) -> None:
         """Do every step, announced by its number, its title, the time so far and the time it should take."""
         begun = time.monotonic()
         steps = self._steps()
-        total = sum(step.seconds for step in steps)
         if not self.options.quick:
-            self.say(f"The demo takes about {duration(total)} on two cores; run again, it goes on where it was.")
-        for number, step in enumerate(steps, start=1):
-            expected = "" if self.options.quick else f", takes about {duration(step.seconds)}"
+            total = duration(sum(seconds for _, seconds, _ in steps))
+            self.say(f"The demo takes about {total} on two cores; run again, it goes on where it was.")
+        for number, (title, seconds, step) in enumerate(steps, start=1):
+            expected = "" if self.options.quick else f", takes about {duration(seconds)}"
             spent = duration(time.monotonic() - begun)
-            self.say(f"\n[{number}/{len(steps)}] {step.title} ({spent} since the start{expected})", style="bold cyan")
-            step.run()
+            self.say(f"\n[{number}/{len(steps)}] {title} ({spent} since the start{expected})", style="bold cyan")
+            step()
         self._summarise(time.monotonic() - begun)
 
-    def _steps(self) -> list[Step]:
+    def _steps(self) -> list[tuple[str, int, Callable[[], None]]]:
+        """What is announced, how many seconds it takes on two cores, and what does it."""
+        order_title = "Fine-tune the model that sees no order on the two tasks that only order decides"
         return [
-            Step("Write the speeches as plain text, one sentence a line", 4, self._write_text),
-            Step("Train a tokenizer", 15, self._train_tokenizer),
-            Step("Build sentence pairs", 10, self._build_pairs),
+            ("Write the speeches as plain text, one sentence a line", 4, self._write_text),
+            ("Train a tokenizer", 15, self._train_tokenizer),
+            ("Build sentence pairs", 10, self._build_pairs),
             *(
-                Step(f"Pre-train a small model: {description}", 60, lambda name=name: self._pretrain(name))  # type: ignore[misc]
+                (f"Pre-train a small model: {description}", 60, partial(self._pretrain, name))
                 for name, description in MODELS.items()
             ),
-            Step("Compare the models on held-out speeches", 2, self._compare),
-            Step("Make a small GLUE from the speeches", 4, self._write_glue_data),
-            Step("Fine-tune, score and predict all nine tasks", 90, lambda: self._finetune(COMPOSITE, "ALL")),
-            Step(
-                "Fine-tune the model that sees no order on the two tasks that only order decides",
-                25,
-                lambda: self._finetune(NEITHER, ",".join(ORDER_SCORES)),
-            ),
-            Step("Compile the submission", 1, self._compile),
-            Step("Draw the learned kernels", 2, self._draw_kernels),
+            ("Compare the models on held-out speeches", 2, self._compare),
+            ("Make a small GLUE from the speeches", 4, self._write_glue_data),
+            ("Fine-tune, score and predict all nine tasks", 90, partial(self._finetune, COMPOSITE, "ALL")),
+            (order_title, 25, partial(self._finetune, NEITHER, ",".join(ORDER_SCORES))),
+            ("Compile the submission", 1, self._compile),
+            ("Draw the learned kernels", 2, self._draw_kernels),
         ]
 
     def say(self, line: str, style: str = "") -> None:
         """Print a line."""
         self.console.print(Text(line, style=style))
 
-    def show_command(self, line: str) -> None:
+    def show(self, name: str, options: Any, arguments: dict[str, Any] | None = None) -> None:
         """Print the command that the next library call stands for."""
-        self.say(f"$ {line}", style="dim")
+        self.say(f"$ {command_line(name, options, arguments)}", style="dim")
 
-    @property
+    def _arguments(self, folder: Path, **more: Any) -> dict[str, Any]:
+        """The Trainer's flags of pre-training and fine-tuning."""
+        return {
+            "do_train": True,
+            "do_eval": True,
+            "per_device_train_batch_size": self.scale.batch_size,
+            "per_device_eval_batch_size": 4 * self.scale.batch_size,
+            **more,
+            "seed": self.options.seed,
+            "output_dir": str(folder),
+        }
+
+    @cached_property
     def parts(self) -> dict[Split, list[Speech]]:
         """The speeches, in their three parts."""
-        if self._parts is None:
-            self._parts = split_speeches(load_speeches()[:: self.scale.every])
-        return self._parts
+        return split_speeches(load_speeches()[:: self.scale.every])
 
     def _write_text(self) -> None:
         held_out = self.parts["dev"][: self.scale.eval_speeches * 3 : 3]
@@ -157,7 +154,7 @@ class Demo:
             vocab_size=self.scale.vocab_size,
             seed=self.options.seed,
         )
-        self.show_command(command_line("train-tokenizer", options))
+        self.show("train-tokenizer", options)
         if (self.places.tokenizer / MODEL_FILE).exists():
             self.say("done before")
         else:
@@ -175,11 +172,11 @@ class Demo:
                 seed=self.options.seed,
                 pair_within_documents=True,
             )
-            self.show_command(command_line("build-dataset", options))
+            self.show("build-dataset", options)
             build_dataset(options)
 
     def _pretrain(self, name: str) -> None:
-        scale, folder = self.scale, self.places.pretrained(name)
+        scale, folder = self.scale, self.places.pretrained / name
         files.write_json(self.places.model_config, {"model_type": "composite_bert", **scale.model})
         options = PretrainOptions(
             tokenizer_name=str(self.places.tokenizer),
@@ -189,25 +186,20 @@ class Demo:
             block_size=scale.block_size,
             **ARCHITECTURES[name],
         )
-        arguments: dict[str, Any] = {
-            "do_train": True,
-            "do_eval": True,
-            "max_steps": scale.steps,
-            "per_device_train_batch_size": scale.batch_size,
-            "per_device_eval_batch_size": 4 * scale.batch_size,
-            "learning_rate": scale.learning_rate,
-            "warmup_steps": scale.steps // 10,
-            "weight_decay": 0.01,
-            "adam_epsilon": 1e-6,
-            "logging_steps": max(1, scale.steps // 20),
-            "eval_strategy": "steps",
-            "eval_steps": max(1, scale.steps // 5),
-            "save_steps": max(1, scale.steps // 3),
-            "save_total_limit": 1,
-            "seed": self.options.seed,
-            "output_dir": str(folder),
-        }
-        self.show_command(command_line("pretrain", options, arguments))
+        arguments = self._arguments(
+            folder,
+            max_steps=scale.steps,
+            learning_rate=scale.learning_rate,
+            warmup_steps=scale.steps // 10,
+            weight_decay=0.01,
+            adam_epsilon=1e-6,
+            logging_steps=max(1, scale.steps // 20),
+            eval_strategy="steps",
+            eval_steps=max(1, scale.steps // 5),
+            save_steps=max(1, scale.steps // 3),
+            save_total_limit=1,
+        )
+        self.show("pretrain", options, arguments)
         if (folder / "eval_results.json").exists():
             self.say("done before")
             return
@@ -215,7 +207,7 @@ class Demo:
         run_pretraining(options, BertTrainingArguments(**arguments, resume_from_checkpoint="true" if begun else None))
 
     def _compare(self) -> None:
-        runs = {description: self.places.pretrained(name) for name, description in MODELS.items()}
+        runs = {description: self.places.pretrained / name for name, description in MODELS.items()}
         self.console.print(comparison_table(runs, "Held-out speeches, the same masks for all models"))
         plot_loss_curves(runs, self.places.curves)
         self.say(f"Loss curves: {self.places.curves}")
@@ -234,43 +226,33 @@ class Demo:
         options = GlueOptions(
             data_dir=str(self.places.glue_data),
             task_name=tasks,
-            model_name_or_path=str(self.places.pretrained(name)),
+            model_name_or_path=str(self.places.pretrained / name),
             max_seq_length=scale.block_size,
             hyperparams=str(self.places.hyperparameters),
             rounds=1,
         )
-        arguments: dict[str, Any] = {
-            "do_train": True,
-            "do_eval": True,
-            "per_device_train_batch_size": scale.batch_size,
-            "per_device_eval_batch_size": 4 * scale.batch_size,
-            "save_strategy": "no",
-            "seed": self.options.seed,
-            "output_dir": str(self.places.finetuned(name)),
-        }
-        if name == COMPOSITE:
-            arguments["do_predict"] = True
-        self.show_command(command_line("glue", options, arguments))
+        predict = {"do_predict": True} if name == COMPOSITE else {}
+        arguments = self._arguments(self.places.finetuned / name, save_strategy="no", **predict)
+        self.show("glue", options, arguments)
         run_glue(options, BertTrainingArguments(**arguments))
 
     def _compile(self) -> None:
-        options = CompileGlueOptions(input=str(self.places.finetuned(COMPOSITE)), test_dir=str(self.places.submission))
-        self.show_command(command_line("compile-glue", options))
-        compile_glue(options)
+        options = CompileGlueOptions(input=str(self.places.finetuned / COMPOSITE), test_dir=str(self.places.submission))
+        self.show("compile-glue", options)
+        compile_submission(options)
+        self.say(f"Submission: {self.places.submission / 'submission.zip'}")
 
     def _draw_kernels(self) -> None:
-        plot_kernels(self.places.pretrained(COMPOSITE), self.places.kernels)
+        plot_kernels(self.places.pretrained / COMPOSITE, self.places.kernels)
         self.say(f"Learned kernels: {self.places.kernels}")
 
-    def _order_table(self) -> Table:
+    def _order_table(self) -> Any:
         """The scores of the tasks that only order decides, of the model that sees it and the one that doesn't."""
-        table = Table(title="\nTwo tasks that only word order decides", title_justify="left", box=None, pad_edge=False)
-        table.add_column("fine-tuned from")
-        for task, measure in ORDER_SCORES.items():
-            table.add_column(f"{task} ({measure})", justify="right")
+        headings = [f"{task} ({measure})" for task, measure in ORDER_SCORES.items()]
+        table = make_table("\nTwo tasks that only word order decides", "fine-tuned from", *headings)
         table.add_row("chance", "0.0", "50.0")
         for name in (NEITHER, COMPOSITE):
-            folders = {task: self.places.finetuned(name) / f"{task}0" for task in ORDER_SCORES}
+            folders = {task: self.places.finetuned / name / f"{task}0" for task in ORDER_SCORES}
             scores = [read_score(folder, _order_dev_set(task)) for task, folder in folders.items()]
             table.add_row(MODELS[name], *("-" if score is None else f"{100 * score:.1f}" for score in scores))
         return table
@@ -279,18 +261,8 @@ class Demo:
         """Say what came out and where everything is."""
         self.console.print(self._order_table())
         self.say(f"\nDone in {duration(seconds)}. Everything is in {self.places.root}:", style="bold")
-        for what, path in (
-            ("loss curves", self.places.curves),
-            ("learned kernels", self.places.kernels),
-            ("speeches as text", self.places.train_text.parent),
-            ("tokenizer", self.places.tokenizer),
-            ("sentence pairs", self.places.train_pairs.parent),
-            ("pre-trained models", self.places.pretrained("")),
-            ("GLUE data", self.places.glue_data),
-            ("fine-tuned models", self.places.finetuned("")),
-            ("submission", self.places.submission / "submission.zip"),
-        ):
-            self.say(f"  {what:<20}{path}")
+        for what, path in self.places.named().items():
+            self.say(f"  {what.replace('_', ' '):<20}{path}")
 
 
 def _order_dev_set(task: str) -> DevSet:

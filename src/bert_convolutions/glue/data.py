@@ -3,10 +3,12 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from transformers import IntervalStrategy, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from bert_convolutions import files
 from bert_convolutions.data.tokenizer import tokenizer_hash
-from bert_convolutions.glue.encoding import EncodedExamples, encode
+from bert_convolutions.errors import UsageError
+from bert_convolutions.glue.examples import EncodedExamples, encode
 from bert_convolutions.glue.plan import Job
 from bert_convolutions.glue.reading import Examples, read_dev, read_test, read_train
 from bert_convolutions.glue.tasks import DevSet, Task, TestSet
@@ -25,6 +27,7 @@ class GlueData:
         self.max_seq_length = max_seq_length
         self._encoded: dict[tuple[str, Path], EncodedExamples] = {}
         self._indices: dict[Path, list[int]] = {}
+        self._hashes: dict[Path, str] = {}
 
     def check(self, jobs: Sequence[Job]) -> dict[str, int]:
         """Read every file that the jobs need, so that a bad line ends the run before days of training, not after.
@@ -36,15 +39,22 @@ class GlueData:
             UsageError: a file is missing or does not fit its task. A missing test file is not: see ``has_test``.
         """
         train = {job.task.name: job.task for job in jobs if job.train}
-        dev = {job.task.name: job.task for job in jobs if job.evaluate or (job.train and evaluates_in_training(job))}
+        dev = {job.task.name: job.task for job in jobs if job.reads_dev}
         tests = {test for job in jobs for test in job.predict if self.has_test(test)}
-        counts = {name: len(read_train(self.data_dir, task)) for name, task in train.items()}
+        counts = {name: len(self._noted(read_train(self.data_dir, task))) for name, task in train.items()}
         for task in dev.values():
             for dev_set in task.dev:
-                read_dev(self.data_dir, task, dev_set)
+                self._noted(read_dev(self.data_dir, task, dev_set))
         for test in tests:
-            read_test(self.data_dir, test)
+            self._noted(read_test(self.data_dir, test))
         return counts
+
+    def train_hash(self, task: Task) -> str | None:
+        """Return the SHA-256 of a task's training file; None where there is no such file."""
+        path = self.data_dir / task.train_path
+        if path not in self._hashes and path.is_file():
+            self._hashes[path] = files.sha256(path)
+        return self._hashes.get(path)
 
     def train(self, tokenizer: PreTrainedTokenizerBase, task: Task) -> EncodedExamples:
         """Return a task's training examples."""
@@ -76,10 +86,11 @@ class GlueData:
     def _encode(self, tokenizer: PreTrainedTokenizerBase, path: Path, read: Callable[[], Examples]) -> EncodedExamples:
         key = (tokenizer_hash(tokenizer), path)
         if key not in self._encoded:
-            self._encoded[key] = encode(tokenizer, read(), self.max_seq_length)
+            self._encoded[key] = encode(tokenizer, self._noted(read()), self.max_seq_length)
         return self._encoded[key]
 
-
-def evaluates_in_training(job: Job) -> bool:
-    """Whether the Trainer's flags ask for scores during training."""
-    return job.arguments.eval_strategy != IntervalStrategy.NO
+    def _noted(self, examples: Examples) -> Examples:
+        """The examples, whose file must be the same whenever it is read."""
+        if self._hashes.setdefault(examples.path, examples.sha256) != examples.sha256:
+            raise UsageError(f"{examples.path} has changed since this run began: start it again")
+        return examples

@@ -1,75 +1,39 @@
 """Fine-tune one model on one task with the Trainer of ``transformers``."""
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerControl, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
-from bert_convolutions.files import sync_tree
-from bert_convolutions.glue.batching import CountingCollator, LengthGroupedExamples
-from bert_convolutions.glue.encoding import EncodedExamples
-from bert_convolutions.glue.hyperparameters import Hyperparameters, device_batch_size
+from bert_convolutions.files import discard_aside, sync_tree
+from bert_convolutions.glue.examples import Counted, EncodedExamples, Layout, Shuffled
 from bert_convolutions.glue.models import quiet_transformers
 from bert_convolutions.glue.predict import evaluate
-from bert_convolutions.glue.state import ENCODER_FOLDER
+from bert_convolutions.glue.state import ENCODER_FOLDER, saved_files, stands
 from bert_convolutions.glue.tasks import DevSet, Task
 from bert_convolutions.training.resumable import ResumableTrainer
-from bert_convolutions.training.sampling import Slice, StepPlan, StepSlices
-
-ArgumentsT = TypeVar("ArgumentsT", bound=TrainingArguments)
-
-
-def num_devices(arguments: TrainingArguments) -> int:
-    """Return the devices of all processes that share a step."""
-    return arguments.world_size * max(1, arguments.n_gpu)
-
-
-def global_batch_size(arguments: TrainingArguments) -> int:
-    """Return the examples of one optimizer step over all devices."""
-    return arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-
-
-def task_arguments(
-    arguments: ArgumentsT, folder: Path, seed: int, hyperparameters: Hyperparameters | None
-) -> ArgumentsT:
-    """Return the Trainer's arguments for one task and round.
-
-    Args:
-        arguments: as given on the command line.
-        folder: where the task is trained.
-        seed: seed of the round.
-        hyperparameters: of the task; None keeps the arguments' own learning rate, batch, steps and warm-up. Their
-            steps are cut to ``--max_steps`` where that is given.
-    """
-    changes: dict[str, Any] = {"output_dir": str(folder), "seed": seed}
-    if hyperparameters is not None:
-        steps = hyperparameters.steps
-        steps = min(steps, arguments.max_steps) if arguments.max_steps > 0 else steps
-        changes |= {
-            "learning_rate": hyperparameters.learning_rate,
-            "max_steps": steps,
-            "warmup_steps": dataclasses.replace(hyperparameters, steps=steps).warmup_steps,
-            "per_device_train_batch_size": device_batch_size(
-                hyperparameters.batch_size,
-                arguments.per_device_train_batch_size,
-                num_devices(arguments),
-                arguments.gradient_accumulation_steps,
-            ),
-        }
-    return dataclasses.replace(arguments, **changes)
+from bert_convolutions.training.sampling import StepPlan
 
 
 class GlueTrainer(ResumableTrainer):
-    """Trains on batches of like length; stops, saves and goes on exactly, as :class:`ResumableTrainer` does.
+    """Trains on a uniform shuffle; stops, saves and goes on exactly, as :class:`ResumableTrainer` does.
 
     Args:
         task: what is trained.
         train: training examples.
         dev: development sets, for evaluation during training.
+        layout: makes batches of examples.
         kwargs: those of ``ResumableTrainer`` and the ``Trainer``.
     """
 
@@ -77,7 +41,12 @@ class GlueTrainer(ResumableTrainer):
     loss_is_scaled_for_ga = True
 
     def __init__(
-        self, task: Task, train: EncodedExamples, dev: Mapping[DevSet, EncodedExamples], **kwargs: Any
+        self,
+        task: Task,
+        train: EncodedExamples,
+        dev: Mapping[DevSet, EncodedExamples],
+        layout: Layout,
+        **kwargs: Any,
     ) -> None:
         eval_dataset = {dev_set.name: examples for dev_set, examples in dev.items()} or None
         super().__init__(train_dataset=train, eval_dataset=eval_dataset, **kwargs)
@@ -85,33 +54,28 @@ class GlueTrainer(ResumableTrainer):
         self.task = task
         self.train_examples = train
         self.dev = dev
+        self.layout = layout
+        self.add_callback(_OldRunGoes())
 
     def train_plan(self) -> StepPlan:
-        """Which positions of an epoch's order each process takes in each step."""
+        """Which examples each process takes in each step: an epoch is a uniform shuffle, cut into batches."""
         return StepPlan(
             len(self.train_examples),
-            None,
+            self.args.seed if self.args.data_seed is None else self.args.data_seed,
             micro_batch_size=self.args.train_batch_size,
             micro_batches=self.args.gradient_accumulation_steps,
             processes=self.args.world_size,
         )
 
-    def _grouped_examples(self) -> LengthGroupedExamples:
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return LengthGroupedExamples(self.train_examples, self.train_plan(), seed)
-
     def samples_of_step(self, step: int) -> list[int]:
         """Rows of the training file, from 0, that a step (0-based) takes on all processes."""
-        plan = self.train_plan()
-        epoch, step_of_epoch = divmod(step, plan.steps_per_epoch)
-        begin = step_of_epoch * plan.global_batch_size
-        return self._grouped_examples().rows(Slice(epoch, begin, begin + plan.global_batch_size))
+        return self.train_plan().samples_of_step(step)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Micro-batches of this process, in order; nothing in it draws a random number."""
-        self.train_slices = StepSlices(self.train_plan(), self.args.process_index)
-        collate = CountingCollator(self.data_collator, self.train_examples[0])
-        return self.slices_loader(self._grouped_examples(), self.train_slices, collate)
+        counted = Counted(self.layout, self.train_examples.select(np.array([0])))
+        plan = self.train_plan()
+        return self.training_loader(Shuffled(self.train_examples, plan), plan, counted)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -143,7 +107,7 @@ class GlueTrainer(ResumableTrainer):
         model = self.accelerator.unwrap_model(self.model)
         training = model.training
         results = evaluate(
-            model, self.task, self.dev, self.data_collator, self.args, before_batch=self.evaluation_batch_finished
+            model, self.task, self.dev, self.layout, self.args, before_batch=self.evaluation_batch_finished
         )
         model.train(training)
         scores = {name: value for values in results.values() for name, value in values.items()}
@@ -152,7 +116,18 @@ class GlueTrainer(ResumableTrainer):
         return scores
 
 
-def finetune(trainer: GlueTrainer, tokenizer: PreTrainedTokenizerBase, checkpoint: Path | None) -> PreTrainedModel:
+class _OldRunGoes(TrainerCallback):
+    """Removes what an overwrite has set aside once the first checkpoint of the new run stands."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        folder = Path(str(args.output_dir))
+        if state.is_world_process_zero and stands(folder):
+            discard_aside(folder)
+
+
+def finetune(
+    trainer: GlueTrainer, tokenizer: PreTrainedTokenizerBase, checkpoint: Path | None
+) -> tuple[PreTrainedModel, dict[str, str]]:
     """Train a model and save it, its tokenizer and its encoder in the trainer's output folder.
 
     All steps are run: the name of the folder that the model came from has no say in it.
@@ -163,7 +138,7 @@ def finetune(trainer: GlueTrainer, tokenizer: PreTrainedTokenizerBase, checkpoin
         checkpoint: of this very run, to go on from; None starts at the first step.
 
     Returns:
-        The trained model, unwrapped.
+        The trained model, unwrapped; and the SHA-256 of what was saved, on the process that saves.
 
     Raises:
         RunInterrupted: a signal came; a checkpoint has been saved.
@@ -172,21 +147,29 @@ def finetune(trainer: GlueTrainer, tokenizer: PreTrainedTokenizerBase, checkpoin
     with trainer.watch.installed():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trained = trainer.accelerator.unwrap_model(trainer.model)
+    saved: dict[str, str] = {}
     if trainer.is_world_process_zero():
-        save_finetuned(trained, tokenizer, Path(str(trainer.args.output_dir)))
+        saved = save_finetuned(trained, tokenizer, Path(str(trainer.args.output_dir)))
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.free_memory()
-    return trained
+    return trained, saved
 
 
-def save_finetuned(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Save a model as safetensors with its tokenizer, and its encoder alone below it, and sync both to the disk."""
+def save_finetuned(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> dict[str, str]:
+    """Save a model as safetensors with its tokenizer, and its encoder alone below it, and sync both to the disk.
+
+    Returns:
+        The files' names below ``folder`` with their SHA-256.
+    """
     encoder = model.base_model
     if not isinstance(encoder, PreTrainedModel):
         raise TypeError(f"{type(model).__name__} has no encoder to save")
     with quiet_transformers():
         model.save_pretrained(folder)
         encoder.save_pretrained(folder / ENCODER_FOLDER)
-    tokenizer.save_pretrained(folder)
+    of_tokenizer = [Path(name) for name in tokenizer.save_pretrained(folder)]
     tokenizer.save_pretrained(folder / ENCODER_FOLDER)
     sync_tree(folder)
+    of_model = [folder / "config.json", *folder.glob("model*.safetensors*")]
+    files = {path for path in (*of_model, *of_tokenizer, *(folder / ENCODER_FOLDER).rglob("*")) if path.is_file()}
+    return saved_files(folder, sorted(str(path.relative_to(folder)) for path in files))

@@ -1,10 +1,12 @@
-"""Load encoders with a classifier for a task, and check that tokenizer and model belong together."""
+"""Load encoders with a classifier for a task, and check that weights, configuration and tokenizer belong together."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from huggingface_hub import snapshot_download
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -14,30 +16,75 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-import bert_convolutions.model  # noqa: F401  registers CompositeBert* with the Auto classes
 from bert_convolutions.errors import UsageError
+from bert_convolutions.files import sha256
 from bert_convolutions.glue.tasks import Task
+from bert_convolutions.model.loading import load_strictly
+from bert_convolutions.schemas import read_json
 
 SCORE_LABEL = "score"
 """Name of the one output of a real-valued task in a model's configuration."""
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+"""Files of weights; those of the second kind count where there are none of the first."""
+_NOT_OF_THE_MODEL = ("transformers_version", "_name_or_path")
+"""Entries of ``config.json`` that say nothing about the model."""
 
 
-def load_pretrained(path: str, task: Task) -> PreTrainedModel:
+def locate_model(path: str) -> Path:
+    """Return the folder of a model, which is fetched from Hugging Face where ``path`` is a name there.
+
+    Raises:
+        UsageError: no such folder, not a model, or a checkpoint of the original code.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        if path.startswith((".", "/", "~")) or path.count("/") != 1:
+            raise UsageError(f"{path}: no such model folder")
+        try:
+            folder = Path(snapshot_download(path, allow_patterns=["*.json", "*.txt", "*.model", *_WEIGHTS]))
+        except Exception as error:  # of the network, of the name, or of what is said there
+            raise UsageError(
+                f"{path}: no such folder, and no such model of Hugging Face here ({_first_line(error)})"
+            ) from error
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        raise UsageError(f"{path} is not a model folder: it has no config.json")
+    config = read_json(config_file)
+    if isinstance(config, dict) and config.get("model_type") == "bert" and "attention_kernel" in config:
+        raise UsageError(f"{path} is a checkpoint of the original code: run bertconv convert on it first")
+    return folder
+
+
+def fingerprint(folder: Path) -> str:
+    """Return a SHA-256 of a model's configuration and weights, the same wherever its folder is.
+
+    Raises:
+        UsageError: there is no configuration, or it is not JSON.
+    """
+    config = read_json(folder / "config.json")
+    if isinstance(config, dict):
+        config = {key: value for key, value in config.items() if key not in _NOT_OF_THE_MODEL}
+    weights = next((found for pattern in _WEIGHTS if (found := sorted(folder.glob(pattern)))), [])
+    identity = [config, *([path.name, sha256(path)] for path in weights)]
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def load_pretrained(folder: str | Path, task: Task) -> PreTrainedModel:
     """Load an encoder with a new classifier for a task, whose weights are drawn from PyTorch's global generator.
 
     Args:
-        path: folder of a model of ``transformers``; its name has no meaning (``checkpoint-1000`` is a name as any).
+        folder: of a model of ``transformers``; its name has no meaning (``checkpoint-1000`` is a name as any).
         task: sets the number of outputs, the label words and the loss.
 
     Raises:
-        UsageError: no such folder, not a model, or weights of another shape or architecture.
+        UsageError: weights or configuration can't be read, or they are not each other's.
     """
-    config = load_config(path)
+    config = load_config(folder)
     labels = task.labels or (SCORE_LABEL,)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: number for number, label in enumerate(labels)}
     config.problem_type = "single_label_classification" if task.labels else "regression"
-    return _load_weights(path, config, new_classifier=True)
+    return _load_weights(folder, config, new_classifier=True)
 
 
 def load_finetuned(folder: Path, task: Task) -> PreTrainedModel:
@@ -48,11 +95,11 @@ def load_finetuned(folder: Path, task: Task) -> PreTrainedModel:
     """
     if not folder.is_dir():
         raise UsageError(f"{folder} is not there: fine-tune {task.name} first (--do_train)")
-    config = load_config(str(folder))
+    config = load_config(folder)
     words = sorted(_words(config))
     if len(words) != task.num_outputs or (task.labels and words != sorted(task.labels)):
         raise UsageError(f"{folder} has the labels {', '.join(words)}, which are not {task.name}'s")
-    return _load_weights(str(folder), config, new_classifier=False)
+    return _load_weights(folder, config, new_classifier=False)
 
 
 def label_words(model: PreTrainedModel) -> list[str]:
@@ -91,48 +138,21 @@ def check_fit(
         raise UsageError(f"--max_seq_length {max_seq_length} is above the model's {positions} positions")
 
 
-def load_config(path: str) -> PreTrainedConfig:
+def load_config(folder: str | Path) -> PreTrainedConfig:
     """Load the configuration of a model folder.
 
     Raises:
-        UsageError: no such folder, not a model, or a checkpoint of the original code.
+        UsageError: it is of no known model, or says what can't be.
     """
-    folder = Path(path)
-    config_file = folder / "config.json"
-    if not folder.is_dir() and (path.startswith((".", "/", "~")) or path.count("/") != 1):
-        raise UsageError(f"{path}: no such model folder")
-    if folder.is_dir() and not config_file.is_file():
-        raise UsageError(f"{path} is not a model folder: it has no config.json")
     try:
-        if config_file.is_file() and _is_originals(json.loads(config_file.read_text(encoding="utf-8"))):
-            raise UsageError(f"{path} is a checkpoint of the original code: run bertconv convert on it first")
-        return AutoConfig.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        where = path if folder.is_dir() else f"{path}: no such folder, and no such model of Hugging Face here"
-        raise UsageError(f"{where}: cannot load a model configuration ({_first_line(error)})") from error
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # each configuration has its own for what it can't be
+        raise UsageError(f"{folder}: cannot load a model configuration ({_first_line(error)})") from error
 
 
-def _is_originals(config: object) -> bool:
-    return isinstance(config, dict) and config.get("model_type") == "bert" and "attention_kernel" in config
-
-
-def _load_weights(path: str, config: PreTrainedConfig, new_classifier: bool) -> PreTrainedModel:
-    try:
-        with quiet_transformers():
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                path, config=config, output_loading_info=True
-            )
-    except Exception as error:  # torch, safetensors and transformers each have their own for a bad file
-        raise UsageError(f"{path}: cannot load the model ({_first_line(error)})") from error
-    prefix = f"{model.base_model_prefix}."
-    missing = sorted(
-        name
-        for name in report["missing_keys"]
-        if not new_classifier or (name.startswith(prefix) and ".pooler." not in name)
-    )
-    if missing:
-        raise UsageError(f"{path} lacks {len(missing)} weights of the model, {missing[0]} for one")
-    return model
+def _load_weights(folder: str | Path, config: PreTrainedConfig, new_classifier: bool) -> PreTrainedModel:
+    with quiet_transformers():
+        return load_strictly(AutoModelForSequenceClassification, folder, config, new_head=new_classifier)
 
 
 def _first_line(error: Exception) -> str:

@@ -33,7 +33,8 @@ class GlueOptions:
         metadata={
             "help": "electra, electra_base, stable, or a YAML file of task: {learning_rate, batch_size, steps}. Sets "
             "the learning rate, warm-up (a tenth of the steps), steps (at most --max_steps where that is given) and "
-            "global batch (never above --per_device_train_batch_size a device). Default: the Trainer's flags"
+            "global batch (never above --per_device_train_batch_size a device). flags: the Trainer's flags. Default: "
+            "electra for several tasks or rounds, flags for one task run once"
         },
     )
     rounds: int | None = field(
@@ -46,7 +47,10 @@ class GlueOptions:
         default=None, metadata={"help": "save a checkpoint to go on from when this long has passed since the last"}
     )
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "run finished tasks again and use folders that hold something else"}
+        default=False,
+        metadata={
+            "help": "run finished tasks again, also with other settings, and write into folders of something else"
+        },
     )
     model_type: str | None = field(
         default=None, metadata={"help": "accepted as in the original's commands and not used: config.json says it"}

@@ -1,20 +1,38 @@
 """Which (task, round) there are, where each goes, and which of its stages are still to be done."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from transformers import TrainingArguments
+from transformers import IntervalStrategy, TrainingArguments
 
 from bert_convolutions.errors import UsageError
-from bert_convolutions.glue.finetune import global_batch_size, task_arguments
-from bert_convolutions.glue.hyperparameters import Hyperparameters, load_hyperparameters
+from bert_convolutions.files import refuse_overlap
+from bert_convolutions.glue.hyperparameters import (
+    DEFAULT,
+    FLAG,
+    OF_FLAGS,
+    WARMUP_PART,
+    device_batch_size,
+    is_file_name,
+    load_hyperparameters,
+)
 from bert_convolutions.glue.options import GlueOptions
-from bert_convolutions.glue.state import ENCODER_FOLDER, TaskState, is_foreign, read_state
+from bert_convolutions.glue.state import ENCODER_FOLDER, read_state, refuse_strange_model, strangers
 from bert_convolutions.glue.tasks import MNLI, ROUND_SEEDS, Task, TestSet, parse_tasks, round_seed
+from bert_convolutions.schemas import Hyperparameters, TaskState
+
+ArgumentsT = TypeVar("ArgumentsT", bound=TrainingArguments)
 
 SHORTEST_PAIR = 5
 """Tokens of ``[CLS] a [SEP] b [SEP]`` with texts of one token."""
+_SETTINGS = (
+    *("seed", "data_seed", "learning_rate", "max_steps", "num_train_epochs", "warmup_steps", "warmup_ratio"),
+    *("lr_scheduler_type", "lr_scheduler_kwargs", "optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2"),
+    *("adam_epsilon", "max_grad_norm", "label_smoothing_factor", "neftune_noise_alpha"),
+)
+"""The Trainer's flags that a result depends on, the batch apart."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +72,11 @@ class Job:
         return not (self.train or self.evaluate or self.predict)
 
     @property
+    def reads_dev(self) -> bool:
+        """Whether it needs its development sets, after training or in its course."""
+        return self.evaluate or (self.train and self.arguments.eval_strategy != IntervalStrategy.NO)
+
+    @property
     def mnli_encoder(self) -> Path | None:
         """Where the encoder fine-tuned on MNLI in the same round is, for the tasks that start from it."""
         if self.round_number is None or not self.task.starts_from_mnli:
@@ -61,23 +84,53 @@ class Job:
         return self.folder.parent / f"{MNLI.name}{self.round_number}" / ENCODER_FOLDER
 
     def settings(self, max_seq_length: int) -> dict[str, Any]:
-        """Return what the result depends on, to be kept beside it and compared by a later run."""
-        arguments = self.arguments
-        return {
-            "seed": arguments.seed,
-            "learning_rate": arguments.learning_rate,
-            "batch_size": global_batch_size(arguments),
-            "max_steps": arguments.max_steps,
-            "num_train_epochs": arguments.num_train_epochs if arguments.max_steps <= 0 else None,
-            "max_seq_length": max_seq_length,
-        }
+        """Return the flags that the result depends on, to be kept beside it and compared by a later run."""
+        flags = self.arguments.to_dict()
+        settings = {name: flags[name] for name in _SETTINGS if name in flags}
+        if settings["max_steps"] > 0:
+            settings["num_train_epochs"] = None
+        return {**settings, "batch_size": global_batch_size(self.arguments), "max_seq_length": max_seq_length}
+
+
+def num_devices(arguments: TrainingArguments) -> int:
+    """Return the devices of all processes that share a step."""
+    return arguments.world_size * max(1, arguments.n_gpu)
+
+
+def global_batch_size(arguments: TrainingArguments) -> int:
+    """Return the examples of one optimizer step over all devices."""
+    return arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
 
 
 def plan_jobs(options: GlueOptions, arguments: TrainingArguments) -> list[Job]:
     """Return the jobs in the order in which they run: all tasks of round 0, then of round 1, and so on.
 
     Raises:
-        UsageError: an unknown task or preset, a wrong number of rounds, nothing to do, or a folder in the way.
+        UsageError: a flag out of range, nothing to do, or a folder in the way.
+    """
+    check_flags(options, arguments)
+    tasks = parse_tasks(options.task_name)
+    rounds = _rounds(options, several=len(tasks) > 1)
+    chosen = options.hyperparams or (OF_FLAGS if rounds == [None] else DEFAULT)
+    hyperparameters = load_hyperparameters(chosen, tasks)
+    output_dir = Path(str(arguments.output_dir))
+    jobs = []
+    for round_number in rounds:
+        for task in tasks:
+            name = task.name if round_number is None else f"{task.name}{round_number}"
+            folder = output_dir if round_number is None else output_dir / name
+            seed = arguments.seed if round_number is None else round_seed(round_number, arguments.seed)
+            of_task = hyperparameters.get(task.name)
+            own = task_arguments(arguments, folder, seed, of_task)
+            jobs.append(_plan_job(options, task, round_number, own, of_task))
+    return jobs
+
+
+def check_flags(options: GlueOptions, arguments: TrainingArguments) -> None:
+    """Raise about the first flag that is missing, out of range, or whose path is in the way of another.
+
+    Raises:
+        UsageError: names the flag and the way out.
     """
     if not (arguments.do_train or arguments.do_eval or arguments.do_predict):
         raise UsageError("nothing to do: give --do_train, --do_eval or --do_predict")
@@ -88,24 +141,47 @@ def plan_jobs(options: GlueOptions, arguments: TrainingArguments) -> list[Job]:
             f"--max_seq_length {options.max_seq_length} leaves no room for a pair: [CLS] a [SEP] b [SEP] needs "
             f"{SHORTEST_PAIR}"
         )
+    if options.save_every_minutes is not None and not options.save_every_minutes > 0:
+        raise UsageError(f"--save_every_minutes {options.save_every_minutes} is not above 0")
     if str(arguments.resume_from_checkpoint).lower() not in ("none", "true", "false"):
         raise UsageError(
             "--resume_from_checkpoint takes no folder here: a half-finished task goes on from its own newest checkpoint"
         )
-    tasks = parse_tasks(options.task_name)
-    presets = load_hyperparameters(options.hyperparams, tasks) if options.hyperparams is not None else {}
-    output_dir = Path(str(arguments.output_dir))
-    rounds = _rounds(options, several=len(tasks) > 1)
-    jobs = []
-    for round_number in rounds:
-        for task in tasks:
-            name = task.name if round_number is None else f"{task.name}{round_number}"
-            folder = output_dir if round_number is None else output_dir / name
-            seed = arguments.seed if round_number is None else round_seed(round_number, arguments.seed)
-            preset = presets.get(task.name)
-            own = task_arguments(arguments, folder, seed, preset)
-            jobs.append(_plan_job(options, task, round_number, own, preset))
-    return jobs
+    inputs: dict[str, str | None] = {"--data_dir": options.data_dir}
+    if arguments.do_train:  # otherwise these are not opened, or lie in the output folder by rights
+        inputs |= {"--model_name_or_path": options.model_name_or_path, "--tokenizer_name": options.tokenizer_name}
+        inputs[FLAG] = options.hyperparams if is_file_name(options.hyperparams or "") else None
+    refuse_overlap(str(arguments.output_dir), "--output_dir", inputs)
+
+
+def task_arguments(
+    arguments: ArgumentsT, folder: Path, seed: int, hyperparameters: Hyperparameters | None
+) -> ArgumentsT:
+    """Return the Trainer's arguments for one task and round.
+
+    Args:
+        arguments: as given on the command line.
+        folder: where the task is trained.
+        seed: seed of the round.
+        hyperparameters: of the task; None keeps the arguments' own learning rate, batch, steps and warm-up. Their
+            steps are cut to ``--max_steps`` where that is given.
+    """
+    changes: dict[str, Any] = {"output_dir": str(folder), "seed": seed}
+    if hyperparameters is not None:
+        steps = hyperparameters.steps
+        steps = min(steps, arguments.max_steps) if arguments.max_steps > 0 else steps
+        changes |= {
+            "learning_rate": hyperparameters.learning_rate,
+            "max_steps": steps,
+            "warmup_steps": steps // WARMUP_PART,
+            "per_device_train_batch_size": device_batch_size(
+                hyperparameters.batch_size,
+                arguments.per_device_train_batch_size,
+                num_devices(arguments),
+                arguments.gradient_accumulation_steps,
+            ),
+        }
+    return dataclasses.replace(arguments, **changes)
 
 
 def _rounds(options: GlueOptions, several: bool) -> list[int] | list[None]:
@@ -121,22 +197,23 @@ def _plan_job(
     task: Task,
     round_number: int | None,
     arguments: TrainingArguments,
-    preset: Hyperparameters | None,
+    hyperparameters: Hyperparameters | None,
 ) -> Job:
     folder = Path(str(arguments.output_dir))
-    overwrite = options.overwrite_output_dir
-    state = read_state(folder)
-    if state is not None and state.task != task.name and not overwrite:
+    again = options.overwrite_output_dir
+    state = None if again and arguments.do_train else read_state(folder)
+    if state is not None and state.task != task.name:
         raise UsageError(f"{folder} holds a run of {state.task}: use another --output_dir, or --overwrite_output_dir")
-    if arguments.do_train and is_foreign(folder) and not overwrite:
+    if arguments.do_train and again:
+        refuse_strange_model(folder)
+    elif arguments.do_train and (found := strangers(folder)):
         raise UsageError(
-            f"{folder} is not empty and was not made by bertconv glue: use another --output_dir, or "
-            "--overwrite_output_dir to write into it"
+            f"{folder} is not empty and was not made by bertconv glue ({found[0]}): move it away, or use another "
+            f"--output_dir; --overwrite_output_dir writes into it, and runs {'' if round_number is None else 'all '}"
+            "finished tasks again"
         )
-    train = arguments.do_train and (overwrite or state is None or not state.trained)
-    known = TaskState(task.name, {}) if train or overwrite or state is None else state
-    evaluate = arguments.do_eval and any(dev.name not in known.dev for dev in task.dev)
-    predict = tuple(test for test in task.tests if test.name not in known.predicted)
+    train = arguments.do_train and (state is None or not state.trained)
+    known = TaskState(task=task.name, settings={}) if train or again or state is None else state
     return Job(
         task,
         round_number,
@@ -144,25 +221,48 @@ def _plan_job(
         arguments,
         state,
         train,
-        evaluate,
-        predict if arguments.do_predict else (),
-        preset.batch_size if preset else None,
+        arguments.do_eval and any(dev.name not in known.dev for dev in task.dev),
+        tuple(test for test in task.tests if test.name not in known.predicted) if arguments.do_predict else (),
+        hyperparameters.batch_size if hyperparameters else None,
     )
 
 
-def changed_settings(job: Job, max_seq_length: int) -> str:
-    """Return how a finished job's settings differ from those asked for now; empty if they do not."""
-    if job.state is None or not job.state.settings:
-        return ""
-    then, now = job.state.settings, job.settings(max_seq_length)
-    return ", ".join(f"{key} {then.get(key)} (now {now[key]})" for key in now if then.get(key) != now[key])
+def refuse_other_settings(job: Job, settings: dict[str, Any]) -> None:
+    """Refuse results or a checkpoint that the flags, data or weights of now would not have given.
+
+    Args:
+        job: with the state that a former run left.
+        settings: of now. What an older version did not note is not compared, nor are paths.
+
+    Raises:
+        UsageError: names all that differs, with both values.
+    """
+    before = job.state.settings if job.state else {}
+    other = [key for key, value in settings.items() if key != "model" and before.get(key, value) != value]
+    if not other:
+        return
+    shown = ", ".join(_difference(key, before, settings) for key in other)
+    done = "was fine-tuned" if job.state and job.state.trained else "is half-way through a run"
+    again = "" if job.round_number is None else f" (all tasks; deleting {job.folder} runs this one)"
+    raise UsageError(
+        f"{job.name} in {job.folder} {done} with {shown}: give the same as before, use another --output_dir, or run it "
+        f"again with --overwrite_output_dir{again}"
+    )
+
+
+def _difference(key: str, before: dict[str, Any], now: dict[str, Any]) -> str:
+    if key == "weights":
+        return f"the weights of {before.get('model')} (now those of {now['model']}, which are others)"
+    if key in ("train_data", "tokenizer"):
+        return f"another {'training file' if key == 'train_data' else key}"
+    return f"{key} {before[key]} (now {now[key]})"
 
 
 def describe_training(job: Job, num_examples: int) -> str:
     """Return what a job's training is going to do, for the user."""
     size = global_batch_size(job.arguments)
     wanted = job.wanted_batch_size
-    cut = f" (the preset's {wanted} cut by --per_device_train_batch_size)" if wanted and size < wanted else ""
+    cut = f" ({FLAG} has {wanted}, cut by --per_device_train_batch_size)" if wanted and size < wanted else ""
     rate, seed = job.arguments.learning_rate, job.arguments.seed
     return f"{planned_steps(job, num_examples)} steps of {size} examples{cut}, learning rate {rate:g}, seed {seed}"
 

@@ -1,4 +1,7 @@
-"""Logits of many examples, batched by length, in the order of the examples; dev scores and test files from them."""
+"""Logits of many examples in the order of the examples, and what is made of them: dev scores and test files.
+
+The metrics are scikit-learn's and SciPy's.
+"""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -7,11 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
+from scipy.special import log_softmax
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import PreTrainedModel, TrainingArguments
 
-from bert_convolutions.glue.batching import Collator, token_budget_batches
-from bert_convolutions.glue.encoding import EncodedExamples
-from bert_convolutions.glue.metrics import decide, dev_scores
+from bert_convolutions.glue.examples import EncodedExamples, Layout, token_budget_batches
 from bert_convolutions.glue.models import label_words
 from bert_convolutions.glue.tasks import DevSet, Task
 
@@ -22,19 +26,19 @@ MIN_BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
 def predict_logits(
     model: PreTrainedModel,
     examples: EncodedExamples,
-    collator: Collator,
+    layout: Layout,
     arguments: TrainingArguments,
     before_batch: Callable[[], None] | None = None,
 ) -> np.ndarray:
     """Return the logits (N, num_outputs), float32, of all examples on every process.
 
-    Examples of like length share a batch, padded to its longest, and the processes share the batches. A batch holds
+    Examples of like length share a batch, and the processes share the batches. A batch holds
     at most ``per_device_eval_batch_size`` times the longest example's tokens, or ``MIN_BATCH_TOKENS`` if that is more.
 
     Args:
         model: on any device; it is moved to the arguments' and left in evaluation mode.
         examples: N examples.
-        collator: pads a list of examples.
+        layout: makes batches of examples.
         arguments: device, precision, batch size, process.
         before_batch: called equally often on every process; may raise to stop.
     """
@@ -53,8 +57,8 @@ def predict_logits(
             if turn == len(batches):  # this process has one batch less than others
                 break
             batch = batches[turn]
-            inputs = collator([examples[index] for index in batch])
-            inputs = {name: value.to(arguments.device) for name, value in inputs.items() if name != "labels"}
+            laid_out = layout(examples.select(batch))
+            inputs = {name: value.to(arguments.device) for name, value in laid_out.items() if name != "labels"}
             outputs.append(model(**inputs).logits.float())
     own = [(np.concatenate(batches), torch.cat(outputs).cpu().numpy())] if batches else []
     parts = gather_object(own) if arguments.world_size > 1 else own
@@ -67,7 +71,7 @@ def evaluate(
     model: PreTrainedModel,
     task: Task,
     dev: Mapping[DevSet, EncodedExamples],
-    collator: Collator,
+    layout: Layout,
     arguments: TrainingArguments,
     before_batch: Callable[[], None] | None = None,
 ) -> dict[str, dict[str, float]]:
@@ -77,9 +81,76 @@ def evaluate(
     for dev_set, examples in dev.items():
         if examples.labels is None:
             raise ValueError(f"{dev_set.name} has no labels")
-        logits = predict_logits(model, examples, collator, arguments, before_batch)[:, order]
+        logits = predict_logits(model, examples, layout, arguments, before_batch)[:, order]
         results[dev_set.name] = dev_scores(logits, examples.labels, task, dev_set)
     return results
+
+
+def accuracy(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Return the share of equal entries of two (N,) arrays."""
+    return {"acc": float(accuracy_score(labels, predictions))}
+
+
+def accuracy_and_f1(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Return accuracy, F1 of label 1 (0 where it is undefined), and the mean of both."""
+    acc = float(accuracy_score(labels, predictions))
+    f1 = float(f1_score(labels, predictions, zero_division=0))
+    return {"acc": acc, "f1": f1, "acc_and_f1": (acc + f1) / 2}
+
+
+def matthews(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Return the Matthews correlation coefficient (0 where it is undefined)."""
+    return {"mcc": float(matthews_corrcoef(labels, predictions))}
+
+
+def correlation(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Return Pearson's and Spearman's correlation and their mean.
+
+    Constant predictions correlate with nothing: both count as 0, as Matthews' does, so that means stay numbers.
+    """
+    if len(labels) < 2 or np.ptp(predictions) == 0 or np.ptp(labels) == 0:
+        pearson = spearman = 0.0
+    else:
+        pearson = float(pearsonr(predictions, labels)[0])
+        spearman = float(spearmanr(predictions, labels)[0])
+    return {"pearson": pearson, "spearmanr": spearman, "corr": (pearson + spearman) / 2}
+
+
+METRICS: Mapping[str, Callable[[np.ndarray, np.ndarray], dict[str, float]]] = {
+    "accuracy": accuracy,
+    "accuracy_and_f1": accuracy_and_f1,
+    "matthews": matthews,
+    "correlation": correlation,
+}
+
+
+def decide(logits: np.ndarray, task: Task) -> np.ndarray:
+    """Turn logits (N, num_outputs) into label ids (N,), or into scores (N,) for real-valued tasks."""
+    return logits.argmax(axis=-1) if task.labels else logits[:, 0]
+
+
+def dev_scores(logits: np.ndarray, labels: np.ndarray, task: Task, dev_set: DevSet) -> dict[str, float]:
+    """Return what ``eval_results_<task>.txt`` holds: ``eval_loss`` and the task's scores.
+
+    MNLI's are named ``eval_mnli/acc`` and ``eval_mnli-mm/acc``, as the original names them.
+
+    Args:
+        logits: (N, num_outputs).
+        labels: (N,) label ids or scores.
+        task: the task.
+        dev_set: which of its development files.
+    """
+    prefix = f"eval_{dev_set.name}/" if len(task.dev) > 1 else "eval_"
+    scores = METRICS[task.metric](decide(logits, task), labels)
+    return {"eval_loss": mean_loss(logits, labels, task), **{prefix + name: value for name, value in scores.items()}}
+
+
+def mean_loss(logits: np.ndarray, labels: np.ndarray, task: Task) -> float:
+    """Return the mean cross-entropy in nats, or the mean squared error of real-valued tasks."""
+    logits = logits.astype(np.float64)
+    if not task.labels:
+        return float(np.mean((logits[:, 0] - labels) ** 2))
+    return float(-log_softmax(logits, axis=-1)[np.arange(len(labels)), labels.astype(int)].mean())
 
 
 def format_predictions(logits: np.ndarray, indices: list[int], model: PreTrainedModel, task: Task) -> str:

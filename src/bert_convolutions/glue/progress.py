@@ -4,7 +4,6 @@ import time
 from collections.abc import Mapping
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from bert_convolutions.terminal import duration
@@ -66,45 +65,3 @@ class Progress:
 def _task_of(name: str) -> str:
     """Return a job's name without its round, so ``RTE3`` and ``RTE4`` take each other's time."""
     return name[:-1]
-
-
-def score_table(scores: Mapping[str, Mapping[int, float]], title: str) -> Table:
-    """Return the dev table: a row each round, then mean, standard deviation and best, times 100.
-
-    Args:
-        scores: column title to round to score (0 to 1).
-        title: line above the table.
-    """
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    table.add_column("round")
-    for column in scores:
-        table.add_column(column, justify="right")
-    rounds = sorted({number for column in scores.values() for number in column})
-    for number in rounds:
-        table.add_row(str(number), *(_percent(column.get(number)) for column in scores.values()))
-    table.add_section()
-    for name, value in (("mean", mean), ("std", standard_deviation), ("best", best)):
-        table.add_row(name, *(_percent(value(list(column.values()))) for column in scores.values()))
-    return table
-
-
-def mean(values: list[float]) -> float | None:
-    """Return the mean, or None of no values."""
-    return sum(values) / len(values) if values else None
-
-
-def standard_deviation(values: list[float]) -> float | None:
-    """Return the sample standard deviation (divided by N - 1), or None of fewer than two values."""
-    if len(values) < 2:
-        return None
-    centre = sum(values) / len(values)
-    return (sum((value - centre) ** 2 for value in values) / (len(values) - 1)) ** 0.5
-
-
-def best(values: list[float]) -> float | None:
-    """Return the greatest value, or None of no values."""
-    return max(values, default=None)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"

@@ -1,5 +1,6 @@
 """Read GLUE's TSV files: tab separated, quotes literal, one example a line. Imports neither torch nor transformers."""
 
+import hashlib
 import logging
 import math
 import re
@@ -25,12 +26,14 @@ class Examples:
         texts: one list of texts per text column, all of the same length.
         labels: label ids, or real numbers for STS-B; None for a test file.
         indices: the file's own ``index`` column of a test file; None for train and dev files.
+        sha256: of the file's bytes, in hexadecimal.
     """
 
     path: Path
     texts: tuple[list[str], ...]
     labels: list[float] | list[int] | None
     indices: list[int] | None
+    sha256: str = ""
 
     def __len__(self) -> int:
         return len(self.texts[0])
@@ -57,7 +60,8 @@ def read_test(data_dir: Path, test_set: TestSet) -> Examples:
         UsageError: a missing or empty file, too few columns, or an index that is not a whole number or comes twice.
     """
     path = data_dir / test_set.path
-    lines = _lines(path)
+    content = _content(path)
+    lines = _lines(path, content)
     _header(path, lines)
     needed = max(test_set.texts) + 1
     texts: tuple[list[str], ...] = tuple([] for _ in test_set.texts)
@@ -75,12 +79,13 @@ def read_test(data_dir: Path, test_set: TestSet) -> Examples:
         for column, values in zip(test_set.texts, texts, strict=True):
             values.append(cells[column])
     _refuse_empty(path, len(indices))
-    return Examples(path, texts, labels=None, indices=list(indices))
+    return Examples(path, texts, None, list(indices), _sha256(content))
 
 
 def _read_labelled(path: Path, task: Task) -> Examples:
     """Read a train or dev file by the columns that the task declares."""
-    lines = _lines(path)
+    content = _content(path)
+    lines = _lines(path, content)
     label_column = task.label_column
     if task.header:
         header = _header(path, lines)
@@ -108,18 +113,26 @@ def _read_labelled(path: Path, task: Task) -> Examples:
             *(path, len(short), short[0][0], task.name),
         )
     _refuse_empty(path, len(labels))
-    return Examples(path, texts, labels, indices=None)
+    return Examples(path, texts, labels, None, _sha256(content))
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _content(path: Path) -> bytes:
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; --data_dir must hold the GLUE folders with their TSV files")
+    return path.read_bytes()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _lines(path: Path, content: bytes) -> Iterator[tuple[int, str]]:
     r"""Yield (line number from 1, line) of a UTF-8 file with ``\n`` or ``\r\n``; a byte order mark is dropped.
 
     Only ``\n`` ends a line: texts hold other characters that ``str.splitlines`` would cut at. Blank lines at the end
     are dropped.
     """
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file; --data_dir must hold the GLUE folders with their TSV files")
-    lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     while lines and not lines[-1].strip():
         lines.pop()
     for number, line in enumerate(lines, start=1):

@@ -1,42 +1,23 @@
-"""What has been done in the folder of one (task, round): a JSON file, replaced as a whole after each stage.
+"""The folder of one (task, round): what has been done there, and how a new run takes the place of an old one.
 
-It is written only once what it speaks of is complete on the disk, so a killed run leaves a stage undone, never
-half-done and taken for good. Imports neither torch nor transformers.
+``glue_state.json`` is replaced as a whole after each stage, and only once what it speaks of is complete on the disk, so
+a killed run leaves a stage undone, never half-done and taken for good. What an overwrite replaces is set aside, and
+comes back unless a checkpoint or the result of the new run stands. Imports neither torch nor transformers.
 """
 
-import json
-import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
+from bert_convolutions import files
 from bert_convolutions.errors import UsageError
-from bert_convolutions.files import LOCK_NAME, write_json
+from bert_convolutions.schemas import TaskState, read_model
 from bert_convolutions.training import checkpoints
 
 STATE_FILE = "glue_state.json"
 ENCODER_FOLDER = "transformer_subgraph"
 """Below a fine-tuned task: its encoder without the classifier, for other tasks to start from."""
-
-
-@dataclass
-class TaskState:
-    """What is known of one fine-tuned task.
-
-    Attributes:
-        task: its name.
-        settings: what it was trained with: seed, learning rate, batch, steps, model.
-        trained: whether training ended and the model was saved.
-        dev: dev set to its scores, once evaluated.
-        predicted: test set to the number of its rows, once written.
-    """
-
-    task: str
-    settings: dict[str, Any]
-    trained: bool = False
-    dev: dict[str, dict[str, float]] = field(default_factory=dict)
-    predicted: dict[str, int] = field(default_factory=dict)
+_RESULTS = ("eval_results_*.txt", "test_results_*.txt", "diverged.json")
+_MODEL = ("config.json", "model*.safetensors*", ENCODER_FOLDER)
 
 
 def read_state(folder: Path) -> TaskState | None:
@@ -49,14 +30,14 @@ def read_state(folder: Path) -> TaskState | None:
     if not path.is_file():
         return None
     try:
-        return TaskState(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
-        raise UsageError(f"{path} is damaged: delete it to run this task again") from None
+        return read_model(TaskState, path)
+    except UsageError as error:
+        raise UsageError(f"{path} is damaged: delete or move {folder} to run this task again ({error})") from error
 
 
 def write_state(folder: Path, state: TaskState) -> None:
     """Replace the state of a folder."""
-    write_json(folder / STATE_FILE, asdict(state))
+    files.write_json(folder / STATE_FILE, state.model_dump())
 
 
 def format_results(results: Mapping[str, float]) -> str:
@@ -64,14 +45,49 @@ def format_results(results: Mapping[str, float]) -> str:
     return "".join(f"{name} = {value}\n" for name, value in results.items())
 
 
-def clear_folder(folder: Path) -> None:
-    """Delete what a former run of a task left: its results, checkpoints and encoder; the state goes first."""
-    (folder / STATE_FILE).unlink(missing_ok=True)
-    for pattern in ("eval_results_*.txt", "test_results_*.txt", "model*.safetensors", "config.json"):
-        for path in folder.glob(pattern):
-            path.unlink()
-    shutil.rmtree(folder / ENCODER_FOLDER, ignore_errors=True)
-    delete_checkpoints(folder)
+def strangers(folder: Path) -> list[str]:
+    """Return the names in a folder without a state of ``bertconv glue``; those with a dot in front don't count."""
+    if not folder.is_dir() or (folder / STATE_FILE).is_file():
+        return []
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def refuse_strange_model(folder: Path) -> None:
+    """Refuse a folder without a state that holds what a fine-tuned model would replace.
+
+    Raises:
+        UsageError: names the file.
+    """
+    found = [] if (folder / STATE_FILE).is_file() else _paths(folder, None)
+    if found:
+        raise UsageError(
+            f"{found[0]} was not made by bertconv glue, and --overwrite_output_dir replaces only what was: use another "
+            f"--output_dir, or move {folder} away"
+        )
+
+
+def begin(folder: Path, state: TaskState) -> None:
+    """Set aside what a former run left in a folder, and write the state of the new one."""
+    before = folder / STATE_FILE
+    checkpoints.sweep(folder)
+    if before.is_file():
+        try:
+            saved = read_state(folder)
+        except UsageError:  # damaged, and overwritten
+            saved = None
+        files.set_aside(folder, [before, *_paths(folder, saved)])
+    write_state(folder, state)
+
+
+def settle(folder: Path) -> None:
+    """Decide over what was set aside: it goes if the new run stands, and comes back otherwise."""
+    files.settle_aside(folder, new_stands=stands(folder), debris=[*_paths(folder, None), folder / STATE_FILE])
+
+
+def stands(folder: Path) -> bool:
+    """Whether the run in a folder has a checkpoint to go on from, or its result."""
+    state = read_state(folder)
+    return state is not None and (state.trained or checkpoints.newest_complete(folder) is not None)
 
 
 def delete_checkpoints(folder: Path) -> None:
@@ -81,8 +97,24 @@ def delete_checkpoints(folder: Path) -> None:
         checkpoints.delete(checkpoint)
 
 
-def is_foreign(folder: Path) -> bool:
-    """Whether a folder holds files of something other than ``bertconv glue`` (a lock or a results folder apart)."""
-    if not folder.is_dir() or (folder / STATE_FILE).is_file():
-        return False
-    return any(path.name != LOCK_NAME for path in folder.iterdir())
+def saved_files(folder: Path, names: list[str]) -> dict[str, str]:
+    """Return the SHA-256 of files below a folder."""
+    return {name: files.sha256(folder / name) for name in names}
+
+
+def fault_in(folder: Path, state: TaskState) -> str:
+    """Return which file of a fine-tuned model is not as it was saved, or nothing."""
+    for name, expected in state.saved.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{path} is missing"
+        if files.sha256(path) != expected:
+            return f"{path} is not what was saved there after training: its checksum is another"
+    return ""
+
+
+def _paths(folder: Path, state: TaskState | None) -> list[Path]:
+    """What a run writes, the state apart: its model, results and checkpoints, and the tokenizer that a state names."""
+    found = [path for pattern in (*_RESULTS, *_MODEL) for path in sorted(folder.glob(pattern))]
+    named = {folder / name for name in (state.saved if state else {}) if "/" not in name}
+    return [*found, *sorted(named - set(found)), *checkpoints.list_checkpoints(folder)]

@@ -63,7 +63,7 @@ class Task:
         texts: columns of one or two texts in the train and dev files, 0-based.
         label_column: column of the label there, 0-based or ``LAST``.
         labels: label words in the order of their ids; empty for real numbers from 0 to 5.
-        metric: name of a function in :mod:`bert_convolutions.glue.metrics`.
+        metric: name of a function in ``METRICS`` of :mod:`bert_convolutions.glue.predict`.
         dev: development files.
         tests: test files, all predicted by the same fine-tuned model.
         header: whether the train and dev files have a header line (test files always have one).

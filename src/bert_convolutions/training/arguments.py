@@ -1,10 +1,18 @@
-"""The Trainer's arguments with the defaults this project trains by."""
+"""The Trainer's arguments: this project's defaults, the range of each, and what a resumed run makes of them."""
 
+import ctypes
+import ctypes.util
+import math
 import os
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from transformers import TrainingArguments
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import TrainingArguments, get_scheduler
+from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
@@ -12,6 +20,54 @@ from bert_convolutions.errors import UsageError
 from bert_convolutions.terminal import say
 
 logger = logging.get_logger(__name__)
+
+APPLIED_ON_RESUME = ("initial_lr", "weight_decay", "betas", "eps")
+"""Settings of an optimizer's group that flags give; others, such as counters, are part of its state."""
+_LARGEST_SEED = 2**32 - 1
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+
+
+def _between(low: float, high: float) -> Callable[[float], bool]:
+    return lambda value: low <= value <= high
+
+
+_COUNT = _between(1, 2**31), "is no whole number of at least 1"
+_COUNT_OR_NONE = _between(0, 2**31), "is no whole number of at least 0"
+_POSITIVE = _between(math.ulp(0.0), sys.float_info.max), "is no positive number"
+_NOT_NEGATIVE = _between(0, sys.float_info.max), "is no number of at least 0"
+_SHARE = _between(0, math.nextafter(1, 0)), "is no number of at least 0 and below 1"
+_SEED = _between(0, _LARGEST_SEED), f"is no whole number from 0 to {_LARGEST_SEED}"
+
+RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "per_device_train_batch_size": _COUNT,
+    "per_device_eval_batch_size": _COUNT,
+    "gradient_accumulation_steps": _COUNT,
+    "eval_accumulation_steps": _COUNT,
+    "max_steps": (lambda value: value == -1 or 1 <= value <= 2**53, "is neither a number of steps nor -1 (no limit)"),
+    "num_train_epochs": (_between(math.ulp(0.0), 1e9), "is no positive number of passes over the data"),
+    "learning_rate": _POSITIVE,
+    "weight_decay": _NOT_NEGATIVE,
+    "adam_beta1": _SHARE,
+    "adam_beta2": _SHARE,
+    "adam_epsilon": _POSITIVE,
+    "max_grad_norm": _NOT_NEGATIVE,
+    "label_smoothing_factor": _SHARE,
+    "neftune_noise_alpha": _NOT_NEGATIVE,
+    "warmup_steps": _NOT_NEGATIVE,
+    "warmup_ratio": _SHARE,
+    "seed": _SEED,
+    "data_seed": _SEED,
+    "logging_steps": _NOT_NEGATIVE,
+    "save_steps": _NOT_NEGATIVE,
+    "eval_steps": _NOT_NEGATIVE,
+    "eval_delay": _NOT_NEGATIVE,
+    "save_total_limit": _COUNT_OR_NONE,
+    "dataloader_num_workers": (_between(0, 4096), "is no number of processes from 0 to 4096"),
+    "dataloader_prefetch_factor": _COUNT,
+    "ddp_timeout": _COUNT,
+    "ddp_bucket_cap_mb": _COUNT,
+}
+"""The Trainer's flags that are numbers: what they may be, and the end of the sentence that refuses another value."""
 
 
 def cpu_has_bf16() -> bool:
@@ -48,6 +104,10 @@ class BertTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        for name, (is_right, fault) in RANGES.items():
+            value = getattr(self, name, None)
+            if value is not None and not is_right(value):
+                raise UsageError(f"--{name} {value} {fault}")
         if not torch.accelerator.is_available():
             self.use_cpu = True  # or else the Trainer refuses bf16 and does not see several processes
         super().__post_init__()
@@ -55,17 +115,104 @@ class BertTrainingArguments(TrainingArguments):
             self.bf16 = self.bf16_full_eval = False
             if self.process_index == 0:
                 say("--bf16: this CPU has no instructions for it and would be many times slower; computing in float32")
-        if int(os.environ.get("WORLD_SIZE", "1")) != self.world_size:
+        if os.environ.get("WORLD_SIZE", "1") != str(self.world_size):
             raise UsageError(
                 f"started as one of {os.environ['WORLD_SIZE']} processes, which do not find each other; "
                 f"start them with torchrun or accelerate launch, and see --ddp_backend"
             )
-        if self.auto_find_batch_size:
-            raise UsageError("--auto_find_batch_size would change the global batch; set --per_device_train_batch_size")
-        if self.ignore_data_skip:
-            raise UsageError("--ignore_data_skip would show examples twice; a resumed run needs no time to skip here")
-        if self.save_on_each_node:
-            raise UsageError("--save_on_each_node is not supported: let all nodes see one --output_dir")
+        for fault in (message for name, wrong, message in _UNSUPPORTED if getattr(self, name) is wrong):
+            raise UsageError(fault)
         if self.n_gpu > 1:
             logger.warning(f"{self.n_gpu} GPUs are visible and one is used; torchrun --nproc_per_node uses them all.")
             self._n_gpu = 1
+        _try_optimizer(self)
+
+
+_UNSUPPORTED = (
+    (
+        "auto_find_batch_size",
+        True,
+        "--auto_find_batch_size would change the global batch; set --per_device_train_batch_size",
+    ),
+    (
+        "average_tokens_across_devices",
+        False,
+        "--average_tokens_across_devices false would weigh the processes' examples unequally; leave it out",
+    ),
+    (
+        "ignore_data_skip",
+        True,
+        "--ignore_data_skip would show examples twice; a resumed run needs no time to skip here",
+    ),
+    ("save_on_each_node", True, "--save_on_each_node is not supported: let all nodes see one --output_dir"),
+)
+
+
+def _try_optimizer(arguments: TrainingArguments) -> None:
+    """Make the optimizer and its schedule once, for one number, so that they fail before anything is loaded.
+
+    Raises:
+        UsageError: one isn't installed, or doesn't take the arguments given.
+    """
+    from transformers import Trainer
+
+    steps = arguments.max_steps if arguments.max_steps > 0 else 1000
+    flags = f"--optim {OptimizerNames(arguments.optim).value} --optim_args {arguments.optim_args}"
+    try:
+        kind, settings = Trainer.get_optimizer_cls_and_kwargs(arguments)
+        optimizer = kind([torch.nn.Parameter(torch.zeros(1, device=arguments.device))], **settings)
+        schedule_type, more = SchedulerType(arguments.lr_scheduler_type), arguments.lr_scheduler_kwargs
+        flags = f"--lr_scheduler_type {schedule_type.value} --lr_scheduler_kwargs {more}"
+        warmup = arguments.get_warmup_steps(steps)
+        schedule = get_scheduler(schedule_type, optimizer, warmup, steps, more)  # type: ignore[arg-type]
+        if isinstance(schedule, LambdaLR):
+            for factor in schedule.lr_lambdas:
+                [float(factor(step)) for step in (0, warmup, (warmup + steps) // 2, steps)]
+    except Exception as error:  # each library has its own ways
+        if isinstance(error, ValueError) and "need to pass a" in str(error):
+            return  # to be made for a model only; that it is installed is known
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{flags}: {reason}; give other arguments or leave them out") from error
+
+
+def optimizer_settings(optimizer: Any) -> list[dict[str, Any]]:
+    """What the flags say of each group of parameters, to be given to ``apply_settings`` after loading a state."""
+    return [{name: group[name] for name in APPLIED_ON_RESUME if name in group} for group in optimizer.param_groups]
+
+
+def apply_settings(settings: list[dict[str, Any]], optimizer: Any, schedule: Any) -> None:
+    """Let flags count over a loaded state: the schedule goes on, with their peak learning rate, warm-up and length.
+
+    Where they are those of before, nothing changes, to the last bit.
+
+    Args:
+        settings: of ``optimizer_settings``, before the state was loaded.
+        optimizer, schedule: with the state loaded.
+    """
+    for group, given in zip(optimizer.param_groups, settings, strict=True):
+        if group["initial_lr"] != given["initial_lr"]:
+            group["lr"] *= given["initial_lr"] / group["initial_lr"]
+        group.update(given)
+    schedule.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+    if isinstance(schedule, LambdaLR):  # all but those that go by the loss
+        for group, factor in zip(optimizer.param_groups, schedule.lr_lambdas, strict=True):
+            group["lr"] = group["initial_lr"] * factor(schedule.last_epoch)
+    schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
+
+
+def keep_freed_memory() -> bool:
+    """Have malloc keep large freed blocks, instead of returning them to the system and asking for them again.
+
+    PyTorch on a CPU takes its tensors from malloc. glibc returns blocks of some megabytes at once, and each new one is
+    then faulted in page by page: about 5 % of a training step of ``bert_small``. The peak of memory stays as it is.
+
+    Returns:
+        Whether this system's malloc took the setting; nothing changes elsewhere than with glibc.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(ctypes.util.find_library("c") or "libc.so.6").mallopt
+    except (OSError, AttributeError):  # musl has no such function
+        return False
+    return bool(mallopt(_M_MMAP_THRESHOLD, 2**30) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))

@@ -2,25 +2,30 @@
 
 A checkpoint is a folder ``checkpoint-<step>`` whose ``manifest.json`` gives the size and the SHA-256 of every other
 file. The manifest is the last thing written before the folder gets its name, so a folder without one is unfinished.
+One that is saved anew stands as ``.replaced-checkpoint-<step>`` for the moment in which its name is given away, and is
+found there.
 """
 
-import json
 import pickle
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bert_convolutions.errors import UsageError
-from bert_convolutions.files import remove_temporaries, sha256, sync, sync_tree, write_json
+from bert_convolutions.files import discard_aside, remove_temporaries, sha256, sync, sync_tree, write_json
+from bert_convolutions.schemas import CheckpointManifest, StoredTrainerState, parse, read_json
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_FORMAT = 1
 STAGING_NAME = ".saving"
 """Folder inside the output folder in which a checkpoint is written before it gets its place."""
 _DELETED, _REPLACED = ".deleting-", ".replaced-"
-_NAME = re.compile(r"checkpoint-(\d+)")
+_NAME = re.compile(r"(?:\.replaced-)?checkpoint-(\d+)")
+_STATE_NAME = "trainer_state.json"
+_NEEDED = ("model.safetensors", _STATE_NAME)
 
 
 class Search(NamedTuple):
@@ -40,7 +45,9 @@ def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoint folders in ``folder``, valid or not, by step."""
     if not folder.is_dir():
         return []
-    return sorted((path for path in folder.iterdir() if path.is_dir() and step_of(path) >= 0), key=step_of)
+    found = {path.name: path for path in folder.iterdir() if path.is_dir() and step_of(path) >= 0}
+    replaced = {_REPLACED + name for name in found}
+    return sorted((path for name, path in found.items() if name not in replaced), key=step_of)
 
 
 def publish(staged: Path, place: Path, facts: Mapping[str, Any]) -> None:
@@ -60,23 +67,43 @@ def publish(staged: Path, place: Path, facts: Mapping[str, Any]) -> None:
     staged.rename(place)
     sync(place.parent)
     shutil.rmtree(replaced, ignore_errors=True)
+    discard_aside(place.parent)
 
 
-def read_manifest(checkpoint: Path) -> dict[str, Any]:
+def read_manifest(checkpoint: Path) -> CheckpointManifest:
     """The manifest of a checkpoint.
 
     Raises:
-        ValueError: there is none, or it can't be read; the message completes "... was skipped: ".
+        UsageError: there is none, or it is not of the right form; the message completes "... was skipped: ".
     """
+    path = checkpoint / MANIFEST_NAME
+    if not path.exists():
+        raise UsageError(f"it has no {MANIFEST_NAME}, so it was not written to its end")
     try:
-        manifest = json.loads((checkpoint / MANIFEST_NAME).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"it has no {MANIFEST_NAME}, so it was not written to its end") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"its {MANIFEST_NAME} cannot be read ({error})") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_FORMAT or "files" not in manifest:
-        raise ValueError(f"its {MANIFEST_NAME} is none that this version understands")
-    return manifest
+        content = read_json(path)
+    except UsageError as error:
+        raise UsageError(f"its {MANIFEST_NAME} cannot be read ({error})") from error
+    try:
+        return parse(CheckpointManifest, content, MANIFEST_NAME)
+    except UsageError as error:
+        raise UsageError(f"its {MANIFEST_NAME} is none that this version understands ({error})") from error
+
+
+def read_trainer_state(checkpoint: Path) -> StoredTrainerState:
+    """What the Trainer has noted in a checkpoint.
+
+    Raises:
+        UsageError: it is not of the right form, or of another step.
+    """
+    from transformers import TrainerState
+
+    state = parse(StoredTrainerState, read_json(checkpoint / _STATE_NAME), _STATE_NAME)
+    unknown = set(state.model_extra or ()) - {field.name for field in fields(TrainerState)}
+    if unknown:
+        raise UsageError(f"{_STATE_NAME} holds {min(unknown)}, which this version of transformers doesn't know")
+    if step_of(checkpoint) not in (-1, state.global_step):
+        raise UsageError(f"{_STATE_NAME} is of step {state.global_step}")
+    return state
 
 
 def fault_in(checkpoint: Path, *, contents: bool = True) -> str | None:
@@ -87,20 +114,24 @@ def fault_in(checkpoint: Path, *, contents: bool = True) -> str | None:
         contents: compare the checksums too, which reads every byte; otherwise names and sizes only.
     """
     try:
-        files = read_manifest(checkpoint)["files"]
-    except ValueError as error:
-        return str(error)
-    for name, expected in files.items():
-        path = checkpoint / name
-        try:
-            if path.stat().st_size != expected["size"]:
-                return f"{name} has {path.stat().st_size} bytes instead of {expected['size']}"
-            if contents and sha256(path) != expected["sha256"]:
+        files = read_manifest(checkpoint).files
+        for name, expected in files.items():
+            path = checkpoint / name
+            size = path.stat().st_size
+            if size != expected.size:
+                return f"{name} has {size} bytes instead of {expected.size}"
+            if contents and sha256(path) != expected.sha256:
                 return f"{name} does not have the checksum it was written with"
-        except FileNotFoundError:
-            return f"{name} is missing"
-        except OSError as error:
-            return f"{name} cannot be read ({error.strerror})"
+        for name in _NEEDED:
+            if name not in files:
+                return f"{name} is not in its {MANIFEST_NAME}"
+        read_trainer_state(checkpoint)
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except OSError as error:
+        return f"{error.filename} cannot be read ({error.strerror})"
+    except UsageError as error:
+        return str(error)
     return None
 
 
@@ -147,10 +178,13 @@ def delete(checkpoint: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed runs have left half-written or half-deleted in ``folder``; hold its lock meanwhile."""
+    """Put right what killed runs have left half-written or half-deleted in ``folder``; hold its lock meanwhile."""
     if not folder.is_dir():
         return
     remove_temporaries(folder)
+    for path in list_checkpoints(folder):
+        if path.name.startswith(_REPLACED) and fault_in(path, contents=False) is None:  # its name is not taken yet
+            path.rename(path.with_name(path.name.removeprefix(_REPLACED)))
     for path in folder.iterdir():
         if path.name == STAGING_NAME or path.name.startswith((_DELETED, _REPLACED)):
             shutil.rmtree(path, ignore_errors=True)

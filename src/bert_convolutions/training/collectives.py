@@ -1,13 +1,18 @@
 """What the processes of a run tell each other about the run itself: counts, wishes to stop, one decision for all.
 
-These few integers travel over gloo between the CPUs, so a GPU is never waited for. With one process nothing is sent.
+These few numbers travel over gloo between the CPUs, so a GPU is never waited for. With one process nothing is sent.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+from bert_convolutions.errors import CommandError
+
+Number = TypeVar("Number", int, float)
+Result = TypeVar("Result")
 
 
 class Collectives:
@@ -17,13 +22,14 @@ class Collectives:
         self._several = world_size > 1
         self._group: Any = None
 
-    def sum(self, values: Sequence[int]) -> list[int]:
-        """Each value summed over the processes."""
+    def sum(self, values: Sequence[Number]) -> list[Number]:
+        """Each value summed over the processes: whole numbers in int64, others in float64."""
         if not self._several:
             return list(values)
-        total = torch.tensor(values, dtype=torch.int64)
+        whole = all(isinstance(value, int) for value in values)
+        total = torch.tensor(values, dtype=torch.int64 if whole else torch.float64)
         dist.all_reduce(total, group=self._gloo())
-        return [int(value) for value in total]
+        return total.tolist()
 
     def smallest(self, value: int) -> int:
         """The smallest value of all processes."""
@@ -44,6 +50,26 @@ class Collectives:
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self._gloo())
         return box[0]
+
+    def on_first(self, function: Callable[[], Result]) -> Result:
+        """Call ``function`` on the first process only; its value, or its complaint, reaches all of them.
+
+        Raises:
+            CommandError: what ``function`` raised of that kind, on all processes.
+        """
+        value: Any = None
+        complaint: CommandError | None = None
+        if not self._several or dist.get_rank() == 0:
+            try:
+                value = function()
+            except CommandError as error:
+                if not self._several:
+                    raise
+                complaint = error
+        value, complaint = self.from_first((value, complaint))
+        if complaint:
+            raise complaint
+        return value
 
     def gather(self, value: bytes) -> list[bytes]:
         """Every process's bytes in the order of the processes, on all of them."""

@@ -1,27 +1,37 @@
-"""What a run finds in its output folder (nothing, a run to go on with, one to replace) and what it leaves there."""
+"""What a run finds in its output folder (nothing, a run to go on with, one to replace) and what it leaves there.
 
+What comes next is always decided before what was goes: an overwritten run is set aside until the first checkpoint or
+the result of the new one stands, and results are moved in by a journal (``.installing``) that a later run completes.
+"""
+
+import contextlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bert_convolutions import files
 from bert_convolutions.errors import UsageError
+from bert_convolutions.schemas import TrainResults, read_model
 from bert_convolutions.terminal import say
 from bert_convolutions.training import checkpoints
+from bert_convolutions.training.divergence import DIVERGED_NAME
 
 TRAIN_RESULTS_NAME = "train_results.json"
-"""Written last: a folder that has it holds a finished run."""
+"""Moved in last: a folder that has it holds a finished run, and the model beside it is of the step it names."""
+_INSTALLING_NAME = ".installing"
 _OWN_NAMES = (
     TRAIN_RESULTS_NAME,
     "eval_results.json",
     "eval_results_lm.txt",
     "trainer_state.json",
-    "diverged.json",
+    "training_args.json",
+    DIVERGED_NAME,
     "config.json",
     "model.safetensors",
 )
+_MODELS = ("*.safetensors", "pytorch_model*.bin")
 _FLAGS_OF_FACTS = {
     "seed": "--seed",
     "data_seed": "--data_seed",
@@ -30,7 +40,10 @@ _FLAGS_OF_FACTS = {
     "block_size": "--block_size",
     "mlm_probability": "--mlm_probability",
     "use_sop_head": "--use_sop_head",
-    "data": "the content of --train_data_file",
+    "fingerprint": "the content of --train_data_file",
+    "tokenizer": "the tokenizer (--tokenizer_name)",
+    "optimizer": "the optimizer (--optim, --optim_args)",
+    "schedule": "--lr_scheduler_type",
     "model": "the model (--config_name and the architecture flags)",
 }
 
@@ -45,7 +58,7 @@ def refuse_if_in_use(folder: Path, resume: str | None, overwrite: bool) -> None:
         raise UsageError(f"--output_dir {folder} is a file; give a folder")
     if resume is not None or overwrite or not folder.exists():
         return
-    found = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+    found = [path.name for path in folder.iterdir() if not path.name.startswith(".") or path.name == files.ASIDE_NAME]
     if found:
         raise UsageError(
             f"--output_dir {folder} is not empty ({', '.join(sorted(found)[:3])}, ...); go on with "
@@ -61,14 +74,68 @@ def resume_wish(value: str | bool | None) -> str | None:
     return "true" if text.lower() == "true" else text
 
 
-def find_checkpoint(folder: Path, wish: str | None) -> Path | None:
-    """The checkpoint to go on from, checked to the last byte; what is skipped is told.
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Make the folder, hold its lock, and put right what a killed run has left there.
 
     Raises:
-        UsageError: the one that was asked for by its path is not valid.
+        UsageError: it can't be made or written to, or another run holds it.
     """
-    if wish is None:
-        return None
+    files.make_folder(folder, "--output_dir")
+    with files.run_lock(folder):
+        checkpoints.sweep(folder)
+        if (folder / _INSTALLING_NAME).is_dir():
+            _finish_install(folder)
+        files.settle_aside(folder, new_stands=_new_stands(folder))
+        yield
+
+
+class Start(NamedTuple):
+    """Where a run begins: at the beginning, at a checkpoint, or behind its end.
+
+    Attributes:
+        source: folder of the weights and the state to go on from; None for the beginning.
+        is_finished: whether the model and the results in the output folder are those of ``source`` already.
+        step: of ``source``.
+    """
+
+    source: Path | None
+    is_finished: bool
+    step: int = 0
+
+
+def find_start(folder: Path, wish: str | None, facts: Mapping[str, Any], last_step: int) -> Start:
+    """Look for what to go on from; what is skipped is told.
+
+    Args:
+        folder: the output folder, held.
+        wish: of ``resume_wish``.
+        facts: of the run that is to go on.
+        last_step: with which it ends.
+
+    Raises:
+        UsageError: it is of another run, not valid, or a model stands there without any checkpoint.
+    """
+    checkpoint = _find_checkpoint(folder, wish) if wish else None
+    results = _results_in(folder)
+    if checkpoint:
+        refuse_other_run(checkpoint, checkpoints.read_manifest(checkpoint).run, facts)
+        step = checkpoints.read_trainer_state(checkpoint).global_step
+        own = checkpoint.resolve().parent == folder.resolve()
+        if not own and not checkpoints.list_checkpoints(folder):
+            _refuse_to_replace_model(folder)
+        return Start(checkpoint, own and results is not None and results.steps == step, step)
+    if wish and results and results.run and results.steps >= last_step:
+        refuse_other_run(folder, results.run, facts)
+        return Start(folder, True, results.steps)
+    if wish:
+        _refuse_to_replace_model(folder)
+        say(f"no valid checkpoint in {folder}: starting from the beginning")
+    return Start(None, False)
+
+
+def _find_checkpoint(folder: Path, wish: str) -> Path | None:
+    """The checkpoint asked for, or the newest valid one, checked to the last byte."""
     if wish != "true":
         fault = "there is no such folder" if not Path(wish).is_dir() else checkpoints.fault_in(Path(wish))
         if fault:
@@ -78,47 +145,112 @@ def find_checkpoint(folder: Path, wish: str | None) -> Path | None:
         found, skipped = checkpoints.newest_valid(folder)
         for path, fault in skipped:
             say(f"skipped {path}: {fault}")
-        say(f"going on from {found}" if found else f"no valid checkpoint in {folder}: starting from the beginning")
     if found:
+        say(f"going on from {found}")
         checkpoints.refuse_unsafe_files(found)
     return found
 
 
-def refuse_other_run(checkpoint: Path, facts: Mapping[str, Any]) -> None:
+def _results_in(folder: Path) -> TrainResults | None:
+    """The results of the finished run whose model is in a folder; None where it isn't one."""
+    with contextlib.suppress(UsageError):
+        results = read_model(TrainResults, folder / TRAIN_RESULTS_NAME)
+        return results if (folder / "model.safetensors").is_file() else None
+    return None
+
+
+def refuse_other_run(source: Path, before: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Going on is exact only with the data, the batch and the model of before.
+
+    Args:
+        source: the checkpoint or the finished run to go on from.
+        before: its facts; those it doesn't know, of an earlier version, aren't compared.
+        facts: of the run that is to go on.
 
     Raises:
         UsageError: names the first flag that differs, with both values.
     """
-    before = checkpoints.read_manifest(checkpoint).get("run", {})
     for name, value in json.loads(json.dumps(dict(facts))).items():
-        if name in before and before[name] != value:
+        old, new = before.get(name, value), value
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            common = [key for key in new if key in old and old[key] != new[key]]
+            old, new = ({key: side[key] for key in common} for side in (old, new))
+        if old != new:
             raise UsageError(
-                f"{checkpoint} cannot be resumed: {_FLAGS_OF_FACTS[name]} was {_brief(before[name], value)} and is now "
-                f"{_brief(value, before[name])}; use the earlier value, or start from its weights alone with "
-                f"--model_name_or_path {checkpoint}"
+                f"{source} cannot be resumed: {_FLAGS_OF_FACTS[name]} was {_brief(old)} and is now {_brief(new)}; use "
+                f"the earlier value, or start from its weights alone with --model_name_or_path {source}"
             )
 
 
-def clear(folder: Path) -> None:
-    """Delete what an earlier run has left: its checkpoints, results and model; nothing else."""
-    for checkpoint in checkpoints.list_checkpoints(folder):
-        checkpoints.delete(checkpoint)
-    for name in _OWN_NAMES:
-        (folder / name).unlink(missing_ok=True)
+def _refuse_to_replace_model(folder: Path) -> None:
+    """A model without a checkpoint (finished, converted, fine-tuned) can't be gone on with, and is not replaced.
+
+    Raises:
+        UsageError: there is one.
+    """
+    models = [path.name for pattern in _MODELS for path in folder.glob(pattern)]
+    if models:
+        raise UsageError(
+            f"--resume_from_checkpoint: {folder} holds a model ({models[0]}) and no checkpoint to go on from; start "
+            f"from its weights in another --output_dir with --model_name_or_path {folder}, or start anew here with "
+            f"--overwrite_output_dir"
+        )
+
+
+@contextlib.contextmanager
+def replacing(folder: Path, overwrites: bool) -> Iterator[None]:
+    """Set an earlier run aside; it comes back if the new one ends by an error before anything of it stands.
+
+    Files and folders other than a run's checkpoints, results and model stay where they are.
+
+    Args:
+        folder: the output folder, held.
+        overwrites: whether this process is to do so; else nothing is done.
+    """
+    if overwrites:
+        files.set_aside(folder, [*checkpoints.list_checkpoints(folder), *(folder / name for name in _OWN_NAMES)])
+    try:
+        yield
+    except BaseException:
+        if overwrites:
+            files.settle_aside(folder, new_stands=_new_stands(folder))
+        raise
+
+
+def _new_stands(folder: Path) -> bool:
+    return bool(checkpoints.list_checkpoints(folder)) or (folder / _INSTALLING_NAME).is_dir()
 
 
 def install(staged: Path, folder: Path) -> None:
-    """Move complete files from ``staged`` into ``folder``, each synced first; ``staged`` is gone afterwards."""
-    for path in sorted(staged.iterdir()):
-        files.sync(path)
-        path.replace(folder / path.name)
+    """Move complete files from ``staged``, in ``folder``, to their places; a crash on the way is made good later."""
+    files.sync_tree(staged)
+    staged.rename(folder / _INSTALLING_NAME)
     files.sync(folder)
-    shutil.rmtree(staged, ignore_errors=True)
+    _finish_install(folder)
 
 
-def _brief(value: Any, other: Any) -> str:
-    """A value as text; of a mapping, what differs from ``other``."""
-    if isinstance(value, Mapping) and isinstance(other, Mapping):
-        return ", ".join(f"{key} {item}" for key, item in value.items() if other.get(key) != item) or "otherwise"
-    return str(value)
+def _finish_install(folder: Path) -> None:
+    journal = folder / _INSTALLING_NAME
+    (folder / DIVERGED_NAME).unlink(missing_ok=True)
+    names = sorted((path.name for path in journal.iterdir()), key=lambda name: (name == TRAIN_RESULTS_NAME, name))
+    if TRAIN_RESULTS_NAME in names:  # those in place are of another step than the model that comes
+        (folder / TRAIN_RESULTS_NAME).unlink(missing_ok=True)
+    for name in names:
+        (journal / name).replace(folder / name)
+    files.sync(folder)
+    shutil.rmtree(journal, ignore_errors=True)
+    files.discard_aside(folder)
+
+
+def _brief(value: Any) -> str:
+    return ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, Mapping) else str(value)
+
+
+def write_evaluation(folder: Path, metrics: Mapping[str, float]) -> None:
+    """``eval_results_lm.txt`` with a ``name = value`` line a figure, as the original's, and ``eval_results.json``.
+
+    In the text file the names come without ``eval_``, so that ``perplexity`` is found where it always was.
+    """
+    lines = [f"{name.removeprefix('eval_')} = {value}\n" for name, value in sorted(metrics.items())]
+    files.write_text(folder / "eval_results_lm.txt", "".join(lines))
+    files.write_json(folder / "eval_results.json", dict(metrics))

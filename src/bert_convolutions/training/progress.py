@@ -1,11 +1,13 @@
 """How many real tokens training has seen, how fast, and the progress line that says so."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from transformers import ProgressCallback, TrainerControl, TrainerState, TrainingArguments
+
+from bert_convolutions.terminal import duration
 
 
 class Throughput:
@@ -56,38 +58,44 @@ class Throughput:
         return {"non_padding_tokens_seen": self.seen, "real_tokens_per_second": round(self.tokens_per_second)}
 
 
-class ReadableProgress(ProgressCallback):
-    """The Trainer's progress line, with logs as lines instead of dictionaries."""
+class RunProgress(ProgressCallback):
+    """The Trainer's progress line and its logs, as lines that read the same with and without the progress line.
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Write a log above the line; what is only known at the end is said by others then."""
-        if self.training_bar is None or not logs or "train_runtime" in logs:
-            return
-        figures = [f"{name} {value:.4g}" for name, value in logs.items() if isinstance(value, float)]
-        self.training_bar.write(f"step {state.global_step}: {', '.join(figures)}")
+    Args:
+        note: what the line says at its end, asked anew in each step.
+    """
 
-
-class TokenProgress(ReadableProgress):
-    """The Trainer's progress line with the loss, the tokens seen and the tokens per second at its end."""
-
-    def __init__(self, throughput: Throughput | None = None) -> None:
+    def __init__(self, note: Callable[[], str]) -> None:
         super().__init__()
-        self.throughput = throughput or Throughput()
-        self.loss = ""
+        self.note = note
+        self._loss = ""
+        self._begun, self._first_step = 0.0, 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the line and the clock that says how long it will take."""
+        self._begun, self._first_step = time.monotonic(), state.global_step
+        if not args.disable_tqdm:
+            super().on_train_begin(args, state, control, **kwargs)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Move the line on."""
-        if state.is_world_process_zero and self.training_bar is not None:
-            tokens = f"{self.throughput.seen:,} tokens, {self.throughput.tokens_per_second:,.0f} tokens/s{self.loss}"
-            self.training_bar.set_postfix_str(tokens, refresh=False)
-        super().on_step_end(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_postfix_str(self.note() + self._loss, refresh=False)
+            super().on_step_end(args, state, control, **kwargs)
+
+    def on_prediction_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        eval_dataloader: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Move the line of an evaluation on."""
+        if not args.disable_tqdm:
+            super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
 
     def on_log(
         self,
@@ -97,7 +105,33 @@ class TokenProgress(ReadableProgress):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Write the log above the line and keep the loss for the line."""
-        if logs and "loss" in logs:
-            self.loss = f", loss {logs['loss']:.4f}"
-        super().on_log(args, state, control, logs=logs, **kwargs)
+        """Write a log as a line; what is only known at the end is said by others then."""
+        if not state.is_world_process_zero or not logs or "train_runtime" in logs:
+            return
+        if "loss" in logs:
+            self._loss = f", loss {logs['loss']:.4f}"
+        figures = [f"{name} {_figure(value)}" for name, value in logs.items() if isinstance(value, int | float)]
+        line = f"step {state.global_step:,}{self._so_far(state)}: {', '.join(figures)}"
+        if self.training_bar is not None:
+            self.training_bar.write(line)
+        else:
+            print(line, flush=True)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Close the line."""
+        if self.training_bar is not None:
+            super().on_train_end(args, state, control, **kwargs)
+
+    def _so_far(self, state: TrainerState) -> str:
+        """How much of the run is done and how long the rest will take; nothing outside of training."""
+        done = state.global_step - self._first_step
+        if not self._begun or done <= 0 or state.max_steps <= 0:
+            return ""
+        left = (time.monotonic() - self._begun) / done * (state.max_steps - state.global_step)
+        return f" of {state.max_steps:,}, {duration(left)} left"
+
+
+def _figure(value: float) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"

@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import TrainingArguments
 
 from bert_convolutions.data.collate import Examples, Feature
 from bert_convolutions.data.masking import IGNORED
 from bert_convolutions.data.randomness import EpochOrder
+from bert_convolutions.training.signals import ignore_signals
 
 
 class Slice(NamedTuple):
@@ -25,6 +27,11 @@ class Slice(NamedTuple):
     epoch: int
     start: int
     stop: int
+
+
+def data_seed(arguments: TrainingArguments) -> int:
+    """The seed of order and masking."""
+    return arguments.seed if arguments.data_seed is None else arguments.data_seed
 
 
 class StepPlan:
@@ -45,6 +52,17 @@ class StepPlan:
         self.micro_batches, self.processes = micro_batches, processes
         self.global_batch_size = micro_batch_size * micro_batches * processes
         self.steps_per_epoch = -(-num_examples // self.global_batch_size)
+
+    @classmethod
+    def of_training(cls, arguments: TrainingArguments, num_examples: int) -> "StepPlan":
+        """The plan that the Trainer's arguments ask for."""
+        return cls(
+            num_examples,
+            data_seed(arguments),
+            micro_batch_size=arguments.per_device_train_batch_size,
+            micro_batches=arguments.gradient_accumulation_steps,
+            processes=arguments.world_size,
+        )
 
     def slice(self, epoch: int, step: int, process: int, micro_batch: int) -> Slice:
         """The positions of one micro-batch; ``step`` counts from the epoch's start."""
@@ -85,6 +103,31 @@ class StepSlices(Sampler[Slice]):
         for step in range(self.plan.steps_per_epoch):
             for micro_batch in range(self.plan.micro_batches):
                 yield self.plan.slice(self.epoch, step, self.process, micro_batch)
+
+
+def slices_loader(
+    arguments: TrainingArguments, dataset: Dataset[Any], slices: StepSlices, collate: Callable[[Any], Any]
+) -> DataLoader[Any]:
+    """Micro-batches of this process, in the order of ``slices``; nothing in it draws a random number.
+
+    Args:
+        arguments: how many workers, and what else the Trainer's flags say of them.
+        dataset: is asked for a ``Slice`` at a time (``__getitems__``).
+        slices: which ones.
+        collate: makes a batch of what the data set answers.
+    """
+    workers = arguments.dataloader_num_workers
+    return DataLoader(
+        dataset,
+        batch_sampler=slices,  # type: ignore[arg-type]
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=arguments.dataloader_pin_memory and arguments.device.type == "cuda",
+        persistent_workers=arguments.dataloader_persistent_workers and workers > 0,
+        prefetch_factor=arguments.dataloader_prefetch_factor,
+        worker_init_fn=ignore_signals,
+        generator=torch.Generator(),  # or else it draws a seed from the global one, which a resumed run repeats
+    )
 
 
 class SlicedExamples(Dataset[Any]):

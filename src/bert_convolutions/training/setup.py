@@ -1,18 +1,100 @@
-"""The model that ``bertconv pretrain`` trains: a preset or a config file, changed by flags, sized by the tokenizer."""
+"""Setting up ``bertconv pretrain``: flags checked, tokenizer, configuration, model and trainer made of them, once."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
+from transformers.trainer_utils import SchedulerType
+from transformers.training_args import OptimizerNames
 
-from bert_convolutions.data.tokenizer import load_tokenizer
+from bert_convolutions import files
+from bert_convolutions.data.collate import PretrainingCollator
+from bert_convolutions.data.masking import Masking
+from bert_convolutions.data.tokenizer import load_tokenizer, tokenizer_hash
 from bert_convolutions.errors import UsageError
 from bert_convolutions.model import CompositeBertConfig, CompositeBertForMaskedLM, CompositeBertForPreTraining
 from bert_convolutions.model.loading import load_strictly
 from bert_convolutions.model.presets import PRESETS, load_config, read_config
 from bert_convolutions.schemas import read_json
+from bert_convolutions.training.arguments import BertTrainingArguments
+from bert_convolutions.training.corpus import Corpus
 from bert_convolutions.training.options import ARCHITECTURE_FLAGS, PretrainOptions
+from bert_convolutions.training.sampling import StepPlan, data_seed
+from bert_convolutions.training.signals import SignalWatch
+from bert_convolutions.training.trainer import PretrainingTrainer
+
+EVALUATION_SEED = 0
+"""Masks of the evaluation data are drawn from this one, whatever ``--seed`` is: losses of different runs compare."""
+
+COMPILED_ROW_BUCKET = 4
+"""Rows of a batch are filled up to a multiple of this for a compiled model, which is compiled anew for each shape."""
+
+_NOT_OF_THE_MODEL = ("transformers_version", "_name_or_path", "dtype", "architectures")
+
+
+def check_flags(options: PretrainOptions, arguments: TrainingArguments) -> None:
+    """Raise about the first thing that is missing, out of range or contradictory.
+
+    Raises:
+        UsageError: names the flag and the way out.
+    """
+    for fault in (*_task_faults(options, arguments), *_data_faults(options, arguments), *_range_faults(options)):
+        raise UsageError(fault)
+    for path in (*options.train_data_file, *options.eval_data_file):
+        if not Path(path).exists():
+            raise UsageError(f"{path} does not exist; --train_data_file and --eval_data_file take files or folders")
+    if options.overwrite_output_dir and arguments.do_train:
+        for flag, source in _inputs(options):
+            files.refuse_overlap(str(arguments.output_dir), "--output_dir", {flag: source})
+
+
+def _inputs(options: PretrainOptions) -> Iterator[tuple[str, str | None]]:
+    """All files and folders that the run reads, with their flags."""
+    yield "--tokenizer_name", options.tokenizer_name
+    yield "--model_name_or_path", options.model_name_or_path
+    yield "--config_name", None if options.config_name in PRESETS else options.config_name
+    yield from (("--train_data_file", path) for path in options.train_data_file)
+    yield from (("--eval_data_file", path) for path in options.eval_data_file)
+
+
+def _task_faults(options: PretrainOptions, arguments: TrainingArguments) -> Iterator[str]:
+    if not arguments.do_train and not arguments.do_eval:
+        yield "nothing to do: give --do_train, --do_eval or both"
+    if not options.mlm:
+        yield "--mlm false: training predicts masked tokens and knows no other way; leave the flag out"
+    if options.config_name and options.model_name_or_path:
+        yield "--config_name and --model_name_or_path contradict: the second brings its own config; leave one out"
+    if not options.config_name and not options.model_name_or_path:
+        yield "give --config_name (bert_small, bert_base or a config.json), or --model_name_or_path to go on from one"
+    if not options.tokenizer_name and not options.model_name_or_path:
+        yield "--tokenizer_name is required: the path of an spm.model or of a tokenizer directory"
+
+
+def _data_faults(options: PretrainOptions, arguments: TrainingArguments) -> Iterator[str]:
+    held_out = bool(options.eval_data_file) or options.eval_fraction > 0
+    if arguments.do_train and not options.train_data_file:
+        yield "--do_train needs --train_data_file"
+    if arguments.do_eval and not held_out:
+        yield "--do_eval needs --eval_data_file, or --eval_fraction to hold some of the training data out"
+    if options.eval_data_file and options.eval_fraction > 0:
+        yield "--eval_data_file and --eval_fraction contradict: leave one out"
+    if options.eval_fraction > 0 and not options.train_data_file:
+        yield "--eval_fraction needs --train_data_file, of which it holds a part out"
+
+
+def _range_faults(options: PretrainOptions) -> Iterator[str]:
+    if not 0 < options.mlm_probability <= 1:
+        yield f"--mlm_probability {options.mlm_probability} is not between 0 and 1"
+    if not 0 <= options.eval_fraction < 1:
+        yield f"--eval_fraction {options.eval_fraction} is not between 0 and 1"
+    if options.block_size < 5:
+        yield f"--block_size {options.block_size} leaves no room for a pair: [CLS] a [SEP] b [SEP] needs 5"
+    if options.save_every_minutes is not None and options.save_every_minutes <= 0:
+        yield f"--save_every_minutes {options.save_every_minutes} is not positive"
+    if options.num_proc is not None and options.num_proc < 1:
+        yield f"--num_proc {options.num_proc} is less than one process"
 
 
 def choose_tokenizer(options: PretrainOptions) -> PreTrainedTokenizerBase:
@@ -107,3 +189,71 @@ def _stated_vocab_size(config_name: str) -> int | None:
     path = Path(config_name)
     path = path / "config.json" if path.is_dir() else path
     return read_json(path).get("vocab_size") if path.is_file() else None
+
+
+def make_trainer(
+    options: PretrainOptions,
+    arguments: BertTrainingArguments,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    corpus: Corpus,
+    watch: SignalWatch,
+) -> PretrainingTrainer:
+    """The Trainer of a run, ready to train; ``bertconv bench`` measures this one too."""
+
+    def collator(seed: int) -> PretrainingCollator:
+        return PretrainingCollator(
+            masking=Masking.of_tokenizer(tokenizer, seed, options.mlm_probability),
+            cls_id=tokenizer.cls_token_id,
+            sep_id=tokenizer.sep_token_id,
+            pad_id=tokenizer.pad_token_id,
+            block_size=options.block_size,
+            pack=options.pack,
+            sentence_order=options.use_sop_head,
+            row_bucket=COMPILED_ROW_BUCKET if arguments.torch_compile else 1,
+        )
+
+    facts = run_facts(options, arguments, model, tokenizer, corpus.train) if arguments.do_train else {}
+    return PretrainingTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=corpus.train,
+        eval_dataset=corpus.evaluation,
+        data_collator=collator(data_seed(arguments)),
+        eval_collator=collator(EVALUATION_SEED),
+        processing_class=tokenizer,
+        mlm_probability=options.mlm_probability,
+        save_every_minutes=options.save_every_minutes,
+        run_facts=facts,
+        watch=watch,
+    )
+
+
+def run_facts(
+    options: PretrainOptions,
+    arguments: TrainingArguments,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Any,
+) -> dict[str, Any]:
+    """What must be the same when a run is resumed, or else it would not be the same run; JSON values.
+
+    Flags that are not here may change: learning rate, weight decay, betas, epsilon, warm-up and length are applied.
+    """
+    plan = StepPlan.of_training(arguments, len(examples))
+    schedule = SchedulerType(arguments.lr_scheduler_type)
+    by_loss = schedule in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
+    return {
+        "seed": arguments.seed,
+        "data_seed": data_seed(arguments),
+        "num_examples": plan.num_examples,
+        "global_batch_size": plan.global_batch_size,
+        "block_size": options.block_size,
+        "mlm_probability": options.mlm_probability,
+        "use_sop_head": options.use_sop_head,
+        "fingerprint": examples.fingerprint,
+        "tokenizer": tokenizer_hash(tokenizer),
+        "optimizer": [OptimizerNames(arguments.optim).value.removesuffix("_fused"), arguments.optim_args],
+        "schedule": schedule.value if by_loss else "by step",
+        "model": {name: value for name, value in model.config.to_dict().items() if name not in _NOT_OF_THE_MODEL},
+    }

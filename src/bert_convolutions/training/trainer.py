@@ -1,4 +1,7 @@
-"""Pre-training with ``transformers.Trainer``: exact data order, losses over the global batch, tokens counted."""
+"""Pre-training with ``transformers.Trainer``: exact data order, losses over the global batch, tokens counted.
+
+Which of the Trainer's members are overridden stands at the head of ``resumable``.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -7,18 +10,29 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional
 from torch.utils.data import DataLoader
-from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput
 
 from bert_convolutions.data.masking import IGNORED
-from bert_convolutions.training.evaluation import EvaluationSums
-from bert_convolutions.training.progress import Throughput, TokenProgress
+from bert_convolutions.errors import UsageError
+from bert_convolutions.training.progress import Throughput
 from bert_convolutions.training.resumable import ResumableTrainer
-from bert_convolutions.training.sampling import Examples, SlicedExamples, StepPlan, StepSlices, WithPlaceholder
+from bert_convolutions.training.sampling import (
+    Examples,
+    SlicedExamples,
+    StepPlan,
+    StepSlices,
+    WithPlaceholder,
+    slices_loader,
+)
 
 Collate = Callable[[list[Any]], dict[str, torch.Tensor]]
+_SPECIAL_TOKENS = 3
+"""Of a pair; they are never masked."""
+_IMPROBABLE = math.log(1e-9)
 
 
 class PretrainingTrainer(ResumableTrainer):
@@ -29,6 +43,7 @@ class PretrainingTrainer(ResumableTrainer):
         eval_dataset: store of the evaluation examples, or None.
         data_collator: makes a training batch of features ``{"epoch", "sample", "input_ids"}``.
         eval_collator: the same for evaluation, with a masking that never changes.
+        mlm_probability: of a token to be masked; steps without any are refused when they can't be chance.
         All others are those of ``ResumableTrainer`` and the ``Trainer``.
     """
 
@@ -36,27 +51,24 @@ class PretrainingTrainer(ResumableTrainer):
     eval_dataset: Any
     loss_is_scaled_for_ga = True  # the model divides by the masked tokens of the whole global batch
 
-    def __init__(self, *args: Any, eval_collator: Collate | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, eval_collator: Collate | None = None, mlm_probability: float = 0.15, **kwargs: Any
+    ) -> None:
         self.eval_collator = eval_collator
         self.throughput = Throughput()
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = True
         self._flops_per_token: int | None = None
-        if self.pop_callback(ProgressCallback) is not None:
-            self.add_callback(TokenProgress(self.throughput))
+        self._log_unmasked = math.log1p(-min(mlm_probability, 1 - 1e-9))
+        self._blank_since: int | None = None
+        self._chance = 0.0
         self.add_callback(_StartClock(self.throughput))
 
     # Data
 
     def train_plan(self) -> StepPlan:
         """Which examples each training step takes."""
-        return StepPlan(
-            len(self.train_dataset),
-            self.args.seed if self.args.data_seed is None else self.args.data_seed,
-            micro_batch_size=self.args.per_device_train_batch_size,
-            micro_batches=self.args.gradient_accumulation_steps,
-            processes=self.args.world_size,
-        )
+        return StepPlan.of_training(self.args, len(self.train_dataset))
 
     def samples_of_step(self, step: int) -> list[int]:
         """The examples of a step (0-based) on all processes."""
@@ -64,8 +76,9 @@ class PretrainingTrainer(ResumableTrainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Micro-batches of this process, in order; nothing in it draws a random number."""
-        self.train_slices = StepSlices(self.train_plan(), self.args.process_index)
-        return self._loader(self.train_dataset, self.train_slices, self.data_collator)
+        plan = self.train_plan()
+        dataset, collate = self._laid_out(self.train_dataset, plan, self.data_collator)
+        return self.training_loader(dataset, plan, collate)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """The evaluation examples in their own order, each on one process."""
@@ -77,11 +90,13 @@ class PretrainingTrainer(ResumableTrainer):
             micro_batches=1,
             processes=self.args.world_size,
         )
-        return self._loader(store, StepSlices(plan, self.args.process_index), self.eval_collator or self.data_collator)
+        dataset, collate = self._laid_out(store, plan, self.eval_collator or self.data_collator)
+        return slices_loader(self.args, dataset, StepSlices(plan, self.args.process_index), collate)
 
-    def _loader(self, store: Examples | Any, slices: StepSlices, collate: Collate) -> DataLoader[Any]:
+    @staticmethod
+    def _laid_out(store: Examples, plan: StepPlan, collate: Collate) -> tuple[SlicedExamples, Collate]:
         stand_in = {"epoch": 0, "sample": 0, "input_ids": store[0]}
-        return self.slices_loader(SlicedExamples(store, slices.plan), slices, WithPlaceholder(collate, stand_in))
+        return SlicedExamples(store, plan), WithPlaceholder(collate, stand_in)
 
     # A training step
 
@@ -101,9 +116,30 @@ class PretrainingTrainer(ResumableTrainer):
         for batch in batches:
             if "next_sentence_label" in batch:
                 batch["num_examples_in_batch"] = torch.full((), examples, device=device)
+        self._refuse_blank_steps(masked, max(tokens - _SPECIAL_TOKENS * examples, examples))
         self.throughput.add(tokens)
         self.state.num_input_tokens_seen = self.throughput.seen
         return batches, torch.full((), max(masked, 1), device=device)
+
+    def _refuse_blank_steps(self, masked: int, maskable: int) -> None:
+        """Stop where nothing is left to predict, which looks like a loss of 0.
+
+        Raises:
+            UsageError: no token of this step and those before was masked, which is no chance.
+        """
+        if masked:
+            self._blank_since, self._chance = None, 0.0
+            return
+        if self._blank_since is None:
+            self._blank_since = self.state.global_step
+        self._chance += maskable * self._log_unmasked
+        if self._chance < _IMPROBABLE:
+            samples = ", ".join(map(str, self.samples_of_step(self._blank_since)[:8]))
+            raise UsageError(
+                f"from step {self._blank_since + 1} on (samples {samples}, ...) no token is to be predicted, so that "
+                f"nothing can be learned: --train_data_file is damaged or has changed during training; build it anew "
+                f"and go on from a checkpoint of step {self._blank_since} or before"
+            )
 
     def _prepare_input(self, data: Any) -> Any:
         if isinstance(data, torch.Tensor):
@@ -139,8 +175,7 @@ class PretrainingTrainer(ResumableTrainer):
             with torch.no_grad(), self.compute_loss_context_manager():
                 sums.add(inputs, model(**inputs))
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        sums.total = self.accelerator.reduce(sums.total, reduction="sum")
-        metrics = sums.metrics(metric_key_prefix)
+        metrics = sums.metrics(metric_key_prefix, self.collectives.sum(sums.total.tolist()))
         return EvalLoopOutput(
             predictions=np.empty(0),
             label_ids=None,
@@ -156,11 +191,17 @@ class PretrainingTrainer(ResumableTrainer):
 
     def load_finished(self, checkpoint: str) -> None:
         """Take model and state from a checkpoint of the last step, where nothing is left to train."""
-        self._load_from_checkpoint(checkpoint)
         self.state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        best = self.state.best_model_checkpoint
+        wants_best = self.args.load_best_model_at_end and best is not None and Path(best).is_dir()
+        self._load_from_checkpoint(best if best and wants_best else checkpoint)
         self.throughput.seen = self.state.num_input_tokens_seen
 
     # Time and logs
+
+    def progress_note(self) -> str:
+        """The tokens seen and the tokens per second."""
+        return f"{self.throughput.seen:,} tokens, {self.throughput.tokens_per_second:,.0f} tokens/s"
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate, off the clock that measures training."""
@@ -188,3 +229,61 @@ class _StartClock(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.throughput.start(state.num_input_tokens_seen)
+
+
+_SUMS = ("loss", "tokens", "correct", "sop_loss", "sop_pairs", "sop_correct")
+
+
+class EvaluationSums:
+    """Loss, count and hits of the masked tokens and, where there is a sentence-order head, of the pairs.
+
+    Summed in float64 on the device; ``total`` is what to add up over the processes.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        dtype = torch.float64 if device.type != "mps" else torch.float32
+        self.total = torch.zeros(len(_SUMS), dtype=dtype, device=device)
+
+    def add(self, batch: Mapping[str, torch.Tensor], outputs: Any) -> None:
+        """Count a batch.
+
+        Args:
+            batch: ``labels`` (M,) or (R, S) with -100 where nothing is to be predicted, and perhaps
+                ``next_sentence_label`` (E,).
+            outputs: the model's, with ``logits`` or ``prediction_logits`` (..., V), in the shape of ``labels``, and
+                perhaps ``seq_relationship_logits`` (E, 2).
+        """
+        logits = outputs.get("prediction_logits", outputs.get("logits"))
+        sums = _loss_count_hits(logits, batch["labels"])
+        if "next_sentence_label" in batch and "seq_relationship_logits" in outputs:
+            sums += _loss_count_hits(outputs["seq_relationship_logits"], batch["next_sentence_label"])
+        self.total[: len(sums)] += torch.stack([value.to(self.total) for value in sums])
+
+    @staticmethod
+    def metrics(prefix: str, total: list[float]) -> dict[str, float]:
+        """The figures under their names: loss per masked token, perplexity, accuracy, number of masked tokens.
+
+        Args:
+            prefix: of the names.
+            total: ``total`` of all processes, added up.
+        """
+        sums = dict(zip(_SUMS, total, strict=True))
+        tokens = sums["tokens"]
+        loss = sums["loss"] / tokens if tokens else math.nan
+        metrics = {
+            f"{prefix}_loss": loss,
+            f"{prefix}_perplexity": math.exp(loss) if loss < 700 else math.inf,  # float64 ends at exp(709)
+            f"{prefix}_masked_accuracy": sums["correct"] / tokens if tokens else math.nan,
+            f"{prefix}_masked_tokens": int(tokens),
+        }
+        if sums["sop_pairs"]:
+            metrics[f"{prefix}_sop_loss"] = sums["sop_loss"] / sums["sop_pairs"]
+            metrics[f"{prefix}_sop_accuracy"] = sums["sop_correct"] / sums["sop_pairs"]
+        return metrics
+
+
+def _loss_count_hits(logits: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
+    logits, labels = logits.flatten(0, -2).float(), labels.flatten()
+    loss = functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+    counted = labels != IGNORED
+    return [loss, counted.sum(), ((logits.argmax(-1) == labels) & counted).sum()]

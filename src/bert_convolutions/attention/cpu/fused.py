@@ -29,8 +29,7 @@ Then the gradients of the columns become those of the kernels, and add to those 
 Legend: B batch, H heads, G = B x H matrices of scores, S sequence, d head size, n reach; g, R the same of a tile.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,22 +41,14 @@ from bert_convolutions.attention.cpu.dropout import draw_keep_mask
 from bert_convolutions.attention.cpu.tiles import Scratch, Tile, tiles, with_room
 
 
-@dataclass(frozen=True)
-class _Settings:
-    """What the attention is given beside tensors.
-
-    Attributes:
-        dot_product, scaling: as in ``ScoreParts``.
-        width: 2n+1, or 0 without a convolution term.
-        dropout: its rate.
-        with_grad: whether there may be a backward, for which the probabilities are kept.
-    """
+class _Settings(NamedTuple):
+    """What the attention is given beside tensors: as in ``ScoreParts``, and these."""
 
     dot_product: bool
     scaling: float
-    width: int
+    width: int  # 2n+1, or 0 without a convolution term
     dropout: float
-    with_grad: bool
+    with_grad: bool  # whether there may be a backward, for which the probabilities are kept
 
     @property
     def room(self) -> int:

@@ -6,8 +6,8 @@ bits name the shard, so each block's pairs, sorted by key, fall into one run for
 runs.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +21,26 @@ BLOCK_DOCUMENT_SENTENCES = 1000
 
 
 @dataclass(frozen=True)
+class Pairing:
+    """How sentences become pairs: the same for all blocks."""
+
+    within_documents: bool
+    """Pair no sentences across a blank line."""
+    seed: int
+    num_shards: int
+    cls_id: int
+    sep_id: int
+
+
+@dataclass(frozen=True)
 class PairTask:
     """The sentences of one block, and all that their pairing takes from other blocks."""
 
+    pairing: Pairing
     sentences: Path
     runs: Path
+    border_before: bool
+    """Whether a blank line stands between the block's first sentence and the one before it in the file."""
     first_sentence: int
     """Number of the block's first sentence in the corpus."""
     first_in_file: int
@@ -38,100 +53,63 @@ class PairTask:
     """Whether the file has blank lines between sentences."""
     next_sentences: Path | None
     """The block whose first sentence follows the last one, where it may be paired with it."""
-    pair_within_documents: bool
-    seed: int
-    num_shards: int
-    cls_id: int
-    sep_id: int
 
 
-def plan_pairs(
-    files: list[list[Path]],
-    facts: list[list[BlockFacts]],
-    *,
-    pair_within_documents: bool,
-    seed: int,
-    num_shards: int,
-    cls_id: int,
-    sep_id: int,
-) -> Iterator[PairTask]:
-    """Yield the task of every block with sentences in it.
+def plan_pairs(files: list[list[Path]], facts: list[list[BlockFacts]], pairing: Pairing) -> tuple[list[PairTask], int]:
+    """Plan the pairing of every block with sentences in it.
 
     Pairing starts anew in every file. Sentences in a file are paired first with second, third with fourth and so on;
-    ``pair_within_documents`` starts anew after every blank line.
+    within documents it starts anew after every blank line.
 
     Args:
         files: for each file, the paths of its blocks of sentences.
         facts: for each file, the facts of its blocks.
-        pair_within_documents: pair no sentences across a blank line.
-        seed: of the shuffle.
-        num_shards: number of shards to come.
-        cls_id: id before a pair.
-        sep_id: id after each of its sentences.
+        pairing: what is the same for all.
+
+    Returns:
+        The tasks, and the number of documents in all files.
     """
+    tasks: list[PairTask] = []
     sentence = document = 0
     for paths, blocks in zip(files, facts, strict=True):
-        has_documents = _num_borders(blocks) > 0
-        in_file = in_document = segments = 0
-        border_before = False
-        for number, (path, block) in enumerate(zip(paths, blocks, strict=True)):
-            if not block.num_sentences:
-                border_before |= block.ends_with_border
-                continue
-            if border_before and in_file and not block.starts_with_border:
-                segments, in_document = segments + 1, 0
-            yield PairTask(
-                sentences=path,
-                runs=path.with_suffix(".runs"),
-                first_sentence=sentence,
-                first_in_file=in_file,
-                first_in_document=in_document,
-                document=document + segments,
-                has_documents=has_documents,
-                next_sentences=_next_block(paths, blocks, number, pair_within_documents),
-                pair_within_documents=pair_within_documents,
-                seed=seed,
-                num_shards=num_shards,
-                cls_id=cls_id,
-                sep_id=sep_id,
+        filled = [part for part in zip(paths, blocks, _borders_before(blocks), strict=True) if part[1].num_sentences]
+        has_documents = any(border or block.inner_borders for _, block, border in filled)
+        in_file = in_document = borders = 0
+        for (path, block, border), following in zip_longest(filled, filled[1:]):
+            is_paired_on = following and not (pairing.within_documents and following[2])
+            tasks.append(
+                PairTask(
+                    pairing,
+                    sentences=path,
+                    runs=path.with_suffix(".runs"),
+                    border_before=border,
+                    first_sentence=sentence,
+                    first_in_file=in_file,
+                    first_in_document=in_document,
+                    document=document + borders,
+                    has_documents=has_documents,
+                    next_sentences=following[0] if is_paired_on else None,
+                )
             )
-            inner = block.num_borders - (block.starts_with_border and not in_file)
-            segments += inner
-            in_document = block.since_last_border + (0 if block.num_borders else in_document)
-            sentence += block.num_sentences
+            in_document = block.last_document + (0 if border or block.inner_borders else in_document)
+            borders += border + block.inner_borders
             in_file += block.num_sentences
-            border_before = block.ends_with_border
-        document += num_documents(blocks)
+            sentence += block.num_sentences
+        document += borders + 1 if has_documents else -(-in_file // BLOCK_DOCUMENT_SENTENCES)
+    return tasks, document
 
 
-def _next_block(paths: list[Path], blocks: list[BlockFacts], number: int, within_documents: bool) -> Path | None:
-    """Find the block that holds the partner of a block's last sentence."""
-    border = blocks[number].ends_with_border
-    for path, block in zip(paths[number + 1 :], blocks[number + 1 :], strict=True):
-        if block.num_sentences:
-            return None if within_documents and (border or block.starts_with_border) else path
-        border |= block.ends_with_border
-    return None
-
-
-def _num_borders(blocks: list[BlockFacts]) -> int:
-    """Count the blank lines (one for several together) that stand between two sentences of a file."""
-    segments = 0
+def _borders_before(blocks: list[BlockFacts]) -> list[bool]:
+    """For each block of a file, whether a blank line parts its first sentence from another before it."""
+    borders = []
     started = pending = False
     for block in blocks:
-        if block.num_sentences:
-            segments += block.num_borders - (block.starts_with_border and not started)
-            segments += pending and started and not block.starts_with_border
-            started, pending = True, False
-        pending |= block.ends_with_border
-    return segments
-
-
-def num_documents(blocks: list[BlockFacts]) -> int:
-    """Count the documents of a file from the facts of its blocks."""
-    num_sentences = sum(block.num_sentences for block in blocks)
-    segments = _num_borders(blocks)
-    return segments + 1 if segments else -(-num_sentences // BLOCK_DOCUMENT_SENTENCES)
+        borders.append(started and (pending or block.starts_with_border))
+        started, pending = (
+            started or block.num_sentences > 0,
+            block.ends_with_border or (pending and not block.num_sentences),
+        )
+    return borders
 
 
 def write_runs(task: PairTask) -> None:
@@ -142,14 +120,12 @@ def write_runs(task: PairTask) -> None:
     """
     with open_arrays(task.sentences) as read:
         ids, lengths, segments = read("ids"), read("lengths").astype(np.int64), read("segments")
-    segments[0] &= task.first_in_file > 0
+    segments[0] = task.border_before
     num_own = lengths.size
     in_file = task.first_in_file + np.arange(num_own)
-    first = (
-        np.flatnonzero(_in_document(segments, task.first_in_document) % 2 == 0)
-        if task.pair_within_documents
-        else (np.flatnonzero(in_file % 2 == 0))
-    )
+    within_documents, num_shards = task.pairing.within_documents, task.pairing.num_shards
+    counted = _in_document(segments, task.first_in_document) if within_documents else in_file
+    first = np.flatnonzero(counted % 2 == 0)
     if task.next_sentences is not None and first.size and first[-1] == num_own - 1:
         with open_arrays(task.next_sentences) as read:
             length = int(read("lengths", 0, 1)[0])
@@ -157,17 +133,17 @@ def write_runs(task: PairTask) -> None:
         lengths = np.append(lengths, length)
         segments = np.append(segments, False)
     first = first[first + 1 < lengths.size]
-    if task.pair_within_documents:
+    if within_documents:
         first = first[~segments[first + 1]]
     documents = (
         task.document + (np.cumsum(segments) if task.has_documents else in_file // BLOCK_DOCUMENT_SENTENCES)[first]
     )
 
-    keys = mix((task.first_sentence + first).astype(np.uint64), task.seed, Stream.PAIR_SHUFFLE)
+    keys = mix((task.first_sentence + first).astype(np.uint64), task.pairing.seed, Stream.PAIR_SHUFFLE)
     order = np.argsort(keys, kind="stable")
     keys, first = keys[order], first[order]
     pair_lengths = lengths[first] + lengths[first + 1] + 3
-    bounds = np.searchsorted(shard_of(keys, task.num_shards), np.arange(task.num_shards + 1))
+    bounds = np.searchsorted(shard_of(keys, num_shards), np.arange(num_shards + 1))
     id_bounds = np.concatenate([[0], np.cumsum(pair_lengths)])[bounds]
     write_arrays(
         task.runs,
@@ -177,7 +153,7 @@ def write_runs(task: PairTask) -> None:
             "keys": keys,
             "documents": documents[order].astype(np.uint32),
             "lengths": pair_lengths.astype(np.uint32),
-            "ids": _join_pairs(ids, lengths, first, task.cls_id, task.sep_id),
+            "ids": _join_pairs(ids, lengths, first, task.pairing.cls_id, task.pairing.sep_id),
         },
         {"num_pairs": first.size},
     )

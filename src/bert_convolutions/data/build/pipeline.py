@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from bert_convolutions.data.build import sentences, shards
 from bert_convolutions.data.build.arrays import read_facts
-from bert_convolutions.data.build.pairs import num_documents, plan_pairs, write_runs
+from bert_convolutions.data.build.pairs import Pairing, PairTask, plan_pairs, write_runs
 from bert_convolutions.data.build.parallel import interruptible, run_tasks
 from bert_convolutions.data.build.sentences import TextTokenizer, as_text_tokenizer, open_text_tokenizer
 from bert_convolutions.data.build.sources import blocks, find_sources, refuse_changed
@@ -169,21 +169,22 @@ class _Build:
             write_json(facts_file, [[block.model_dump() for block in file] for file in self._encode()])
         facts = read_model(FileFacts, facts_file).root
         every = [block for file in facts for block in file]
-        num_tokens = sum(block.num_tokens for block in every)
-        id_bytes = np.dtype(self._id_type).itemsize
-        num_shards = -(-num_tokens * id_bytes // (self._options.shard_size_mb << 20)) or 1
-        records = self._merge(self._pair(facts, num_shards), num_shards)
+        id_bytes = sum(block.num_tokens for block in every) * np.dtype(self._id_type).itemsize
+        num_shards = -(-id_bytes // (self._options.shard_size_mb << 20)) or 1
+        files = [[self._sentence_file(i, j) for j in range(len(file))] for i, file in enumerate(facts)]
+        special_ids = self._tokenizer.cls_id, self._tokenizer.sep_id
+        pairing = Pairing(self._options.pair_within_documents, self._options.seed, num_shards, *special_ids)
+        tasks, num_documents = plan_pairs(files, facts, pairing)
+        self._pair(tasks)
+        records = self._merge([task.runs for task in tasks], num_shards)
         counts = CorpusCounts(
             examples=sum(record.num_examples for record in records),
             tokens=sum(record.num_tokens for record in records),
             sentences=sum(block.num_sentences for block in every),
-            documents=sum(map(num_documents, facts)),
+            documents=num_documents,
             bytes=sum(block.num_bytes for block in every),
         )
         self._finish(records, counts)
-
-    def _sentence_files(self, facts: list[list[BlockFacts]]) -> list[list[Path]]:
-        return [[self._sentence_file(i, j) for j in range(len(file))] for i, file in enumerate(facts)]
 
     def _sentence_file(self, source: int, block: int) -> Path:
         return self._work / f"{source:06}-{block:06}.sentences"
@@ -212,20 +213,8 @@ class _Build:
         paths = [[self._sentence_file(number, block) for block in range(num)] for number, num in enumerate(num_blocks)]
         return [[parse(BlockFacts, read_facts(path), path) for path in file] for file in paths]
 
-    def _pair(self, facts: list[list[BlockFacts]], num_shards: int) -> list[Path]:
-        """Pair the sentences of all blocks; return the files of runs."""
-        tasks = list(
-            plan_pairs(
-                self._sentence_files(facts),
-                facts,
-                pair_within_documents=self._options.pair_within_documents,
-                seed=self._options.seed,
-                num_shards=num_shards,
-                cls_id=self._tokenizer.cls_id,
-                sep_id=self._tokenizer.sep_id,
-            )
-        )
-        runs = [task.runs for task in tasks]
+    def _pair(self, tasks: list[PairTask]) -> None:
+        """Pair the sentences of all blocks, whose files are needed no more."""
         done = self._work / "paired"
         if not done.exists():
             missing = [task for task in tasks if not task.runs.exists()]
@@ -235,11 +224,10 @@ class _Build:
             write_json(done, True)
         for file in self._work.glob("*.sentences"):
             file.unlink()
-        if not sum(read_facts(path)["num_pairs"] for path in runs):
+        if not any(read_facts(task.runs)["num_pairs"] for task in tasks):
             raise UsageError(
                 f"{self._options.train_data_file[0]}: not one pair of sentences in the text; give more text"
             )
-        return runs
 
     def _merge(self, runs: list[Path], num_shards: int) -> list[ShardRecord]:
         """Write the shards that are missing; return the records of all."""

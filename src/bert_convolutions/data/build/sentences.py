@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -17,25 +17,8 @@ _BATCH_CHARACTERS = 1 << 18
 _tokenizer: "TextTokenizer"
 
 
-class TextTokenizer(Protocol):
-    """What a build needs of a tokenizer: sentences to ids, and the special ids around them. It can be pickled."""
-
-    cls_id: int
-    sep_id: int
-
-    @property
-    def hash(self) -> str:
-        """The sha256 that identifies vocabulary and rules."""
-
-    def __len__(self) -> int:
-        """The size of the vocabulary, special tokens included."""
-
-    def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ids of all texts in one int32 array, and the number of ids of each text (int64)."""
-
-
 class HuggingFaceTextTokenizer:
-    """Any loaded Hugging Face tokenizer as a ``TextTokenizer``."""
+    """What a build needs of a tokenizer, as ``PieceTokenizer`` has it, for any loaded Hugging Face tokenizer."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -56,6 +39,9 @@ class HuggingFaceTextTokenizer:
         """Return the ids of all texts in one int32 array, and the number of ids of each text (int64)."""
         encoded = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
         return flatten(encoded)
+
+
+TextTokenizer = PieceTokenizer | HuggingFaceTextTokenizer
 
 
 def open_text_tokenizer(path: str | Path) -> TextTokenizer:
@@ -114,7 +100,7 @@ def encode_block(task: SentenceTask) -> int:
         all_ids.append(ids.astype(id_type))
         all_lengths.append(lengths.astype(np.uint32))
     ids = np.concatenate(all_ids)
-    borders_at = np.flatnonzero(segments)
+    inner_borders = np.flatnonzero(segments[1:])
     write_arrays(
         task.path,
         {"lengths": np.concatenate(all_lengths), "segments": segments, "ids": ids},
@@ -122,10 +108,10 @@ def encode_block(task: SentenceTask) -> int:
             "num_sentences": len(sentences),
             "num_tokens": ids.size,
             "num_bytes": task.block.end - task.block.start,
-            "num_borders": borders_at.size,
+            "inner_borders": inner_borders.size,
+            "last_document": len(sentences) - (int(inner_borders[-1]) + 1 if inner_borders.size else 0),
             "starts_with_border": bool(segments[:1].any()),
             "ends_with_border": ends_with_border,
-            "since_last_border": len(sentences) - (int(borders_at[-1]) if borders_at.size else 0),
         },
     )
     return task.block.position - task.read_before

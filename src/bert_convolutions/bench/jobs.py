@@ -1,14 +1,12 @@
-"""Jobs that read sentence pairs: training steps, encoder passes, and the breakdown of a training step."""
+"""Jobs that read sentence pairs: training steps, encoder passes, and loading alone."""
 
 from collections.abc import Callable, Iterator
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import (
-    PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -17,21 +15,19 @@ from transformers import (
     set_seed,
 )
 
-from bert_convolutions.bench.breakdown import StepProfiler
 from bert_convolutions.bench.contestants import CONTESTANTS, ELECTRA
 from bert_convolutions.bench.corpus import Setup
-from bert_convolutions.bench.flops import count_flops
 from bert_convolutions.bench.peers import make_peer_trainer
 from bert_convolutions.bench.plan import Job
 from bert_convolutions.bench.turns import Turns, Work
 from bert_convolutions.data.store import ArrowStore
+from bert_convolutions.model.flops import count_flops
 from bert_convolutions.training.arguments import BertTrainingArguments
 from bert_convolutions.training.corpus import Corpus
-from bert_convolutions.training.interrupt import SignalWatch
 from bert_convolutions.training.options import PretrainOptions
-from bert_convolutions.training.pretrain import make_trainer
 from bert_convolutions.training.sampling import StepPlan
-from bert_convolutions.training.setup import choose_tokenizer, compose_config, compose_model
+from bert_convolutions.training.setup import choose_tokenizer, compose_config, compose_model, make_trainer
+from bert_convolutions.training.signals import SignalWatch
 
 _MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
 _SPECIAL_TOKENS = 3
@@ -41,7 +37,7 @@ _SPECIAL_TOKENS = 3
 def training_arguments(job: Job, setup: Setup) -> dict[str, Any]:
     """The Trainer's flags that all contestants share: those of the README's command, and nothing logged or saved."""
     return {
-        "output_dir": str(Path(setup.folder) / "trainer"),
+        "output_dir": str(Path(setup.options.output_dir) / "trainer"),
         "per_device_train_batch_size": job.batch_size,
         "max_steps": 1_000_000,
         "warmup_steps": 10_000,
@@ -49,9 +45,9 @@ def training_arguments(job: Job, setup: Setup) -> dict[str, Any]:
         "adam_epsilon": 1e-6,
         "weight_decay": 0.01,
         "bf16": job.precision == "bf16",
-        "torch_compile": setup.torch_compile and job.task != "breakdown",
-        "dataloader_num_workers": setup.dataloader_num_workers,
-        "seed": setup.seed,
+        "torch_compile": setup.options.torch_compile,
+        "dataloader_num_workers": setup.options.dataloader_num_workers,
+        "seed": setup.options.seed,
         "logging_strategy": "no",
         "save_strategy": "no",
         "disable_tqdm": True,
@@ -62,7 +58,11 @@ def pretrain_options(job: Job, setup: Setup) -> PretrainOptions:
     """The flags of ``bertconv pretrain`` for a job; a peer takes the shape from those without any architecture flag."""
     flags = CONTESTANTS[job.contestant].flags or {}
     return PretrainOptions(
-        tokenizer_name=setup.tokenizer, config_name=setup.configs[job.length], block_size=job.length, **flags
+        tokenizer_name=setup.tokenizer,
+        config_name=setup.configs[job.length],
+        block_size=job.length,
+        attn_implementation=job.backend,
+        **flags,
     )
 
 
@@ -77,20 +77,20 @@ class PairsRun:
     def __init__(self, job: Job, setup: Setup) -> None:
         self.job = job
         self.store = ArrowStore(setup.pairs[job.length])
-        self.plan = StepPlan(len(self.store), setup.seed, micro_batch_size=job.batch_size, micro_batches=1, processes=1)
+        seed = setup.options.seed
+        self.plan = StepPlan(len(self.store), seed, micro_batch_size=job.batch_size, micro_batches=1, processes=1)
         options = pretrain_options(job, setup)
         tokenizer = choose_tokenizer(options)
         config = compose_config(options, tokenizer)
         config.vocab_size = setup.vocabulary
         arguments = training_arguments(job, setup)
         if CONTESTANTS[job.contestant].is_ours:
-            model = compose_model(options, config, setup.seed)
+            model = compose_model(options, config, seed)
             corpus = Corpus(self.store, None)
             ours = BertTrainingArguments(**arguments)
             self.trainer: Trainer = make_trainer(options, ours, model, tokenizer, corpus, SignalWatch())
-            self.trainer.remove_callback(PrinterCallback)
         else:
-            set_seed(setup.seed)
+            set_seed(seed)
             samples = [sample for step in range(setup.steps) for sample in self.plan.samples_of_step(step)]
             examples = [self.store[sample][: job.length] for sample in samples]
             self.trainer = make_peer_trainer(job.contestant, config, tokenizer, examples, arguments)
@@ -135,11 +135,9 @@ class StepClock(TrainerCallback):
             self.begun, self.wanted = state.global_step, self.turns.next()
 
 
-def run_pretraining_job(job: Job, setup: Setup, turns: Turns) -> None:
-    """Train in turns; for the breakdown with a profiler looking on."""
+def run_training_job(job: Job, setup: Setup, turns: Turns) -> None:
+    """Train in turns."""
     run = PairsRun(job, setup)
-    if job.task == "breakdown":
-        turns.probe = StepProfiler(run.trainer)
     run.trainer.add_callback(StepClock(turns, run.work))
     run.trainer.train()
 
@@ -153,8 +151,9 @@ def run_inference_job(job: Job, setup: Setup, turns: Turns) -> None:
     run = PairsRun(job, setup)
     device = run.trainer.args.device
     encoder: Any = run.trainer.model.base_model.eval()  # type: ignore[union-attr]
-    if setup.torch_compile:
+    if setup.options.torch_compile:
         encoder = torch.compile(encoder)
+
     batches = _forever(run.trainer)
     step = 0
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=job.precision == "bf16")
@@ -168,6 +167,22 @@ def run_inference_job(job: Job, setup: Setup, turns: Turns) -> None:
             step += steps
 
 
+def run_loading_job(job: Job, setup: Setup, turns: Turns) -> None:
+    """Read, mask and lay out batches in turns, and do nothing with them.
+
+    Raises:
+        FinishedError: there are no more turns.
+    """
+    batches = _forever(PairsRun(job, setup).trainer)
+    while True:
+        steps = turns.next()
+        work = Work(flops=None)
+        for _ in range(steps):
+            batch = next(batches)
+            work += Work(len(batch["sample_ids"]), int(batch["num_real_tokens"]), None)
+        turns.report(steps, work)
+
+
 def _forever(trainer: Trainer) -> Iterator[Any]:
-    for _ in count():
+    while True:
         yield from trainer.get_train_dataloader()

@@ -6,8 +6,8 @@ from transformers import ElectraConfig, ElectraForMaskedLM
 
 from bert_convolutions.attention import spec
 from bert_convolutions.attention.terms import TERMS, Term
-from bert_convolutions.bench.flops import FlopCounter, count_flops, peak_flops
 from bert_convolutions.model import CompositeBertConfig, CompositeBertForMaskedLM
+from bert_convolutions.model.flops import FlopCounter, count_flops, peak_flops
 
 SIZES = {
     "vocab_size": 100,

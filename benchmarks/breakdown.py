@@ -1,19 +1,32 @@
 """Where the time of a training step goes: PyTorch's profiler, with every operation booked on a part of the step.
 
+    python -m benchmarks.breakdown --precision float32 bf16 --sequence_lengths 128 512
+
 The modules of the model are marked with their part. An operation of the forward pass belongs to the innermost marked
 module that it runs in. One of the backward pass carries the sequence number of the forward operation whose gradient it
 computes, and belongs to the same part. On a CPU the time in a module between its operations (Python) is counted too.
 """
 
+import argparse
+import os
 import re
+import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
+from rich.table import Table
 from torch import nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
-from transformers import Trainer
+from transformers import TrainerCallback
+
+from bert_convolutions.bench.corpus import Setup, prepare
+from bert_convolutions.bench.jobs import PairsRun
+from bert_convolutions.bench.options import BenchOptions
+from bert_convolutions.bench.plan import Job, make_plan
+from bert_convolutions.terminal import make_console, say
 
 PARTS = (
     "data",
@@ -48,32 +61,55 @@ _NAMED_BY_PYTORCH = (
 )
 
 
-class StepProfiler:
-    """The probe of a turn: profiles its steps and adds up the seconds of each part.
+class StepProfiler(TrainerCallback):
+    """Profiles a Trainer's steps after some to warm up, then stops it.
 
-    Args:
-        trainer: trains a model of ours, which is marked.
+    Attributes:
+        seconds: of each part of all steps that were profiled, "other" included, once training has ended.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
-        assert trainer.model is not None
-        mark_modules(trainer.model)
-        accelerator = trainer.accelerator
-        accelerator.clip_grad_norm_ = _marked(accelerator.clip_grad_norm_, "optimizer")
+    def __init__(self, steps: int, warmup_steps: int) -> None:
+        self.steps, self.warmup_steps = steps, warmup_steps
+        self.seconds: dict[str, float] = {}
         self._on_cuda = torch.cuda.is_available()
-        self._profile: profile | None = None
-
-    def start(self) -> None:
-        """Profile from here on."""
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._on_cuda else [])]
         self._profile = profile(activities=activities)
-        self._profile.__enter__()
+        self._begun = 0.0
 
-    def stop(self) -> dict[str, float]:
-        """Seconds of each part since ``start``, all steps together; "other" is left to whoever has a clock."""
-        assert self._profile is not None
-        self._profile.__exit__(None, None, None)
-        return seconds_by_part(self._profile.events(), self._on_cuda)
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Begin at once where nothing is to warm up."""
+        if self.warmup_steps == 0:
+            self._start()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Begin after the last step of the warm-up, stop after the last step."""
+        if state.global_step == self.warmup_steps:
+            self._start()
+        elif state.global_step == self.warmup_steps + self.steps:
+            if self._on_cuda:
+                torch.cuda.synchronize()
+            whole = time.perf_counter() - self._begun
+            self._profile.__exit__(None, None, None)
+            self.seconds = seconds_by_part(self._profile.events(), self._on_cuda)
+            claimed = sum(seconds for part, seconds in self.seconds.items() if part != "other")
+            self.seconds["other"] = max(0.0, whole - claimed)
+            control.should_training_stop = True
+
+    def _start(self) -> None:
+        self._profile.__enter__()
+        self._begun = time.perf_counter()
+
+
+def break_down(job: Job, setup: Setup, steps: int, warmup_steps: int) -> dict[str, float]:
+    """Seconds of each part of a training step of one of our models."""
+    run = PairsRun(job, setup)
+    mark_modules(run.trainer.model)
+    accelerator = run.trainer.accelerator
+    accelerator.clip_grad_norm_ = _marked(accelerator.clip_grad_norm_, "optimizer")
+    profiler = StepProfiler(steps, warmup_steps)
+    run.trainer.add_callback(profiler)
+    run.trainer.train()
+    return {part: seconds / steps for part, seconds in profiler.seconds.items()}
 
 
 def mark_modules(model: nn.Module) -> None:
@@ -148,3 +184,40 @@ def _claimed_backward(event: Any, forward_parts: dict[int, str]) -> str | None:
             return forward_parts.get(event.sequence_nr)
         event = event.cpu_parent
     return None
+
+
+def main() -> None:
+    """Profile every length in every precision and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", default="bench-output", help="as of bertconv bench, whose text it shares")
+    parser.add_argument("--train_data_file", nargs="+", default=[])
+    parser.add_argument("--tokenizer_name")
+    parser.add_argument("--config_name", default="bert_small")
+    parser.add_argument("--contestant", default="composite", help="one of ours, as bertconv bench calls it")
+    parser.add_argument("--precision", nargs="+", default=["float32"])
+    parser.add_argument("--sequence_lengths", nargs="+", type=int, default=[128])
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--warmup_steps", type=int, default=2)
+    flags = vars(parser.parse_args())
+    contestants = [flags.pop("contestant")]
+    options = BenchOptions(**flags, rounds=1, tasks=["pretraining"], contestants=contestants)
+    Path(options.output_dir).mkdir(parents=True, exist_ok=True)
+    groups = make_plan(options)
+    setup = prepare(options, groups, say)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    console = make_console()
+    for job in (job for group in groups for job in group.jobs):
+        seconds = break_down(job, setup, options.steps or 1, options.warmup_steps or 0)
+        whole = sum(seconds.values())
+        title = f"{job.name}, S = {job.length}, {job.batch_size} examples: {1000 * whole:,.1f} ms, profiler included"
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+        for heading in ("part", "ms/step", "share"):
+            table.add_column(heading, justify="left" if heading == "part" else "right")
+        for part in PARTS:
+            table.add_row(part, f"{1000 * seconds[part]:,.1f}", f"{seconds[part] / whole:.1%}")
+        console.print(table)
+
+
+if __name__ == "__main__":
+    main()

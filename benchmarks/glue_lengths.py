@@ -1,4 +1,4 @@
-"""Lengths of RTE's and CoLA's examples, for a bench without GLUE's files.
+"""Lengths of RTE's and CoLA's examples, for a measurement without GLUE's files.
 
 Measured on GLUE's official files, tokenized as ``[CLS] a [SEP]`` or ``[CLS] a [SEP] b [SEP]`` with a SentencePiece
 unigram model of 8,000 pieces and not cut: every fortieth quantile from the shortest to the longest. A vocabulary of

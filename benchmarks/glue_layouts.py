@@ -1,0 +1,234 @@
+"""Fine-tuning and prediction in the lengths of GLUE's tasks: packed as by ``bertconv glue``, or padded to 128.
+
+    python -m benchmarks.glue_layouts --output_dir bench-output [--data_dir GLUE]
+
+Both layouts take the same examples in the same order through the code behind ``bertconv glue``, in turns as in
+``bertconv bench``. Without ``--data_dir`` tokens are random and the lengths those of GLUE's own RTE and CoLA files.
+"""
+
+import argparse
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from benchmarks.glue_lengths import NUM_EXAMPLES, example_lengths
+from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from bert_convolutions.bench.contestants import COMPOSITE
+from bert_convolutions.bench.corpus import Setup
+from bert_convolutions.bench.jobs import StepClock, pretrain_options, training_arguments
+from bert_convolutions.bench.options import BenchOptions
+from bert_convolutions.bench.plan import BASE_LENGTH, Group, Job
+from bert_convolutions.bench.run import Bench
+from bert_convolutions.bench.turns import Turns, Work
+from bert_convolutions.data.tokenizer import load_tokenizer
+from bert_convolutions.glue.examples import EncodedExamples, Layout, PackedRows, PaddedRows, encode
+from bert_convolutions.glue.finetune import GlueTrainer
+from bert_convolutions.glue.predict import predict_logits
+from bert_convolutions.glue.reading import read_test, read_train
+from bert_convolutions.glue.tasks import Task, find_task
+from bert_convolutions.model import CompositeBertForSequenceClassification
+from bert_convolutions.training.arguments import BertTrainingArguments
+from bert_convolutions.training.setup import compose_config
+
+GLUE_TASKS = ("RTE", "CoLA")
+FINE_TUNING_STEPS = 4
+"""Batches of fine-tuning differ in length, so a turn takes so many times as many steps."""
+PREDICTED_BATCHES = 8
+"""Examples of one step of prediction, in batches."""
+
+
+@dataclass(frozen=True)
+class GlueJob(Job):
+    """Composite attention on examples of a task.
+
+    Attributes:
+        glue_task: whose lengths the examples have.
+        padded: every example padded to S; else as ``bertconv glue`` lays them out.
+        data_dir: GLUE's folder, or None for random tokens.
+    """
+
+    glue_task: str = "RTE"
+    padded: bool = False
+    data_dir: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is called in its group."""
+        return f"{self.contestant} {self.precision}, {'padded' if self.padded else 'packed'}"
+
+    @property
+    def run(self) -> str:
+        """What its process does."""
+        return f"{__name__}:run_{self.task}_job"
+
+    def baseline(self, jobs: tuple[Job, ...]) -> Job | None:
+        """The same with every example padded."""
+        return replace(self, padded=True)
+
+
+def make_groups(precisions: list[Any], batch_size: int, rounds: int, steps: int, data_dir: str | None) -> list[Group]:
+    """A group for each of the two tasks and of fine-tuning and prediction."""
+    groups = []
+    for task, examples, factor in (("fine_tuning", 1, FINE_TUNING_STEPS), ("prediction", PREDICTED_BATCHES, 1)):
+        for glue_task in GLUE_TASKS:
+            job = GlueJob(
+                task,  # type: ignore[arg-type]
+                COMPOSITE,
+                "float32",
+                BASE_LENGTH,
+                examples * batch_size,
+                glue_task=glue_task,
+                data_dir=data_dir,
+            )
+            jobs = tuple(
+                replace(job, precision=precision, padded=padded) for precision in precisions for padded in (False, True)
+            )
+            groups.append(Group(f"{task}, {glue_task}", jobs, rounds, factor * steps, 2))
+    return groups
+
+
+def run_fine_tuning_job(job: GlueJob, setup: Setup, turns: Turns) -> None:
+    """Train a classifier in turns."""
+    task = find_task(job.glue_task)
+    tokenizer = load_tokenizer(setup.tokenizer)
+    examples = _train_examples(job, setup, task, tokenizer)
+    trainer = GlueTrainer(
+        task,
+        examples,
+        {},
+        _layout(job, tokenizer),
+        model=_classifier(job, setup, tokenizer),
+        args=BertTrainingArguments(**training_arguments(job, setup)),
+        processing_class=tokenizer,
+    )
+
+    def work(step: int) -> Work:
+        return _work(examples.lengths[trainer.samples_of_step(step)])
+
+    trainer.add_callback(StepClock(turns, work))
+    trainer.train()
+
+
+def run_prediction_job(job: GlueJob, setup: Setup, turns: Turns) -> None:
+    """Predict the same examples in each step.
+
+    Raises:
+        FinishedError: there are no more turns.
+    """
+    tokenizer = load_tokenizer(setup.tokenizer)
+    model: Any = _classifier(job, setup, tokenizer)
+    examples = _test_examples(job, setup, find_task(job.glue_task), tokenizer)
+    arguments = BertTrainingArguments(**training_arguments(job, setup))
+    model.to(arguments.device)
+    if setup.options.torch_compile:
+        model = torch.compile(model)
+    while True:
+        steps = turns.next()
+        for _ in range(steps):
+            predict_logits(model, examples, _layout(job, tokenizer), arguments)
+        turns.report(steps, sum((_work(np.diff(examples.offsets)) for _ in range(steps)), Work()))
+
+
+def _classifier(job: GlueJob, setup: Setup, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    options = pretrain_options(job, setup)
+    config = compose_config(options, tokenizer)
+    config.vocab_size = setup.vocabulary
+    set_seed(setup.options.seed)
+    return CompositeBertForSequenceClassification._from_config(config)
+
+
+def _layout(job: GlueJob, tokenizer: PreTrainedTokenizerBase) -> Layout:
+    if job.padded:
+        return PaddedRows(DataCollatorWithPadding(tokenizer, padding="max_length", max_length=job.length))
+    return PackedRows(int(tokenizer.pad_token_id))
+
+
+def _work(lengths: np.ndarray) -> Work:
+    return Work(len(lengths), int(lengths.sum()), None)
+
+
+def _train_examples(job: GlueJob, setup: Setup, task: Task, tokenizer: PreTrainedTokenizerBase) -> EncodedExamples:
+    """The task's training file, or as many examples of random tokens in its lengths."""
+    if job.data_dir is not None:
+        return encode(tokenizer, read_train(Path(job.data_dir), task), job.length)
+    lengths = example_lengths(task.name, "train", NUM_EXAMPLES[task.name, "train"], job.length)
+    return random_examples(lengths, len(tokenizer), setup.options.seed)
+
+
+def _test_examples(job: GlueJob, setup: Setup, task: Task, tokenizer: PreTrainedTokenizerBase) -> EncodedExamples:
+    """A step's examples, their lengths spread evenly over those of the task's test file."""
+    if job.data_dir is None:
+        examples = random_examples(
+            example_lengths(task.name, "test", job.batch_size, job.length),
+            len(tokenizer),
+            setup.options.seed,
+            labels=False,
+        )
+    else:
+        examples = encode(tokenizer, read_test(Path(job.data_dir), task.tests[0]), job.length)
+        by_length = np.argsort(examples.lengths, kind="stable")
+        at = ((np.arange(job.batch_size) + 0.5) / job.batch_size * len(by_length)).astype(np.int64)
+        examples = examples.select(by_length[at])
+    if job.padded:
+        return PaddedExamples(examples.columns, examples.offsets, examples.labels, job.length)
+    return examples
+
+
+@dataclass(frozen=True)
+class PaddedExamples(EncodedExamples):
+    """Examples that are all batched as if they had one length, to which the collator pads them."""
+
+    length: int = 128
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(N,) the padded lengths."""
+        return np.full(len(self), self.length, dtype=np.int64)
+
+
+def random_examples(lengths: np.ndarray, vocabulary: int, seed: int, labels: bool = True) -> EncodedExamples:
+    """Examples of random token ids.
+
+    Args:
+        lengths: (N,) tokens of each.
+        vocabulary: ids are drawn below it.
+        seed: of the draw.
+        labels: whether there are labels, 0 or 1.
+    """
+    generator = np.random.default_rng(seed)
+    total = int(lengths.sum())
+    return EncodedExamples(
+        columns={
+            "input_ids": generator.integers(0, vocabulary, total).astype(np.int32),
+            "token_type_ids": np.zeros(total, dtype=np.int32),
+        },
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        labels=generator.integers(0, 2, len(lengths)) if labels else None,
+    )
+
+
+def main() -> None:
+    """Measure, print tables, and write results.json and results.png."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", default="bench-output")
+    parser.add_argument("--data_dir")
+    parser.add_argument("--train_data_file", nargs="+", default=[], help="for the tokenizer, without --tokenizer_name")
+    parser.add_argument("--tokenizer_name")
+    parser.add_argument("--config_name", default="bert_small")
+    parser.add_argument("--precision", nargs="+", default=["float32"])
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=2)
+    flags = vars(parser.parse_args())
+    data_dir = flags.pop("data_dir")
+    options = BenchOptions(**flags)
+    groups = make_groups(options.precision, options.batch_size, options.rounds or 1, options.steps or 1, data_dir)
+    Path(options.output_dir).mkdir(parents=True, exist_ok=True)
+    Bench(options, groups, Path(options.output_dir), reads_pairs=False).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""Examples as token ids in flat arrays, and the batches that are made of them: packed rows, or padded ones.
+
+A task is tokenised once and shared by all its rounds. Legend: N examples, R rows, S row length.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
+
+from bert_convolutions.data.packing import pack
+from bert_convolutions.glue.reading import Examples
+from bert_convolutions.model.modeling import CompositeBertPreTrainedModel
+from bert_convolutions.training.sampling import Slice, StepPlan
+
+TEXTS_PER_CALL = 10_000
+"""Texts handed to the tokenizer at once: enough to use its threads, few enough to hold its Python lists."""
+ROW_MULTIPLE = 8
+"""Rows are as long as the longest example, rounded up to this, which matrix units like."""
+
+
+@dataclass(frozen=True)
+class EncodedExamples(Dataset[dict[str, Any]]):
+    """Tokenised, truncated, un-padded examples. Item i is what a padding collator takes.
+
+    Attributes:
+        columns: name (``input_ids``, ``token_type_ids`` where the tokenizer makes them) to all examples' values one
+            after the other, int32.
+        offsets: (N + 1,) int64; example i is ``offsets[i]:offsets[i + 1]``.
+        labels: (N,) int64 label ids or float32 scores; None for a test file.
+    """
+
+    columns: dict[str, np.ndarray]
+    offsets: np.ndarray
+    labels: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        start, end = self.offsets[index], self.offsets[index + 1]
+        item: dict[str, Any] = {name: values[start:end].tolist() for name, values in self.columns.items()}
+        if self.labels is not None:
+            item["labels"] = self.labels[index].item()
+        return item
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(N,) tokens of each example."""
+        return np.diff(self.offsets)
+
+    def select(self, indices: np.ndarray) -> "EncodedExamples":
+        """Return the examples of ``indices`` (M,), in that order."""
+        lengths = np.diff(self.offsets)[indices]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        tokens = np.repeat(self.offsets[indices] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        return dataclasses.replace(
+            self,
+            columns={name: values[tokens] for name, values in self.columns.items()},
+            offsets=offsets,
+            labels=None if self.labels is None else self.labels[indices],
+        )
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_seq_length: int) -> EncodedExamples:
+    """Tokenise examples as ``[CLS] a [SEP]`` or ``[CLS] a [SEP] b [SEP]``, the longer text cut first.
+
+    Args:
+        tokenizer: any tokenizer of ``transformers``.
+        examples: as read.
+        max_seq_length: most tokens of an example, special tokens included.
+    """
+    parts: dict[str, list[np.ndarray]] = {}
+    lengths: list[np.ndarray] = []
+    for start in range(0, len(examples), TEXTS_PER_CALL):
+        texts = [column[start : start + TEXTS_PER_CALL] for column in examples.texts]
+        batch = tokenizer(*texts, truncation="longest_first", max_length=max_seq_length, return_attention_mask=False)
+        lengths.append(np.array([len(ids) for ids in batch["input_ids"]], dtype=np.int64))
+        for name, values in batch.items():
+            parts.setdefault(name, []).append(_flatten(values))
+    return EncodedExamples(
+        columns={name: np.concatenate(arrays) for name, arrays in parts.items()},
+        offsets=np.concatenate([[0], np.cumsum(np.concatenate(lengths))]),
+        labels=_label_array(examples),
+    )
+
+
+def _flatten(values: Sequence[Sequence[int]]) -> np.ndarray:
+    return np.fromiter((value for row in values for value in row), dtype=np.int32)
+
+
+def _label_array(examples: Examples) -> np.ndarray | None:
+    if examples.labels is None:
+        return None
+    whole = all(isinstance(label, int) for label in examples.labels)
+    return np.array(examples.labels, dtype=np.int64 if whole else np.float32)
+
+
+Layout = Callable[[EncodedExamples], Mapping[str, Tensor]]
+"""Makes the batch of some examples, in their order; which one it is changes no number of the model."""
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Lays examples out in as few rows as hold them, for the models that take such rows.
+
+    Attributes:
+        pad_id: id of the padding token.
+    """
+
+    pad_id: int
+
+    def __call__(self, examples: EncodedExamples) -> dict[str, Tensor]:
+        """Lay out N examples.
+
+        Returns:
+            ``input_ids``, ``token_type_ids`` where there are any, ``attention_mask`` (0 padding, k the k-th example of
+            the row) and ``position_ids``, all (R, S) int64; ``example_starts`` (N,), the flat position of the first
+            token of each; ``labels`` (N,) where there are any.
+        """
+        lengths = examples.lengths
+        row_length = -(-int(lengths.max()) // ROW_MULTIPLE) * ROW_MULTIPLE
+        places, rows = pack(lengths.tolist(), row_length)
+        starts = np.array([place.row * row_length + place.column for place in places], dtype=np.int64)
+        row_of = np.sort(starts) // row_length
+        number = np.empty(len(starts), dtype=np.int64)
+        number[np.argsort(starts)] = np.arange(1, len(starts) + 1) - np.searchsorted(row_of, row_of)
+        positions = np.arange(lengths.sum()) - np.repeat(examples.offsets[:-1], lengths)
+        slots = np.repeat(starts, lengths) + positions
+        values = {**examples.columns, "attention_mask": np.repeat(number, lengths), "position_ids": positions}
+        batch = {}
+        for name, column in values.items():
+            flat = np.full(rows * row_length, self.pad_id if name == "input_ids" else 0, dtype=np.int64)
+            flat[slots] = column
+            batch[name] = torch.from_numpy(flat.reshape(rows, row_length))
+        batch["example_starts"] = torch.from_numpy(starts)
+        if examples.labels is not None:
+            batch["labels"] = torch.from_numpy(examples.labels)
+        return batch
+
+
+@dataclass(frozen=True)
+class PaddedRows:
+    """One example a row, padded to the longest: for any model of ``transformers``.
+
+    Attributes:
+        collator: pads a list of examples.
+    """
+
+    collator: DataCollatorWithPadding
+
+    def __call__(self, examples: EncodedExamples) -> Mapping[str, Tensor]:
+        """Return what the collator makes of the examples."""
+        batch: Mapping[str, Tensor] = self.collator([examples[index] for index in range(len(examples))])
+        return batch
+
+
+def layout_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Layout:
+    """Return the layout with the least padding that a model takes."""
+    if isinstance(model, CompositeBertPreTrainedModel):
+        return PackedRows(int(tokenizer.pad_token_id))
+    return PaddedRows(DataCollatorWithPadding(tokenizer))
+
+
+@dataclass(frozen=True)
+class Shuffled(Dataset[Any]):
+    """Training examples that are asked for a whole ``Slice`` of an epoch's uniform shuffle at a time.
+
+    Attributes:
+        examples: N examples.
+        plan: which of them each step and process takes.
+    """
+
+    examples: EncodedExamples
+    plan: StepPlan
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.examples[index]
+
+    def __getitems__(self, part: Slice) -> EncodedExamples:  # what the DataLoader calls, if it is there
+        return self.examples.select(self.plan.samples(part))
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Lays examples out and counts them as ``num_examples``; of none it makes a batch that counts as none.
+
+    Processes must all run a model step, even one that has no example left at the end of an epoch.
+
+    Attributes:
+        layout: makes a batch.
+        stand_in: examples to fill such a batch with.
+    """
+
+    layout: Layout
+    stand_in: EncodedExamples
+
+    def __call__(self, examples: EncodedExamples) -> dict[str, Any]:
+        """Return the batch."""
+        return {**self.layout(examples if len(examples) else self.stand_in), "num_examples": len(examples)}
+
+
+def token_budget_batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Cut all examples, longest first, into batches that padded to their longest hold at most ``budget`` tokens.
+
+    For predictions, whose batches may be any. The largest comes first, so that too little memory shows at once. An
+    example longer than the budget is alone.
+
+    Args:
+        lengths: (N,) tokens of each example.
+        budget: most tokens of a padded batch.
+
+    Returns:
+        Indices of each batch; together they hold every example once.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    batches = []
+    start = 0
+    while start < len(order):
+        rows = max(1, budget // int(lengths[order[start]]))
+        batches.append(order[start : start + rows])
+        start += rows
+    return batches

@@ -1,0 +1,1 @@
+"""Experiments as data: the commands that a comparison needs, their execution, and the statistics of what they gave."""

@@ -1,0 +1,118 @@
+"""What a cell will cost before it is run: parameters, FLOPs, and time by a short measurement or by finished cells."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from bert_convolutions.data.tokenizer import load_tokenizer
+from bert_convolutions.errors import UsageError
+from bert_convolutions.model import CompositeBertConfig, CompositeBertForMaskedLM
+from bert_convolutions.model.flops import FlopCounter, count_flops
+from bert_convolutions.model.presets import load_config
+from bert_convolutions.schemas import Flags, read_json
+from bert_convolutions.sweep.cells import Cell
+from bert_convolutions.training.options import ARCHITECTURE_FLAGS
+
+_SHARE_OF_PRODUCTS = 0.5
+"""Of the time of a training step on a CPU that goes into matrix products, roughly (``bertconv bench`` says exactly)."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one pre-training run.
+
+    Attributes:
+        parameters: of the model.
+        flops: of all steps, by ``model.flops``.
+        tokens: real tokens of all steps.
+        seconds: estimated.
+    """
+
+    parameters: int
+    flops: float
+    tokens: float
+    seconds: float
+
+
+def estimate(cell: Cell, flops_per_second: float) -> Cost:
+    """The cost of a ``pretrain`` cell.
+
+    Args:
+        cell: the cell.
+        flops_per_second: that training reaches on this machine, by ``measure_flops`` or finished cells.
+
+    Raises:
+        UsageError: model or tokenizer can't be read.
+    """
+    model = skeleton(cell.flags)
+    tokens, length = planned_tokens(cell.flags)
+    flops = training_flops(count_flops(model), tokens, length, float(cell.flags.get("mlm_probability") or 0.15))  # type: ignore[arg-type]
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Cost(parameters, flops, tokens, flops / flops_per_second)
+
+
+def skeleton(flags: Flags) -> PreTrainedModel:
+    """The model of a cell without its weights.
+
+    Raises:
+        UsageError: configuration or tokenizer can't be read.
+    """
+    config = load_config(str(flags.get("config_name") or ""))
+    changes = {name: flags[name] for name in ARCHITECTURE_FLAGS if flags.get(name) not in (None, False)}
+    values: dict[str, Any] = {**config.to_dict(), **changes}
+    values["vocab_size"] = len(load_tokenizer(str(flags.get("tokenizer_name") or "")))
+    values["pad_token_id"] = None
+    return bare_model(CompositeBertConfig(**values))
+
+
+def bare_model(config: CompositeBertConfig) -> PreTrainedModel:
+    """A model that holds shapes and no numbers."""
+    with torch.device("meta"):
+        return CompositeBertForMaskedLM(config)
+
+
+def planned_tokens(flags: Flags) -> tuple[float, float]:
+    """Real tokens of all steps, and of an example.
+
+    The length is the mean of a ``build-dataset`` folder; of other data it is taken to be half of ``--block_size``.
+
+    Raises:
+        UsageError: the steps are not given as ``max_steps``.
+    """
+    block = float(flags.get("block_size") or 128)  # type: ignore[arg-type]
+    data = flags.get("train_data_file")
+    manifest = Path(str(data[0] if isinstance(data, list) else data)) / "manifest.json"
+    length = block / 2
+    if manifest.is_file():
+        counts = read_json(manifest)["counts"]
+        length = min(counts["tokens"] / counts["examples"], block)
+    if not isinstance(flags.get("max_steps"), int):
+        raise UsageError("an experiment's base must give max_steps, so that all variants see the same number of tokens")
+    batch = float(flags.get("per_device_train_batch_size") or 8) * float(flags.get("gradient_accumulation_steps") or 1)  # type: ignore[arg-type]
+    return float(flags["max_steps"]) * batch * length, length  # type: ignore[arg-type]
+
+
+def training_flops(counter: FlopCounter, tokens: float, length: float, masked_share: float = 0.15) -> float:
+    """FLOPs of training on so many tokens in examples of so many."""
+    return counter.training(np.array([length]), length * masked_share) * tokens / length
+
+
+def measure_flops() -> float:
+    """FLOP/s that training will reach on this machine, judged by matrix products of a small model's size."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    one, other = torch.randn(2048, 256, device=device), torch.randn(256, 1024, device=device)
+    count, start, took = 0, 0.0, 0.0
+    while took < 0.2:
+        if count == 2:  # the first two warm up
+            start = time.perf_counter()
+        product = one @ other
+        count += 1
+        if count > 2:
+            product.sum().item()  # waits for the device
+            took = time.perf_counter() - start
+    return _SHARE_OF_PRODUCTS * 2 * one.numel() * other.shape[1] * (count - 2) / took

@@ -1,0 +1,50 @@
+"""Flags of ``bertconv sweep``. Imports neither PyTorch nor transformers."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from bert_convolutions.errors import UsageError
+
+
+@dataclass
+class SweepOptions:
+    """Which experiment to run, and where."""
+
+    experiment: Path = field(metadata={"help": "experiment file (YAML); --experiment may be left out", "bare": True})
+    output_dir: Path = field(metadata={"help": "folder for the cells, <variant>/seed<k>/<command>"})
+    only: list[str] = field(
+        default_factory=list,
+        metadata={"help": "cells to run, by patterns such as 'composite/*' or '*/seed1/pretrain'; default: all"},
+    )
+    set: list[str] = field(
+        default_factory=list,
+        metadata={"help": "flags of the base over what the file says, such as config_name=bert_base max_steps=1000"},
+    )
+    dry_run: bool = field(
+        default=False,
+        metadata={"help": "run nothing; print the commands, with parameters, FLOPs and estimated time of the variants"},
+    )
+    format: Literal["table", "commands"] = field(
+        default="table",
+        metadata={"help": "with --dry_run; commands: those missing, one a line, for a scheduler of your own"},
+    )
+    executor: Literal["here", "local", "slurm"] = field(
+        default="here",
+        metadata={
+            "help": "here: one after the other; slurm or local (for a try): a job for each variant and seed, by "
+            "submitit"
+        },
+    )
+    executor_options: list[str] = field(
+        default_factory=list,
+        metadata={"help": "submitit's parameters, such as timeout_min=600 slurm_partition=gpu gpus_per_node=1"},
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse flags that contradict."""
+        if self.format != "table" and not self.dry_run:
+            raise UsageError("--format belongs to --dry_run; give both")
+        for option in self.executor_options:
+            if "=" not in option:
+                raise UsageError(f"--executor_options {option} is not name=value")

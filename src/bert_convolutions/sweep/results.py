@@ -1,0 +1,227 @@
+"""What the finished cells of a sweep found: curves, scores, costs; read from their files alone."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bert_convolutions.errors import UsageError
+from bert_convolutions.model.flops import count_flops
+from bert_convolutions.model.presets import load_config
+from bert_convolutions.schemas import Experiment, ProbeResults, read_json, read_model
+from bert_convolutions.sweep.cells import LOCAL_ORDER, MINIMAL_PAIRS, PRETRAIN, Cell, plan_cells
+from bert_convolutions.sweep.estimate import bare_model, planned_tokens, training_flops
+from bert_convolutions.sweep.run import EXPERIMENT_NAME
+from bert_convolutions.sweep.statistics import Interval, ratio_interval, tokens_to_loss
+
+LOSS = "held-out loss"
+MASKED_ACCURACY = "masked tokens right"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A pre-trained model.
+
+    Attributes:
+        variant, seed: of the experiment.
+        folder: of the model.
+        steps, tokens, flops, losses: (E,) at each evaluation.
+        parameters: of the model.
+        tokens_per_second: of training, as it was measured.
+        scores: metric to value.
+        probes: evaluation to its results.
+    """
+
+    variant: str
+    seed: int
+    folder: Path
+    steps: list[int]
+    tokens: list[float]
+    flops: list[float]
+    losses: list[float]
+    parameters: int
+    tokens_per_second: float
+    scores: dict[str, float]
+    probes: dict[str, ProbeResults]
+
+
+@dataclass(frozen=True)
+class SweepResults:
+    """An experiment and the runs of it that are finished."""
+
+    experiment: Experiment
+    runs: list[Run]
+
+    def values(self, metric: str) -> dict[str, dict[int, float]]:
+        """A metric by variant, in the experiment's order, and seed."""
+        found: dict[str, dict[int, float]] = {variant: {} for variant in self.experiment.variants}
+        for run in self.runs:
+            if metric in run.scores:
+                found[run.variant][run.seed] = run.scores[metric]
+        return {variant: values for variant, values in found.items() if values}
+
+    @property
+    def metrics(self) -> list[str]:
+        """All metrics, in the order in which the runs have them."""
+        return list(dict.fromkeys(metric for run in self.runs for metric in run.scores))
+
+    def of(self, variant: str) -> list[Run]:
+        """The runs of a variant."""
+        return [run for run in self.runs if run.variant == variant]
+
+
+def larger_is_better(metric: str) -> bool:
+    """Whether more of a metric is better: of all but losses."""
+    return "loss" not in metric
+
+
+def read_sweep(folder: Path) -> SweepResults:
+    """Read a sweep's folder.
+
+    Raises:
+        UsageError: it is not one, nothing in it is finished, or a file in it is damaged.
+    """
+    path = folder / EXPERIMENT_NAME
+    if not path.is_file():
+        raise UsageError(f"{folder} holds no {EXPERIMENT_NAME}: give the --output_dir of bertconv sweep")
+    experiment = read_model(Experiment, path)
+    cells: dict[tuple[str, int], dict[str, Cell]] = {}
+    for cell in plan_cells(experiment, folder):
+        cells.setdefault((cell.variant, cell.seed), {})[cell.name] = cell
+    runs = [_read_run(of_model) for of_model in cells.values() if of_model[PRETRAIN].is_finished()]
+    if not runs:
+        raise UsageError(f"{folder}: no run is finished yet")
+    return SweepResults(experiment, runs)
+
+
+def _read_run(cells: Mapping[str, Cell]) -> Run:
+    cell = cells[PRETRAIN]
+    try:
+        state = read_json(cell.folder / "trainer_state.json")
+        evaluation = read_json(cell.folder / "eval_results.json")
+        training = read_json(cell.folder / "train_results.json")
+        points = {int(e["step"]): float(e["eval_loss"]) for e in state["log_history"] if "eval_loss" in e}
+        points[int(state["global_step"])] = float(evaluation["eval_loss"])
+        a_step = float(state["num_input_tokens_seen"]) / int(state["global_step"])
+        scores = {LOSS: float(evaluation["eval_loss"]), MASKED_ACCURACY: float(evaluation["eval_masked_accuracy"])}
+        speed = float(training["real_tokens_per_second"])
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise UsageError(f"{cell.folder} holds no whole run ({error}); run bertconv sweep again") from error
+    model = bare_model(load_config(str(cell.folder)))
+    steps = sorted(points)
+    tokens = [a_step * step for step in steps]
+    _, length = planned_tokens(cell.flags)
+    counter = count_flops(model)
+    probes = {}
+    for name, other in cells.items():
+        if other.command in (MINIMAL_PAIRS, LOCAL_ORDER) and other.is_finished():
+            result = f"{other.command.replace('-', '_')}.json"
+            probes[name] = read_model(ProbeResults, other.folder / result)
+            scores |= _probe_scores(name, other.command, probes[name])
+    if "glue" in cells:
+        scores |= _glue_scores(cells["glue"].folder)
+    return Run(
+        cell.variant,
+        cell.seed,
+        cell.folder,
+        steps,
+        tokens,
+        [training_flops(counter, seen, length) for seen in tokens],
+        [points[step] for step in steps],
+        sum(parameter.numel() for parameter in model.parameters()),
+        speed,
+        scores,
+        probes,
+    )
+
+
+def _probe_scores(name: str, command: str, results: ProbeResults) -> dict[str, float]:
+    if results.all is None:
+        return {}
+    if command == LOCAL_ORDER:
+        return {name.replace("_", " "): results.all.accuracy}
+    return {name: results.all.accuracy, f"{name}, within word": results.all.accuracy_within_word}
+
+
+def _glue_scores(folder: Path) -> dict[str, float]:
+    """Means over rounds of each dev set's metrics."""
+    found: dict[str, list[float]] = {}
+    for path in sorted(folder.glob("*/glue_state.json")):
+        for dev_set, metrics in read_json(path).get("dev", {}).items():
+            for metric, value in metrics.items():
+                found.setdefault(f"{dev_set} {metric}", []).append(float(value))
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+@dataclass(frozen=True)
+class Saving:
+    """By what factor a variant needs fewer tokens than the baseline to a loss.
+
+    Attributes:
+        level: the loss.
+        factor: geometric mean over the seeds both have; None if a run of the variant doesn't get there.
+        interval: 95 % bootstrap interval over seeds; None: too few.
+        at_least: the variant was there at its first evaluation in some seed, so that the factor is a lower bound.
+        tokens: geometric means of the baseline's and the variant's tokens.
+        seeds: how many.
+    """
+
+    level: float
+    factor: float | None
+    interval: Interval | None
+    at_least: bool
+    tokens: tuple[float, float | None]
+    seeds: int
+
+
+def token_savings(results: SweepResults, variant: str, levels: int = 5) -> list[Saving]:
+    """Factors at losses evenly spread over those that every run of the baseline passes through."""
+    reference = {run.seed: run for run in results.of(results.experiment.baseline or "")}
+    pairs = [(reference[run.seed], run) for run in results.of(variant) if run.seed in reference]
+    if not pairs:
+        return []
+    start = min(base.losses[0] for base, _ in pairs)
+    end = max(min(base.losses) for base, _ in pairs)
+    savings = []
+    for level in np.linspace(start, end, levels).tolist():
+        needed = [tokens_to_loss(base.tokens, base.losses, level) for base, _ in pairs]
+        reached = [tokens_to_loss(run.tokens, run.losses, level) for _, run in pairs]
+        if any(tokens is None for tokens in needed):  # rounding at the last level
+            continue
+        base_mean = float(np.exp(np.mean(np.log(np.array(needed, dtype=float)))))
+        if any(tokens is None for tokens in reached):
+            savings.append(Saving(level, None, None, False, (base_mean, None), len(pairs)))
+            continue
+        ratios = [float(one) / float(other) for one, other in zip(needed, reached, strict=True) if one and other]
+        factor, interval = ratio_interval(ratios)
+        first = any(tokens == run.tokens[0] for tokens, (_, run) in zip(reached, pairs, strict=True))
+        savings.append(Saving(level, factor, interval, first, (base_mean, base_mean / factor), len(pairs)))
+    return savings
+
+
+def loss_at_equal_flops(results: SweepResults) -> tuple[float, dict[str, dict[int, float]]]:
+    """The FLOPs that the cheapest run took in all, and each run's loss when it had taken as many."""
+    flops = min(run.flops[-1] for run in results.runs)
+    losses: dict[str, dict[int, float]] = {}
+    for run in results.runs:
+        value = float(np.interp(np.log(flops), np.log(run.flops), run.losses))
+        losses.setdefault(run.variant, {})[run.seed] = value
+    return flops, losses
+
+
+def as_json(results: SweepResults) -> str:
+    """Every run's figures, for other programs."""
+    rows = [
+        {
+            "variant": run.variant,
+            "seed": run.seed,
+            "parameters": run.parameters,
+            "tokens_per_second": run.tokens_per_second,
+            "scores": run.scores,
+            "curve": {"steps": run.steps, "tokens": run.tokens, "flops": run.flops, "losses": run.losses},
+        }
+        for run in results.runs
+    ]
+    return json.dumps(rows, indent=2) + "\n"

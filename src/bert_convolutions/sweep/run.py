@@ -1,0 +1,186 @@
+"""``bertconv sweep``: run the cells that are missing, here or through submitit, or say what they are."""
+
+import fnmatch
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from bert_convolutions import files
+from bert_convolutions.errors import EXIT_INTERRUPTED, CommandError, RunInterrupted, UsageError
+from bert_convolutions.schemas import CellRecord, Experiment
+from bert_convolutions.sweep.cells import PRETRAIN, Cell, plan_cells, read_experiment
+from bert_convolutions.sweep.options import SweepOptions
+from bert_convolutions.terminal import duration, make_console, say
+
+EXPERIMENT_NAME = "experiment.json"
+"""What the folder's sweep was, for ``bertconv report``."""
+_SUBMITTED = "submitted"
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def run_sweep(options: SweepOptions) -> None:
+    """Run, submit or print an experiment's cells.
+
+    Raises:
+        UsageError: the experiment is not one, or its folder holds cells of other flags.
+        RunInterrupted: a signal came; what was running has been saved.
+        CommandError: some cells failed; the others were run.
+    """
+    experiment = read_experiment(options.experiment, options.set)
+    cells = plan_cells(experiment, options.output_dir)
+    missing = [cell for cell in _chosen(cells, options.only) if not cell.is_finished()]
+    if options.dry_run:
+        if options.format == "commands":
+            print("\n".join(shlex.join(["bertconv", *cell.argv]) for cell in missing))
+        else:
+            _describe(experiment, cells, missing)
+        return
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    with files.run_lock(options.output_dir):
+        files.write_text(options.output_dir / EXPERIMENT_NAME, experiment.model_dump_json(indent=2) + "\n")
+        say(f"{len(cells)} cells, {len(missing)} of the chosen ones to run")
+        if options.executor == "here":
+            run_cells(missing)
+        else:
+            _submit(missing, options)
+
+
+def _chosen(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(cell.label, pattern) for cell in cells):
+            raise UsageError(f"--only {pattern} matches no cell; cells are named like {cells[0].label}")
+    return [cell for cell in cells if not patterns or any(fnmatch.fnmatchcase(cell.label, p) for p in patterns)]
+
+
+def run_cells(cells: Sequence[Cell]) -> None:
+    """Run cells one after the other, past those that fail.
+
+    Raises:
+        RunInterrupted: a signal came, or the command in hand was interrupted by one.
+        CommandError: some failed, or could not be run for lack of a model.
+    """
+    failed: list[str] = []
+    took: dict[str, list[float]] = {}
+    for number, cell in enumerate(cells):
+        left = _time_left(cells[number:], took)
+        say(f"[{number + 1}/{len(cells)}] {cell.label}{f', about {duration(left)} left' if left else ''}")
+        if cell.command != PRETRAIN and not (cell.folder.with_name(PRETRAIN) / "config.json").is_file():
+            failed.append(f"{cell.label} (there is no model to judge)")
+            continue
+        record = run_cell(cell)
+        took.setdefault(cell.name, []).append(record.seconds)
+        if record.exit_code == EXIT_INTERRUPTED:
+            raise RunInterrupted(f"stopped in {cell.label}, which is saved; go on with the same command")
+        if record.exit_code:
+            say(f"{cell.label} failed with exit code {record.exit_code}: {_last_line(cell.log_path)}")
+            failed.append(f"{cell.label} (see {cell.log_path})")
+    if failed:
+        raise CommandError(f"{len(failed)} of {len(cells)} cells failed, the others are done: {', '.join(failed)}")
+
+
+def run_cell(cell: Cell) -> CellRecord:
+    """Run one command, its output to its log, and leave a record of it."""
+    cell.folder.parent.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    with cell.log_path.open("ab") as log, _signals_passed_on() as processes:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bert_convolutions", *cell.argv],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+        )
+        processes.append(process)
+        code = process.wait()
+    interrupted = len(processes) > 1 or code in [-number for number in _SIGNALS]
+    record = CellRecord(
+        command=cell.argv, seconds=time.monotonic() - start, exit_code=EXIT_INTERRUPTED if interrupted else code
+    )
+    files.write_text(cell.record_path, record.model_dump_json(indent=2) + "\n")
+    return record
+
+
+@contextmanager
+def _signals_passed_on() -> Iterator[list[Any]]:
+    """While a command runs, signals end it and not the sweep; the list holds the process and then the signals."""
+    received: list[Any] = []
+
+    def pass_on(number: int, frame: object) -> None:
+        received.append(number)
+        if number != signal.SIGINT:  # which a terminal sends to the command too
+            received[0].send_signal(signal.SIGTERM)
+
+    before = {number: signal.signal(number, pass_on) for number in _SIGNALS}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _time_left(cells: Sequence[Cell], took: dict[str, list[float]]) -> float | None:
+    """By the mean time of cells of the same name; None as long as one has none."""
+    means = {name: sum(times) / len(times) for name, times in took.items()}
+    if any(cell.name not in means for cell in cells):
+        return None
+    return sum(means[cell.name] for cell in cells)
+
+
+def _last_line(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it said nothing"
+
+
+def _submit(cells: Sequence[Cell], options: SweepOptions) -> None:
+    """A job for each variant and seed, whose cells run in order."""
+    try:
+        import submitit
+    except ImportError as error:
+        raise UsageError("--executor needs submitit: pip install 'bert_convolutions[slurm]'") from error
+    executor = submitit.AutoExecutor(folder=str(options.output_dir / _SUBMITTED), cluster=options.executor)
+    parameters = dict(option.split("=", 1) for option in options.executor_options)
+    executor.update_parameters(**{name: int(text) if text.isdigit() else text for name, text in parameters.items()})
+    groups: dict[tuple[str, int], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.variant, cell.seed), []).append(cell)
+    jobs = [executor.submit(run_cells, group) for group in groups.values()]
+    for (variant, seed), job in zip(groups, jobs, strict=True):
+        say(f"{variant}/seed{seed}: job {job.job_id}, log {job.paths.stderr}")
+    if options.executor == "local":
+        failures = [fault for job in jobs if (fault := job.exception()) is not None]
+        if failures:
+            raise CommandError(
+                f"{len(failures)} of {len(jobs)} jobs failed: {str(failures[0]).strip().splitlines()[-1]}"
+            )
+
+
+def _describe(experiment: Experiment, cells: Sequence[Cell], missing: Sequence[Cell]) -> None:
+    """Print what each variant costs, and the commands that are missing."""
+    from bert_convolutions.sweep.estimate import estimate, measure_flops
+
+    console = make_console()
+    speed = measure_flops()
+    table = Table(title=experiment.question or None, title_justify="left", box=None, pad_edge=False)
+    for heading in ("variant", "parameters", "tokens a run", "training FLOPs a run", "time a run", "runs missing"):
+        table.add_column(heading, justify="left" if heading == "variant" else "right")
+    total = 0.0
+    for variant in experiment.variants:
+        pretrain = next(cell for cell in cells if cell.variant == variant and cell.command == PRETRAIN)
+        cost = estimate(pretrain, speed)
+        runs = sum(cell.variant == variant and cell.command == PRETRAIN for cell in missing)
+        total += runs * cost.seconds
+        numbers = (f"{cost.parameters:,}", f"{cost.tokens:.3g}", f"{cost.flops:.3g}", duration(cost.seconds), str(runs))
+        table.add_row(variant, *numbers)
+    console.print(table)
+    console.print(
+        f"time estimated for {speed / 1e9:,.0f} GFLOP/s on this machine, one process: {duration(total)} in all"
+    )
+    for cell in missing:
+        console.print(shlex.join(["bertconv", *cell.argv]), markup=False)

@@ -1,0 +1,208 @@
+"""What ends a run from outside: signals, and an output that takes no more. Imports no PyTorch."""
+
+import contextlib
+import os
+import shlex
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from bert_convolutions.errors import RunInterrupted
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+LAUNCHER_ECHO_SECONDS = 2.0
+"""torchrun passes a Ctrl-C on to processes that the terminal has already told; the second is no second wish."""
+
+
+def ignore_signals(worker: int = 0) -> None:
+    """For DataLoader workers, which a Ctrl-C reaches too: they go on serving until their parent needs them no more."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+class SignalWatch:
+    """Whether the run was asked to stop: at once where there is nothing to save, else when the step in hand is done.
+
+    Attributes:
+        received: the first signal that came, or None; SIGPIPE if it was an output that failed.
+        cause: the same for messages, empty if there is none.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self.cause = ""
+        self._since = 0.0
+        self._process = os.getpid()
+        self._scratch: set[Path] = set()
+
+    @contextmanager
+    def ending_at_once(self, advice: str) -> Iterator["SignalWatch"]:
+        """While there is nothing to save yet: a signal ends the run where it is.
+
+        Args:
+            advice: how to go on, for the message.
+
+        Raises:
+            RunInterrupted: a signal came.
+        """
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            if os.getpid() != self._process:  # a forked worker, which has nothing of its own to tidy up
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+                return
+            self._note(signal.Signals(number), signal.Signals(number).name)
+            raise RunInterrupted(f"stopped by {self.cause}; {advice}")
+
+        with _handled_by(handle):
+            yield self
+
+    @contextmanager
+    def installed(self) -> Iterator["SignalWatch"]:
+        """While a step may be in hand: remember the first signal, and give the handlers back at the end.
+
+        An output that fails (the terminal is gone, the disk under the log is full) counts as one.
+        """
+        with _handled_by(self._handle), self._guarded_output():
+            yield self
+
+    @contextmanager
+    def scratch(self, folder: Path) -> Iterator[None]:
+        """A folder that is to vanish should the process leave at once."""
+        self._scratch.add(folder)
+        try:
+            yield
+        finally:
+            self._scratch.discard(folder)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a forked DataLoader worker: its parent decides
+            return
+        if self.received is None:
+            self._note(signal.Signals(number), signal.Signals(number).name)
+            self._say(f"{self.cause}: finishing this step and saving; a second Ctrl-C leaves at once")
+        elif number == signal.SIGINT and not self._is_echo():
+            self._say("second Ctrl-C: leaving at once, the last checkpoint stands")
+            for folder in self._scratch:
+                shutil.rmtree(folder, ignore_errors=True)
+            os._exit(128 + signal.SIGINT)
+
+    def _note(self, received: signal.Signals, cause: str) -> None:
+        if self.received is None:
+            self.received, self.cause, self._since = received, cause, time.monotonic()
+
+    def _is_echo(self) -> bool:
+        return "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self._since < LAUNCHER_ECHO_SECONDS
+
+    @contextmanager
+    def _guarded_output(self) -> Iterator[None]:
+        def lost(error: OSError) -> None:
+            self._note(signal.SIGPIPE, f"an output that failed ({error.strerror})")
+
+        with contextlib.ExitStack() as stack:
+            for name, redirect in (("stdout", contextlib.redirect_stdout), ("stderr", contextlib.redirect_stderr)):
+                if getattr(sys, name) is not None:
+                    stack.enter_context(redirect(_GuardedStream(getattr(sys, name), lost)))
+            yield
+
+    @staticmethod
+    def _say(message: str) -> None:
+        if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+            with contextlib.suppress(OSError):  # the terminal may be what is gone
+                os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"\nbertconv: {message}\n".encode())
+
+
+class _GuardedStream:
+    """A standard stream whose first failure is told to ``lost`` and breaks nothing; what comes after it is dropped."""
+
+    def __init__(self, stream: Any, lost: Callable[[OSError], None]) -> None:
+        self._stream, self._lost = stream, lost
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return int(self._stream.write(text))
+        except OSError as error:
+            self._drop(error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._drop(error)
+
+    def _drop(self, error: OSError) -> None:
+        self._lost(error)
+        with contextlib.suppress(OSError, ValueError):  # else what is buffered would fail again at the very end
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._stream.fileno())
+            os.close(null)
+
+
+@contextmanager
+def _handled_by(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Let ``handle`` have the signals that are not ignored (as by nohup), and give them back at the end.
+
+    Of several processes one that ends by an exception goes on ignoring SIGTERM: the launcher sends it as soon as
+    another has ended, and it must not cut off what is still to be said.
+    """
+    before = {
+        number: signal.signal(number, handle) for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN
+    }
+    try:
+        yield
+    except BaseException:
+        if os.environ.get("WORLD_SIZE", "1") != "1" and before.pop(signal.SIGTERM, None) is not None:
+            signal.signal(signal.SIGTERM, _do_nothing)
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _do_nothing(number: int, frame: FrameType | None) -> None:
+    pass
+
+
+def resume_command(argv: Sequence[str] | None = None) -> str:
+    """The command line, by default this process's, as it goes on from the newest checkpoint; launcher included."""
+    argv = sys.argv if argv is None else argv
+    words = _program(argv[1:])
+    skip_value = False
+    for word in argv[1:]:
+        if skip_value and not word.startswith("-"):
+            skip_value = False
+            continue
+        skip_value = False
+        flag = word.replace("-", "_").partition("=")[0].strip("_")
+        if word.startswith("--") and flag in ("overwrite_output_dir", "resume_from_checkpoint"):
+            skip_value = "=" not in word
+            continue
+        words.append(word)
+    return shlex.join([*words, "--resume_from_checkpoint", "true"])
+
+
+def _program(arguments: Sequence[str]) -> list[str]:
+    """What stands before ``arguments`` on the command line: ours, or torchrun's (or accelerate's) as far as known."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return ["bertconv"]
+    try:
+        parent = Path(f"/proc/{os.getppid()}/cmdline").read_text(errors="replace").split("\0")[:-1]
+    except OSError:
+        parent = []
+    launcher = parent[: len(parent) - len(arguments)]
+    if not launcher or parent[len(launcher) :] != list(arguments):
+        nodes, processes = (os.environ.get(name, "1") for name in ("GROUP_WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+        return ["torchrun", f"--nnodes={nodes}", f"--nproc_per_node={processes}", "-m", "bert_convolutions"]
+    if len(launcher) > 1 and Path(launcher[0]).name.startswith("python") and Path(launcher[1]).is_file():
+        return [Path(launcher[1]).name, *launcher[2:]]  # the script of torchrun itself
+    return launcher

@@ -1,0 +1,303 @@
+"""``bertconv sweep``: which cells there are, which are run, and what happens when one fails."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bert_convolutions.cli.main import main
+from bert_convolutions.errors import CommandError, RunInterrupted, UsageError
+from bert_convolutions.schemas import CellRecord, read_model
+from bert_convolutions.sweep import run
+from bert_convolutions.sweep.cells import Cell, plan_cells, read_experiment, scientific_flags
+from bert_convolutions.sweep.options import SweepOptions
+
+ROOT = Path(__file__).parents[2]
+COMPOSITE = {"attention_kernel": "qk_convfixed_convq_convk 2", "remove_position_embeddings": True}
+
+
+def write(path: Path, **changes: Any) -> Path:
+    value: dict[str, Any] = {
+        "base": {"config_name": "bert_small", "tokenizer_name": "tok", "train_data_file": "text", "max_steps": 2},
+        "baseline": "absolute",
+        "variants": {"absolute": {}, "composite": COMPOSITE},
+        "seeds": [1, 2],
+        "evaluate": {"minimal_pairs": {"blimp": {"data_dir": "blimp", "pairs": 3}}, "local_order": {"text": "text"}},
+    }
+    path.write_text(yaml.safe_dump({**value, **changes}, sort_keys=False))
+    return path
+
+
+def finish(cell: Cell) -> CellRecord:
+    """Leave what a cell leaves."""
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", "eval_results.json", "minimal_pairs.csv", "local_order.csv"):
+        (cell.folder / name).write_text("{}")
+    record = CellRecord(command=cell.argv, seconds=1.0, exit_code=0)
+    cell.record_path.write_text(record.model_dump_json())
+    return record
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The labels of cells that are run; nothing is run in truth."""
+    labels: list[str] = []
+
+    def run_cell(cell: Cell) -> CellRecord:
+        labels.append(cell.label)
+        return finish(cell)
+
+    monkeypatch.setattr(run, "run_cell", run_cell)
+    return labels
+
+
+def sweep(experiment: Path, folder: Path, **others: Any) -> None:
+    run.run_sweep(SweepOptions(experiment=experiment, output_dir=folder, **others))
+
+
+def test_cells_are_plain_commands_in_folders_of_their_own(tmp_path: Path) -> None:
+    cells = plan_cells(read_experiment(write(tmp_path / "e.yaml")), tmp_path / "out")
+    assert [cell.label for cell in cells][:4] == [
+        "absolute/seed1/pretrain",
+        "absolute/seed1/blimp",
+        "absolute/seed1/local_order",
+        "composite/seed1/pretrain",
+    ]
+    assert len(cells) == 2 * 2 * 3 and len({cell.folder for cell in cells}) == len(cells)
+    assert "--attention_kernel=qk_convfixed_convq_convk 2" in cells[3].argv
+    assert {"--seed=1", "--do_train=true", "--max_steps=2", "--resume_from_checkpoint=true"} <= set(cells[3].argv)
+    assert cells[1].argv[0] == "minimal-pairs"
+    assert f"--model_name_or_path={tmp_path}/out/absolute/seed1/pretrain" in cells[1].argv
+
+
+def test_only_what_is_missing_is_run(tmp_path: Path, ran: list[str]) -> None:
+    experiment, folder = write(tmp_path / "e.yaml"), tmp_path / "out"
+    sweep(experiment, folder, only=["composite/seed1/*"])
+    assert ran == ["composite/seed1/pretrain", "composite/seed1/blimp", "composite/seed1/local_order"]
+    ran.clear()
+    (folder / "composite" / "seed1" / "blimp" / "minimal_pairs.csv").unlink()
+    sweep(experiment, folder)
+    assert len(ran) == 10 and "composite/seed1/blimp" in ran and "composite/seed1/pretrain" not in ran
+    ran.clear()
+    sweep(experiment, folder)
+    assert ran == []
+    with pytest.raises(UsageError, match="matches no cell"):
+        sweep(experiment, folder, only=["nothing/*"])
+
+
+def test_results_without_a_record_count_and_those_of_other_flags_are_refused(tmp_path: Path, ran: list[str]) -> None:
+    experiment, folder = write(tmp_path / "e.yaml"), tmp_path / "out"
+    sweep(experiment, folder)
+    for record in folder.rglob("*.cell.json"):
+        record.unlink()
+    ran.clear()
+    sweep(experiment, folder)
+    assert ran == []
+    for cell in plan_cells(read_experiment(experiment), folder):
+        finish(cell)
+    sweep(experiment, folder, set=["bf16=true", "save_steps=1"])  # speed and saving make no other run
+    with pytest.raises(UsageError, match=r"was run with .*--max_steps=2.* now says --max_steps=3"):
+        sweep(experiment, folder, set=["max_steps=3"])
+
+
+def test_a_failed_cell_does_not_stop_the_others_and_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[str] = []
+
+    def run_cell(cell: Cell) -> CellRecord:
+        ran.append(cell.label)
+        if cell.label != "absolute/seed1/pretrain":
+            return finish(cell)
+        cell.log_path.parent.mkdir(parents=True)
+        cell.log_path.write_text("something\nbertconv: error: it broke\n")
+        return CellRecord(command=cell.argv, seconds=1.0, exit_code=2)
+
+    monkeypatch.setattr(run, "run_cell", run_cell)
+    argv = ["sweep", str(write(tmp_path / "e.yaml")), "--output_dir", str(tmp_path / "out")]
+    assert main(argv) == 1
+    assert len(ran) == 12 - 2  # its evaluations are not tried without a model
+    error = capsys.readouterr().err
+    assert "absolute/seed1/pretrain failed with exit code 2: bertconv: error: it broke" in error
+    assert "3 of 12 cells failed" in error and "absolute/seed1/blimp (there is no model to judge)" in error
+    assert "about" in error  # the time left
+
+
+def test_an_interrupted_cell_stops_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "run_cell", lambda cell: CellRecord(command=cell.argv, seconds=1.0, exit_code=75))
+    with pytest.raises(RunInterrupted, match="go on with the same command"):
+        sweep(write(tmp_path / "e.yaml"), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"variants": {"a": {}, "b": {"bf16": True}}}, "variants a and b are the same .* or differ in speed"),
+        ({"variants": {"a": {}, "b": {"pack": False, "attn_implementation": "eager"}}}, "differ in speed"),
+        (
+            {"variants": {"a": {"per_device_train_batch_size": 8}, "b": {"gradient_accumulation_steps": 1}}},
+            "differ in speed",
+        ),
+        (
+            {"variants": {"a": {"attention_kernel": "qk_convq 8"}, "b": {"attention_kernel": "convq_qk 8"}}},
+            "differ in speed",
+        ),
+        ({"variants": {"a": {"atention_kernel": "qk 8"}}}, "a: there is no flag atention_kernel, did you mean"),
+        ({"variants": {"a": {"seed": 3}}}, "a sets seed"),
+        ({"variants": {"a/b": {}}}, r"variants\.a/b"),
+        ({"variants": {"a": {"attention_kernel": "qk_conv 8"}}}, "variant a: .*unknown term"),
+        ({"variants": {}}, "variants"),
+        ({"seeds": [1, 1]}, "seed is given twice"),
+        ({"baseline": "other"}, "baseline other is none"),
+        ({"surprise": 1}, "surprise"),
+        ({"evaluate": {"minimal_pairs": {"pretrain": {"data_dir": "x"}}}}, "can't be named pretrain"),
+        ({"evaluate": {"local_order": {"txt": "x"}}}, "local_order: there is no flag txt"),
+    ],
+)
+def test_bad_experiments_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        read_experiment(write(tmp_path / "e.yaml", **{"baseline": None, **changes}))
+
+
+def test_files_that_are_no_experiment(tmp_path: Path) -> None:
+    for content in ("- a\n", "a: [", "extends: e.yaml\n", ""):
+        (tmp_path / "e.yaml").write_text(content)
+        with pytest.raises(UsageError, match=r"e\.yaml"):
+            read_experiment(tmp_path / "e.yaml")
+    with pytest.raises(UsageError, match="can't be read"):
+        read_experiment(tmp_path / "missing.yaml")
+
+
+def test_an_experiment_extends_others(tmp_path: Path) -> None:
+    write(tmp_path / "parent.yaml")
+    (tmp_path / "small.yaml").write_text("base: {max_steps: 1}\nseeds: [5]\n")
+    (tmp_path / "e.yaml").write_text("extends: [parent.yaml, small.yaml]\nbase: {learning_rate: 0.1}\n")
+    experiment = read_experiment(tmp_path / "e.yaml", ["learning_rate=1e-3", "remove_qk=true"])
+    assert experiment.base["max_steps"] == 1 and experiment.base["tokenizer_name"] == "tok"
+    assert (experiment.base["learning_rate"], experiment.base["remove_qk"]) == ("1e-3", True)
+    assert experiment.seeds == [5] and list(experiment.variants) == ["absolute", "composite"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_the_shipped_experiments_are_read(path: Path) -> None:
+    if path.stem == "small":
+        pytest.skip("shared by the others of its folder")
+    experiment = read_experiment(path)
+    assert experiment.baseline in experiment.variants and len(experiment.seeds) == 3
+    assert len({json.dumps(scientific_flags(flags)) for flags in experiment.variants.values()}) == len(
+        experiment.variants
+    )
+    assert ("num_hidden_layers" in experiment.base) == (path.parent.name == "cpu")
+
+
+@pytest.fixture(scope="session")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An experiment of a tiny model on a little text that can be run."""
+    folder = tmp_path_factory.mktemp("real")
+    lines = [f"the {a} {b} the {c} ." for a in ("cat", "dog", "cow") for b in ("sees", "eats") for c in ("cat", "dog")]
+    (folder / "text.txt").write_text("\n\n".join("\n".join(lines) for _ in range(20)))
+    (folder / "zorro").mkdir()
+    (folder / "zorro" / "agreement-x.txt").write_text("the cat see the dog .\nthe cat sees the dog .\n")
+    from bert_convolutions.data.build.train_tokenizer import train_tokenizer
+    from bert_convolutions.data.options import TrainTokenizerOptions
+
+    train_tokenizer(
+        TrainTokenizerOptions(input=[str(folder / "text.txt")], output_dir=str(folder / "tok"), vocab_size=17)
+    )
+    config = {"hidden_size": 16, "embedding_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    (folder / "model.json").write_text(json.dumps({**config, "intermediate_size": 32, "max_position_embeddings": 64}))
+    text = str(folder / "text.txt")
+    write(
+        folder / "e.yaml",
+        base={
+            "config_name": str(folder / "model.json"),
+            "tokenizer_name": str(folder / "tok"),
+            "train_data_file": text,
+            "line_by_line": True,
+            "eval_fraction": 0.2,
+            "block_size": 64,
+            "max_steps": 2,
+            "per_device_train_batch_size": 4,
+            "num_proc": 1,
+            "save_steps": 1,
+        },
+        variants={"absolute": {}, "broken": {"mlm_probability": 2}},
+        seeds=[1],
+        evaluate={"minimal_pairs": {"zorro": {"data_dir": str(folder / "zorro")}}},
+    )
+    return folder
+
+
+def test_real_commands(real: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    with pytest.raises(CommandError, match="2 of 4 cells failed"):
+        sweep(real / "e.yaml", folder)
+    record = read_model(CellRecord, folder / "absolute" / "seed1" / "pretrain.cell.json")
+    assert record.exit_code == 0 and record.seconds > 0
+    assert (folder / "absolute" / "seed1" / "pretrain" / "model.safetensors").is_file()
+    assert json.loads((folder / "absolute" / "seed1" / "zorro" / "minimal_pairs.json").read_text())["all"]["pairs"] == 1
+    assert read_model(CellRecord, folder / "broken" / "seed1" / "pretrain.cell.json").exit_code == 2
+    assert "--mlm_probability" in (folder / "broken" / "seed1" / "pretrain.log").read_text()
+    assert json.loads((folder / "experiment.json").read_text())["baseline"] == "absolute"
+
+
+def test_a_signal_reaches_the_command_which_saves(real: Path, tmp_path: Path) -> None:
+    argv = ["sweep", str(real / "e.yaml"), "--output_dir", str(tmp_path / "out"), "--only", "absolute/*"]
+    argv += ["--set", "max_steps=1000000", "logging_steps=1"]
+    process = subprocess.Popen([sys.executable, "-m", "bert_convolutions", *argv], stderr=subprocess.PIPE, text=True)
+    pretrain = tmp_path / "out" / "absolute" / "seed1" / "pretrain"
+    deadline = time.monotonic() + 60
+    while not list(pretrain.glob("checkpoint-*")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 75, error
+    assert "go on with the same command" in error
+    assert read_model(CellRecord, pretrain.with_name("pretrain.cell.json")).exit_code == 75
+
+
+def test_dry_run_prints_costs_and_commands(real: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["sweep", "--output_dir", str(tmp_path / "out"), str(real / "e.yaml"), "--dry_run"]
+    assert main(argv) == 0
+    output = capsys.readouterr().out
+    assert "parameters" in output and "absolute" in output and "GFLOP/s on this machine" in output
+    assert main([*argv, "--format", "commands", "--only", "absolute/*"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [shlex.split(line)[:2] for line in lines] == [["bertconv", "pretrain"], ["bertconv", "minimal-pairs"]]
+    assert not (tmp_path / "out").exists()
+    assert main(["sweep", str(real / "e.yaml"), "--output_dir", "x", "--format", "commands"]) == 2
+
+
+def test_the_estimate_counts_what_the_model_has(real: Path, tmp_path: Path) -> None:
+    from bert_convolutions.sweep.estimate import estimate, skeleton
+
+    cell = plan_cells(read_experiment(real / "e.yaml", ["max_steps=10"]), tmp_path)[0]
+    cost = estimate(cell, 1e6)
+    assert cost.parameters == skeleton(cell.flags).num_parameters()
+    assert cost.tokens == 10 * 4 * 32
+    assert cost.flops > 6 * cost.tokens * (4 * 16 * 16 + 2 * 16 * 32)
+    assert cost.seconds == cost.flops / 1e6
+
+
+def test_submitit_runs_the_cells_in_jobs(real: Path, tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    argv = ["sweep", str(real / "e.yaml"), "--output_dir", str(tmp_path / "out"), "--executor", "local"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [sys.executable, "-m", "bert_convolutions", *argv, "--executor_options", "timeout_min=5"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
+    )
+    assert result.returncode == 1, result.stderr
+    assert "1 of 2 jobs failed" in result.stderr
+    assert (tmp_path / "out" / "absolute" / "seed1" / "zorro" / "minimal_pairs.csv").is_file()

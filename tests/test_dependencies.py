@@ -1,0 +1,51 @@
+"""What ``pyproject.toml`` allows is what is tested: each lower bound stands in ``constraints-oldest.txt``."""
+
+import re
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[1]
+NOT_IMPORTED_BY_TESTS = {"mypy", "pre-commit", "ruff", "types-pyyaml"}
+"""Tools, of which any version above their bound does."""
+
+
+def requirements() -> dict[str, Requirement]:
+    """Of the package and of the tests, by name in lower case."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    lists = re.findall(r"^(?:dependencies|dev) = (\[.*?\])$", text, flags=re.DOTALL | re.MULTILINE)
+    assert len(lists) == 2
+    found = [Requirement(item) for part in lists for item in re.findall(r'"([^"]+)"', part)]
+    return {requirement.name.lower(): requirement for requirement in found}
+
+
+def pins(name: str) -> dict[str, Version]:
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    found = [line.split(";")[0].strip().split("==") for line in lines if "==" in line and not line.startswith("#")]
+    return {package.lower(): Version(version) for package, version in found}
+
+
+def test_lower_bounds_are_the_versions_tested() -> None:
+    oldest = pins("constraints-oldest.txt")
+    for name, requirement in requirements().items():
+        if name in NOT_IMPORTED_BY_TESTS:
+            continue
+        bounds = [Version(part.version) for part in requirement.specifier if part.operator == ">="]
+        assert bounds == [oldest[name]], f"{requirement} in pyproject.toml, {oldest[name]} in constraints-oldest.txt"
+    assert not set(oldest) - set(requirements())
+
+
+@pytest.mark.parametrize("name", ["torch", "transformers"])
+def test_the_next_major_of_what_the_code_leans_on_is_not_allowed(name: str) -> None:
+    specifier = requirements()[name].specifier
+    tested = pins("constraints.txt")[name]
+    assert tested in specifier
+    assert f"{tested.major + 1}.0" not in specifier
+
+
+def test_the_tested_versions_are_allowed() -> None:
+    tested = pins("constraints.txt")
+    for name, requirement in requirements().items():
+        assert name not in tested or tested[name] in requirement.specifier, name
