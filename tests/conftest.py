@@ -27,6 +27,14 @@ def _seeds() -> Iterator[None]:
     yield
 
 
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of Triton's kernels: quicker in its interpreter, and several on either side of the band in a short sequence."""
+    tiling = pytest.importorskip("bert_convolutions.attention.triton.tiling")
+    tile = tiling.Tile(queries=32, keys=32, near=16, warps=4, stages=2)
+    monkeypatch.setattr(tiling, "TILES", dict.fromkeys(tiling.TILES, (tile,) * 3))
+
+
 class _NoNumber(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         assert function not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)

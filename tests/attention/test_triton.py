@@ -20,13 +20,9 @@ from bert_convolutions.errors import UsageError
 DEVICE = "cpu" if engine.INTERPRETED else "cuda"
 SUBSETS = ["_".join(terms) for size in range(1, 5) for terms in itertools.combinations(SCORE_TERMS, size)]
 ALL = "qk_convfixed_convq_convk"
-SMALL = tiling.Tile(queries=32, keys=32, near=16, warps=4, stages=2)
 
 
-@pytest.fixture(autouse=True)
-def small_tiles(monkeypatch):
-    """So that short sequences have several tiles on either side of the band."""
-    monkeypatch.setattr(tiling, "TILES", dict.fromkeys(tiling.TILES, (SMALL,) * 3))
+pytestmark = pytest.mark.usefixtures("small_tiles")
 
 
 def make(kernel, heads=2, head_size=8, dtype=torch.float32, **options):

@@ -1,7 +1,7 @@
 """What ``attn_implementation`` can be, and the roads by which it is asked for."""
 
+import copy
 import sys
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -16,14 +16,15 @@ from bert_convolutions.model import backends
 from bert_convolutions.model.configuration import CompositeBertConfig
 from bert_convolutions.model.modeling import CompositeBertForMaskedLM
 
-triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+triton = pytest.mark.usefixtures("small_tiles")  # which skips where Triton is not installed
 PACKED = torch.tensor([[1] * 9 + [2] * 5 + [3] * 3, [1] * 13 + [0] * 4])
 
 
 def config(**options):
     sizes = {"vocab_size": 40, "embedding_size": 8, "hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 24}
     heads = {"num_attention_heads": 2, "attention_kernel": "qk_convfixed_convq_convk 3"}
-    return CompositeBertConfig(**sizes, **heads, **options)
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return CompositeBertConfig(**sizes, **heads, **no_dropout, **options)
 
 
 def roads(folder):
@@ -65,14 +66,8 @@ def test_all_else_works_without_triton(monkeypatch):
 def test_the_triton_backend_changes_no_result_and_asks_for_no_mask(road, tmp_path, monkeypatch, no_number):
     model = roads(tmp_path)[road]().train()
     ids = torch.randint(5, 40, PACKED.shape)
-    dropout_off = {"attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0}
-    reference = CompositeBertForMaskedLM(config(attn_implementation="eager", **dropout_off)).train()
+    reference = CompositeBertForMaskedLM(config(attn_implementation="eager")).train()
     reference.load_state_dict(model.state_dict())
-    for module in model.modules():
-        if isinstance(getattr(module, "dropout", None), float):
-            module.dropout = 0.0
-        if hasattr(module, "rate"):
-            module.rate = 0.0
     positions = torch.arange(0, 30, 7)
     inputs = {"attention_mask": PACKED, "labels": ids.flatten()[positions], "masked_positions": positions}
     expected = reference(ids, **inputs)
@@ -97,6 +92,21 @@ def test_attentions_and_masks_of_pairs_are_the_equations(monkeypatch):
         assert torch.equal(first, second)
     additive = torch.randn(2, 1, 17, 17)
     assert torch.equal(model(ids, attention_mask=additive).logits, reference(ids, attention_mask=additive).logits)
+
+
+@triton
+def test_what_is_dropped_out_is_the_same_when_a_layer_is_worked_out_again():
+    model = CompositeBertForMaskedLM(config(attn_implementation="triton")).train()
+    for layer in model.bert.encoder.layer:
+        layer.attention.self.dropout = 0.3
+    again = copy.deepcopy(model)
+    again.gradient_checkpointing_enable()
+    ids = torch.randint(5, 40, (1, 17))
+    for each in (model, again):
+        torch.manual_seed(1)
+        each(ids, labels=ids, attention_mask=PACKED[:1]).loss.backward()
+    for (name, first), second in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(first.grad, second.grad), name
 
 
 class Interface:
