@@ -204,18 +204,26 @@ def discard_aside(folder: Path) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def settle_aside(folder: Path, *, new_stands: bool) -> None:
+def settle_aside(folder: Path, *, new_stands: bool, debris: Iterable[Path] = ()) -> None:
     """After a crash: ``put_back`` or, where the new run had begun to stand, ``discard_aside``.
 
     Args:
         folder: the output folder; its lock must be held.
         new_stands: whether something of the new run is there; what is there of the old one, because the crash came
             while it was moved, counts too.
+        debris: what else to remove of a new run that doesn't stand, beside all that has taken an old name.
     """
-    if new_stands and (folder / ASIDE_NAME / _ALL_ASIDE).exists():
-        discard_aside(folder)
-    else:
-        put_back(folder)
+    aside = folder / ASIDE_NAME
+    if (aside / _ALL_ASIDE).exists():
+        if new_stands:
+            discard_aside(folder)
+            return
+        for path in (*debris, *(folder / path.name for path in aside.iterdir())):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    put_back(folder)
 
 
 def make_folder(folder: Path, flag: str) -> None:

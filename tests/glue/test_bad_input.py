@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from bert_convolutions.cli.main import main
 from bert_convolutions.errors import UsageError
 from bert_convolutions.glue.options import GlueOptions
 from bert_convolutions.glue.run import run_glue
@@ -105,3 +106,34 @@ def test_a_damaged_state_is_named(tmp_path: Path, glue_dir: Path, model_dir: Pat
     (tmp_path / "glue_state.json").write_text("{")
     with pytest.raises(UsageError, match=r"glue_state.json is damaged"):
         run(tmp_path, glue_dir, model_dir, {}, {})
+
+
+OUT_OF_RANGE = {
+    "--gradient_accumulation_steps": "-1",
+    "--max_steps": "0",
+    "--num_train_epochs": "0",
+    "--learning_rate": "nan",
+    "--per_device_train_batch_size": "0",
+    "--adam_beta1": "1",
+    "--save_every_minutes": "0",
+    "--rounds": "0",
+    "--optim": "lomo",
+    "--lr_scheduler_kwargs": '{"num_cycle": 1}',
+}
+
+
+@pytest.mark.parametrize("flag", OUT_OF_RANGE)
+def test_a_flag_out_of_range_ends_before_anything_old_goes(
+    tmp_path: Path, glue_dir: Path, model_dir: Path, flag: str, capsys
+):
+    run(tmp_path / "out", glue_dir, model_dir, {}, {})
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    command = [
+        *("glue", "--task_name", "RTE", "--data_dir", glue_dir, "--model_name_or_path", model_dir, "--do_train"),
+        *("--output_dir", tmp_path / "out", "--overwrite_output_dir", "--max_seq_length", "32", "--use_cpu"),
+        *(("--lr_scheduler_type", "cosine") if "scheduler" in flag else ()),
+        *(flag, OUT_OF_RANGE[flag]),
+    ]
+    assert main([str(word) for word in command]) == 2
+    assert flag in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before

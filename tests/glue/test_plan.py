@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
+import pytest
+
+from bert_convolutions.cli.commands import COMMANDS
+from bert_convolutions.glue.hyperparameters import HYPERPARAMETERS
 from bert_convolutions.glue.options import GlueOptions
-from bert_convolutions.glue.plan import describe_training, plan_jobs
+from bert_convolutions.glue.plan import Job, describe_training, plan_jobs
 from bert_convolutions.training.arguments import BertTrainingArguments
 
 
@@ -52,3 +56,48 @@ def test_flags_bound_the_hyperparameters(tmp_path: Path):
 def test_one_task_runs_once_unless_told_otherwise(tmp_path: Path):
     assert [(job.round_number, job.folder) for job in plan(tmp_path, "rte")] == [(None, tmp_path)]
     assert [job.folder.name for job in plan(tmp_path, "rte", 3)] == ["RTE0", "RTE1", "RTE2"]
+
+
+SEVERAL = {
+    "all": ["--task_name", "ALL"],
+    "a list": ["--task_name=CoLA,RTE"],
+    "rounds": ["--task_name=RTE", "--rounds", "3"],
+    "a list of one round": ["--task_name=CoLA,RTE", "--rounds", "1"],
+}
+
+
+def planned(tmp_path: Path, argv: list[str], as_file: bool) -> list[Job]:
+    """The jobs of a command line, its flags given as such or in a configuration file."""
+    flags = {"data_dir": "data", "model_name_or_path": "model", "output_dir": str(tmp_path / "out")}
+    flags |= {"do_train": "true", "use_cpu": "true", "per_device_train_batch_size": "99999"}
+    words = " ".join(argv).replace("=", " ").split()
+    flags |= dict(zip((word.lstrip("-") for word in words[::2]), words[1::2], strict=True))
+    argv = [word for name, value in flags.items() for word in (f"--{name}", value)]
+    if as_file:
+        path = tmp_path / "config.yaml"
+        path.write_text("".join(f"{name}: {value}\n" for name, value in flags.items()))
+        argv = ["--config", str(path)]
+    options, trainer_flags = COMMANDS["glue"].read(argv)
+    return plan_jobs(options, trainer_flags.parse(BertTrainingArguments))
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+@pytest.mark.parametrize("case", SEVERAL)
+def test_several_tasks_or_rounds_take_electras_hyperparameters(tmp_path: Path, case: str, as_file: bool):
+    for job in planned(tmp_path, SEVERAL[case], as_file):
+        expected = HYPERPARAMETERS["electra"][job.task.name]
+        arguments = job.arguments
+        assert (arguments.learning_rate, arguments.max_steps) == (expected.learning_rate, expected.steps)
+        assert arguments.per_device_train_batch_size == expected.batch_size
+    for name in ("stable", "electra_base"):
+        for job in planned(tmp_path, [*SEVERAL[case], "--hyperparams", name], as_file):
+            assert job.arguments.max_steps == HYPERPARAMETERS[name][job.task.name].steps
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_one_task_or_whoever_says_so_takes_the_flags(tmp_path: Path, as_file: bool):
+    flags = ["--learning_rate", "0.5", "--max_steps", "7"]
+    for which in (["--task_name=RTE"], ["--task_name=RTE,rte"], ["--task_name=ALL", "--hyperparams=flags"]):
+        for job in planned(tmp_path, [*which, *flags], as_file):
+            assert (job.arguments.learning_rate, job.arguments.max_steps) == (0.5, 7)
+            assert job.arguments.per_device_train_batch_size == 99999

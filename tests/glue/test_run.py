@@ -1,7 +1,6 @@
 """The command's work end to end with a tiny random model on a tiny GLUE: train, predict, compile, stop and go on."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -12,34 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.glue.helpers import arguments, kill_in_step, options, same_weights, weights
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bert_convolutions.errors import RunInterrupted, TrainingDiverged, UsageError
-from bert_convolutions.glue.finetune import GlueTrainer
-from bert_convolutions.glue.options import CompileGlueOptions, GlueOptions
+from bert_convolutions.glue.options import CompileGlueOptions
 from bert_convolutions.glue.run import run_glue
 from bert_convolutions.glue.submit import compile_submission
 from bert_convolutions.glue.tasks import TASKS, all_dev_sets, all_test_sets
-from bert_convolutions.training.arguments import BertTrainingArguments
-
-
-def arguments(folder: Path, **changes) -> BertTrainingArguments:
-    given = {"max_steps": 2, "learning_rate": 1e-3, "use_cpu": True, "disable_tqdm": True, "save_steps": 9999999}
-    return BertTrainingArguments(output_dir=str(folder), **{**given, **changes})
-
-
-def options(glue_dir: Path, model_dir: Path, task_name: str = "RTE", **changes) -> GlueOptions:
-    given = {"data_dir": str(glue_dir), "task_name": task_name, "model_name_or_path": str(model_dir)}
-    return GlueOptions(**{**given, "max_seq_length": 32, **changes})
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
-def same_weights(a: Path, b: Path) -> bool:
-    first, second = weights(a), weights(b)
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.fixture(scope="module")
@@ -207,20 +186,6 @@ def test_two_processes_are_one(tmp_path: Path, glue_dir: Path, calm_model_dir: P
         }
     rows = (tmp_path / "two" / "MNLI0" / "test_results_diagnostic.txt").read_text()
     assert rows == (tmp_path / "one" / "MNLI0" / "test_results_diagnostic.txt").read_text()
-
-
-def kill_in_step(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
-    """Send this process a signal in a training step (from 1), once."""
-    original = GlueTrainer.training_step
-    seen = []
-
-    def training_step(self, *args, **kwargs):
-        seen.append(1)
-        if len(seen) == step:
-            os.kill(os.getpid(), number)
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(GlueTrainer, "training_step", training_step)
 
 
 @pytest.mark.parametrize("step", [2, 3, 5])

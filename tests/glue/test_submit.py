@@ -1,11 +1,13 @@
 """The dev table, the choice of rounds, and the submission, from files written by hand."""
 
 import json
+import os
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from bert_convolutions.cli.main import main
 from bert_convolutions.errors import UsageError
 from bert_convolutions.glue.options import CompileGlueOptions
 from bert_convolutions.glue.progress import Progress
@@ -205,3 +207,68 @@ def test_time_left_goes_by_what_a_task_took_before():
 )
 def test_times_are_readable(seconds: float, text: str):
     assert duration(seconds) == text
+
+
+def test_an_archive_of_before_does_not_stay_where_nothing_is_predicted(tmp_path: Path, capsys):
+    write_round(tmp_path / "in", RTE, 0, 0.5)
+    run(tmp_path / "in", tmp_path / "out", capsys)
+    assert (tmp_path / "out" / "submission.zip").is_file()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    (tmp_path / "in" / "RTE0" / "test_results_rte.txt").unlink()
+    printed, _ = run(tmp_path / "in", tmp_path / "out", capsys)
+    assert "No predictions to submit" in printed
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"dev_scores.json", "notes.txt"}
+
+
+def test_the_exit_code_says_whether_the_site_will_take_it(tmp_path: Path, capsys):
+    command = ["compile-glue", "--input", str(tmp_path / "in"), "--test_dir", str(tmp_path / "out")]
+    for task in TASKS:
+        write_round(tmp_path / "in", task, 0, 0.5, rows=None)
+    assert main(command) == 0
+    (tmp_path / "in" / "RTE0" / "test_results_rte.txt").unlink()
+    assert main(command) == 2
+    assert "the GLUE site will refuse it: of the eleven files it lacks RTE.tsv" in capsys.readouterr().err
+    assert (tmp_path / "out" / "submission.zip").is_file()
+    write_round(tmp_path / "in", RTE, 0, 0.5, rows=3)
+    assert main(command) == 2
+    assert "RTE.tsv (3 rows, officially 3000)" in capsys.readouterr().err
+    for path in (tmp_path / "in").glob("*/test_results*"):
+        path.unlink()
+    assert main(command) == 0  # a table was asked for, and there is no archive to be refused
+
+
+@pytest.mark.parametrize("name", ["eval_results_rte.txt", "test_results_rte.txt"])
+def test_files_that_are_no_text_are_named(tmp_path: Path, name: str):
+    write_round(tmp_path / "in", RTE, 0, 0.5)
+    path = tmp_path / "in" / "RTE0" / name
+    options = CompileGlueOptions(input=str(tmp_path / "in"), test_dir=str(tmp_path / "out"))
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match=rf"{name} is not text in UTF-8 \(byte 0\)"):
+        compile_submission(options)
+    path.unlink()
+    os.mkfifo(path)
+    if name.startswith("eval"):
+        with pytest.raises(UsageError, match="it is no plain file"):
+            compile_submission(options)
+    assert not (tmp_path / "out" / "submission.zip").exists()
+
+
+@pytest.mark.parametrize("score", ["nan", "inf", "-inf", "1e999"])
+def test_predicted_scores_are_finite(tmp_path: Path, score: str):
+    write_round(tmp_path / "in", STSB, 0, 0.5)
+    (tmp_path / "in" / "STS-B0" / "test_results_sts-b.txt").write_text(f"index\tprediction\n0\t{score}\n")
+    with pytest.raises(UsageError, match="is not a number"):
+        compile_submission(CompileGlueOptions(input=str(tmp_path / "in"), test_dir=str(tmp_path / "out")))
+
+
+def test_correlations_may_be_negative(tmp_path: Path, capsys):
+    write_round(tmp_path / "in", STSB, 0, -0.25)
+    _, scores = run(tmp_path / "in", tmp_path / "out", capsys)
+    assert scores["dev"]["STS-B"]["best"] == -0.25
+
+
+def test_a_target_that_can_not_be_made(tmp_path: Path):
+    write_round(tmp_path / "in", RTE, 0, 0.5)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"--test_dir .*file/out can't be made"):
+        compile_submission(CompileGlueOptions(input=str(tmp_path / "in"), test_dir=str(tmp_path / "file" / "out")))

@@ -129,9 +129,9 @@ class Demo:
             "do_eval": True,
             "per_device_train_batch_size": self.scale.batch_size,
             "per_device_eval_batch_size": 4 * self.scale.batch_size,
+            **more,
             "seed": self.options.seed,
             "output_dir": str(folder),
-            **more,
         }
 
     @cached_property

@@ -3,13 +3,8 @@
 import contextlib
 import json
 import math
-import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from accelerate import PartialState
@@ -19,7 +14,7 @@ from bert_convolutions.data.tokenizer import load_tokenizer, tokenizer_hash
 from bert_convolutions.errors import RunInterrupted, TrainingDiverged, UsageError
 from bert_convolutions.files import ASIDE_NAME, discard_aside, make_folder, run_lock, write_text
 from bert_convolutions.glue.data import GlueData
-from bert_convolutions.glue.examples import layout_for
+from bert_convolutions.glue.examples import Layout, layout_for
 from bert_convolutions.glue.finetune import GlueTrainer, finetune
 from bert_convolutions.glue.hyperparameters import DEFAULT, FLAG, OF_FLAGS
 from bert_convolutions.glue.models import (
@@ -56,7 +51,7 @@ from bert_convolutions.schemas import TaskState
 from bert_convolutions.terminal import duration, make_console
 from bert_convolutions.training import checkpoints
 from bert_convolutions.training.collectives import Collectives
-from bert_convolutions.training.signals import SIGNALS, resume_command
+from bert_convolutions.training.signals import SignalWatch, resume_command
 
 
 def run_glue(options: GlueOptions, arguments: TrainingArguments) -> None:
@@ -75,7 +70,7 @@ def run_glue(options: GlueOptions, arguments: TrainingArguments) -> None:
     _ = arguments.device  # joins the other processes, on the device that the flags ask for
     processes = PartialState()
     check_flags(options, arguments)
-    with stopped_by_signals():
+    with SignalWatch().ending_at_once(_advice()):  # but in training, where there is something to save
         if processes.is_main_process:
             settle_killed_runs(output_dir)
         processes.wait_for_everyone()
@@ -90,6 +85,10 @@ def run_glue(options: GlueOptions, arguments: TrainingArguments) -> None:
             run.run()
 
 
+def _advice() -> str:
+    return f"what is done is kept; go on with: {resume_command()}"
+
+
 def settle_killed_runs(output_dir: Path) -> None:
     """Finish or take back the overwrites that were killed in an output folder or in its tasks' folders."""
     places = [path for path in (output_dir, *output_dir.glob("*")) if (path / ASIDE_NAME).is_dir()]
@@ -99,36 +98,17 @@ def settle_killed_runs(output_dir: Path) -> None:
                 settle(place)
 
 
-@contextmanager
-def stopped_by_signals() -> Iterator[None]:
-    """Outside of training, where there is nothing to save, SIGTERM and SIGINT end the run at once.
-
-    Raises:
-        RunInterrupted: a signal came.
-    """
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        raise interrupted(signal.Signals(number))
-
-    before = {number: signal.signal(number, handle) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def interrupted(number: signal.Signals) -> RunInterrupted:
-    """Return the error that ends a run between two stages, all of which are safe on the disk."""
-    return RunInterrupted(f"stopped by {number.name}; what is done is kept; go on with: {resume_command(sys.argv)}")
-
-
 @dataclass
 class Finetuned:
     """A fine-tuned model in memory, with the tokenizer it was trained with."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def layout(self) -> Layout:
+        """How its batches are laid out."""
+        return layout_for(self.model, self.tokenizer)
 
 
 class GlueRun:
@@ -267,7 +247,7 @@ class GlueRun:
             delete_checkpoints(job.folder)
         self.progress.say(f"{job.name}: trained in {duration(self.progress.trained(job.name))}")
         if trainer.watch.received is not None:  # too late to stop a step
-            raise interrupted(trainer.watch.received)
+            raise RunInterrupted(f"stopped by {trainer.watch.cause}; {_advice()}")
         return Finetuned(trained, tokenizer)
 
     def _prepare_folder(self, job: Job, settings: dict[str, Any]) -> Path | None:
@@ -313,8 +293,7 @@ class GlueRun:
     def _evaluate(self, job: Job, finetuned: Finetuned) -> None:
         """Score the development sets and write ``eval_results_<task>.txt``."""
         dev = self.data.dev(finetuned.tokenizer, job.task)
-        layout = layout_for(finetuned.model, finetuned.tokenizer)
-        results = evaluate(finetuned.model, job.task, dev, layout, job.arguments)
+        results = evaluate(finetuned.model, job.task, dev, finetuned.layout, job.arguments)
         for name, scores in results.items():
             if not all(math.isfinite(value) for value in scores.values()):
                 raise TrainingDiverged(f"{job.name}: its scores on {name} are not finite: {scores}; run it again")
@@ -328,14 +307,13 @@ class GlueRun:
 
     def _predict(self, job: Job, finetuned: Finetuned) -> None:
         """Write ``test_results_<task>.txt`` of each test set that is there."""
-        layout = layout_for(finetuned.model, finetuned.tokenizer)
         for test in job.predict:
             if not self.data.has_test(test):
                 self.left_out.append(f"{job.name} ({test.path})")
                 self.progress.say(f"{job.name}: no test file {self.data.data_dir / test.path}: not predicted")
                 continue
             examples, indices = self.data.test(finetuned.tokenizer, test)
-            logits = predict_logits(finetuned.model, examples, layout, job.arguments)
+            logits = predict_logits(finetuned.model, examples, finetuned.layout, job.arguments)
             path = job.folder / f"test_results_{test.name}.txt"
             if self.processes.is_main_process:
                 write_text(path, format_predictions(logits, indices, finetuned.model, job.task))

@@ -5,7 +5,6 @@ a killed run leaves a stage undone, never half-done and taken for good. What an 
 comes back unless a checkpoint or the result of the new run stands. Imports neither torch nor transformers.
 """
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -33,9 +32,7 @@ def read_state(folder: Path) -> TaskState | None:
     try:
         return read_model(TaskState, path)
     except UsageError as error:
-        raise UsageError(
-            f"{path} is damaged: delete {folder}, or move it away, to run this task again ({error})"
-        ) from error
+        raise UsageError(f"{path} is damaged: delete or move {folder} to run this task again ({error})") from error
 
 
 def write_state(folder: Path, state: TaskState) -> None:
@@ -83,20 +80,8 @@ def begin(folder: Path, state: TaskState) -> None:
 
 
 def settle(folder: Path) -> None:
-    """Decide over what was set aside: it goes if the new run stands, and comes back otherwise.
-
-    The state is the first to be set aside and the first that a new run writes. So one in both places means that all is
-    aside and the new run had begun; otherwise a run was killed while it moved files, and the rest need only follow.
-    """
-    aside = folder / files.ASIDE_NAME
-    if (aside / STATE_FILE).is_file() and (folder / STATE_FILE).is_file():
-        if stands(folder):
-            files.discard_aside(folder)
-            return
-        in_place = [folder / path.name for path in aside.iterdir() if path.name != STATE_FILE]
-        for path in [folder / STATE_FILE, *in_place, *_paths(folder, None)]:
-            _remove(path)
-    files.put_back(folder)
+    """Decide over what was set aside: it goes if the new run stands, and comes back otherwise."""
+    files.settle_aside(folder, new_stands=stands(folder), debris=[*_paths(folder, None), folder / STATE_FILE])
 
 
 def stands(folder: Path) -> bool:
@@ -133,10 +118,3 @@ def _paths(folder: Path, state: TaskState | None) -> list[Path]:
     found = [path for pattern in (*_RESULTS, *_MODEL) for path in sorted(folder.glob(pattern))]
     named = {folder / name for name in (state.saved if state else {}) if "/" not in name}
     return [*found, *sorted(named - set(found)), *checkpoints.list_checkpoints(folder)]
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
