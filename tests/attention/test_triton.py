@@ -15,7 +15,6 @@ from bert_convolutions.attention.segments import Segments
 from bert_convolutions.attention.spec import SCORE_TERMS, parse_kernel
 from bert_convolutions.attention.triton import engine, tiling
 from bert_convolutions.attention.triton.engine import attend_triton
-from bert_convolutions.errors import UsageError
 
 DEVICE = "cpu" if engine.INTERPRETED else "cuda"
 SUBSETS = ["_".join(terms) for size in range(1, 5) for terms in itertools.combinations(SCORE_TERMS, size)]
@@ -236,15 +235,13 @@ def test_the_operators_keep_what_they_promise_to_the_compiler():
     assert torch.allclose(*results)
 
 
-def test_what_the_kernels_do_not_take_is_left_to_the_equation(monkeypatch):
+def test_what_the_kernels_do_not_take_is_left_to_the_equation():
     hidden = inputs(1, 6)
     pairs = torch.rand(1, 1, 6, 6, device=DEVICE).round().logical_or(torch.eye(6, device=DEVICE))
     additive = torch.randn(1, 2, 6, 6, device=DEVICE)
     module = make("qk_convq 2")
     for mask in (pairs, additive):
         assert torch.equal(module(hidden, mask, attend=attend_triton)[0], module(hidden, mask)[0])
-    module(hidden.double(), attend=attend_triton) if module.double() else None
-    assert make("qk 1", heads=1, head_size=130)(hidden, attend=attend_triton)[1] is not None
-    monkeypatch.setattr(engine, "INTERPRETED", False)
-    with pytest.raises(UsageError, match="needs a GPU"):
-        make("qk 1").cpu()(hidden.cpu(), attend=attend_triton)
+    double, wide = make("qk_convq 2", dtype=torch.float64), make("qk 1", heads=1, head_size=130)
+    assert torch.equal(double(hidden.double(), attend=attend_triton)[0], double(hidden.double())[0])
+    assert torch.equal(wide(hidden, attend=attend_triton)[0], wide(hidden)[0])

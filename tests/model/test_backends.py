@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from importlib import import_module
 
 import pytest
 import torch
@@ -79,6 +80,14 @@ def test_the_triton_backend_changes_no_result_and_asks_for_no_mask(road, tmp_pat
     assert torch.allclose(actual.loss, expected.loss, atol=1e-5)
     for (name, first), second in zip(reference.named_parameters(), model.parameters(), strict=True):
         assert torch.allclose(first.grad, second.grad, atol=1e-5), name
+
+
+@triton
+def test_on_a_cpu_the_triton_backend_says_what_is_fast_there(monkeypatch):
+    monkeypatch.setattr(import_module("bert_convolutions.attention.triton.engine"), "INTERPRETED", False)
+    model = CompositeBertForMaskedLM(config(attn_implementation="triton"))
+    with pytest.raises(UsageError, match="needs a GPU; on a CPU, sdpa"):
+        model(torch.zeros(1, 5, dtype=torch.long))
 
 
 @triton

@@ -43,9 +43,7 @@ def attention_backend(name: str | None) -> Attend:
             raise UsageError(
                 'attn_implementation "triton" needs the package triton: pip install "bert_convolutions[gpu]"'
             )
-        from bert_convolutions.attention.triton.engine import attend_triton
-
-        return attend_triton
+        return _attend_triton
     if name.startswith(_WITHOUT_BIAS) or name not in ALL_ATTENTION_FUNCTIONS:
         raise UsageError(f'attn_implementation "{name}" can\'t take the convolution terms; use sdpa or eager')
     return partial(_attend_interface, name)
@@ -62,6 +60,14 @@ def _attend_sdpa(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tens
     if value.device.type == "cpu":
         return attend_fused(parts, value, dropout)
     return _attend_interface("sdpa", parts, value, dropout)
+
+
+def _attend_triton(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tensor, Tensor | None]:
+    from bert_convolutions.attention.triton import engine
+
+    if not (value.is_cuda or engine.INTERPRETED):
+        raise UsageError('attn_implementation "triton" needs a GPU; on a CPU, sdpa is the fast one')
+    return engine.attend_triton(parts, value, dropout)
 
 
 def _attend_interface(name: str, parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tensor, Tensor | None]:

@@ -24,7 +24,6 @@ from torch.nn import functional
 from bert_convolutions.attention.composite import ScoreParts, attend_eager
 from bert_convolutions.attention.triton import kernels
 from bert_convolutions.attention.triton.tiling import choose_tiles, padded_head_size
-from bert_convolutions.errors import UsageError
 
 INTERPRETED = not isinstance(kernels.forward, triton.JITFunction)
 """Whether the kernels run on a CPU, for tests: TRITON_INTERPRET=1 was in the environment when they were imported."""
@@ -38,14 +37,9 @@ def attend_triton(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Ten
     """``attend_eager`` without the probabilities, on a GPU. Dropout's rate is rounded to 1/65536.
 
     What the kernels don't take goes to ``attend_eager``: masks of pairs, float64, heads larger than 128.
-
-    Raises:
-        UsageError: for tensors on a CPU.
     """
     if parts.segments.pairs is not None or value.dtype not in _DTYPES or value.shape[-1] > LARGEST_HEAD:
         return attend_eager(parts, value, dropout)
-    if not (value.is_cuda or INTERPRETED):
-        raise UsageError('attn_implementation "triton" needs a GPU; on a CPU, sdpa is the fast one')
     query = key = None
     if parts.dot_product and parts.query is not None and parts.key is not None:
         query, key = (_by_position(part.to(value.dtype)) for part in (parts.query, parts.key))
