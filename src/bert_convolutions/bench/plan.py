@@ -107,7 +107,7 @@ def make_plan(options: BenchOptions, backends: Sequence[str] = ("sdpa", "eager")
     _check(options)
     contestants = choose_contestants(options.contestants, options.quick)
     tasks = options.tasks or list(TASK_NAMES)
-    precisions = list(dict.fromkeys(options.precision)) or list(PRECISIONS)
+    precisions = list(dict.fromkeys(options.precision or PRECISIONS))
     few = precisions[:1] if options.quick and not options.precision else precisions
     lengths = options.sequence_lengths or ([BASE_LENGTH] if options.quick else [BASE_LENGTH, 512, 2048])
     repeat = {
