@@ -58,9 +58,14 @@ class Command:
         elif _HELP & set(argv):
             print(self._help(all_flags=False))
         else:
+            from bert_convolutions.training.signals import FROM_OUTSIDE, SignalWatch
+
             options, trainer_flags = self.read(argv)
             try:
-                self._do(options, trainer_flags)
+                with SignalWatch().ending_at_once(
+                    "nothing half-done is kept: run the same command again", FROM_OUTSIDE
+                ):
+                    self._do(options, trainer_flags)
             except ValueError as error:
                 if isinstance(error, UsageError) or not _raised_in(error, _SPEAK_OF_ARGUMENTS):
                     raise

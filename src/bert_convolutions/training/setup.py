@@ -91,7 +91,7 @@ def _range_faults(options: PretrainOptions) -> Iterator[str]:
         yield f"--eval_fraction {options.eval_fraction} is not between 0 and 1"
     if options.block_size < 5:
         yield f"--block_size {options.block_size} leaves no room for a pair: [CLS] a [SEP] b [SEP] needs 5"
-    if options.save_every_minutes is not None and options.save_every_minutes <= 0:
+    if options.save_every_minutes is not None and not options.save_every_minutes > 0:
         yield f"--save_every_minutes {options.save_every_minutes} is not positive"
     if options.num_proc is not None and options.num_proc < 1:
         yield f"--num_proc {options.num_proc} is less than one process"
