@@ -17,6 +17,7 @@ from bert_convolutions.attention.spec import parse_kernel, parse_projection
 from bert_convolutions.cli import commands
 from bert_convolutions.cli.commands import COMMANDS, Command
 from bert_convolutions.cli.main import main
+from bert_convolutions.cli.trainer_flags import TrainerFlags
 from bert_convolutions.errors import EXIT_INTERRUPTED, RunInterrupted, TrainingDiverged, UsageError, in_flags
 from bert_convolutions.training.options import PretrainOptions
 
@@ -310,14 +311,42 @@ def test_convert_overwrites_when_it_is_told_to(tmp_path: Path, capsys: pytest.Ca
     assert (tmp_path / "converted" / "model.safetensors").stat().st_size > 1000
 
 
+class LeftError(BaseException):
+    """In place of the end of the process."""
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-@pytest.mark.parametrize("command", ["pretrain", "build-dataset", "convert"])
-def test_a_signal_while_a_sub_command_starts_ends_it_with_a_message(
-    command: str, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("stage", ["while its modules are imported", "while it works", "while it works, in a library"])
+def test_a_signal_ends_a_sub_command_with_a_message(
+    stage: str, name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """Loaders of modules swallow exceptions or put them into words of their own."""
     number = signal.Signals[name]
-    monkeypatch.setattr(Command, "read", lambda *_: (None, None))
-    monkeypatch.setattr(Command, "_do", lambda *_: os.kill(os.getpid(), number))
+
+    def leave(code: int) -> None:
+        raise LeftError(code)
+
+    def work(options: Any) -> None:
+        try:
+            os.kill(os.getpid(), number)
+        except RunInterrupted as error:
+            if "library" not in stage:
+                raise
+            raise ModuleNotFoundError("Could not import module 'TrainingArguments'") from error
+
+    def resolve(name: str) -> Any:
+        if "imported" in stage:
+            os.kill(os.getpid(), number)
+        return work
+
+    monkeypatch.setattr(Command, "read", lambda *_: (None, TrainerFlags("convert", ())))
+    monkeypatch.setattr(commands.pkgutil, "resolve_name", resolve)
+    monkeypatch.setattr(os, "_exit", leave)
     before = signal.getsignal(number)
-    assert main([command]) == EXIT_INTERRUPTED
-    assert f"stopped by {name}" in capsys.readouterr().err and signal.getsignal(number) == before
+    if "imported" in stage:
+        with pytest.raises(LeftError, match=str(EXIT_INTERRUPTED)):
+            main(["convert"])
+    else:
+        assert main(["convert"]) == EXIT_INTERRUPTED
+    assert f"stopped by {name}; run the same command again" in capfd.readouterr().err
+    assert signal.getsignal(number) == before

@@ -12,7 +12,9 @@ from bert_convolutions.cli.config_file import read_config_file
 from bert_convolutions.cli.flags import FlagParser, make_options, options_parser, refuse_left_over, with_underscores
 from bert_convolutions.cli.trainer_flags import TrainerFlags, trainer_parser
 from bert_convolutions.errors import UsageError, in_flags
+from bert_convolutions.training.signals import FROM_OUTSIDE, SignalWatch, leaving_at_once
 
+_AGAIN = "run the same command again"
 _HELP = {"-h", "--help"}
 _HELP_ALL = {"--help-all", "--help_all"}
 _SPEAK_OF_ARGUMENTS = ("bert_convolutions.attention", "bert_convolutions.model")
@@ -58,14 +60,9 @@ class Command:
         elif _HELP & set(argv):
             print(self._help(all_flags=False))
         else:
-            from bert_convolutions.training.signals import FROM_OUTSIDE, SignalWatch
-
             options, trainer_flags = self.read(argv)
             try:
-                with SignalWatch().ending_at_once(
-                    "nothing half-done is kept: run the same command again", FROM_OUTSIDE
-                ):
-                    self._do(options, trainer_flags)
+                self._do(options, trainer_flags)
             except ValueError as error:
                 if isinstance(error, UsageError) or not _raised_in(error, _SPEAK_OF_ARGUMENTS):
                     raise
@@ -73,11 +70,14 @@ class Command:
 
     def _do(self, options: Any, trainer_flags: TrainerFlags) -> None:
         arguments = []
-        if self.trainer:
-            from bert_convolutions.training.arguments import BertTrainingArguments
+        with leaving_at_once(_AGAIN):
+            if self.trainer:
+                from bert_convolutions.training.arguments import BertTrainingArguments
 
-            arguments = [trainer_flags.parse(BertTrainingArguments)]
-        result = pkgutil.resolve_name(self.work)(options, *arguments)
+                arguments = [trainer_flags.parse(BertTrainingArguments)]
+            work = pkgutil.resolve_name(self.work)
+        with SignalWatch().ending_at_once(_AGAIN, FROM_OUTSIDE):
+            result = work(options, *arguments)
         if self.result:
             print(f"{self.result}: {result}")
 

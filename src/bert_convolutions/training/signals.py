@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from bert_convolutions.errors import RunInterrupted
+from bert_convolutions.errors import EXIT_INTERRUPTED, CommandError, RunInterrupted
 
 FROM_OUTSIDE = (signal.SIGTERM, signal.SIGHUP)
 SIGNALS = (*FROM_OUTSIDE, signal.SIGINT)
@@ -25,6 +25,18 @@ def ignore_signals(worker: int = 0) -> None:
     """For DataLoader workers, which a Ctrl-C reaches too: they go on serving until their parent needs them no more."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def leaving_at_once(advice: str, numbers: Sequence[signal.Signals] = FROM_OUTSIDE) -> Iterator[None]:
+    """While modules are imported, whose loaders swallow exceptions: a signal ends the process where it is."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        _say(f"stopped by {signal.Signals(number).name}; {advice}")
+        os._exit(EXIT_INTERRUPTED)
+
+    with _handled_by(handle, numbers):
+        yield
 
 
 class SignalWatch:
@@ -63,7 +75,12 @@ class SignalWatch:
             raise RunInterrupted(f"stopped by {self.cause}; {advice}")
 
         with _handled_by(handle, numbers):
-            yield self
+            try:
+                yield self
+            except Exception as error:
+                if self.received is None or isinstance(error, CommandError):
+                    raise
+                raise RunInterrupted(f"stopped by {self.cause}; {advice}") from error  # in a library's words, till here
 
     @contextmanager
     def installed(self) -> Iterator["SignalWatch"]:
@@ -88,9 +105,9 @@ class SignalWatch:
             return
         if self.received is None:
             self._note(signal.Signals(number), signal.Signals(number).name)
-            self._say(f"{self.cause}: finishing this step and saving; a second Ctrl-C leaves at once")
+            _say(f"{self.cause}: finishing this step and saving; a second Ctrl-C leaves at once")
         elif number == signal.SIGINT and not self._is_echo():
-            self._say("second Ctrl-C: leaving at once, the last checkpoint stands")
+            _say("second Ctrl-C: leaving at once, the last checkpoint stands")
             for folder in self._scratch:
                 shutil.rmtree(folder, ignore_errors=True)
             os._exit(128 + signal.SIGINT)
@@ -112,12 +129,6 @@ class SignalWatch:
                 if getattr(sys, name) is not None:
                     stack.enter_context(redirect(_GuardedStream(getattr(sys, name), lost)))
             yield
-
-    @staticmethod
-    def _say(message: str) -> None:
-        if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
-            with contextlib.suppress(OSError):  # the terminal may be what is gone
-                os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"\nbertconv: {message}\n".encode())
 
 
 class _GuardedStream:
@@ -169,6 +180,12 @@ def _handled_by(handle: Callable[[int, FrameType | None], None], numbers: Sequen
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _say(message: str) -> None:
+    if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+        with contextlib.suppress(OSError):  # the terminal may be what is gone
+            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"\nbertconv: {message}\n".encode())
 
 
 def _do_nothing(number: int, frame: FrameType | None) -> None:
