@@ -15,6 +15,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():  # Triton's kernels then run on the CPU; read where they are first imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +25,14 @@ def _seeds() -> Iterator[None]:
     np.random.seed(0)
     torch.manual_seed(0)
     yield
+
+
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of Triton's kernels: quicker in its interpreter, and several on either side of the band in a short sequence."""
+    tiling = pytest.importorskip("bert_convolutions.attention.triton.tiling")
+    tile = tiling.Tile(queries=32, keys=32, near=16, warps=4, stages=2)
+    monkeypatch.setattr(tiling, "TILES", dict.fromkeys(tiling.TILES, (tile,) * 3))
 
 
 class _NoNumber(TorchDispatchMode):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bert_convolutions import files
 from bert_convolutions.errors import UsageError
 from bert_convolutions.files import LOCK_NAME, run_lock
 
@@ -45,3 +46,68 @@ def test_a_lock_is_free_after_use_and_its_file_alone_does_not_lock(tmp_path: Pat
     for _ in range(2):
         with run_lock(tmp_path):
             pass
+
+
+def old_run(folder: Path) -> dict[str, str]:
+    for name in ("one", "two", "three"):
+        (folder / name).write_text(f"old {name}")
+    (folder / "notes").write_text("not the run's")
+    return texts(folder)
+
+
+def texts(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir() if path.is_file()}
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("new_stands", [False, True])
+@pytest.mark.parametrize("moment", range(12))
+def test_killed_at_any_rename_an_overwrite_leaves_one_run_and_never_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int, new_stands: bool
+) -> None:
+    """While it is set aside, put back or discarded; then settled, perhaps killed once more, and settled again."""
+    before = old_run(tmp_path)
+    genuine = Path.rename
+    left = [moment]
+
+    def rename(source: Path, target: Path) -> Path:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KilledError
+        return genuine(source, target)
+
+    def overwrite() -> None:
+        files.set_aside(tmp_path, [tmp_path / name for name in ("one", "two", "three")])
+        if new_stands:
+            (tmp_path / "one").write_text("new")
+            files.discard_aside(tmp_path)
+        else:
+            files.put_back(tmp_path)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    for _ in range(2):
+        try:
+            overwrite() if left[0] == moment else files.settle_aside(tmp_path, new_stands=(tmp_path / "one").exists())
+        except KilledError:
+            left[0] = 1
+    monkeypatch.setattr(Path, "rename", genuine)
+    files.settle_aside(tmp_path, new_stands=(tmp_path / "one").exists())
+    files.remove_temporaries(tmp_path)
+    assert texts(tmp_path) in ([before, {"one": "new", "notes": "not the run's"}] if new_stands else [before])
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+def test_only_what_was_written_for_its_owner_alone_gets_the_mode_of_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        for name, mode in (("model.safetensors", 0o600), ("shared", 0o664), ("script", 0o755)):
+            (tmp_path / name).write_text("")
+            (tmp_path / name).chmod(mode)
+        files.sync_tree(tmp_path)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == {"model.safetensors": 0o640, "shared": 0o664, "script": 0o755}

@@ -227,7 +227,8 @@ def test_the_spans_of_examples():
     """From the first token of a number to the last: padding on both sides, and numbers beyond what a row can hold."""
     rows = [[1, 1, 1, 2, 3, 3, 0, 0], [0, 0, 1, 1, 2, 2, 2, 0], [1, 0, 1, 1, 1, 0, 0, 1], [9, 70, 70, 71, -3, 0, 0, 0]]
     segments = Segments.from_mask(torch.tensor(rows)).with_spans()
-    first, last = segments.spans()
+    numbers, first, last = segments.spans()
+    assert numbers.tolist() == rows
     assert segments.spans() is segments.kept_spans and Segments().with_spans().spans() is None
     for b, row in enumerate(rows):
         for i, number in enumerate(row):

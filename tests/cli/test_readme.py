@@ -1,5 +1,7 @@
-"""Each ``bertconv`` command in the README is understood, flag by flag."""
+"""Each ``bertconv`` command in the documentation is understood, flag by flag, and what it points to is there."""
 
+import argparse
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -9,21 +11,70 @@ import pytest
 from bert_convolutions.cli.commands import COMMANDS
 from bert_convolutions.training.arguments import BertTrainingArguments
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")
+
+
+def code_lines() -> list[str]:
+    """The lines of all blocks of commands, continuation lines joined."""
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS]
+    blocks = re.findall(r"^```(?:bash|sh|text)\n(.*?)^```", "\n".join(texts), flags=re.DOTALL | re.MULTILINE)
+    return "\n".join(blocks).replace("\\\n", " ").splitlines()
 
 
 def commands() -> list[str]:
-    """The lines of the README's bash blocks that run a sub-command, continuation lines joined, comments left out."""
-    blocks = re.findall(
-        r"^```(?:bash|sh)\n(.*?)^```", README.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
-    )
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [match.group(1) for line in lines if (match := re.search(r"(?:^|\s)bertconv ([a-z].*)", line))]
+    """The lines that run a sub-command, without what stands before it."""
+    return [
+        match.group(1)
+        for line in code_lines()
+        if (match := re.search(r"(?:^|\s)(?:bertconv|-m\s+bert_convolutions) ([a-z].*)", line))
+        and not line.startswith("#")
+    ]
 
 
 @pytest.mark.parametrize("text", commands())
-def test_the_command_is_understood(text: str) -> None:
+def test_the_command_is_understood(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text("output_dir: run\n")  # of --config
     name, *argv = shlex.split(text, comments=True)
     _, trainer_flags = COMMANDS[name].read(argv)
     if COMMANDS[name].trainer:
         trainer_flags.parse(BertTrainingArguments)
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_lead_somewhere(name: str) -> None:
+    """Files are there, and headings of the same document."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    for target in re.findall(r"\]\(\s*([^)\s]+)\s*\)", text):
+        if target.startswith("#"):
+            assert target[1:] in anchors, target
+        elif not target.startswith("https://"):
+            assert ((ROOT / name).parent / target).exists(), target
+
+
+@pytest.mark.parametrize("text", [line for line in code_lines() if "-m benchmarks." in line])
+def test_the_script_is_understood(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as its flags: the work is not begun."""
+    name, *argv = shlex.split(text.partition("-m ")[2], comments=True)
+    read: list[argparse.Namespace] = []
+
+    def parse_and_stop(parser: argparse.ArgumentParser) -> None:
+        read.append(parse(parser, argv))
+        raise StopIteration
+
+    parse = argparse.ArgumentParser.parse_args
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+    with pytest.raises(StopIteration):
+        importlib.import_module(name).main()
+    assert read
+
+
+def test_make_targets_are_there() -> None:
+    named = set(
+        re.findall(r"`?make ([a-z-]+)`?", (ROOT / "README.md").read_text() + (ROOT / "CONTRIBUTING.md").read_text())
+    )
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert {"test", "test-oldest", "lint", "types"} <= named <= targets

@@ -15,11 +15,14 @@ AUTO = {"sentence_order": AutoModelForPreTraining, "classification": AutoModelFo
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "labels", "next_sentence_label")
 
 
-def load(name, tmp_path, implementation):
+GPU = torch.cuda.is_available()
+
+
+def load(name, tmp_path, implementation, device="cpu"):
     convert_checkpoint(FIXTURES / name, tmp_path / name)
     auto = AUTO.get(name, AutoModelForMaskedLM)
-    model = auto.from_pretrained(tmp_path / name, attn_implementation=implementation).eval()
-    golden = load_file(FIXTURES / name / "io.safetensors")
+    model = auto.from_pretrained(tmp_path / name, attn_implementation=implementation).eval().to(device)
+    golden = load_file(FIXTURES / name / "io.safetensors", device=device)
     return model, golden, {key: golden[key] for key in INPUTS if key in golden}
 
 
@@ -30,8 +33,8 @@ def relative(actual, expected):
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("name", NAMES)
-def test_outputs_and_gradients_are_those_of_the_original(name, implementation, tmp_path):
-    model, golden, inputs = load(name, tmp_path, implementation)
+def test_outputs_and_gradients_are_those_of_the_original(name, implementation, tmp_path, device="cpu"):
+    model, golden, inputs = load(name, tmp_path, implementation, device)
     outputs = model(**inputs)
     assert outputs.loss.item() == pytest.approx(golden["loss"].item(), abs=1e-5)
     real = golden["attention_mask"].bool()
@@ -46,6 +49,18 @@ def test_outputs_and_gradients_are_those_of_the_original(name, implementation, t
     for key, expected in gradients.items():
         if expected.norm() > 1e-7:
             assert relative(parameters[key].grad, expected) < 1e-4, key
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("name", NAMES if GPU else ["composite", "remove_qk"])
+def test_the_same_with_triton(name, tmp_path):
+    test_outputs_and_gradients_are_those_of_the_original(name, "triton", tmp_path, "cuda" if GPU else "cpu")
+
+
+@pytest.mark.skipif(not GPU, reason="no GPU")
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_with_sdpa_on_a_gpu(name, tmp_path):
+    test_outputs_and_gradients_are_those_of_the_original(name, "sdpa", tmp_path, "cuda")
 
 
 @pytest.mark.parametrize("name", NAMES)

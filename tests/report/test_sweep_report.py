@@ -12,8 +12,8 @@ import pytest
 from bert_convolutions import CompositeBertConfig, CompositeBertForMaskedLM
 from bert_convolutions.cli.main import main
 from bert_convolutions.errors import UsageError
+from bert_convolutions.report.sweep_results import LOSS, loss_at_equal_flops, read_sweep, token_savings
 from bert_convolutions.schemas import Experiment
-from bert_convolutions.sweep.results import LOSS, loss_at_equal_flops, read_sweep, token_savings
 
 KERNEL = "qk_convfixed_convq_convk 2"
 ACCURACY = {"interval": [0.4, 0.9], "accuracy_within_word": 0.5, "interval_within_word": [0.4, 0.9], "pairs": 10}

@@ -1,13 +1,17 @@
 import json
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import TrainerState
 
 from bert_convolutions.errors import UsageError
+from bert_convolutions.files import sha256
 from bert_convolutions.training import checkpoints
 
 
@@ -38,19 +42,106 @@ def test_publishing_again_replaces(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == [checkpoints.STAGING_NAME]
 
 
+@pytest.mark.parametrize("at", [1, 2])
+def test_saved_anew_one_whole_checkpoint_is_found_at_every_instant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """Killed before either rename; what stood before is found without tidying up, and has its name back with it."""
+    place = publish(tmp_path, 10)
+    publish(tmp_path, 9)
+    genuine, calls = Path.rename, iter(range(1, 100))
+
+    def killed(source: Path, target: Path) -> Path:
+        if next(calls) == at:
+            raise KeyboardInterrupt
+        return genuine(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", killed)
+        publish(tmp_path, 10, "others")
+    found = checkpoints.newest_valid(tmp_path).found
+    assert found is not None and checkpoints.step_of(found) == 10 and (found == place) == (at == 1)
+    assert checkpoints.newest_complete(tmp_path) == found
+    checkpoints.sweep(tmp_path)
+    assert checkpoints.newest_valid(tmp_path).found == place
+    assert (place / "model.safetensors").read_text() == "weights"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o007])
+def test_files_of_a_checkpoint_have_the_mode_of_the_umask(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        staged = tmp_path / checkpoints.STAGING_NAME / "checkpoint-1"
+        staged.mkdir(parents=True)
+        save_file({"weight": torch.zeros(2)}, staged / "model.safetensors")
+        (staged / "model.safetensors").chmod(0o600)  # as some versions of safetensors leave it
+        checkpoints.publish(staged, tmp_path / "checkpoint-1", {})
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "checkpoint-1").iterdir()}
+    assert modes == {0o666 & ~mask}
+
+
 def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
-DAMAGES = {
+MANIFEST, STATE = "manifest.json", "trainer_state.json"
+
+
+def rewrite(path: Path, change: Callable[[Any], Any]) -> None:
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+
+
+def with_file(manifest: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    files = manifest["files"]
+    return manifest | {"files": files | {"model.safetensors": files["model.safetensors"] | changes}}
+
+
+def with_state(place: Path, change: Callable[[Any], Any]) -> None:
+    """Change the state, and the manifest with it: the checksums are right, the content is not."""
+    rewrite(place / STATE, change)
+    fact = {"size": (place / STATE).stat().st_size, "sha256": sha256(place / STATE)}
+    rewrite(place / MANIFEST, lambda manifest: manifest | {"files": manifest["files"] | {STATE: fact}})
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {
     "checksum": lambda place: flip(place / "model.safetensors"),
     "bytes instead of": lambda place: os.truncate(place / "model.safetensors", 3),
     "missing": lambda place: (place / "part" / "state.json").unlink(),
     "not written to its end": lambda place: (place / "manifest.json").unlink(),
     "cannot be read": lambda place: os.truncate(place / "manifest.json", 20),
     "none that this version": lambda place: (place / "manifest.json").write_text(json.dumps({"format": 99})),
+    **{
+        f"none that this version understands ({MANIFEST}: {where}": lambda place, change=change: rewrite(
+            place / MANIFEST, change
+        )
+        for where, change in {
+            "Input should be a valid dictionary": lambda manifest: [manifest],
+            "files: Input": lambda manifest: manifest | {"files": []},
+            "files.model.safetensors: Input": lambda manifest: manifest | {"files": {"model.safetensors": 5}},
+            "files.model.safetensors.size": lambda manifest: with_file(manifest, size="7"),
+            "files.model.safetensors.sha256": lambda manifest: with_file(manifest, sha256=None),
+            "run: Input": lambda manifest: manifest | {"run": "seed 1"},
+        }.items()
+    },
+    "model.safetensors is not in its manifest": lambda place: rewrite(
+        place / MANIFEST, lambda manifest: manifest | {"files": {}}
+    ),
+    **{
+        where: lambda place, change=change: with_state(place, change)
+        for where, change in {
+            "trainer_state.json: Input": lambda state: [],
+            "global_step: Input": lambda state: state | {"global_step": "10"},
+            "is of step 9": lambda state: state | {"global_step": 9},
+            "log_history: Input": lambda state: state | {"log_history": None},
+            "num_input_tokens_seen: Input": lambda state: state | {"num_input_tokens_seen": -1},
+            "holds colour": lambda state: state | {"colour": "blue"},
+        }.items()
+    },
 }
 
 

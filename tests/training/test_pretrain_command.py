@@ -1,8 +1,10 @@
 """``bertconv pretrain`` as a whole: what it leaves, what it refuses, and a real process that is killed."""
 
+import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +19,8 @@ from transformers import AutoModelForMaskedLM
 
 from bert_convolutions.cli.main import main
 from bert_convolutions.data.tokenizer import load_tokenizer
-from bert_convolutions.training import arguments, checkpoints
+from bert_convolutions.training import arguments, checkpoints, pretrain
+from bert_convolutions.training.trainer import PretrainingTrainer
 
 
 def run(corner: Corner, output: str, **changes: Any) -> int:
@@ -60,6 +63,74 @@ def test_a_run_leaves_model_and_results_and_can_be_gone_on_from(
 
     assert run(corner, "next", config_name=None, tokenizer_name=None, model_name_or_path=folder, max_steps=2) == 0
     assert json.loads((corner.folder / "next" / "train_results.json").read_text())["steps"] == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_before_training_ends_the_run_with_its_message(
+    corner: Corner, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """While the data are built, for instance; the command to give again is the same one, also where it overwrites."""
+    output = f"before-{number.name}"
+    assert run(corner, output, max_steps=1) == 0
+    held = sorted((corner.folder / output).iterdir())
+    monkeypatch.setattr(pretrain, "open_corpus", lambda *_: os.kill(os.getpid(), number))
+    assert run(corner, output, overwrite_output_dir="true") == 75
+    said = capsys.readouterr().err
+    assert f"stopped by {number.name}" in said and "run the same command again" in said
+    assert sorted((corner.folder / output).iterdir()) == held
+
+
+class FullDisk(io.StringIO):
+    """A log on a disk that fills up."""
+
+    def write(self, text: str) -> int:
+        if self.tell() > 300:
+            raise OSError(28, "No space left on device")
+        return super().write(text)
+
+
+@pytest.mark.parametrize("cause", ["a full disk under the log", "SIGHUP"])
+def test_a_lost_terminal_or_log_costs_no_step(
+    corner: Corner, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, cause: str
+) -> None:
+    output = cause.replace(" ", "-")
+    assert run(corner, f"no-{output}") == 0
+    with monkeypatch.context() as patch:
+        if cause == "SIGHUP":
+            genuine = PretrainingTrainer.training_step
+            patch.setattr(
+                PretrainingTrainer,
+                "training_step",
+                lambda self, *args: os.kill(os.getpid(), signal.SIGHUP) or genuine(self, *args),
+            )
+        else:
+            patch.setattr(sys, "stdout", FullDisk())
+        assert run(corner, output) == 75
+    said = capsys.readouterr().err
+    assert ("SIGHUP" if cause == "SIGHUP" else "an output that failed (No space left on device)") in said
+    assert len(checkpoints.list_checkpoints(corner.folder / output)) == 1
+    assert run(corner, output, resume_from_checkpoint="true") == 0
+    one, other = (load_file(corner.folder / name / "model.safetensors") for name in (output, f"no-{output}"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+TIMES = r", [^:]* left|real_tokens_per_second [0-9,]+|eval_\w+_second [0-9.]+|eval_runtime [0-9.]+"
+
+
+def test_logs_read_the_same_with_and_without_a_progress_line(
+    corner: Corner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = []
+    for disable in ("true", "false"):
+        changes = {"disable_tqdm": disable, "do_eval": "true", "eval_data_file": corner.folder / "eval.ids"}
+        assert run(corner, f"lines-{disable}", max_steps=3, eval_strategy="steps", eval_steps=3, **changes) == 0
+        said = capsys.readouterr()
+        assert ("3/3" in said.err) == (disable == "false")
+        found = [line for line in said.out.splitlines() if line.startswith("step ")]
+        lines.append([re.sub(TIMES, "", line) for line in found])
+    assert lines[0] == lines[1] and len(lines[0]) == 5  # the last of the evaluation at the end
+    assert re.fullmatch(r"step 1 of 3: loss \d\.\d+, grad_norm .*, learning_rate 0\.01, .*", lines[0][0])
+    assert re.match(r"step 3 of 3: eval_loss \d", lines[0][3])
 
 
 WRONG = {

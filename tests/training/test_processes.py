@@ -79,3 +79,5 @@ def test_a_rank_that_dies_or_is_told_to_stop_ends_the_others(corner: Corner, num
         assert "another process of this run has ended" in said and "exitcode  : -9" in said
     else:
         assert "--resume_from_checkpoint true" in said and "exitcode  : 75" in said
+        launcher_words = " ".join([*TORCHRUN, *COMMAND])
+        assert f"go on with: {sys.executable} {launcher_words} --" in said

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.training.helpers import MakeTrainer, assert_same_weights
+from tests.training.helpers import CLS, SEP, MakeTrainer, assert_same_weights, losses
 from transformers import TrainerCallback
 
 from bert_convolutions.errors import RunInterrupted, TrainingDiverged, UsageError
@@ -165,3 +165,31 @@ def test_new_flags_count_after_a_resume_and_other_weights_are_refused(
     assert [checkpoints.step_of(path) for path in checkpoints.list_checkpoints(tmp_path)] == [4, 6, 8]
     with pytest.raises(UsageError, match="of another model"):
         run(make_trainer(tmp_path, sentence_order=True), resume=True)
+
+
+class Store(list[np.ndarray]):
+    """Examples that can change under the run."""
+
+
+def test_data_that_leave_nothing_to_predict_stop_the_run(
+    make_trainer: MakeTrainer, store: list[np.ndarray], tmp_path: Path
+) -> None:
+    """A file overwritten while training would give a loss of 0 to the end."""
+    trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=2)
+    trainer.train_dataset = changing = Store(store)
+
+    def overwrite(_: Any) -> None:
+        changing[:] = [np.full_like(example, CLS) for example in changing]
+
+    with pytest.raises(UsageError, match=r"from step 5 on \(samples .*--train_data_file is damaged.*of step 4 or"):
+        run(trainer, callback=At("on_step_end", 4, overwrite))
+    assert trainer.state.global_step < 8
+
+
+def test_a_step_in_which_no_token_happens_to_be_masked_is_none_of_those(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    trainer = make_trainer(tmp_path, per_device_train_batch_size=1, gradient_accumulation_steps=1, max_steps=40)
+    trainer.train_dataset = [np.array([CLS, 1, SEP, number, SEP]) for number in range(20)]
+    run(trainer)
+    assert losses(trainer).count(0.0) > 5

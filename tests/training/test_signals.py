@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from bert_convolutions.errors import RunInterrupted
 from bert_convolutions.training.signals import SignalWatch, resume_command
 
 TWICE = """
@@ -23,7 +24,7 @@ with watch.installed(), watch.scratch(scratch):
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_is_remembered_and_handlers_are_given_back(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with SignalWatch().installed() as watch:
@@ -55,3 +56,85 @@ def test_the_resume_command_is_the_command_itself_with_the_flag() -> None:
     more = ["--resume_from_checkpoint", "out/checkpoint-3", "--overwrite_output_dir", "--overwrite-output-dir=true"]
     assert resume_command(argv + more) == expected
     assert resume_command([*argv[:2], "--overwrite_output_dir", *argv[2:]]) == expected
+
+
+def test_with_nothing_to_save_a_signal_ends_the_run_at_once() -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    watch = SignalWatch()
+    with (
+        pytest.raises(RunInterrupted, match="stopped by SIGHUP; do it again"),
+        watch.ending_at_once("do it again"),
+        watch.installed(),
+    ):
+        os.kill(os.getpid(), signal.SIGTERM)  # remembered while a step may be in hand
+        assert watch.cause == "SIGTERM"
+        watch.received, watch.cause = None, ""
+        with watch.ending_at_once("do it again"):
+            os.kill(os.getpid(), signal.SIGHUP)
+    assert signal.getsignal(signal.SIGHUP) == before
+
+
+def test_what_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with SignalWatch().installed() as watch:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert watch.received is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_of_several_processes_one_that_fails_has_its_say_whatever_the_launcher_sends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    try:
+        with pytest.raises(RunInterrupted), SignalWatch().ending_at_once(""), SignalWatch().installed():
+            raise RunInterrupted
+        os.kill(os.getpid(), signal.SIGTERM)  # as torchrun does, before the message is printed
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_an_output_that_fails_is_a_signal_and_breaks_nothing(tmp_path: Path) -> None:
+    """What is still buffered for it must not fail at the end either, which would change the exit code."""
+    program = """
+import sys
+from bert_convolutions.training.signals import SignalWatch
+with SignalWatch().installed() as watch:
+    for number in range(3000):
+        print("a line of the log", file=sys.stderr)
+        print("a line of the output")
+print(watch.received.name, watch.cause, file=open(sys.argv[1], "w"))
+sys.exit(75)
+"""
+    environment = {**os.environ, "BERT_CONVOLUTIONS_LAZY": "1"}
+    command = [sys.executable, "-c", program, str(tmp_path / "said")]
+    with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
+        done = subprocess.run(command, stdout=full, stderr=full, env=environment, check=False)
+    assert done.returncode == 75
+    assert (tmp_path / "said").read_text() == "SIGPIPE an output that failed (No space left on device)\n"
+
+
+@pytest.mark.parametrize(
+    ("launcher", "words"),
+    [
+        (["{python}", "{script}", "--nproc_per_node=2", "-m", "bert_convolutions"], "torchrun --nproc_per_node=2 -m b"),
+        (["{python}", "-m", "torch.distributed.run", "{script}"], "-m torch.distributed.run "),
+        (["sh", "-c", "bertconv pretrain --a 1", "{script}"], "torchrun --nnodes=1 --nproc_per_node=2 -m b"),
+    ],
+)
+def test_the_resume_command_includes_the_launcher(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, launcher: list[str], words: str
+) -> None:
+    script = tmp_path / "torchrun"
+    script.touch()
+    arguments = ["pretrain", "--a", "1"] if "sh" not in launcher else []
+    line = [word.format(python=sys.executable, script=script) for word in launcher] + arguments
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(Path, "read_text", lambda path, errors: "\0".join(line) + "\0")
+    command = resume_command(["/usr/bin/bertconv", "pretrain", "--a", "1"])
+    assert words in command and command.endswith(" pretrain --a 1 --resume_from_checkpoint true")
+    assert command.count("pretrain") == 1

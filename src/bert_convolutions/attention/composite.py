@@ -66,7 +66,8 @@ class ScoreParts:
         dynamic, fixed = self.kernel(side)
         if dynamic is None or projection is None:
             return fixed
-        weights = projection @ (dynamic * self.scaling)
+        # In memory a projection is (B, S, H, d): seen so, the product needs no copy of it.
+        weights = (projection.transpose(1, 2) @ (dynamic * self.scaling)).transpose(1, 2)
         return weights if fixed is None else weights + fixed
 
     def bias(self, length: int) -> Tensor | None:

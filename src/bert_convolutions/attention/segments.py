@@ -92,13 +92,14 @@ class Segments:
         return replace(self, kept_mask=self.score_mask(dtype))
 
     def spans(self) -> Tensor | None:
-        """Where the example of each token begins and ends, for backends that skip what lies outside.
+        """Which example each token is of and where that begins and ends, for backends that skip what lies outside.
 
         Found on the device, without asking it for a number. Padding counts as an example; a span reaches from the first
         token of that number to the last, whatever lies between.
 
         Returns:
-            (2, B, S) int32: the first position of the token's example and the last; or None where ``examples`` is.
+            (3, B, S) int32: the number of the token's example, its first and its last position. None where ``examples``
+            is.
         """
         if self.kept_spans is not None or self.examples is None:
             return self.kept_spans
@@ -108,7 +109,7 @@ class Segments:
         positions = torch.arange(length, device=numbers.device).expand(rows, -1)
         first = numbers.new_full((rows, length + 1), length).scatter_reduce(1, numbers, positions, "amin")
         last = numbers.new_zeros(rows, length + 1).scatter_reduce(1, numbers, positions, "amax")
-        return torch.stack([first.gather(1, numbers), last.gather(1, numbers)]).int()
+        return torch.stack([self.examples, first.gather(1, numbers), last.gather(1, numbers)]).int()
 
     def with_spans(self) -> "Segments":
         """The same, keeping their spans."""

@@ -113,12 +113,9 @@ def _own_tokenizer(texts: list[str], folder: Path, say: Callable[[str], None]) -
     path = folder / f"tokenizer-{_fingerprint(texts)}"
     if not (path / MODEL_FILE).exists():
         say(f"Training a tokenizer of {VOCABULARY:,} pieces; this is done once")
+        flags = TrainTokenizerOptions(texts, str(path), vocab_size=VOCABULARY, input_sentence_size=200_000)
         try:
-            train_tokenizer(
-                TrainTokenizerOptions(
-                    input=texts, output_dir=str(path), vocab_size=VOCABULARY, input_sentence_size=200_000
-                )
-            )
+            train_tokenizer(flags)
         except UsageError as error:
             raise UsageError(f"no tokenizer can be trained here, give one by --tokenizer_name ({error})") from error
     return path

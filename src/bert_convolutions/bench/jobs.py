@@ -97,21 +97,15 @@ class PairsRun:
         counted = CONTESTANTS[job.contestant].is_ours or job.contestant == ELECTRA
         self._flops = count_flops(self.trainer.model) if counted else None  # type: ignore[arg-type]
 
-    def work(self, step: int) -> Work:
-        """What a training step (0-based) does; of the tokens that may be masked, 15 % count as masked."""
-        lengths = self._lengths(step)
-        masked = 0.15 * float((lengths - _SPECIAL_TOKENS).sum())
-        flops = self._flops.training(lengths, masked) if self._flops else None
-        return Work(len(lengths), int(lengths.sum()), flops)
-
-    def forward_work(self, step: int) -> Work:
-        """What a pass through the encoder does."""
-        lengths = self._lengths(step)
-        return Work(len(lengths), int(lengths.sum()), self._flops.forward(lengths) if self._flops else None)
-
-    def _lengths(self, step: int) -> np.ndarray:
+    def work(self, step: int, *, training: bool = True) -> Work:
+        """What a step (0-based) does, of training or of the encoder; 15 % of what may be masked counts as masked."""
         samples = self.plan.samples_of_step(step)
-        return np.minimum([len(self.store[sample]) for sample in samples], self.job.length)
+        lengths = np.minimum([len(self.store[sample]) for sample in samples], self.job.length)
+        flops = None
+        if self._flops is not None:
+            masked = 0.15 * float((lengths - _SPECIAL_TOKENS).sum())
+            flops = self._flops.training(lengths, masked) if training else self._flops.forward(lengths)
+        return Work(len(lengths), int(lengths.sum()), flops)
 
 
 class StepClock(TrainerCallback):
@@ -153,7 +147,6 @@ def run_inference_job(job: Job, setup: Setup, turns: Turns) -> None:
     encoder: Any = run.trainer.model.base_model.eval()  # type: ignore[union-attr]
     if setup.options.torch_compile:
         encoder = torch.compile(encoder)
-
     batches = _forever(run.trainer)
     step = 0
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=job.precision == "bf16")
@@ -163,7 +156,7 @@ def run_inference_job(job: Job, setup: Setup, turns: Turns) -> None:
             for _ in range(steps):
                 batch = next(batches)
                 encoder(**{name: batch[name].to(device) for name in _MODEL_INPUTS if name in batch})
-            turns.report(steps, sum((run.forward_work(step + number) for number in range(steps)), Work()))
+            turns.report(steps, sum((run.work(each, training=False) for each in range(step, step + steps)), Work()))
             step += steps
 
 

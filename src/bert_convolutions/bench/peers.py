@@ -26,24 +26,24 @@ _SHAPE = (
     *("vocab_size", "pad_token_id", "max_position_embeddings"),
     *("hidden_size", "num_hidden_layers", "num_attention_heads"),
 )
-_BERT_SHAPE = (*_SHAPE, "embedding_size", "intermediate_size")
 
 
-def _fields(config: CompositeBertConfig, names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in names}
+def _fields(config: CompositeBertConfig, *others: str) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in (*_SHAPE, *others)}
 
 
 def _electra(config: CompositeBertConfig) -> PreTrainedModel:
-    return ElectraForMaskedLM._from_config(ElectraConfig(**_fields(config, _BERT_SHAPE)), attn_implementation="sdpa")
+    fields = _fields(config, "embedding_size", "intermediate_size")
+    return ElectraForMaskedLM._from_config(ElectraConfig(**fields), attn_implementation="sdpa")
 
 
 def _convbert(config: CompositeBertConfig) -> PreTrainedModel:
-    return ConvBertForMaskedLM._from_config(ConvBertConfig(**_fields(config, _BERT_SHAPE)))
+    return ConvBertForMaskedLM._from_config(ConvBertConfig(**_fields(config, "embedding_size", "intermediate_size")))
 
 
 def _modernbert(config: CompositeBertConfig) -> PreTrainedModel:
     """Same width and depth; its gated feed-forward part is 3/2 of the width, as in ModernBERT-base; no dropout."""
-    fields: dict[str, Any] = _fields(config, _SHAPE) | {"intermediate_size": config.hidden_size * 3 // 2}
+    fields: dict[str, Any] = _fields(config) | {"intermediate_size": config.hidden_size * 3 // 2}
     fields |= dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"))  # beyond the vocabulary
     modern = ModernBertConfig(**fields)
     return ModernBertForMaskedLM._from_config(modern, attn_implementation="sdpa")

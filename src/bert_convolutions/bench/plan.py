@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from bert_convolutions.bench.contestants import COMPOSITE, DOT_PRODUCT, ELECTRA, Contestant, choose_contestants
+from bert_convolutions.bench.contestants import COMPOSITE, DOT_PRODUCT, ELECTRA, choose_contestants
 from bert_convolutions.bench.options import PRECISIONS, TASK_NAMES, BenchOptions, Precision, TaskName
 from bert_convolutions.errors import UsageError
 
@@ -121,7 +121,9 @@ def make_plan(options: BenchOptions, backends: Sequence[str] = ("sdpa", "eager")
         if task in ("pretraining", "inference"):
             chosen = few if task == "inference" else precisions
             for length in lengths:
-                jobs = _all_jobs(task, contestants, chosen, length, options)
+                examples = _examples(options.batch_size, length)
+                pairs = [(precision, contestant.name) for precision in chosen for contestant in contestants]
+                jobs = tuple(Job(task, name, precision, length, examples) for precision, name in pairs)
                 groups += [Group(title, part, **repeat) for title, part in _split(f"{task}, S = {length}", jobs)]
         elif ours is not None and task == "settings":
             jobs = _settings_jobs(ours, few, lengths[0], options, backends)
@@ -145,16 +147,6 @@ def _check(options: BenchOptions) -> None:
             raise UsageError(f"--sequence_lengths {length}: give lengths of at least 16 tokens")
     if options.peak_tflops is not None and not 0 < options.peak_tflops < float("inf"):
         raise UsageError(f"--peak_tflops {options.peak_tflops}: give a number above 0")
-
-
-def _all_jobs(
-    task: TaskName, contestants: list[Contestant], precisions: list[Precision], length: int, options: BenchOptions
-) -> tuple[Job, ...]:
-    return tuple(
-        Job(task, contestant.name, precision, length, _examples(options.batch_size, length))
-        for precision in precisions
-        for contestant in contestants
-    )
 
 
 def _split(title: str, jobs: tuple[Job, ...]) -> list[tuple[str, tuple[Job, ...]]]:

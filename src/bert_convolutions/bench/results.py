@@ -17,7 +17,6 @@ from bert_convolutions.bench.contestants import CONTESTANTS
 from bert_convolutions.bench.options import BenchOptions
 from bert_convolutions.bench.plan import Group, Job
 from bert_convolutions.bench.turns import Report
-from bert_convolutions.model.flops import peak_flops
 
 SCHEMA = "bert_convolutions.bench/2"
 """Changes with the meaning of a field; fields may be added without."""
@@ -143,11 +142,6 @@ def _cpu_name() -> str:
     except OSError:
         return platform.processor()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def device_peak(options: BenchOptions) -> float | None:
-    """Dense bf16 FLOP/s of the GPU in use; None on a CPU, or where it is not known."""
-    return peak_flops(torch.cuda.get_device_name(), options.peak_tflops) if torch.cuda.is_available() else None
 
 
 def document(options: BenchOptions, entries: list[dict[str, Any]], peak: float | None, complete: bool) -> Any:

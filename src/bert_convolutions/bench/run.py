@@ -2,7 +2,6 @@
 
 import contextlib
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,14 @@ from bert_convolutions.bench.contestants import CONTESTANTS
 from bert_convolutions.bench.corpus import Setup, prepare
 from bert_convolutions.bench.options import BenchOptions
 from bert_convolutions.bench.plan import START_WORK, Group, make_plan
-from bert_convolutions.bench.results import (
-    Measurement,
-    device_peak,
-    document,
-    fastest_setting,
-    group_results,
-    machine,
-)
+from bert_convolutions.bench.results import Measurement, document, fastest_setting, group_results, machine
 from bert_convolutions.bench.tables import draw, group_table
 from bert_convolutions.bench.turns import Report
 from bert_convolutions.bench.worker import Worker
 from bert_convolutions.errors import CommandError, UsageError
 from bert_convolutions.files import run_lock
 from bert_convolutions.model.backends import attention_backend
+from bert_convolutions.model.flops import peak_flops
 from bert_convolutions.terminal import duration, make_console
 from bert_convolutions.training.arguments import cpu_has_bf16
 
@@ -70,7 +63,8 @@ class Bench:
         self.options, self.groups, self.folder, self.reads_pairs = options, groups, folder, reads_pairs
         self.console = make_console()
         self.entries: dict[str, list[dict[str, Any]]] = {}
-        self.peak = device_peak(options)
+        name = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+        self.peak = peak_flops(name, options.peak_tflops) if name else None
         self._work_done = 0.0
         self._begun = time.monotonic()
 
@@ -116,7 +110,8 @@ class Bench:
                     self._take(worker, group.warmup_steps)
                 for number in range(group.rounds):
                     self.say(f"round {number + 1} of {group.rounds}{self._time_left()}", style="dim")
-                    for index in _order(len(workers), number):
+                    forwards = range(len(workers))
+                    for index in forwards if number % 2 == 0 else reversed(forwards):  # what drifts favours nobody
                         status.update(f"{group.jobs[index].name}: round {number + 1} of {group.rounds}")
                         report = self._take(workers[index], group.steps)
                         if report is not None:
@@ -148,8 +143,3 @@ class Bench:
         results = document(self.options, entries, self.peak, complete)
         files.write_json(self.folder / RESULTS, results)
         return results
-
-
-def _order(count: int, number: int) -> Iterable[int]:
-    """Forwards in even rounds, backwards in odd ones: what drifts favours nobody."""
-    return range(count) if number % 2 == 0 else reversed(range(count))

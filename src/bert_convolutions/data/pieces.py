@@ -85,7 +85,6 @@ class PieceTokenizer:
         self.special_ids = self._number_special_tokens()
         self.cls_id, self.sep_id, self.pad_id, self.mask_id = (self.special_ids[token] for token in APPENDED_TOKENS)
         self._comma_table = self._make_comma_table()
-        self._comma_ids = frozenset(self._comma_table)
         self._comma_lengths = np.ones(len(self), dtype=np.int64)
         for token, parts in self._comma_table.items():
             self._comma_lengths[token] = len(parts)
@@ -110,15 +109,21 @@ class PieceTokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text, without ``[CLS]`` and ``[SEP]`` around it."""
-        if _SPECIAL_TOKENS.search("\n".join(texts)):
-            return self._encode_with_special_tokens(texts)
-        return self._encode_plain(normalize_all(texts))
+        ids, lengths = self.encode_flat(texts)
+        ends, every = np.cumsum(lengths).tolist(), ids.tolist()
+        return [every[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
 
     def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return what ``encode`` returns, flat: all ids (int32) and the number of ids of each text (int64)."""
-        if self._comma_is_unknown or _SPECIAL_TOKENS.search("\n".join(texts)):
-            return flatten(self.encode(texts))
-        ids, lengths = flatten(self.processor.encode(normalize_all(texts), out_type=int, num_threads=1))
+        if _SPECIAL_TOKENS.search("\n".join(texts)):
+            return flatten(self._encode_with_special_tokens(texts))
+        normalized = normalize_all(texts)
+        encoded = self.processor.encode(normalized, out_type=int, num_threads=1)
+        if self._comma_is_unknown:
+            for position, found in enumerate(encoded):
+                if self.unk_id in found:
+                    encoded[position] = [self.piece_to_id(piece) for piece in self.tokenize(normalized[position])]
+        ids, lengths = flatten(encoded)
         hits = np.flatnonzero(self._comma_lengths[ids] > 1)
         if not hits.size:
             return ids, lengths
@@ -137,24 +142,13 @@ class PieceTokenizer:
 
     def _encode_with_special_tokens(self, texts: Sequence[str]) -> list[list[int]]:
         parts = [_SPECIAL_TOKENS.split(text) for text in texts]
-        plain = iter(self._encode_plain(normalize_all([part for split in parts for part in split[::2]])))
+        plain = iter(self.encode([part for split in parts for part in split[::2]]))
         encoded = []
         for split in parts:
             ids = next(plain)
             for token in split[1::2]:
                 ids = [*ids, self.special_ids[token], *next(plain)]
             encoded.append(ids)
-        return encoded
-
-    def _encode_plain(self, normalized: list[str]) -> list[list[int]]:
-        """Encode normalised texts without special tokens in them."""
-        encoded = self.processor.encode(normalized, out_type=int, num_threads=1)
-        for position, ids in enumerate(encoded):
-            if not self._comma_ids.isdisjoint(ids):
-                table = self._comma_table
-                encoded[position] = list(itertools.chain.from_iterable(table.get(token) or (token,) for token in ids))
-            if self._comma_is_unknown and self.unk_id in ids:
-                encoded[position] = [self.piece_to_id(piece) for piece in self.tokenize(normalized[position])]
         return encoded
 
     def tokenize(self, text: str) -> list[str]:

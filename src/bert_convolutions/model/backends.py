@@ -2,17 +2,22 @@
 
 ``eager`` is the equation as it stands. Every other name is a function of ``transformers``' attention interface, which
 takes the convolution terms as a float mask. ``sdpa`` on a CPU is our own fused function, since PyTorch's has no fused
-kernel there for dropout or for the gradient of a mask.
+kernel there for dropout or for the gradient of a mask. ``triton`` is our own kernel for GPUs, which needs no mask.
 """
 
+from contextlib import nullcontext
 from functools import partial
+from importlib.util import find_spec
 from types import SimpleNamespace
 
+import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from bert_convolutions.attention.composite import Attend, ScoreParts, attend_eager
 from bert_convolutions.attention.cpu import attend_fused
+from bert_convolutions.attention.segments import Segments
 from bert_convolutions.errors import UsageError
 
 # Kernels without a place for the bias: they would drop the convolution terms or the segments between examples.
@@ -26,21 +31,43 @@ def attention_backend(name: str | None) -> Attend:
     """The function for an ``attn_implementation``.
 
     Raises:
-        UsageError: for a name that the attention interface doesn't know, or a kernel that takes no float mask.
+        UsageError: for a name that the attention interface doesn't know, a kernel that takes no float mask, or
+            ``triton`` without Triton.
     """
     if name in (None, "eager"):
         return attend_eager
     if name == "sdpa":
         return _attend_sdpa
+    if name == "triton":
+        if find_spec("triton") is None:
+            raise UsageError(
+                'attn_implementation "triton" needs the package triton: pip install "bert_convolutions[gpu]"'
+            )
+        return _attend_triton
     if name.startswith(_WITHOUT_BIAS) or name not in ALL_ATTENTION_FUNCTIONS:
         raise UsageError(f'attn_implementation "{name}" can\'t take the convolution terms; use sdpa or eager')
     return partial(_attend_interface, name)
+
+
+def keep_shared(segments: Segments, name: str | None, dtype: torch.dtype) -> Segments:
+    """The segments with what the backend reads of them in all layers: a dense mask, or the spans that do without."""
+    if name == "triton" and segments.pairs is None:
+        return segments.with_spans()
+    return segments.with_mask(dtype)
 
 
 def _attend_sdpa(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tensor, Tensor | None]:
     if value.device.type == "cpu":
         return attend_fused(parts, value, dropout)
     return _attend_interface("sdpa", parts, value, dropout)
+
+
+def _attend_triton(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tensor, Tensor | None]:
+    from bert_convolutions.attention.triton import engine
+
+    if not (value.is_cuda or engine.INTERPRETED):
+        raise UsageError('attn_implementation "triton" needs a GPU; on a CPU, sdpa is the fast one')
+    return engine.attend_triton(parts, value, dropout)
 
 
 def _attend_interface(name: str, parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tensor, Tensor | None]:
@@ -56,8 +83,12 @@ def _attend_interface(name: str, parts: ScoreParts, value: Tensor, dropout: floa
     bias = parts.bias(length)
     if bias is not None:
         bias = bias.expand(batch, heads, length, length)
+        if bias.requires_grad and not (query.requires_grad or key.requires_grad or value.requires_grad):
+            query = query.detach().requires_grad_()  # backward for a mask alone reads wild memory: pytorch#148476
     module = _IN_TRAINING if dropout > 0 else _IN_EVALUATION
-    context, probabilities = ALL_ATTENTION_FUNCTIONS[name](
-        module, query, key, value, bias, dropout=dropout, scaling=parts.scaling, is_causal=False
-    )
+    # With a mask, cuDNN's backward gives NaN at some lengths: pytorch#196678.
+    with nullcontext() if bias is None else sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+        context, probabilities = ALL_ATTENTION_FUNCTIONS[name](
+            module, query, key, value, bias, dropout=dropout, scaling=parts.scaling, is_causal=False
+        )
     return context.transpose(1, 2), probabilities

@@ -23,6 +23,7 @@ from bert_convolutions.attention.composite import CompositeAttention
 from bert_convolutions.attention.cpu import Dropout
 from bert_convolutions.attention.segments import Segments
 from bert_convolutions.data.masking import IGNORED
+from bert_convolutions.model.backends import attention_backend, keep_shared
 from bert_convolutions.model.configuration import CompositeBertConfig
 from bert_convolutions.model.loss import linear_cross_entropy
 from bert_convolutions.model.modules import (
@@ -58,6 +59,13 @@ class CompositeBertPreTrainedModel(PreTrainedModel):
                 nn.init.zeros_(module.bias)
             elif isinstance(module, CompositeAttention):
                 module.reset_terms()
+
+    def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
+        """Let through ``triton``, which ``transformers`` doesn't know, if it can be had."""
+        if requested_attention == "triton":
+            attention_backend(requested_attention)
+            return requested_attention
+        return super().get_correct_attn_implementation(requested_attention, is_init_check)
 
 
 class CompositeBertModel(CompositeBertPreTrainedModel):
@@ -114,7 +122,7 @@ class CompositeBertModel(CompositeBertPreTrainedModel):
             segments = Segments.from_mask(attention_mask)
         # Fused backends don't keep the probabilities, so whoever asks for them gets the readable one.
         implementation = "eager" if want_attentions else self.config._attn_implementation
-        inputs = AttentionInputs(segments.with_mask(_compute_dtype(hidden)), implementation)
+        inputs = AttentionInputs(keep_shared(segments, implementation, _compute_dtype(hidden)), implementation)
 
         states: tuple[Tensor, ...] = (hidden,)
         attentions: tuple[Tensor, ...] = ()

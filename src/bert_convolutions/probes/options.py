@@ -46,7 +46,9 @@ class MinimalPairsOptions(ProbeOptions):
 class LocalOrderOptions(ProbeOptions):
     """Which model tells text from the same text with one word out of place."""
 
-    text: Path = field(metadata={"help": "text the model has not seen, UTF-8, one sentence a line"})
+    text: Path = field(
+        metadata={"help": "text the model has not seen, UTF-8, one sentence a line; those of up to 24 words are used"}
+    )
     distances: list[int] = field(
         default_factory=lambda: [1, 2, 3, 4, 6, 8],
         metadata={"help": "by how many words a word is moved; 1 swaps it with its neighbour"},

@@ -27,7 +27,8 @@ from bert_convolutions.terminal import make_console, say
 TIE = 1e-4
 """Nats by which two scores must differ to count as different: more than float32 rounds off a sentence's sum."""
 _NORMAL_97_5 = 1.959964
-_LONGEST_SENTENCE = 40
+_LONGEST_SENTENCE = 24
+"""In words; a sentence costs the square of its length, since each of its tokens is masked in a copy of its own."""
 _DEFAULT_ORDER_PAIRS = 500
 
 

@@ -21,9 +21,7 @@ from bert_convolutions.report import sweep_figures
 from bert_convolutions.report.kernels import plot_kernels
 from bert_convolutions.report.options import PlotKernelsOptions, ReportOptions
 from bert_convolutions.report.style import save_png
-from bert_convolutions.schemas import read_json
-from bert_convolutions.sweep.cells import LOCAL_ORDER, MINIMAL_PAIRS, plan_cells
-from bert_convolutions.sweep.results import (
+from bert_convolutions.report.sweep_results import (
     LOSS,
     Run,
     SweepResults,
@@ -33,6 +31,8 @@ from bert_convolutions.sweep.results import (
     read_sweep,
     token_savings,
 )
+from bert_convolutions.schemas import read_json
+from bert_convolutions.sweep.cells import LOCAL_ORDER, MINIMAL_PAIRS, plan_cells
 from bert_convolutions.sweep.statistics import SEEDS_FOR_INTERVAL, SEEDS_FOR_TEST, Comparison, Interval, compare
 from bert_convolutions.terminal import duration
 

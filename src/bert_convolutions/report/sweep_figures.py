@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from bert_convolutions.report.style import line_colors
+from bert_convolutions.report.sweep_results import Run, SweepResults
 from bert_convolutions.schemas import Accuracy, ProbeResults
-from bert_convolutions.sweep.results import Run, SweepResults
 from bert_convolutions.sweep.statistics import Comparison
 
 _X_AXES: tuple[tuple[str, Callable[[Run], Sequence[float]]], ...] = (

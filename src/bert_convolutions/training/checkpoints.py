@@ -124,7 +124,7 @@ def fault_in(checkpoint: Path, *, contents: bool = True) -> str | None:
                 return f"{name} does not have the checksum it was written with"
         for name in _NEEDED:
             if name not in files:
-                return f"{name} is missing"
+                return f"{name} is not in its {MANIFEST_NAME}"
         read_trainer_state(checkpoint)
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"

@@ -57,7 +57,7 @@ def run_pretraining(options: PretrainOptions, arguments: BertTrainingArguments) 
             start = Start(None, False)
             if arguments.do_train:
                 start = collectives.on_first(lambda: find_start(folder, wish, trainer.run_facts, trainer.last_step()))
-            with watch.installed(), _hard_end_explained(watch, folder):
+            with watch.installed(), _hard_end_explained(watch, folder), _lost_process(arguments.world_size):
                 if arguments.do_train:
                     overwrites = options.overwrite_output_dir and wish is None and trainer.is_world_process_zero()
                     with replacing(folder, overwrites):

@@ -1,7 +1,7 @@
 """A Trainer that can be stopped at any moment: whole checkpoints, steps finished on a signal, no bad loss kept.
 
-What is built on in ``transformers.Trainer`` (tested with transformers 5.10 to 5.23) stands in ``OVERRIDDEN`` and
-``LEANED_ON``; a test compares both with the code and with the versions installed.
+What is built on in ``transformers.Trainer`` stands in ``OVERRIDDEN``, tested with the transformers of constraints.txt
+and the oldest that pyproject.toml allows; a test compares it with the code and with the version installed.
 """
 
 import shutil
@@ -20,8 +20,6 @@ from transformers import (
     Trainer,
     TrainerCallback,
     TrainerControl,
-    TrainerState,
-    TrainingArguments,
 )
 from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.utils import logging
@@ -66,20 +64,6 @@ OVERRIDDEN = {
     "loss_is_scaled_for_ga": "set: losses are divided already, by no number of accumulation steps again",
 }
 """Members of ``Trainer`` that the trainers of ``training`` and ``glue`` override or set, and what they do instead."""
-
-LEANED_ON = {
-    "transformers.Trainer._wrap_model": "evaluation without training",
-    "transformers.Trainer._prepare_inputs": "evaluation",
-    "transformers.Trainer._load_from_checkpoint": "the weights of a finished run",
-    "transformers.TrainingArguments._n_gpu": "set to one device a process",
-    "transformers.PreTrainedModel._from_config": "a model with random weights and a chosen backend",
-    "transformers.PreTrainedModel._init_weights": "overridden: what the original draws",
-    "transformers.PretrainedConfig._attn_implementation": "the backend chosen",
-    "accelerate.Accelerator._models": "whether autocast is set up yet",
-    "torch.optim.lr_scheduler.LambdaLR._last_lr": "the rate that is logged",
-    "torch.ops.mkldnn._is_mkldnn_bf16_supported": "whether this CPU multiplies bf16",
-}
-"""Other private names of these libraries that ``training``, ``glue`` and ``model`` use."""
 
 _NEVER = 2**62
 
@@ -394,12 +378,10 @@ class _StepControl(TrainerCallback):
     def __init__(self, trainer: ResumableTrainer) -> None:
         self.trainer = trainer
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.step_finished(control)
 
-    def on_prediction_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.evaluation_batch_finished()
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -60,6 +60,7 @@ class PretrainingTrainer(ResumableTrainer):
         self.model_accepts_loss_kwargs = True
         self._flops_per_token: int | None = None
         self._log_unmasked = math.log1p(-min(mlm_probability, 1 - 1e-9))
+        self._blank_since: int | None = None
         self._chance = 0.0
         self.add_callback(_StartClock(self.throughput))
 
@@ -126,14 +127,18 @@ class PretrainingTrainer(ResumableTrainer):
         Raises:
             UsageError: no token of this step and those before was masked, which is no chance.
         """
-        self._chance = 0.0 if masked else self._chance + maskable * self._log_unmasked
+        if masked:
+            self._blank_since, self._chance = None, 0.0
+            return
+        if self._blank_since is None:
+            self._blank_since = self.state.global_step
+        self._chance += maskable * self._log_unmasked
         if self._chance < _IMPROBABLE:
-            step = self.state.global_step
-            samples = ", ".join(map(str, self.samples_of_step(step)[:8]))
+            samples = ", ".join(map(str, self.samples_of_step(self._blank_since)[:8]))
             raise UsageError(
-                f"no token of step {step + 1} (samples {samples}, ...) is to be predicted, so that nothing can be "
-                f"learned from it: --train_data_file is damaged or has changed during training; build it anew and go "
-                f"on from the last checkpoint"
+                f"from step {self._blank_since + 1} on (samples {samples}, ...) no token is to be predicted, so that "
+                f"nothing can be learned: --train_data_file is damaged or has changed during training; build it anew "
+                f"and go on from a checkpoint of step {self._blank_since} or before"
             )
 
     def _prepare_input(self, data: Any) -> Any:
@@ -220,9 +225,7 @@ class _StartClock(TrainerCallback):
     def __init__(self, throughput: Throughput) -> None:
         self.throughput = throughput
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.throughput.start(state.num_input_tokens_seen)
 
 

@@ -53,10 +53,9 @@ def interruptible(what: str) -> Iterator[None]:
 def run_tasks(
     function: Callable[[TaskT], ResultT],
     tasks: Iterable[TaskT],
-    *,
     num_proc: int,
-    initializer: Callable[..., None],
-    initargs: tuple[Any, ...],
+    initializer: Callable[..., object] = tuple,
+    initargs: tuple[Any, ...] = (),
 ) -> Iterator[ResultT]:
     """Yield ``function(task)`` of every task, in the order in which they finish.
 
@@ -67,7 +66,7 @@ def run_tasks(
         function: defined at the top of a module.
         tasks: what to work on.
         num_proc: number of processes.
-        initializer: called with ``initargs`` once in every process.
+        initializer: called with ``initargs`` once in every process; by default it does nothing.
         initargs: its arguments.
     """
     if num_proc == 1:
@@ -96,7 +95,7 @@ def run_tasks(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_worker(initializer: Callable[..., None], initargs: tuple[Any, ...]) -> None:
+def _start_worker(initializer: Callable[..., object], initargs: tuple[Any, ...]) -> None:
     for number in (signal.SIGINT, signal.SIGHUP):  # of a terminal; they are for the parent, which ends its workers
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -113,13 +112,10 @@ def _end_with_parent() -> None:
 
 @contextlib.contextmanager
 def _worker_environment() -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in _WORKER_ENVIRONMENT}
+    before = dict(os.environ)
     os.environ.update(_WORKER_ENVIRONMENT)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        os.environ.clear()
+        os.environ.update(before)

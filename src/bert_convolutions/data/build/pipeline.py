@@ -14,12 +14,12 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -49,6 +49,7 @@ from bert_convolutions.schemas import (
 _MERGE_PROCESSES = 3
 """Shards being merged at a time: each takes some five times a shard's size of memory."""
 _DEFAULT_MAX_PROCESSES = 8
+TaskT = TypeVar("TaskT")
 
 
 def build_dataset(options: BuildDatasetOptions) -> Path:
@@ -140,19 +141,11 @@ def _build(
     return target.result
 
 
-def _nothing() -> None:
-    """Start a worker that needs no preparation."""
-
-
 class _Build:
     """One build: the three stages over the files of the work folder."""
 
     def __init__(
-        self,
-        options: BuildDatasetOptions,
-        target: Target,
-        tokenizer: TextTokenizer,
-        settings: BuildSettings,
+        self, options: BuildDatasetOptions, target: Target, tokenizer: TextTokenizer, settings: BuildSettings
     ) -> None:
         self._options = options
         self._target = target
@@ -207,7 +200,8 @@ class _Build:
                             yield sentences.SentenceTask(block, before, path, self._settings.split_sentences)
                         before = block.position
 
-            for read in self._run(sentences.encode_block, tasks(), sentences.start, self._tokenizer):
+            encode, tokenizer = sentences.encode_block, (self._tokenizer,)
+            for read in run_tasks(encode, tasks(), self._num_proc, sentences.start, tokenizer):
                 bar.update(read)
         refuse_changed(self._settings.sources)
         paths = [[self._sentence_file(number, block) for block in range(num)] for number, num in enumerate(num_blocks)]
@@ -217,10 +211,9 @@ class _Build:
         """Pair the sentences of all blocks, whose files are needed no more."""
         done = self._work / "paired"
         if not done.exists():
-            missing = [task for task in tasks if not task.runs.exists()]
-            with _bar("pairing", len(missing), "block") as bar:
-                for _ in self._run(write_runs, missing):
-                    bar.update()
+            self._run(
+                "pairing", "block", write_runs, [task for task in tasks if not task.runs.exists()], self._num_proc
+            )
             write_json(done, True)
         for file in self._work.glob("*.sentences"):
             file.unlink()
@@ -242,9 +235,7 @@ class _Build:
             for shard in range(num_shards)
         ]
         missing = [task for task in tasks if not (task.record.exists() and task.path.exists())]
-        with _bar("shuffling", len(missing), "shard") as bar:
-            for _ in self._run(shards.write_shard, missing, max_processes=_MERGE_PROCESSES):
-                bar.update()
+        self._run("shuffling", "shard", shards.write_shard, missing, min(self._num_proc, _MERGE_PROCESSES))
         return [read_model(ShardRecord, task.record) for task in tasks]
 
     def _finish(self, records: list[ShardRecord], counts: CorpusCounts) -> None:
@@ -266,16 +257,12 @@ class _Build:
             self._target.manifest.unlink(missing_ok=True)
         return shards.record_of(path, counts.examples, counts.tokens)
 
-    def _run(
-        self,
-        function: Callable[..., Any],
-        tasks: Iterable[Any],
-        initializer: Callable[..., None] = _nothing,
-        *initargs: Any,
-        max_processes: int | None = None,
-    ) -> Iterator[Any]:
-        num_proc = min(self._num_proc, max_processes or self._num_proc)
-        return run_tasks(function, tasks, num_proc=num_proc, initializer=initializer, initargs=initargs)
+    @staticmethod
+    def _run(name: str, unit: str, function: Callable[[TaskT], None], tasks: list[TaskT], num_proc: int) -> None:
+        """Do tasks that are known, with progress."""
+        with _bar(name, len(tasks), unit) as bar:
+            for _ in run_tasks(function, tasks, num_proc):
+                bar.update()
 
 
 def _bar(name: str, total: int, unit: str) -> "tqdm[Any]":

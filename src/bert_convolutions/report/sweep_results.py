@@ -148,7 +148,7 @@ def _probe_scores(name: str, command: str, results: ProbeResults) -> dict[str, f
 def _glue_scores(folder: Path) -> dict[str, float]:
     """Means over rounds of each dev set's metrics."""
     found: dict[str, list[float]] = {}
-    for path in sorted(folder.glob("*/glue_state.json")):
+    for path in sorted(folder.rglob("glue_state.json")):
         for dev_set, metrics in read_json(path).get("dev", {}).items():
             for metric, value in metrics.items():
                 found.setdefault(f"{dev_set} {metric}", []).append(float(value))

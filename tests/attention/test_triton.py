@@ -1,0 +1,247 @@
+"""The Triton engine against the equation: on a GPU where there is one, otherwise interpreted, as ``conftest`` says."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+pytest.importorskip("triton")
+
+from bert_convolutions.attention.composite import CompositeAttention, attend_eager
+from bert_convolutions.attention.segments import Segments
+from bert_convolutions.attention.spec import SCORE_TERMS, parse_kernel
+from bert_convolutions.attention.triton import engine, tiling
+from bert_convolutions.attention.triton.engine import attend_triton
+
+DEVICE = "cpu" if engine.INTERPRETED else "cuda"
+SUBSETS = ["_".join(terms) for size in range(1, 5) for terms in itertools.combinations(SCORE_TERMS, size)]
+ALL = "qk_convfixed_convq_convk"
+
+
+pytestmark = pytest.mark.usefixtures("small_tiles")
+
+
+def make(kernel, heads=2, head_size=8, dtype=torch.float32, **options):
+    module = CompositeAttention(16, heads, parse_kernel(kernel), head_size=head_size, **options)
+    for name, parameter in module.named_parameters():
+        if name.endswith("_param"):
+            nn.init.normal_(parameter)
+    return module.to(DEVICE, dtype).eval()
+
+
+def inputs(rows, length, dtype=torch.float32):
+    return torch.randn(rows, length, 16).to(DEVICE, dtype)
+
+
+def outputs_and_gradients(module, hidden, mask, attend):
+    module.zero_grad()
+    hidden = hidden.clone().requires_grad_()
+    output, _ = module(hidden, mask, attend=attend)
+    weights = torch.linspace(-0.5, 0.5, output.numel(), device=output.device).view_as(output)
+    (output * weights).sum().backward()
+    gradients = {name: parameter.grad for name, parameter in module.named_parameters()}
+    return {"output": output.detach(), "hidden": hidden.grad, **gradients}
+
+
+def assert_agrees(module, hidden, mask=None, tolerance=1e-5):
+    expected = outputs_and_gradients(module, hidden, mask, attend_eager)
+    actual = outputs_and_gradients(module, hidden, mask, attend_triton)
+    for name, tensor in expected.items():
+        if tensor is None:
+            assert actual[name] is None, name
+        else:
+            assert (tensor - actual[name]).abs().max() <= tolerance * max(1, tensor.abs().max()), name
+
+
+def examples(*lengths, padding=(0, 0)):
+    """An attention mask (1, S) of examples of these lengths, with padding before and after."""
+    numbers = [torch.full((length,), k + 1) for k, length in enumerate(lengths)]
+    return nn.functional.pad(torch.cat(numbers), padding).unsqueeze(0).to(DEVICE)
+
+
+@pytest.mark.parametrize("reach", [1, 3])
+def test_outside_the_band_the_score_is_that_of_shifted_queries_and_keys(reach):
+    """The identity at the head of ``engine``, in float64, against the bias that ``attend_eager`` adds."""
+    length = 12
+    module = make(f"{ALL} {reach}", dtype=torch.float64)
+    hidden = inputs(2, length, torch.float64)
+    query, key = (module.project(name, hidden, Segments()) for name in ("query", "key"))
+    parts = module.score_parts(query, key, Segments(), torch.float64)
+    scores = query @ key.mT * parts.scaling + parts.bias(length)
+    (by_query, fixed), (by_key, _) = parts.kernel("query"), parts.kernel("key")
+    offset = torch.arange(length, device=DEVICE) - torch.arange(length, device=DEVICE).unsqueeze(1)
+    for side, far in ((-1, offset >= reach), (0, offset <= -reach)):  # the query's last weight is for keys on the right
+        of_query, of_key = by_query[:, side], by_key[:, -1 - side]
+        shifted = (query + of_key) @ (key + of_query).mT - of_key @ of_query
+        shifted = shifted * parts.scaling + fixed[..., side : side + 1 or None]
+        assert far.any() and torch.allclose(scores[..., far], shifted[..., far], rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize(("number", "subset"), enumerate(SUBSETS))
+def test_every_subset_of_the_terms(number, subset):
+    reach = (0, 1, 3, 8)[number % 4]
+    assert_agrees(make(f"{subset} {reach}"), inputs(1, 70), examples(41, 9, 12, padding=(0, 8)))
+    assert_agrees(make(f"{subset} 8"), inputs(1, 49))
+
+
+@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 32, 33, 100])
+@pytest.mark.parametrize("reach", [0, 1, 8, 33])
+def test_reaches_and_lengths(reach, length):
+    """Around the edges of a tile, shorter than the kernel is wide, and with tiles on both sides of the band."""
+    assert_agrees(make(f"{ALL} {reach}", heads=1), inputs(1, length))
+
+
+@pytest.mark.parametrize("head_size", [1, 24, 64, 72, 128])
+def test_any_head_size(head_size):
+    assert_agrees(make(f"{ALL} 2", heads=1, head_size=head_size), inputs(1, 20))
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        examples(*range(1, 10)),
+        examples(*[1] * 40),
+        examples(70),
+        examples(33, 31, padding=(5, 30)),
+        torch.tensor([[1] * 20 + [0] * 3 + [1] * 40 + [0] * 7 + [9] * 3, [0] * 10 + [1] * 63]).to(DEVICE),
+        torch.zeros(1, 40, dtype=torch.bool, device=DEVICE),
+    ],
+    ids=["growing", "single tokens", "one", "padded", "holes", "padding only"],
+)
+def test_packed_rows(mask):
+    assert_agrees(make(f"{ALL} 4"), inputs(*mask.shape), mask)
+
+
+def test_tiles_of_other_examples_are_left_out():
+    """What lies in another tile and another example is not even read: NaN there would come through a zero."""
+    mask = examples(40, 100)
+    module = make(f"{ALL} 4")
+    hidden = inputs(1, 140)
+    expected = outputs_and_gradients(module, hidden, mask, attend_eager)
+    hidden[:, 72:] = torch.nan
+    context = module(hidden, mask, attend=attend_triton)[0][:, :32]
+    assert torch.allclose(context, expected["output"][:, :32], atol=1e-5)
+
+
+def dropped_probabilities(module, hidden, mask=None):
+    """(B, H, S, S) as the kernel has them after dropout, read back from it: of the identity as values."""
+    rows, length, _ = hidden.shape
+    query, key = (module.project(name, hidden, Segments()) for name in ("query", "key"))
+    parts = module.score_parts(query, key, Segments.from_mask(mask), hidden.dtype)
+    identity = torch.eye(length, device=DEVICE).expand(rows, module.num_heads, length, length)
+    return attend_triton(parts, identity, module.dropout)[0]
+
+
+def test_dropout_is_of_probabilities_and_drawn_again_in_backward(monkeypatch):
+    length, rate = 40, 0.3
+    module = make(f"{ALL} 4", dropout=rate, head_size=length).train()
+    hidden, mask = inputs(2, length), torch.cat([examples(40), examples(17, 13, padding=(4, 6))])
+    torch.manual_seed(3)
+    dropped = dropped_probabilities(module, hidden, mask)
+    _, probabilities = module.eval()(hidden, mask)
+    kept = dropped != 0
+    assert torch.allclose(dropped, probabilities * kept / (1 - rate), atol=1e-6)
+    assert abs(kept[probabilities > 0].float().mean().item() - (1 - rate)) < 0.03
+
+    def attend_with_that_mask(parts, value, dropout):
+        probabilities = attend_eager(parts, value, 0.0)[1]
+        return (probabilities * kept / (1 - rate)) @ value, None
+
+    expected = outputs_and_gradients(module.train(), hidden, mask, attend_with_that_mask)
+    torch.manual_seed(3)
+    actual = outputs_and_gradients(module, hidden, mask, attend_triton)
+    for name, tensor in expected.items():
+        assert (tensor - actual[name]).abs().max() <= 1e-5 * max(1, tensor.abs().max()), name
+
+    torch.manual_seed(3)  # the draw is one of seed, row, head and pair, whatever the tiles
+    monkeypatch.setattr(tiling, "TILES", dict.fromkeys(tiling.TILES, (tiling.Tile(16, 64, 32, 4, 2),) * 3))
+    assert torch.equal(dropped_probabilities(module, hidden, mask) != 0, kept)
+    assert not torch.equal(dropped_probabilities(module, hidden, mask) != 0, kept)
+    assert not torch.equal(kept[0, 0], kept[0, 1])
+
+
+def test_two_backward_passes_are_bit_equal():
+    module = make(f"{ALL} 8", dropout=0.1).train()
+    hidden, mask = inputs(1, 75), examples(40, 30, padding=(0, 5))
+    output, _ = module(hidden.requires_grad_(), mask, attend=attend_triton)
+    wanted = [hidden, *module.parameters()]
+    first, second = (torch.autograd.grad(output.sin().sum(), wanted, retain_graph=True) for _ in range(2))
+    assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
+
+
+@settings(max_examples=8, phases=[Phase.explicit, Phase.generate], deadline=None, derandomize=True, database=None)
+@given(st.data())
+def test_any_shape(data):
+    draw = lambda strategy: data.draw(strategy)  # noqa: E731
+    subset, reach = draw(st.sampled_from(SUBSETS)), draw(st.integers(0, 40))
+    rows, heads, head_size = draw(st.integers(1, 2)), draw(st.integers(1, 2)), draw(st.integers(1, 20))
+    lengths = draw(st.lists(st.integers(1, 30), min_size=1, max_size=5))
+    mask = examples(*lengths, padding=(0, draw(st.integers(0, 9)))) if draw(st.booleans()) else None
+    length = sum(lengths) if mask is None else mask.shape[1]
+    module = make(f"{subset} {reach}", heads=heads, head_size=head_size)
+    assert_agrees(module, inputs(rows, length), None if mask is None else mask.expand(rows, -1))
+
+
+HALF = [torch.float16] if engine.INTERPRETED else [torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_in_half_precision_it_is_as_exact_as_the_equation(dtype):
+    module = make(f"{ALL} 4")
+    hidden = inputs(2, 45)
+    exact = outputs_and_gradients(module, hidden, None, attend_eager)
+    errors = {}
+    for attend in (attend_eager, attend_triton):
+        half = outputs_and_gradients(module.to(dtype), hidden.to(dtype), None, attend)
+        errors[attend] = {name: (half[name] - tensor).norm() / tensor.norm() for name, tensor in exact.items()}
+        module.float()
+    for name, error in errors[attend_triton].items():
+        assert error <= 1.5 * errors[attend_eager][name] + 1e-3, name
+
+
+def test_what_is_kept_for_backward_is_linear_in_the_length():
+    module = make(f"{ALL} 4", dropout=0.1).train()
+    kept = {40: 0, 80: 0}
+
+    def count(tensor):
+        kept[length] += tensor.numel()
+        return tensor
+
+    for length in kept:
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            module(inputs(1, length), examples(length), attend=attend_triton)
+    assert kept[80] <= 2 * kept[40]
+
+
+def test_the_operators_keep_what_they_promise_to_the_compiler():
+    module = make(f"{ALL} 2", dropout=0.2).train()
+    hidden, mask = inputs(1, 20), examples(13, 7)
+    parts = {name: module.project(name, hidden, Segments()) for name in ("query", "key", "value")}
+    weights = module.score_parts(parts["query"], parts["key"], Segments(), torch.float32)
+    band, ends = engine.fold(weights.offset_weights("query"), weights.offset_weights("key"), parts["value"].shape[:3])
+    tensors = [part.transpose(1, 2).contiguous().detach().requires_grad_() for part in parts.values()]
+    spans, seed = Segments.from_mask(mask).spans(), torch.tensor([5], device=DEVICE)
+    given = (*tensors, band.detach().requires_grad_(), ends.detach().requires_grad_(), spans, seed, 0.2, 0.3)
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(engine.banded_attention, given, test_utils=checks)
+    attend = lambda hidden: module(hidden, mask, attend=attend_triton)[0]  # noqa: E731
+    results = []
+    for function in (attend, torch.compile(attend, backend="eager", fullgraph=True)):
+        torch.manual_seed(1)
+        results.append(function(hidden))
+    assert torch.allclose(*results)
+
+
+def test_what_the_kernels_do_not_take_is_left_to_the_equation():
+    hidden = inputs(1, 6)
+    pairs = torch.rand(1, 1, 6, 6, device=DEVICE).round().logical_or(torch.eye(6, device=DEVICE))
+    additive = torch.randn(1, 2, 6, 6, device=DEVICE)
+    module = make("qk_convq 2")
+    for mask in (pairs, additive):
+        assert torch.equal(module(hidden, mask, attend=attend_triton)[0], module(hidden, mask)[0])
+    double, wide = make("qk_convq 2", dtype=torch.float64), make("qk 1", heads=1, head_size=130)
+    assert torch.equal(double(hidden.double(), attend=attend_triton)[0], double(hidden.double())[0])
+    assert torch.equal(wide(hidden, attend=attend_triton)[0], wide(hidden)[0])

@@ -1,0 +1,65 @@
+"""The Trainer's flags: which values they may have, for every sub-command that trains."""
+
+import dataclasses
+import math
+
+import pytest
+from transformers import TrainingArguments
+
+from bert_convolutions.cli.main import main
+from bert_convolutions.errors import UsageError
+from bert_convolutions.training.arguments import RANGES, BertTrainingArguments
+
+OUT_OF_RANGE = [
+    *((name, value) for name in ("per_device_train_batch_size", "gradient_accumulation_steps") for value in (0, -1)),
+    *(("learning_rate", value) for value in (-1e-4, 0.0, math.nan, math.inf)),
+    *(("weight_decay", value) for value in (-0.1, math.nan)),
+    *((f"adam_beta{number}", value) for number in (1, 2) for value in (-0.1, 1.0, math.nan)),
+    *(("adam_epsilon", value) for value in (0.0, -1e-8, math.nan)),
+    *(("num_train_epochs", value) for value in (0.0, -1.0, math.nan, math.inf)),
+    *(("max_steps", value) for value in (0, -2)),
+    *((name, value) for name in ("seed", "data_seed") for value in (-1, 2**32)),
+    *(("warmup_steps", value) for value in (-1.0, math.nan, math.inf)),
+    ("dataloader_num_workers", -1),
+    ("dataloader_prefetch_factor", 0),
+    ("save_total_limit", -1),
+    ("max_grad_norm", -1.0),
+    ("logging_steps", math.nan),
+    ("save_steps", -5),
+    ("eval_steps", -5),
+]
+CONTRADICTIONS = {
+    "average_tokens_across_devices": {"average_tokens_across_devices": False},
+    "optim lomo": {"optim": "lomo"},
+    "optim sgd": {"optim": "sgd", "optim_args": "momentum=-3"},
+    "lr_scheduler_type cosine": {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycle": 2}},
+    "lr_scheduler_type polynomial": {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": "two"}},
+    "lr_scheduler_kwargs": {"lr_scheduler_type": "linear", "lr_scheduler_kwargs": {"num_cycles": 2}},
+}
+
+
+@pytest.mark.parametrize(("name", "value"), OUT_OF_RANGE)
+def test_a_value_out_of_range_is_refused_by_name(name: str, value: float) -> None:
+    with pytest.raises(UsageError, match=rf"^--{name} {value} is n"):
+        BertTrainingArguments(output_dir="x", use_cpu=True, **{name: value})
+
+
+@pytest.mark.parametrize("named", CONTRADICTIONS)
+def test_what_the_libraries_would_refuse_later_is_refused_at_once(named: str) -> None:
+    with pytest.raises(UsageError, match=f"--{named}"):
+        BertTrainingArguments(output_dir="x", use_cpu=True, **CONTRADICTIONS[named])
+
+
+@pytest.mark.parametrize("command", ["pretrain", "glue"])
+@pytest.mark.parametrize("flag", ["learning_rate=-1", "seed=-1", "max_steps=0", "average_tokens_across_devices=false"])
+def test_every_sub_command_that_trains_checks_them(command: str, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    required = ["--data_dir=nowhere", "--task_name=RTE"] if command == "glue" else []
+    assert main([command, "--output_dir=x", f"--{flag}", *required]) == 2
+    assert f"--{flag.replace('=', ' ')}" in capsys.readouterr().err
+
+
+def test_every_range_is_of_a_flag_and_holds_its_default() -> None:
+    """Of this version of transformers, or of another that is allowed."""
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
+    assert set(RANGES) - set(defaults) <= {"warmup_ratio"}
+    BertTrainingArguments(output_dir="x", use_cpu=True)

@@ -1,0 +1,278 @@
+"""What a second run makes of a folder that holds something: go on, finish, refuse, replace, and never lose it."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.training.conftest import Corner
+from transformers import AutoModelForMaskedLM
+
+from bert_convolutions import files
+from bert_convolutions.cli.main import main
+from bert_convolutions.errors import EXIT_DIVERGED
+from bert_convolutions.training import checkpoints
+from bert_convolutions.training.trainer import PretrainingTrainer
+
+
+class KilledError(BaseException):
+    """Ends a run as kill -9 would, where the test says."""
+
+
+def run(corner: Corner, output: str, **changes: Any) -> int:
+    return main(["pretrain", *corner.flags(output, **changes)])
+
+
+def resume(corner: Corner, output: str, **changes: Any) -> int:
+    return run(corner, output, resume_from_checkpoint="true", **changes)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Everything in a folder but its lock."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != files.LOCK_NAME]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def steps_of_results(folder: Path) -> int:
+    return json.loads((folder / "train_results.json").read_text())["steps"]
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    left, right = (load_file(folder / "model.safetensors") for folder in (one, other))
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.fixture
+def kill(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Have a function end the run instead of doing its work, at its n-th call of a kind."""
+    with monkeypatch.context() as patch:
+
+        def plan(owner: Any, name: str, call: int, of: Callable[..., bool] = lambda *_, **__: True) -> None:
+            genuine = getattr(owner, name)
+            calls = iter(range(1, 10**6))
+
+            def killed(*args: Any, **kwargs: Any) -> Any:
+                if of(*args, **kwargs) and next(calls) == call:
+                    raise KilledError
+                return genuine(*args, **kwargs)
+
+            patch.setattr(owner, name, killed)
+
+        plan.undo = patch.undo  # type: ignore[attr-defined]
+        yield plan
+
+
+def test_a_longer_run_interrupted_at_its_end_is_finished_by_the_next(
+    corner: Corner, kill: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The results of the shorter run don't pass for those of the longer one, and never stand beside another model."""
+    folder = corner.folder / "longer"
+    assert run(corner, "longer", max_steps=4) == 0
+    shutil.copytree(folder, corner.folder / "shorter")
+    kill(PretrainingTrainer, "save_model", call=2)  # the first is the checkpoint's
+    with pytest.raises(KilledError):
+        resume(corner, "longer", max_steps=6)
+    kill.undo()
+    assert checkpoints.newest_valid(folder).found == folder / "checkpoint-6"
+    assert steps_of_results(folder) == 4 and same_weights(folder, corner.folder / "shorter")
+    assert resume(corner, "longer", max_steps=6) == 0
+    assert steps_of_results(folder) == 6 and same_weights(folder, folder / "checkpoint-6")
+    assert resume(corner, "longer", max_steps=6) == 0
+    assert "the run is finished, 6 of 6 steps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("call", [1, 3, 6])
+def test_results_and_model_are_installed_together(corner: Corner, kill: Any, call: int) -> None:
+    """Killed at each file that is moved in: what the next command finds is the new model with the new results."""
+    folder = corner.folder / f"together-{call}"
+    assert run(corner, folder.name, max_steps=2, save_strategy="no") == 0
+    shutil.copytree(folder, corner.folder / f"was-{call}")
+    kill(Path, "replace", call, of=lambda source, target: source.parent.name == ".installing")
+    with pytest.raises(KilledError):
+        run(corner, folder.name, max_steps=3, overwrite_output_dir="true", save_strategy="no")
+    kill.undo()
+    assert resume(corner, folder.name, max_steps=3, save_strategy="no") == 0
+    assert steps_of_results(folder) == 3
+    assert not same_weights(folder, corner.folder / f"was-{call}")
+    assert not [path.name for path in folder.iterdir() if path.name.startswith(".") and path.name != files.LOCK_NAME]
+
+
+def test_flags_of_the_optimizer_count_on_resume(corner: Corner) -> None:
+    assert run(corner, "rates", max_steps=6, save_steps=3, learning_rate=0.01) == 0
+    shutil.rmtree(corner.folder / "rates" / "checkpoint-6")
+    settings = {"learning_rate": 0.002, "weight_decay": 0.3, "adam_beta2": 0.9, "adam_epsilon": 1e-5}
+    assert resume(corner, "rates", max_steps=6, save_steps=3, **settings) == 0
+    folder = corner.folder / "rates"
+    rates = [entry["learning_rate"] for entry in state_of(folder)["log_history"] if "learning_rate" in entry]
+    assert rates == pytest.approx([0.01, 0.01 * 5 / 6, 0.01 * 4 / 6, 0.002 * 3 / 6, 0.002 * 2 / 6, 0.002 / 6])
+    groups = torch.load(folder / "checkpoint-6" / "optimizer.pt", weights_only=True)["param_groups"]
+    assert [(group["initial_lr"], group["weight_decay"]) for group in groups] == [(0.002, 0.3), (0.002, 0.0)]
+    assert all(group["betas"] == (0.9, 0.9) and group["eps"] == 1e-5 for group in groups)
+
+
+def state_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "trainer_state.json").read_text())
+
+
+def test_the_advice_after_a_divergence_works(corner: Corner, capsys: pytest.CaptureFixture[str]) -> None:
+    """Go on from the last good checkpoint with a lower rate; where there is none, start again with one."""
+    flags = {"save_steps": 2, "max_steps": 12, "max_grad_norm": 0}
+    assert run(corner, "wild", learning_rate=0.01, **{**flags, "max_steps": 2}) == 0
+    assert resume(corner, "wild", learning_rate=1e30, **flags) == EXIT_DIVERGED
+    said = capsys.readouterr().err
+    assert "go on from it with --resume_from_checkpoint true and a lower --learning_rate" in said
+    assert (corner.folder / "wild" / "diverged.json").exists()
+    assert resume(corner, "wild", learning_rate=0.001, **flags) == 0
+    assert steps_of_results(corner.folder / "wild") == 12 and not (corner.folder / "wild" / "diverged.json").exists()
+    rates = [entry.get("learning_rate", 0) for entry in state_of(corner.folder / "wild")["log_history"]]
+    assert max(rates[2:]) <= 0.001
+
+    assert run(corner, "wild-start", learning_rate=1e30, **flags) == EXIT_DIVERGED
+    assert "start again with a lower --learning_rate" in capsys.readouterr().err
+    assert resume(corner, "wild-start", learning_rate=0.001, **flags) == 0
+
+
+FAILS_LATE = {
+    "a rate": {"learning_rate": -1},
+    "a schedule's argument": {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": '{"num_cycle": 2}'},
+    "an optimizer that isn't installed": {"optim": "lomo"},
+    "an optimizer's argument": {"optim": "sgd", "optim_args": "momentum=-3"},
+    "a tracker that isn't installed": {"report_to": "comet_ml"},
+    "a rate at which nothing is left": {"learning_rate": 1e30, "max_grad_norm": 0},
+    "a metric that nobody measures": {
+        "load_best_model_at_end": "true", "metric_for_best_model": "beauty", "eval_strategy": "steps", "eval_steps": 1,
+        "save_strategy": "best",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FAILS_LATE)
+def test_a_run_to_be_replaced_is_whole_whatever_fails(corner: Corner, case: str) -> None:
+    folder = corner.folder / "precious"
+    if not folder.exists():
+        assert run(corner, "precious", max_steps=2) == 0
+    before = contents(folder)
+    changes = {"eval_data_file": corner.folder / "eval.ids"} | FAILS_LATE[case]
+    assert run(corner, "precious", overwrite_output_dir="true", seed=7, **changes) != 0
+    (folder / "diverged.json").unlink(missing_ok=True)
+    assert contents(folder) == before
+
+
+def test_a_run_to_be_replaced_comes_back_after_a_kill_and_goes_with_the_first_checkpoint(
+    corner: Corner, kill: Any
+) -> None:
+    folder = corner.folder / "kept"
+    assert run(corner, "kept", max_steps=4, save_steps=2) == 0
+    before = contents(folder)
+    kill(PretrainingTrainer, "training_step", call=1)
+    real_settle = files.settle_aside
+    files.settle_aside = lambda *args, **kwargs: None  # what a killed process can't do any more
+    try:
+        with pytest.raises(KilledError):
+            run(corner, "kept", max_steps=3, seed=7, overwrite_output_dir="true")
+    finally:
+        files.settle_aside = real_settle
+        kill.undo()
+    assert not checkpoints.list_checkpoints(folder) and (folder / files.ASIDE_NAME).exists()
+    assert run(corner, "kept", max_steps=4) == 2  # not taken for an empty folder
+    assert resume(corner, "kept", max_steps=4, save_steps=2) == 0
+    assert contents(folder) == before
+
+    kill(PretrainingTrainer, "training_step", call=3)
+    with pytest.raises(KilledError):
+        run(corner, "kept", max_steps=3, save_steps=1, seed=7, overwrite_output_dir="true")
+    kill.undo()
+    assert [path.name for path in checkpoints.list_checkpoints(folder)] == ["checkpoint-1", "checkpoint-2"]
+    assert not (folder / files.ASIDE_NAME).exists() and not (folder / "model.safetensors").exists()
+
+
+def test_what_changes_a_run_is_noticed_on_resume(corner: Corner, capsys: pytest.CaptureFixture[str]) -> None:
+    """The whole configuration, and other data of the same size."""
+    assert run(corner, "facts", max_steps=2) == 0
+    config = json.loads((corner.folder / "config.json").read_text())
+    for name, value in (("hidden_dropout_prob", 0.1), ("hidden_act", "relu"), ("layer_norm_eps", 1e-6)):
+        (corner.folder / "changed.json").write_text(json.dumps(config | {name: value}))
+        assert resume(corner, "facts", max_steps=4, config_name=corner.folder / "changed.json") == 2
+        said = capsys.readouterr().err
+        assert f"{name} {value}" in said and "the model (--config_name" in said
+    lines = (corner.folder / "train.ids").read_text().splitlines()
+    lines[7] = " ".join([*lines[7].split()[:1], "5", *lines[7].split()[2:]])
+    (corner.folder / "other.ids").write_text("\n".join(lines) + "\n")
+    assert resume(corner, "facts", max_steps=4, train_data_file=corner.folder / "other.ids") == 2
+    assert "the content of --train_data_file" in capsys.readouterr().err
+    assert resume(corner, "facts", max_steps=4, optim="sgd") == 2
+    assert "--optim" in capsys.readouterr().err
+    assert resume(corner, "facts", max_steps=4, optim="adamw_torch") == 0  # the same, by other kernels
+
+
+def test_a_model_without_checkpoints_is_not_replaced_by_a_resumed_run(
+    corner: Corner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Finished with this run's flags it is answered so; any other model, or a longer run, is refused."""
+    folder = corner.folder / "no-checkpoints"
+    assert run(corner, folder.name, max_steps=2, save_strategy="no") == 0
+    before = contents(folder)
+    assert resume(corner, folder.name, max_steps=2, save_strategy="no") == 0
+    assert "the run is finished, 2 of 2 steps" in capsys.readouterr().err
+    evaluation = {"do_eval": "true", "eval_data_file": corner.folder / "eval.ids"}
+    assert resume(corner, folder.name, max_steps=2, save_strategy="no", **evaluation) == 0
+    for name in ("eval_results.json", "eval_results_lm.txt"):
+        (folder / name).unlink()
+    assert resume(corner, folder.name, max_steps=2, seed=7) == 2
+    assert "--seed was 42 and is now 7" in capsys.readouterr().err
+    assert resume(corner, folder.name, max_steps=3) == 2
+    assert "holds a model (model.safetensors) and no checkpoint to go on from" in capsys.readouterr().err
+    assert contents(folder) == before
+    shutil.copytree(folder, corner.folder / "converted")
+    (corner.folder / "converted" / "train_results.json").unlink()
+    for changes in ({}, {"resume_from_checkpoint": corner.folder / "other-run" / "checkpoint-2"}):
+        if changes:
+            assert run(corner, "other-run", max_steps=2) == 0
+        assert run(corner, "converted", max_steps=2, **({"resume_from_checkpoint": "true"} | changes)) == 2
+        assert "no checkpoint to go on from" in capsys.readouterr().err
+    assert same_weights(corner.folder / "converted", folder)
+
+
+@pytest.mark.parametrize(
+    "flag", ["config_name", "tokenizer_name", "train_data_file", "eval_data_file", "model_name_or_path"]
+)
+def test_an_input_in_the_folder_that_would_be_cleared_is_refused(
+    corner: Corner, capsys: pytest.CaptureFixture[str], flag: str
+) -> None:
+    folder = corner.folder / "holding"
+    if not folder.exists():
+        assert run(corner, folder.name, max_steps=1) == 0
+        for name in ("train.ids", "eval.ids"):
+            shutil.copy(corner.folder / name, folder / name)
+    inside = {
+        "config_name": "config.json", "tokenizer_name": "", "train_data_file": "train.ids",
+        "eval_data_file": "eval.ids", "model_name_or_path": "checkpoint-1",
+    }  # fmt: skip
+    before = contents(folder)
+    changes: dict[str, Any] = {flag: folder / inside[flag]}
+    if flag == "model_name_or_path":
+        changes["config_name"] = None
+    assert (
+        run(
+            corner,
+            folder.name,
+            overwrite_output_dir="true",
+            do_eval="true",
+            **{"eval_data_file": corner.folder / "eval.ids", **changes},
+        )
+        == 2
+    )
+    assert f"the input --{flag}" in capsys.readouterr().err and contents(folder) == before
+
+
+def test_a_checkpoint_without_its_optimizer_is_no_place_to_go_on_from(
+    corner: Corner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(corner, "light", max_steps=2, save_steps=1, save_only_model="true") == 0
+    assert resume(corner, "light", max_steps=4) == 2
+    assert "--save_only_model" in capsys.readouterr().err
+    assert AutoModelForMaskedLM.from_pretrained(corner.folder / "light")
