@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bert_convolutions import CompositeBertConfig, CompositeBertForMaskedLM, CompositeBertForPreTraining
-from bert_convolutions.data.collate import PretrainingCollator, loading_speed
+from bert_convolutions.data.collate import PretrainingCollator
 from bert_convolutions.data.masking import IGNORED, Masking
 from bert_convolutions.data.packing import one_per_row, pack
 from bert_convolutions.data.randomness import EpochOrder, mix
@@ -266,10 +266,3 @@ def test_packed_rows_give_the_loss_and_gradients_of_padded_ones(options, impleme
     assert packed == pytest.approx(padded, abs=1e-5)
     for name, gradient in packed_gradients.items():
         assert torch.allclose(gradient, padded_gradients[name], atol=1e-5), name
-
-
-def test_loading_speed_counts_real_tokens(monkeypatch):
-    clock = iter([0.0, 1.0, 2.0, 2.0])
-    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
-    batches = ({"num_real_tokens": torch.tensor(count)} for count in (1000, 10, 20, 40))
-    assert loading_speed(batches, seconds=2.0) == 15.0 and next(batches)["num_real_tokens"] == 40

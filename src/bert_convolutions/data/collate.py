@@ -3,8 +3,6 @@
 Legend: R rows, S row length, M masked positions (padded to a bucket), X examples.
 """
 
-import time
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypedDict
 
@@ -117,23 +115,6 @@ class PretrainingCollator:
             examples[index] = np.concatenate([ids[:1], ids[middle:], ids[1:middle]])
         lengths = np.array([min(len(ids), self.block_size) for ids in examples], dtype=np.int64)
         return np.concatenate([ids[: self.block_size] for ids in examples]).astype(np.int64, copy=False), lengths
-
-
-def loading_speed(batches: Iterable[Mapping[str, Any]], seconds: float = 1.0) -> float:
-    """Real tokens per second that a loader gives when nobody trains on them, its first batch not counted.
-
-    Args:
-        batches: of the collator's making, at least two.
-        seconds: how long to draw from them, at least.
-    """
-    source, tokens = iter(batches), 0
-    next(source)
-    begun = time.perf_counter()
-    for batch in source:
-        tokens += int(batch["num_real_tokens"])
-        if time.perf_counter() - begun >= seconds:
-            break
-    return tokens / (time.perf_counter() - begun)
 
 
 def _number_in_row(row: NDArray[np.int64], column: NDArray[np.int64]) -> NDArray[np.int64]:
