@@ -1,6 +1,8 @@
 """The command as a whole: its list, its help, what it says when something goes wrong, and its exit codes."""
 
+import dataclasses
 import errno
+import inspect
 import os
 import signal
 import subprocess
@@ -52,6 +54,13 @@ def test_the_list_of_sub_commands(argv: list[str], capsys: pytest.CaptureFixture
     for name in SUB_COMMANDS:
         assert f"  {name} " in output
         assert COMMANDS[name].purpose in output
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_each_row_of_the_table_leads_somewhere(command: Command) -> None:
+    assert dataclasses.is_dataclass(command.options_class)
+    parameters = inspect.signature(commands._locate(command.work)).parameters
+    assert len(parameters) == (2 if command.trainer else 1)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,11 +49,10 @@ def run_bench(options: BenchOptions) -> None:
 
 def _backends() -> list[str]:
     """Of our attention on this machine, the default first."""
-    backends = ["sdpa", "eager"]
     with contextlib.suppress(UsageError, ValueError):
         attention_backend("triton")
-        backends += ["triton"] if torch.cuda.is_available() else []
-    return backends
+        return ["sdpa", "eager", *(["triton"] if torch.cuda.is_available() else [])]
+    return ["sdpa", "eager"]
 
 
 class Bench:
@@ -63,8 +62,8 @@ class Bench:
         self.options, self.groups, self.folder, self.reads_pairs = options, groups, folder, reads_pairs
         self.console = make_console()
         self.entries: dict[str, list[dict[str, Any]]] = {}
-        name = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-        self.peak = peak_flops(name, options.peak_tflops) if name else None
+        on_gpu = torch.cuda.is_available()
+        self.peak = peak_flops(torch.cuda.get_device_name(), options.peak_tflops) if on_gpu else None
         self._work_done = 0.0
         self._begun = time.monotonic()
 

@@ -42,7 +42,7 @@ class Command:
     @property
     def options_class(self) -> Any:
         """The dataclass of its own flags."""
-        return pkgutil.resolve_name(self.options)
+        return _locate(self.options)
 
     def run(self, argv: Sequence[str]) -> None:
         """Print the help asked for, or read the flags and do the work.
@@ -77,7 +77,7 @@ class Command:
             from bert_convolutions.training.arguments import BertTrainingArguments
 
             arguments = [trainer_flags.parse(BertTrainingArguments)]
-        result = pkgutil.resolve_name(self.work)(options, *arguments)
+        result = _locate(self.work)(options, *arguments)
         if self.result:
             print(f"{self.result}: {result}")
 
@@ -142,99 +142,49 @@ def _add_common_trainer_flags(parser: FlagParser) -> None:
         group.add_argument(f"--{flag.name}", metavar=flag.kind, default=flag.default, help=flag.help, nargs=nargs)
 
 
+def _locate(name: str) -> Any:
+    """What a ``module:name`` is; one that begins with a point is of this package."""
+    return pkgutil.resolve_name(f"bert_convolutions{name}" if name.startswith(".") else name)
+
+
 def _raised_in(error: BaseException, packages: tuple[str, ...]) -> bool:
     """Whether the innermost Python frame of an error belongs to one of ``packages``."""
     innermost = list(traceback.walk_tb(error.__traceback__))[-1][0]
     return str(innermost.f_globals.get("__name__")).startswith(packages)
 
 
-COMMANDS = {
-    command.name: command
-    for command in (
-        Command(
-            "train-tokenizer",
-            "Train a SentencePiece tokenizer on plain text.",
-            options="bert_convolutions.data.options:TrainTokenizerOptions",
-            work="bert_convolutions.data.build.train_tokenizer:train_tokenizer",
-            result="tokenizer",
-        ),
-        Command(
-            "build-dataset",
-            "Turn plain text into shuffled, tokenized sentence pairs on disk.",
-            options="bert_convolutions.data.options:BuildDatasetOptions",
-            work="bert_convolutions.data.build.pipeline:build_dataset",
-            result="sentence pairs",
-        ),
-        Command(
-            "pretrain",
-            "Pre-train a composite-attention BERT encoder on masked-word prediction.",
-            options="bert_convolutions.training.options:PretrainOptions",
-            work="bert_convolutions.training.pretrain:run_pretraining",
-            trainer=True,
-        ),
-        Command(
-            "glue",
-            "Fine-tune a pre-trained encoder on the GLUE tasks, and predict their test sets.",
-            options="bert_convolutions.glue.options:GlueOptions",
-            work="bert_convolutions.glue.run:run_glue",
-            trainer=True,
-        ),
-        Command(
-            "compile-glue",
-            "Tabulate the dev scores and write the GLUE submission of the best rounds.",
-            options="bert_convolutions.glue.options:CompileGlueOptions",
-            work="bert_convolutions.glue.submit:compile_glue",
-        ),
-        Command(
-            "minimal-pairs",
+# fmt: off
+COMMANDS = {command.name: command for command in (
+    Command("train-tokenizer", "Train a SentencePiece tokenizer on plain text.",
+            ".data.options:TrainTokenizerOptions", ".data.build.train_tokenizer:train_tokenizer", result="tokenizer"),
+    Command("build-dataset", "Turn plain text into shuffled, tokenized sentence pairs on disk.",
+            ".data.options:BuildDatasetOptions", ".data.build.pipeline:build_dataset", result="sentence pairs"),
+    Command("pretrain", "Pre-train a composite-attention BERT encoder on masked-word prediction.",
+            ".training.options:PretrainOptions", ".training.pretrain:run_pretraining", trainer=True),
+    Command("glue", "Fine-tune a pre-trained encoder on the GLUE tasks, and predict their test sets.",
+            ".glue.options:GlueOptions", ".glue.run:run_glue", trainer=True),
+    Command("compile-glue", "Tabulate the dev scores and write the GLUE submission of the best rounds.",
+            ".glue.options:CompileGlueOptions", ".glue.submit:compile_glue"),
+    Command("minimal-pairs",
             "Ask a masked language model which of two sentences is acceptable: BLiMP, Zorro, or pairs of one's own.",
-            options="bert_convolutions.probes.options:MinimalPairsOptions",
-            work="bert_convolutions.probes.run:run_minimal_pairs",
-        ),
-        Command(
-            "local-order",
+            ".probes.options:MinimalPairsOptions", ".probes.run:run_minimal_pairs"),
+    Command("local-order",
             "Ask a masked language model which of two sentences has a word out of place, by how far it was moved.",
-            options="bert_convolutions.probes.options:LocalOrderOptions",
-            work="bert_convolutions.probes.run:run_local_order",
-        ),
-        Command(
-            "sweep",
+            ".probes.options:LocalOrderOptions", ".probes.run:run_local_order"),
+    Command("sweep",
             "Run an experiment: variants, seeds and evaluations, each a command of its own; run what is missing.",
-            options="bert_convolutions.sweep.options:SweepOptions",
-            work="bert_convolutions.sweep.run:run_sweep",
-        ),
-        Command(
-            "report",
+            ".sweep.options:SweepOptions", ".sweep.run:run_sweep"),
+    Command("report",
             "Say what a sweep found: one HTML file with pictures, tables and intervals, and the PNG and CSV behind it.",
-            options="bert_convolutions.report.options:ReportOptions",
-            work="bert_convolutions.report.sweep:write_report",
-            result="report",
-        ),
-        Command(
-            "plot-kernels",
-            "Draw the convolution kernels that a model's attention has learned.",
-            options="bert_convolutions.report.options:PlotKernelsOptions",
-            work="bert_convolutions.report.sweep:run_plot_kernels",
-            result="kernels",
-        ),
-        Command(
-            "convert",
-            "Convert a checkpoint of the original code into one of this project.",
-            options="bert_convolutions.convert.options:ConvertOptions",
-            work="bert_convolutions.convert.original:run_convert",
-            result="converted checkpoint",
-        ),
-        Command(
-            "bench",
-            "Measure speed and memory against Hugging Face's models on the same text.",
-            options="bert_convolutions.bench.options:BenchOptions",
-            work="bert_convolutions.bench.run:run_bench",
-        ),
-        Command(
-            "demo",
-            "Run the whole path on public-domain speeches in under ten minutes.",
-            options="bert_convolutions.demo.options:DemoOptions",
-            work="bert_convolutions.demo.run:run_demo",
-        ),
-    )
-}
+            ".report.options:ReportOptions", ".report.sweep:write_report", result="report"),
+    Command("plot-kernels", "Draw the convolution kernels that a model's attention has learned.",
+            ".report.options:PlotKernelsOptions", ".report.sweep:run_plot_kernels", result="kernels"),
+    Command("convert",
+            "Convert a checkpoint of the original code, or BERT or ELECTRA with terms added, into one of ours.",
+            ".convert.options:ConvertOptions", ".convert.original:run_convert", result="converted checkpoint"),
+    Command("bench", "Measure speed and memory against Hugging Face's models on the same text.",
+            ".bench.options:BenchOptions", ".bench.run:run_bench"),
+    Command("demo", "Run the whole path on public-domain speeches in under ten minutes.",
+            ".demo.options:DemoOptions", ".demo.run:run_demo"),
+)}
+# fmt: on
