@@ -18,7 +18,7 @@ def requirements() -> dict[str, Requirement]:
     lists = re.findall(r"^(?:dependencies|dev) = (\[.*?\])$", text, flags=re.DOTALL | re.MULTILINE)
     assert len(lists) == 2
     found = [Requirement(item) for part in lists for item in re.findall(r'"([^"]+)"', part)]
-    return {requirement.name.lower(): requirement for requirement in found}
+    return {item.name.lower(): item for item in found if item.name != "bert_convolutions"}  # its own extras
 
 
 def pins(name: str) -> dict[str, Version]:
