@@ -58,6 +58,7 @@ def test_every_token_has_its_place(lengths: np.ndarray):
         assert numbers == sorted(numbers)
         assert set(numbers) == set(range(1, max(numbers) + 1))
     assert batch["labels"].tolist() == list(range(len(lengths)))
+    assert batch["examples_per_row"] == int(batch["attention_mask"].max())
 
 
 def test_little_is_padded_in_a_uniform_batch():

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from bert_convolutions.data.masking import IGNORED, Masking
-from bert_convolutions.data.packing import one_per_row, pack
+from bert_convolutions.data.packing import Rows
 
 
 class Examples(Protocol):
@@ -73,34 +73,22 @@ class PretrainingCollator:
         ids, lengths = self._truncated([feature["input_ids"] for feature in features], swapped)
         masked, labels = self.masking(ids, epochs, samples, lengths=lengths)
 
-        places, num_rows = pack(lengths.tolist(), self.block_size) if self.pack else one_per_row(lengths.tolist())
-        num_rows = -(-num_rows // self.row_bucket) * self.row_bucket
-        row, column = np.array(places, dtype=np.int64).reshape(-1, 2).T
-        starts = row * self.block_size + column
-        positions = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        slots = np.repeat(starts, lengths) + positions
-
-        def lay_out(values: NDArray[np.int64], padding: int) -> NDArray[np.int64]:
-            laid_out = np.full(num_rows * self.block_size, padding, dtype=np.int64)
-            laid_out[slots] = values
-            return laid_out.reshape(num_rows, self.block_size)
-
-        numbers = _number_in_row(row, column)
+        rows = Rows.of(lengths, self.block_size, packed=self.pack, row_bucket=self.row_bucket)
         batch = {
-            "input_ids": lay_out(masked, self.pad_id),
-            "attention_mask": lay_out(np.repeat(numbers, lengths), 0),
-            "position_ids": lay_out(positions, 0),
+            "input_ids": rows.lay_out(masked, self.pad_id),
+            "attention_mask": rows.attention_mask(),
+            "position_ids": rows.lay_out(rows.positions),
         }
         chosen = np.flatnonzero(labels != IGNORED)
-        chosen = chosen[np.argsort(slots[chosen])]
+        chosen = chosen[np.argsort(rows.slots[chosen])]
         size = max(1, -(-len(chosen) // self.position_bucket)) * self.position_bucket
-        batch["masked_positions"] = _filled(slots[chosen], size, 0)
+        batch["masked_positions"] = _filled(rows.slots[chosen], size, 0)
         batch["labels"] = _filled(labels[chosen], size, IGNORED)
         batch["sample_ids"], batch["num_real_tokens"] = samples, np.array(len(ids))
         if self.sentence_order:
-            batch["example_starts"], batch["next_sentence_label"] = starts, swapped.astype(np.int64)
+            batch["example_starts"], batch["next_sentence_label"] = rows.starts, swapped.astype(np.int64)
         tensors = {name: torch.from_numpy(value) for name, value in batch.items()}
-        return {**tensors, "examples_per_row": int(numbers.max(initial=1))}
+        return {**tensors, "examples_per_row": int(rows.numbers.max(initial=1))}
 
     def _truncated(
         self, examples: list[NDArray[np.integer]], swapped: NDArray[np.bool_]
@@ -115,15 +103,6 @@ class PretrainingCollator:
             examples[index] = np.concatenate([ids[:1], ids[middle:], ids[1:middle]])
         lengths = np.array([min(len(ids), self.block_size) for ids in examples], dtype=np.int64)
         return np.concatenate([ids[: self.block_size] for ids in examples]).astype(np.int64, copy=False), lengths
-
-
-def _number_in_row(row: NDArray[np.int64], column: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each example, which one of its row it is from the left, counted from 1."""
-    order = np.lexsort((column, row))
-    first = np.searchsorted(row[order], row[order])
-    number = np.empty_like(row)
-    number[order] = np.arange(len(row)) - first + 1
-    return number
 
 
 def _filled(values: NDArray[np.int64], size: int, filling: int) -> NDArray[np.int64]:

@@ -4,11 +4,17 @@ Best fit, longest first. Its bound is that of first fit, longest first: at most 
 constant (Johnson, "Near-optimal bin packing algorithms", 1973; for first fit the constant is 6/9 by Dosa, 2007). In
 practice it is one row more than the fewest, or none. The layout changes no number of the model: an example attends to
 itself alone wherever it stands.
+
+Legend: R rows, S row length, X examples, T their tokens.
 """
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 class Place(NamedTuple):
@@ -52,3 +58,57 @@ def pack(lengths: Sequence[int], row_length: int) -> tuple[list[Place], int]:
 def one_per_row(lengths: Sequence[int]) -> tuple[list[Place], int]:
     """The padded layout: each example in a row of its own."""
     return [Place(row, 0) for row in range(len(lengths))], len(lengths)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The tokens of X examples, one example after the other, laid out in rows. All arrays are int64.
+
+    Attributes:
+        shape: (R, S).
+        lengths: (X,) tokens of each example.
+        starts: (X,) slot of the first token of each, counted through all rows.
+        numbers: (X,) which one of its row each is from the left, counted from 1.
+        positions: (T,) of each token in its example, from 0.
+        slots: (T,) where each token stands, counted through all rows.
+    """
+
+    shape: tuple[int, int]
+    lengths: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    numbers: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    slots: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, lengths: NDArray[np.int64], row_length: int, *, packed: bool = True, row_bucket: int = 1) -> "Rows":
+        """Place examples.
+
+        Args:
+            lengths: (X,) tokens of each example.
+            row_length: S.
+            packed: several examples in a row; else one.
+            row_bucket: there are as many rows as a multiple of this.
+
+        Raises:
+            ValueError: for an example longer than a row.
+        """
+        places, rows = (pack if packed else lambda given, _: one_per_row(given))(lengths.tolist(), row_length)
+        row, column = np.array(places, dtype=np.int64).reshape(-1, 2).T
+        starts = row * row_length + column
+        order = np.argsort(starts)
+        numbers = np.empty_like(row)
+        numbers[order] = np.arange(1, len(row) + 1) - np.searchsorted(row[order], row[order])
+        positions = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        shape = -(-rows // row_bucket) * row_bucket, row_length
+        return cls(shape, lengths, starts, numbers, positions, np.repeat(starts, lengths) + positions)
+
+    def lay_out(self, values: NDArray[np.integer], padding: int = 0) -> NDArray[np.int64]:
+        """A value for each token (T,), in its place among ``padding``: (R, S)."""
+        laid_out = np.full(self.shape, padding, dtype=np.int64)
+        laid_out.reshape(-1)[self.slots] = values
+        return laid_out
+
+    def attention_mask(self) -> NDArray[np.int64]:
+        """(R, S): 0 for padding and k for the tokens of the k-th example of a row."""
+        return self.lay_out(np.repeat(self.numbers, self.lengths))

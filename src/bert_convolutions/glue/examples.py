@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
-from bert_convolutions.data.packing import pack
+from bert_convolutions.data.packing import Rows
 from bert_convolutions.glue.reading import Examples
 from bert_convolutions.model.modeling import CompositeBertPreTrainedModel
 from bert_convolutions.training.sampling import Slice, StepPlan
@@ -102,8 +101,8 @@ def _label_array(examples: Examples) -> np.ndarray | None:
     return np.array(examples.labels, dtype=np.int64 if whole else np.float32)
 
 
-Layout = Callable[[EncodedExamples], Mapping[str, Tensor]]
-"""Makes the batch of some examples, in their order; which one it is changes no number of the model."""
+Layout = Callable[[EncodedExamples], Mapping[str, Any]]
+"""Makes the model's inputs of some examples, in their order; which one it is changes no number of the model."""
 
 
 @dataclass(frozen=True)
@@ -116,33 +115,24 @@ class PackedRows:
 
     pad_id: int
 
-    def __call__(self, examples: EncodedExamples) -> dict[str, Tensor]:
+    def __call__(self, examples: EncodedExamples) -> dict[str, Any]:
         """Lay out N examples.
 
         Returns:
             ``input_ids``, ``token_type_ids`` where there are any, ``attention_mask`` (0 padding, k the k-th example of
             the row) and ``position_ids``, all (R, S) int64; ``example_starts`` (N,), the flat position of the first
-            token of each; ``labels`` (N,) where there are any.
+            token of each; ``examples_per_row``, an int, the most there are; ``labels`` (N,) where there are any.
         """
-        lengths = examples.lengths
-        row_length = -(-int(lengths.max()) // ROW_MULTIPLE) * ROW_MULTIPLE
-        places, rows = pack(lengths.tolist(), row_length)
-        starts = np.array([place.row * row_length + place.column for place in places], dtype=np.int64)
-        row_of = np.sort(starts) // row_length
-        number = np.empty(len(starts), dtype=np.int64)
-        number[np.argsort(starts)] = np.arange(1, len(starts) + 1) - np.searchsorted(row_of, row_of)
-        positions = np.arange(lengths.sum()) - np.repeat(examples.offsets[:-1], lengths)
-        slots = np.repeat(starts, lengths) + positions
-        values = {**examples.columns, "attention_mask": np.repeat(number, lengths), "position_ids": positions}
-        batch = {}
-        for name, column in values.items():
-            flat = np.full(rows * row_length, self.pad_id if name == "input_ids" else 0, dtype=np.int64)
-            flat[slots] = column
-            batch[name] = torch.from_numpy(flat.reshape(rows, row_length))
-        batch["example_starts"] = torch.from_numpy(starts)
+        row_length = -(-int(examples.lengths.max()) // ROW_MULTIPLE) * ROW_MULTIPLE
+        rows = Rows.of(examples.lengths, row_length)
+        batch = {name: rows.lay_out(column) for name, column in examples.columns.items() if name != "input_ids"}
+        batch["input_ids"] = rows.lay_out(examples.columns["input_ids"], self.pad_id)
+        batch |= {"attention_mask": rows.attention_mask(), "position_ids": rows.lay_out(rows.positions)}
+        batch["example_starts"] = rows.starts
         if examples.labels is not None:
-            batch["labels"] = torch.from_numpy(examples.labels)
-        return batch
+            batch["labels"] = examples.labels
+        tensors = {name: torch.from_numpy(value) for name, value in batch.items()}
+        return {**tensors, "examples_per_row": int(rows.numbers.max())}
 
 
 @dataclass(frozen=True)
@@ -155,9 +145,9 @@ class PaddedRows:
 
     collator: DataCollatorWithPadding
 
-    def __call__(self, examples: EncodedExamples) -> Mapping[str, Tensor]:
+    def __call__(self, examples: EncodedExamples) -> Mapping[str, Any]:
         """Return what the collator makes of the examples."""
-        batch: Mapping[str, Tensor] = self.collator([examples[index] for index in range(len(examples))])
+        batch: Mapping[str, Any] = self.collator([examples[index] for index in range(len(examples))])
         return batch
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, send_to_device
 from scipy.special import log_softmax
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
@@ -57,8 +57,8 @@ def predict_logits(
             if turn == len(batches):  # this process has one batch less than others
                 break
             batch = batches[turn]
-            laid_out = layout(examples.select(batch))
-            inputs = {name: value.to(arguments.device) for name, value in laid_out.items() if name != "labels"}
+            inputs = dict(send_to_device(layout(examples.select(batch)), arguments.device))
+            inputs.pop("labels", None)
             outputs.append(model(**inputs).logits.float())
     own = [(np.concatenate(batches), torch.cat(outputs).cpu().numpy())] if batches else []
     parts = gather_object(own) if arguments.world_size > 1 else own

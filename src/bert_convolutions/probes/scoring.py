@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bert_convolutions.data.packing import one_per_row, pack
+from bert_convolutions.data.packing import Rows
 from bert_convolutions.model import CompositeBertConfig
 
 PACKED_ROW = 128
@@ -142,22 +142,15 @@ class PseudoLikelihood:
 
     def _logits(self, copies: list[_Copy]) -> Tensor:
         """The logits (M, V) of M copies, each at its own position alone."""
-        lengths = [len(copy.ids) for copy in copies]
-        width = max(*lengths, PACKED_ROW) if self.packs else max(lengths)
-        places, rows = pack(lengths, width) if self.packs else one_per_row(lengths)
-        ids = np.full((rows, width), self.tokenizer.pad_token_id, dtype=np.int64)
-        examples, positions = np.zeros((2, rows, width), dtype=np.int64)
-        for copy, place in sorted(zip(copies, places, strict=True), key=lambda pair: pair[1].column):
-            span = slice(place.column, place.column + len(copy.ids))
-            ids[place.row, span] = copy.ids
-            examples[place.row, span] = examples[place.row, max(place.column - 1, 0)] + 1
-            positions[place.row, span] = np.arange(len(copy.ids))
-        starts = np.array([place.row * width + place.column for place in places])
-        masked = starts + np.array([copy.position for copy in copies])
+        lengths = np.array([len(copy.ids) for copy in copies])
+        width = max(int(lengths.max()), PACKED_ROW) if self.packs else int(lengths.max())
+        rows = Rows.of(lengths, width, packed=self.packs)
+        masked = rows.starts + np.array([copy.position for copy in copies])
+        ids = rows.lay_out(np.concatenate([copy.ids for copy in copies]), self.tokenizer.pad_token_id)
         device = self.model.device
-        inputs = {"input_ids": ids, "attention_mask": examples}
+        inputs = {"input_ids": ids, "attention_mask": rows.attention_mask()}
         if self.packs:
-            inputs |= {"position_ids": positions, "masked_positions": masked}
+            inputs |= {"position_ids": rows.lay_out(rows.positions), "masked_positions": masked}
             return self.model(**{name: torch.from_numpy(value).to(device) for name, value in inputs.items()}).logits
         return _logits_at(
             self.model,
