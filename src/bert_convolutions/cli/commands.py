@@ -180,7 +180,7 @@ COMMANDS = {command.name: command for command in (
     Command("plot-kernels", "Draw the convolution kernels that a model's attention has learned.",
             ".report.options:PlotKernelsOptions", ".report.sweep:run_plot_kernels", result="kernels"),
     Command("convert",
-            "Convert a checkpoint of the original code, or BERT or ELECTRA with terms added, into one of ours.",
+            "Convert a checkpoint of the original code, or BERT or ELECTRA, into one of ours, terms added where asked.",
             ".convert.options:ConvertOptions", ".convert.original:run_convert", result="converted checkpoint"),
     Command("bench", "Measure speed and memory against Hugging Face's models on the same text.",
             ".bench.options:BenchOptions", ".bench.run:run_bench"),
