@@ -1,10 +1,13 @@
 """Stress `bertconv pretrain`: kill it, fill its disk, damage its files, and see what a resumed run makes of it.
 
     python benchmarks/stress_interruption.py [--kills 20] [--folder DIR] [--seed N]
+    python benchmarks/stress_interruption.py --crash_points all [--every 1] [--folder DIR]
 
-It prints a table of what happened and exits with 1 if anything was not as promised: every run that was killed or
-stopped ends with the weights of one that was not, bit for bit; a full disk leaves the checkpoints before it; what is
-damaged is skipped or refused by name. Filling a disk takes a tmpfs, so that row needs root or user namespaces.
+The second form kills a small run at each successive rename, replace, fsync, mkdir, unlink, rmdir and rmtree, runs the
+command again and compares; ``--every 10`` takes each tenth. Each form prints a table of what happened and exits with 1
+if anything was not as promised: every run that was killed or stopped ends with the weights of one that was not, bit for
+bit; a full disk leaves the checkpoints before it; what is damaged is skipped or refused by name. Filling a disk takes a
+tmpfs, so that row needs root or user namespaces.
 """
 
 import argparse
@@ -232,18 +235,149 @@ def second_run(stress: Stress, start_up: float) -> None:
         first.wait()
 
 
+SHORT = {"max_steps": 6, "save_steps": 2, "save_total_limit": 2, "block_size": 32, "gradient_accumulation_steps": 1}
+OVERWRITE = {"resume_from_checkpoint": "false", "overwrite_output_dir": "true", "seed": 7}
+OPERATIONS = ("rename", "replace", "fsync", "mkdir", "unlink", "rmdir")
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What is killed: flags of the run, of one that comes before it, and what is done to that one's folder."""
+
+    flags: dict[str, object]
+    before: dict[str, object] | None = None
+    spoil: Callable[[Path], object] = lambda folder: None
+
+
+SCENARIOS = {
+    "saved": Scenario({}),
+    "saved-anew": Scenario({}, {}, lambda folder: os.truncate(folder / "checkpoint-6" / "optimizer.pt", 9)),
+    "overwritten": Scenario(OVERWRITE, {}),
+    "overwritten-unsaved": Scenario(OVERWRITE | {"save_strategy": "no"}, {"save_strategy": "no"}),
+    "longer": Scenario({"max_steps": 8}, {}),
+}
+
+
+def forked(function: Callable[[], int]) -> int:
+    """Call a function in a fork of this process, which has imported everything already; its exit code."""
+    child = os.fork()
+    if child == 0:
+        with open(os.devnull, "w") as null:  # noqa: PTH123
+            os.dup2(null.fileno(), 1)
+            os.dup2(null.fileno(), 2)
+        try:
+            os._exit(function())
+        except BaseException:
+            os._exit(99)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def killed_at(number: int, function: Callable[[], int]) -> int:
+    """Call a function and kill this process at its ``number``-th file operation, before that is done."""
+    left = [number]
+
+    def counted(genuine: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object, **kwargs: object) -> object:
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return genuine(*args, **kwargs)
+
+        return call
+
+    for name in OPERATIONS:
+        setattr(os, name, counted(getattr(os, name)))
+    shutil.rmtree = counted(shutil.rmtree)
+    return function()
+
+
+def crash_points(stress: Stress, which: str, every: int) -> None:
+    """Kill a small run at its file operations; look at what it left, run it again, and compare with one not killed."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    from bert_convolutions.cli.main import main as bertconv
+    from bert_convolutions.training import output_folder, pretrain  # noqa: F401 - imported once, for all forks
+
+    def run(folder: Path, flags: dict[str, object]) -> int:
+        return bertconv(stress.command(folder, stress.folder / "data", **{**SHORT, **flags})[len(COMMAND) :])
+
+    def tidy(folder: Path) -> int:
+        with output_folder.held(folder):
+            return 0
+
+    for name, scenario in SCENARIOS.items():
+        if which not in ("all", name):
+            continue
+        start, end, trial = (stress.folder / f"{name}-{part}" for part in ("start", "end", "trial"))
+        start.mkdir()
+        if scenario.before is not None:
+            assert forked(lambda: run(start, scenario.before or {})) == 0  # noqa: B023
+            scenario.spoil(start)
+        shutil.copytree(start, end)
+        assert forked(lambda: run(end, scenario.flags)) == 0  # noqa: B023
+        faults, number, code = [], 1, -signal.SIGKILL
+        while code == -signal.SIGKILL:
+            shutil.rmtree(trial, ignore_errors=True)
+            shutil.copytree(start, trial)
+            code = forked(lambda: killed_at(number, lambda: run(trial, scenario.flags)))  # noqa: B023
+            forked(lambda: tidy(trial))  # noqa: B023
+            faults += [f"{number}: {fault}" for fault in faults_after(start, end, trial)]
+            again = forked(lambda: run(trial, scenario.flags))  # noqa: B023
+            same = weights(trial) == weights(end) and result(trial) == result(end)
+            left = [
+                path.name for path in trial.iterdir() if path.name.startswith(".") and path.name != ".bertconv.lock"
+            ]
+            if again or not same or left:
+                faults.append(f"{number}: exit {again}, {'equal' if same else 'DIFFERENT'}, left {left}")
+            number += every
+        stress.note(
+            name, f"killed at {number // every - 1} operations", f"{faults[:5] or 'all as promised'}", not faults
+        )
+
+
+def faults_after(start: Path, end: Path, trial: Path) -> list[str]:
+    """What is wrong with a tidied folder: neither the run before nor the new is whole, or results and model differ."""
+    kept = all((trial / path.name).exists() for path in start.glob("checkpoint-*")) and weights(trial) == weights(start)
+    stands = kept or any(trial.glob("checkpoint-*")) or result(trial) == result(end)
+    models = {result(folder): weights(folder) for folder in (start, end)}
+    mixed = result(trial) is not None and models[result(trial)] != weights(trial)
+    return ["the run before is lost"] * (not stands) + ["results of another model"] * mixed
+
+
+def result(folder: Path) -> tuple[int, int] | None:
+    """The run that the results in a folder speak of: its steps and its seed."""
+    file = folder / "train_results.json"
+    content = json.loads(file.read_text()) if file.is_file() else None
+    return (content["steps"], content["run"]["seed"]) if content else None
+
+
 def main() -> int:
     """Run everything and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20, help="how often to kill the run (default: 20)")
     parser.add_argument("--folder", type=Path, help="working folder, emptied (default: a temporary one)")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="of the moments and damages")
+    parser.add_argument("--crash_points", choices=["all", *SCENARIOS], help="kill at file operations instead")
+    parser.add_argument("--every", type=int, default=1, help="try each so many of these (default: 1)")
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="stress-"))
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     stress = Stress(folder.resolve(), random.Random(arguments.seed))
     prepare(stress)
+    if arguments.crash_points:
+        crash_points(stress, arguments.crash_points, arguments.every)
+    else:
+        random_moments(stress, arguments.kills)
+    table = Table("what", "how", "outcome", "", title=f"bertconv pretrain under stress (seed {arguments.seed})")
+    for what, how, outcome, good in stress.rows:
+        table.add_row(what, how, outcome, "ok" if good else "FAILED")
+    Console(width=160).print(table)
+    return 0 if all(good for *_, good in stress.rows) else 1
+
+
+def random_moments(stress: Stress, kills: int) -> None:
+    """Everything but the crash points."""
+    folder = stress.folder
     begun = time.monotonic()
     code, said = stress.run(folder / "whole")
     seconds = time.monotonic() - begun
@@ -251,16 +385,11 @@ def main() -> int:
     begun = time.monotonic()
     stress.run(folder / "first", max_steps=1)
     start_up = time.monotonic() - begun
-    kill_often(stress, arguments.kills, start_up)
+    kill_often(stress, kills, start_up)
     damage_checkpoints(stress)
     damage_shards(stress)
     second_run(stress, start_up)
     fill_disk(stress)
-    table = Table("what", "how", "outcome", "", title=f"bertconv pretrain under stress (seed {arguments.seed})")
-    for what, how, outcome, good in stress.rows:
-        table.add_row(what, how, outcome, "ok" if good else "FAILED")
-    Console(width=160).print(table)
-    return 0 if all(good for *_, good in stress.rows) else 1
 
 
 if __name__ == "__main__":

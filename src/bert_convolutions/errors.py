@@ -1,6 +1,8 @@
 """What the user is told when something is wrong, and the exit codes of the command."""
 
+import re
 import reprlib
+from collections.abc import Sequence
 
 EXIT_USAGE = 2
 """Bad input or usage: nothing was started, or nothing was left half-written."""
@@ -38,3 +40,10 @@ def brief(value: object) -> str:
     """A value for a message, at most 60 characters of it."""
     text = reprlib.repr(value) if isinstance(value, dict | list | tuple) else repr(value)  # YAML's can be endless
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def in_flags(message: str, names: Sequence[str]) -> str:
+    """A message about arguments as one about flags: each name of ``names`` that begins it or can be nothing else."""
+    flags = "|".join(name for name in names if "_" in name)
+    first = "|".join(names)
+    return re.sub(rf'^({first})\b|(?<![\w"-])({flags})\b(?!")', lambda match: f"--{match[0]}", message)

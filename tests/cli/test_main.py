@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from bert_convolutions.attention.spec import parse_kernel, parse_projection
 from bert_convolutions.cli import commands
 from bert_convolutions.cli.commands import COMMANDS, Command
 from bert_convolutions.cli.main import main
-from bert_convolutions.errors import RunInterrupted, TrainingDiverged, UsageError
+from bert_convolutions.errors import EXIT_INTERRUPTED, RunInterrupted, TrainingDiverged, UsageError, in_flags
 from bert_convolutions.training.options import PretrainOptions
 
 SUB_COMMANDS = ("train-tokenizer", "build-dataset", "pretrain", "glue", "compile-glue", "convert", "demo")
@@ -288,11 +289,12 @@ def test_a_value_error_of_a_library_stays_unexpected(
 def test_names_of_arguments_become_flags() -> None:
     names = ("qk", "remove_qk", "num_attention_heads", "input")
     said = {
+        'the reach in num_attention_heads "x"': 'the reach in --num_attention_heads "x"',
         'qk "convolution 3" needs two numbers': '--qk "convolution 3" needs two numbers',
         "remove_qk needs num_attention_heads of 4": "--remove_qk needs --num_attention_heads of 4",
         'the term "qk" of input and --remove_qk': 'the term "qk" of input and --remove_qk',
     }
-    assert {message: commands._in_flags(message, names) for message in said} == said
+    assert {message: in_flags(message, names) for message in said} == said
 
 
 def test_convert_overwrites_when_it_is_told_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -306,3 +308,16 @@ def test_convert_overwrites_when_it_is_told_to(tmp_path: Path, capsys: pytest.Ca
     assert (tmp_path / "converted" / "model.safetensors").read_bytes() == b"old"
     assert main([*argv, "--overwrite_output_dir"]) == 0
     assert (tmp_path / "converted" / "model.safetensors").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("command", ["pretrain", "build-dataset", "convert"])
+def test_a_signal_while_a_sub_command_starts_ends_it_with_a_message(
+    command: str, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    number = signal.Signals[name]
+    monkeypatch.setattr(Command, "read", lambda *_: (None, None))
+    monkeypatch.setattr(Command, "_do", lambda *_: os.kill(os.getpid(), number))
+    before = signal.getsignal(number)
+    assert main([command]) == EXIT_INTERRUPTED
+    assert f"stopped by {name}" in capsys.readouterr().err and signal.getsignal(number) == before

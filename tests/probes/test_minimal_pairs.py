@@ -50,6 +50,13 @@ def test_the_three_layouts_are_the_same_pairs(data: Path) -> None:
     assert read_paradigms(data / "own.tsv") == [paradigms["own"]]
 
 
+def test_blimps_two_spellings_of_a_field_are_one(tmp_path: Path) -> None:
+    for name, field in (("one", "syntax/semantics"), ("two", "syntax_semantics")):
+        row = {"sentence_good": "a", "sentence_bad": "b", "field": field}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    assert {paradigm.field for paradigm in read_paradigms(tmp_path)} == {"syntax_semantics"}
+
+
 def test_the_command_leaves_json_csv_and_a_table(
     model_dir: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

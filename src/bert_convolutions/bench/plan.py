@@ -107,7 +107,7 @@ def make_plan(options: BenchOptions, backends: Sequence[str] = ("sdpa", "eager")
     _check(options)
     contestants = choose_contestants(options.contestants, options.quick)
     tasks = options.tasks or list(TASK_NAMES)
-    precisions = list(dict.fromkeys(options.precision)) or list(PRECISIONS)
+    precisions = list(dict.fromkeys(options.precision or PRECISIONS))
     few = precisions[:1] if options.quick and not options.precision else precisions
     lengths = options.sequence_lengths or ([BASE_LENGTH] if options.quick else [BASE_LENGTH, 512, 2048])
     repeat = {
@@ -126,7 +126,7 @@ def make_plan(options: BenchOptions, backends: Sequence[str] = ("sdpa", "eager")
                 jobs = tuple(Job(task, name, precision, length, examples) for precision, name in pairs)
                 groups += [Group(title, part, **repeat) for title, part in _split(f"{task}, S = {length}", jobs)]
         elif ours is not None and task == "settings":
-            jobs = _settings_jobs(ours, few, lengths[0], options, backends)
+            jobs = _settings_jobs(ours, precisions, lengths[0], options, backends)
             groups.append(Group(f"settings, {ours}, S = {lengths[0]}", jobs, **repeat))
         elif ours is not None:
             jobs = tuple(Job(task, ours, few[0], length, _examples(options.batch_size, length)) for length in lengths)
@@ -164,12 +164,14 @@ def _split(title: str, jobs: tuple[Job, ...]) -> list[tuple[str, tuple[Job, ...]
 def _settings_jobs(
     contestant: str, precisions: list[Precision], length: int, options: BenchOptions, backends: Sequence[str]
 ) -> tuple[Job, ...]:
-    """Every precision with every backend, and the last precision with half and twice (not in ``--quick``) the batch."""
+    """Every precision, and with the last one the other backends, half the batch and twice (not in ``--quick``)."""
     batch_size = _examples(options.batch_size, length)
-    base = Job("settings", contestant, precisions[0], length, batch_size, backend=backends[0])
-    jobs = [replace(base, precision=precision, backend=backend) for precision in precisions for backend in backends]
+    first = Job("settings", contestant, precisions[0], length, batch_size, backends[0])
+    last = replace(first, precision=precisions[-1])
     batches = [max(1, batch_size // 2), *([] if options.quick else [2 * batch_size])]
-    jobs += [replace(base, precision=precisions[-1], batch_size=batch) for batch in batches]
+    jobs = [replace(first, precision=precision) for precision in precisions]
+    jobs += [replace(last, backend=backend) for backend in backends]
+    jobs += [replace(last, batch_size=batch) for batch in batches]
     return tuple(dict.fromkeys(jobs))
 
 

@@ -117,9 +117,9 @@ def fastest_setting(entries: Sequence[dict[str, Any]]) -> str | None:
         return None
     best = max(measured, key=lambda entry: entry["medians"]["real_tokens_per_second"])
     flags = f"--per_device_train_batch_size {best['batch_size']} --attn_implementation {best['backend']}"
-    precision = " --bf16" if best["precision"] == "bf16" else ""
+    flags += " --bf16" if best["precision"] == "bf16" else ""
     speed = f"{best['medians']['real_tokens_per_second']:,.0f} real tokens/s"
-    return f"{flags}{precision}: {speed} at S = {best['length']}"
+    return f"{flags}: {speed} at S = {best['length']}"
 
 
 def machine() -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import argparse
 import pkgutil
-import re
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -12,7 +11,7 @@ from typing import Any
 from bert_convolutions.cli.config_file import read_config_file
 from bert_convolutions.cli.flags import FlagParser, make_options, options_parser, refuse_left_over, with_underscores
 from bert_convolutions.cli.trainer_flags import TrainerFlags, trainer_parser
-from bert_convolutions.errors import UsageError
+from bert_convolutions.errors import UsageError, in_flags
 
 _HELP = {"-h", "--help"}
 _HELP_ALL = {"--help-all", "--help_all"}
@@ -59,13 +58,18 @@ class Command:
         elif _HELP & set(argv):
             print(self._help(all_flags=False))
         else:
+            from bert_convolutions.training.signals import FROM_OUTSIDE, SignalWatch
+
             options, trainer_flags = self.read(argv)
             try:
-                self._do(options, trainer_flags)
+                with SignalWatch().ending_at_once(
+                    "nothing half-done is kept: run the same command again", FROM_OUTSIDE
+                ):
+                    self._do(options, trainer_flags)
             except ValueError as error:
                 if isinstance(error, UsageError) or not _raised_in(error, _SPEAK_OF_ARGUMENTS):
                     raise
-                raise UsageError(_in_flags(str(error), trainer_flags.own_names)) from error
+                raise UsageError(in_flags(str(error), trainer_flags.own_names)) from error
 
     def _do(self, options: Any, trainer_flags: TrainerFlags) -> None:
         arguments = []
@@ -142,13 +146,6 @@ def _raised_in(error: BaseException, packages: tuple[str, ...]) -> bool:
     """Whether the innermost Python frame of an error belongs to one of ``packages``."""
     innermost = list(traceback.walk_tb(error.__traceback__))[-1][0]
     return str(innermost.f_globals.get("__name__")).startswith(packages)
-
-
-def _in_flags(message: str, names: Sequence[str]) -> str:
-    """A message about arguments as one about flags: each name of ``names`` that begins it or can be nothing else."""
-    flags = "|".join(name for name in names if "_" in name)
-    first = "|".join(names)
-    return re.sub(rf'^({first})\b|(?<![\w"-])({flags})\b(?!")', lambda match: f"--{match[0]}", message)
 
 
 COMMANDS = {

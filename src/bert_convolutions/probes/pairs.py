@@ -83,7 +83,8 @@ def _read_jsonl(file: Path) -> Paradigm:
             rows.append(parse(BlimpPair, json.loads(line), f"{file}, line {number}"))
         except json.JSONDecodeError as error:
             raise UsageError(f"{file}, line {number} is not valid JSON ({error.msg})") from error
-    terms, fields = {row.linguistics_term for row in rows}, {row.field for row in rows}
+    terms = {row.linguistics_term for row in rows}
+    fields = {row.field.replace("/", "_") for row in rows}  # BLiMP spells syntax_semantics in both ways
     return Paradigm(
         file.stem, _common(terms), _common(fields), tuple((row.sentence_good, row.sentence_bad) for row in rows)
     )

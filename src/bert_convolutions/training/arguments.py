@@ -120,32 +120,21 @@ class BertTrainingArguments(TrainingArguments):
                 f"started as one of {os.environ['WORLD_SIZE']} processes, which do not find each other; "
                 f"start them with torchrun or accelerate launch, and see --ddp_backend"
             )
-        for fault in (message for name, wrong, message in _UNSUPPORTED if getattr(self, name) is wrong):
-            raise UsageError(fault)
+        for name, (wrong, fault) in _UNSUPPORTED.items():
+            if getattr(self, name) is wrong:
+                raise UsageError(f"--{name} {str(wrong).lower()} {fault}")
         if self.n_gpu > 1:
             logger.warning(f"{self.n_gpu} GPUs are visible and one is used; torchrun --nproc_per_node uses them all.")
             self._n_gpu = 1
         _try_optimizer(self)
 
 
-_UNSUPPORTED = (
-    (
-        "auto_find_batch_size",
-        True,
-        "--auto_find_batch_size would change the global batch; set --per_device_train_batch_size",
-    ),
-    (
-        "average_tokens_across_devices",
-        False,
-        "--average_tokens_across_devices false would weigh the processes' examples unequally; leave it out",
-    ),
-    (
-        "ignore_data_skip",
-        True,
-        "--ignore_data_skip would show examples twice; a resumed run needs no time to skip here",
-    ),
-    ("save_on_each_node", True, "--save_on_each_node is not supported: let all nodes see one --output_dir"),
-)
+_UNSUPPORTED: dict[str, tuple[bool, str]] = {
+    "auto_find_batch_size": (True, "would change the global batch; set --per_device_train_batch_size"),
+    "average_tokens_across_devices": (False, "would weigh the processes' examples unequally; leave it out"),
+    "ignore_data_skip": (True, "would show examples twice; a resumed run needs no time to skip here"),
+    "save_on_each_node": (True, "is not supported: let all nodes see one --output_dir"),
+}
 
 
 def _try_optimizer(arguments: TrainingArguments) -> None:

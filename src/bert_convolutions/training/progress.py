@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from transformers import ProgressCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import ProgressCallback, TrainerState
 
 from bert_convolutions.terminal import duration
 
@@ -71,40 +71,26 @@ class RunProgress(ProgressCallback):
         self._loss = ""
         self._begun, self._first_step = 0.0, 0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the line and the clock that says how long it will take."""
         self._begun, self._first_step = time.monotonic(), state.global_step
         if not args.disable_tqdm:
             super().on_train_begin(args, state, control, **kwargs)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Move the line on."""
         if self.training_bar is not None:
             self.training_bar.set_postfix_str(self.note() + self._loss, refresh=False)
             super().on_step_end(args, state, control, **kwargs)
 
     def on_prediction_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        eval_dataloader: Any = None,
-        **kwargs: Any,
+        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
     ) -> None:
         """Move the line of an evaluation on."""
         if not args.disable_tqdm:
             super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Write a log as a line; what is only known at the end is said by others then."""
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:
             return
@@ -117,9 +103,7 @@ class RunProgress(ProgressCallback):
         else:
             print(line, flush=True)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Close the line."""
         if self.training_bar is not None:
             super().on_train_end(args, state, control, **kwargs)

@@ -13,7 +13,7 @@ from bert_convolutions import files
 from bert_convolutions.data.collate import PretrainingCollator
 from bert_convolutions.data.masking import Masking
 from bert_convolutions.data.tokenizer import load_tokenizer, tokenizer_hash
-from bert_convolutions.errors import UsageError
+from bert_convolutions.errors import UsageError, in_flags
 from bert_convolutions.model import CompositeBertConfig, CompositeBertForMaskedLM, CompositeBertForPreTraining
 from bert_convolutions.model.loading import load_strictly
 from bert_convolutions.model.presets import PRESETS, load_config, read_config
@@ -91,7 +91,7 @@ def _range_faults(options: PretrainOptions) -> Iterator[str]:
         yield f"--eval_fraction {options.eval_fraction} is not between 0 and 1"
     if options.block_size < 5:
         yield f"--block_size {options.block_size} leaves no room for a pair: [CLS] a [SEP] b [SEP] needs 5"
-    if options.save_every_minutes is not None and options.save_every_minutes <= 0:
+    if options.save_every_minutes is not None and not options.save_every_minutes > 0:
         yield f"--save_every_minutes {options.save_every_minutes} is not positive"
     if options.num_proc is not None and options.num_proc < 1:
         yield f"--num_proc {options.num_proc} is less than one process"
@@ -180,8 +180,8 @@ def _changed(config: CompositeBertConfig, options: PretrainOptions) -> Composite
     flags = {name: value for name, value in flags.items() if value is not None and value is not False}
     try:
         return CompositeBertConfig(**{**config.to_dict(), **flags}) if flags else config
-    except ValueError as error:  # which begins with the name of a field
-        raise UsageError(f"--{error}") from error
+    except ValueError as error:  # which names a field
+        raise UsageError(in_flags(str(error), ARCHITECTURE_FLAGS)) from error
 
 
 def _stated_vocab_size(config_name: str) -> int | None:

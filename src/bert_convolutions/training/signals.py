@@ -15,7 +15,8 @@ from typing import Any
 
 from bert_convolutions.errors import RunInterrupted
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+FROM_OUTSIDE = (signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (*FROM_OUTSIDE, signal.SIGINT)
 LAUNCHER_ECHO_SECONDS = 2.0
 """torchrun passes a Ctrl-C on to processes that the terminal has already told; the second is no second wish."""
 
@@ -42,11 +43,12 @@ class SignalWatch:
         self._scratch: set[Path] = set()
 
     @contextmanager
-    def ending_at_once(self, advice: str) -> Iterator["SignalWatch"]:
+    def ending_at_once(self, advice: str, numbers: Sequence[signal.Signals] = SIGNALS) -> Iterator["SignalWatch"]:
         """While there is nothing to save yet: a signal ends the run where it is.
 
         Args:
             advice: how to go on, for the message.
+            numbers: which signals.
 
         Raises:
             RunInterrupted: a signal came.
@@ -60,7 +62,7 @@ class SignalWatch:
             self._note(signal.Signals(number), signal.Signals(number).name)
             raise RunInterrupted(f"stopped by {self.cause}; {advice}")
 
-        with _handled_by(handle):
+        with _handled_by(handle, numbers):
             yield self
 
     @contextmanager
@@ -69,7 +71,7 @@ class SignalWatch:
 
         An output that fails (the terminal is gone, the disk under the log is full) counts as one.
         """
-        with _handled_by(self._handle), self._guarded_output():
+        with _handled_by(self._handle, SIGNALS), self._guarded_output():
             yield self
 
     @contextmanager
@@ -149,7 +151,7 @@ class _GuardedStream:
 
 
 @contextmanager
-def _handled_by(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def _handled_by(handle: Callable[[int, FrameType | None], None], numbers: Sequence[signal.Signals]) -> Iterator[None]:
     """Let ``handle`` have the signals that are not ignored (as by nohup), and give them back at the end.
 
     Of several processes one that ends by an exception goes on ignoring SIGTERM: the launcher sends it as soon as
