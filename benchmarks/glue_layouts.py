@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.glue_lengths import NUM_EXAMPLES, example_lengths
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from benchmarks.glue_lengths import NUM_EXAMPLES, example_lengths
 from bert_convolutions.bench.contestants import COMPOSITE
 from bert_convolutions.bench.corpus import Setup
 from bert_convolutions.bench.jobs import StepClock, pretrain_options, training_arguments

@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.breakdown import break_down
 from torch import Tensor
 from torch.nn import functional
 from transformers import TrainerCallback
 
+from benchmarks.breakdown import break_down
 from bert_convolutions import files
 from bert_convolutions.attention.composite import ScoreParts, attend_eager
 from bert_convolutions.attention.segments import Segments

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from benchmarks.breakdown import PARTS, _mark_module, break_down, seconds_by_part
 from torch import nn
 from torch.profiler import profile
 
+from benchmarks.breakdown import PARTS, _mark_module, break_down, seconds_by_part
 from bert_convolutions.bench.corpus import Setup
 from bert_convolutions.bench.plan import Job
 

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+
 from benchmarks.glue_layouts import GlueJob, make_groups
 from benchmarks.glue_lengths import NUM_EXAMPLES, QUANTILES, example_lengths
-from tests.bench.test_jobs import reports
-
 from bert_convolutions.bench.corpus import Setup
+from tests.bench.test_jobs import reports
 
 
 @pytest.mark.parametrize("key", QUANTILES)

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from tests.bench.conftest import ScriptedConnection
 from transformers import TrainingArguments
 
 from bert_convolutions.bench.contestants import CONTESTANTS
@@ -16,6 +15,7 @@ from bert_convolutions.bench.worker import run_job
 from bert_convolutions.data.collate import PretrainingCollator
 from bert_convolutions.training.arguments import BertTrainingArguments
 from bert_convolutions.training.options import PretrainOptions
+from tests.bench.conftest import ScriptedConnection
 
 OURS = [name for name, contestant in CONTESTANTS.items() if contestant.is_ours]
 

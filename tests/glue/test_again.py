@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.glue.helpers import arguments, kill_in_step, options, same_weights
 
 from bert_convolutions import files
 from bert_convolutions.errors import RunInterrupted, TrainingDiverged, UsageError
@@ -17,6 +16,7 @@ from bert_convolutions.glue import state
 from bert_convolutions.glue.finetune import GlueTrainer
 from bert_convolutions.glue.run import run_glue
 from bert_convolutions.schemas import TaskState
+from tests.glue.helpers import arguments, kill_in_step, options, same_weights
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.glue.helpers import arguments, kill_in_step, options, same_weights, weights
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bert_convolutions.errors import RunInterrupted, TrainingDiverged, UsageError
@@ -19,6 +18,7 @@ from bert_convolutions.glue.options import CompileGlueOptions
 from bert_convolutions.glue.run import run_glue
 from bert_convolutions.glue.submit import compile_submission
 from bert_convolutions.glue.tasks import TASKS, all_dev_sets, all_test_sets
+from tests.glue.helpers import arguments, kill_in_step, options, same_weights, weights
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.probes.conftest import composite
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
@@ -22,6 +21,7 @@ from transformers import (
 from bert_convolutions.data.tokenizer import CompositeBertTokenizer
 from bert_convolutions.probes import scoring
 from bert_convolutions.probes.scoring import PseudoLikelihood, words_of_pieces
+from tests.probes.conftest import composite
 
 SENTENCES = [
     "the cat sleeps on the warm mat .",

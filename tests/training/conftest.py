@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import sentencepiece
 import torch
-from tests.training.helpers import CLS, NUM_EXAMPLES, PAD, PIECES, SEP, SIZE, MakeTrainer, make_collator
 
 from bert_convolutions.model import CompositeBertConfig, CompositeBertForMaskedLM, CompositeBertForPreTraining
 from bert_convolutions.training.arguments import BertTrainingArguments
 from bert_convolutions.training.trainer import PretrainingTrainer
+from tests.training.helpers import CLS, NUM_EXAMPLES, PAD, PIECES, SEP, SIZE, MakeTrainer, make_collator
 
 
 @pytest.fixture(scope="session")

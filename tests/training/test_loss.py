@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from tests.training.helpers import MakeTrainer, losses
 
 STEPS = 15  # more than an epoch of 13, of which the last step is full; so take 5 examples a step where it is not

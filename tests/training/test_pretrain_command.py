@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.training.conftest import Corner
 from transformers import AutoModelForMaskedLM
 
 from bert_convolutions.cli.main import main
 from bert_convolutions.data.tokenizer import load_tokenizer
 from bert_convolutions.training import arguments, checkpoints, pretrain
 from bert_convolutions.training.trainer import PretrainingTrainer
+from tests.training.conftest import Corner
 
 
 def run(corner: Corner, output: str, **changes: Any) -> int:

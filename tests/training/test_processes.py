@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.training.conftest import Corner
 
 from bert_convolutions.cli.main import main
 from bert_convolutions.training import checkpoints
+from tests.training.conftest import Corner
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 COMMAND = ("-m", "bert_convolutions", "pretrain")

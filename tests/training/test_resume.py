@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.training.helpers import CLS, SEP, MakeTrainer, assert_same_weights, losses
 from transformers import TrainerCallback
 
 from bert_convolutions.errors import RunInterrupted, TrainingDiverged, UsageError
 from bert_convolutions.training import checkpoints
 from bert_convolutions.training.trainer import PretrainingTrainer
+from tests.training.helpers import CLS, SEP, MakeTrainer, assert_same_weights, losses
 
 STEPS_AN_EPOCH = 13  # 52 examples, 4 a step
 

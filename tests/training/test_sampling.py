@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.training.helpers import make_collator
 
 from bert_convolutions.training.sampling import Slice, SlicedExamples, StepPlan, StepSlices, WithPlaceholder
+from tests.training.helpers import make_collator
 
 layouts = st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 5))
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.training.conftest import Corner
 from transformers import AutoModelForMaskedLM
 
 from bert_convolutions import files
@@ -17,6 +16,7 @@ from bert_convolutions.cli.main import main
 from bert_convolutions.errors import EXIT_DIVERGED
 from bert_convolutions.training import checkpoints
 from bert_convolutions.training.trainer import PretrainingTrainer
+from tests.training.conftest import Corner
 
 
 class KilledError(BaseException):
