@@ -10,17 +10,14 @@ from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    TrainerCallback,
     TrainerControl,
-    TrainerState,
-    TrainingArguments,
 )
 
-from bert_convolutions.files import discard_aside, sync_tree
+from bert_convolutions.files import sync_tree
 from bert_convolutions.glue.examples import Counted, EncodedExamples, Layout, Shuffled
 from bert_convolutions.glue.models import quiet_transformers
 from bert_convolutions.glue.predict import evaluate
-from bert_convolutions.glue.state import ENCODER_FOLDER, saved_files, stands
+from bert_convolutions.glue.state import ENCODER_FOLDER, saved_files
 from bert_convolutions.glue.tasks import DevSet, Task
 from bert_convolutions.training.resumable import ResumableTrainer
 from bert_convolutions.training.sampling import StepPlan
@@ -55,7 +52,6 @@ class GlueTrainer(ResumableTrainer):
         self.train_examples = train
         self.dev = dev
         self.layout = layout
-        self.add_callback(_OldRunGoes())
 
     def train_plan(self) -> StepPlan:
         """Which examples each process takes in each step: an epoch is a uniform shuffle, cut into batches."""
@@ -114,15 +110,6 @@ class GlueTrainer(ResumableTrainer):
         self.log(scores)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)
         return scores
-
-
-class _OldRunGoes(TrainerCallback):
-    """Removes what an overwrite has set aside once the first checkpoint of the new run stands."""
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        folder = Path(str(args.output_dir))
-        if state.is_world_process_zero and stands(folder):
-            discard_aside(folder)
 
 
 def finetune(

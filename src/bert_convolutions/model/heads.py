@@ -15,28 +15,11 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils import can_return_tuple
 
-from bert_convolutions.attention.cpu import Dropout
 from bert_convolutions.model.configuration import CompositeBertConfig
-from bert_convolutions.model.modeling import CompositeBertModel, CompositeBertPreTrainedModel
+from bert_convolutions.model.modeling import HeadedModel
 
 
-class _Headed(CompositeBertPreTrainedModel):
-    """An encoder and what a head needs beside it.
-
-    Losses are means over the batch that is given, so a Trainer that accumulates gradients has to average them.
-    """
-
-    accepts_loss_kwargs = False
-
-    def __init__(self, config: CompositeBertConfig, pooled: bool) -> None:
-        super().__init__(config)
-        self.num_labels = len(config.id2label or {})
-        self.bert = CompositeBertModel(config, add_pooling_layer=pooled)
-        rate = config.classifier_dropout if config.classifier_dropout is not None else config.hidden_dropout_prob
-        self.dropout = Dropout(rate)
-
-
-class CompositeBertForTokenClassification(_Headed):
+class CompositeBertForTokenClassification(HeadedModel):
     """A label for each token, such as a part of speech or a named entity."""
 
     def __init__(self, config: CompositeBertConfig) -> None:
@@ -66,7 +49,7 @@ class CompositeBertForTokenClassification(_Headed):
         )
 
 
-class CompositeBertForQuestionAnswering(_Headed):
+class CompositeBertForQuestionAnswering(HeadedModel):
     """The first and the last token of the answer."""
 
     def __init__(self, config: CompositeBertConfig) -> None:
@@ -103,7 +86,7 @@ class CompositeBertForQuestionAnswering(_Headed):
         )
 
 
-class CompositeBertForMultipleChoice(_Headed):
+class CompositeBertForMultipleChoice(HeadedModel):
     """The right one of several continuations, each scored from its pooled first token."""
 
     def __init__(self, config: CompositeBertConfig) -> None:
@@ -137,7 +120,7 @@ class CompositeBertForMultipleChoice(_Headed):
         )
 
 
-class CompositeBertForNextSentencePrediction(_Headed):
+class CompositeBertForNextSentencePrediction(HeadedModel):
     """Whether the second sentence follows the first (label 0) or not (label 1)."""
 
     def __init__(self, config: CompositeBertConfig) -> None:

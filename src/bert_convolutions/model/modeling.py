@@ -296,17 +296,27 @@ class CompositeBertForPreTraining(_LanguageModel):
         )
 
 
-class CompositeBertForSequenceClassification(CompositeBertPreTrainedModel):
-    """Classification, or regression for one label, from the pooled first token."""
+class HeadedModel(CompositeBertPreTrainedModel):
+    """An encoder and what a head for fine-tuning needs beside it.
 
-    accepts_loss_kwargs = False  # the loss is a mean, which a Trainer that accumulates has to divide itself
+    Losses are means over the batch that is given, so a Trainer that accumulates gradients has to average them.
+    """
 
-    def __init__(self, config: CompositeBertConfig) -> None:
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: CompositeBertConfig, pooled: bool) -> None:
         super().__init__(config)
         self.num_labels = len(config.id2label or {})
-        self.bert = CompositeBertModel(config)
+        self.bert = CompositeBertModel(config, add_pooling_layer=pooled)
         rate = config.classifier_dropout if config.classifier_dropout is not None else config.hidden_dropout_prob
         self.dropout = Dropout(rate)
+
+
+class CompositeBertForSequenceClassification(HeadedModel):
+    """Classification, or regression for one label, from the pooled first token."""
+
+    def __init__(self, config: CompositeBertConfig) -> None:
+        super().__init__(config, pooled=True)
         self.classifier = nn.Linear(config.hidden_size, self.num_labels)
         self.post_init()
 
