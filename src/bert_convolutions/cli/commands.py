@@ -182,6 +182,8 @@ COMMANDS = {command.name: command for command in (
     Command("convert",
             "Convert a checkpoint of the original code, or BERT or ELECTRA, into one of ours, terms added where asked.",
             ".convert.options:ConvertOptions", ".convert.original:run_convert", result="converted checkpoint"),
+    Command("export", "Write a model as a folder for those who don't have this package: for the Hugging Face Hub.",
+            ".export.options:ExportOptions", ".export.run:run_export", result="exported model"),
     Command("bench", "Measure speed and memory against Hugging Face's models on the same text.",
             ".bench.options:BenchOptions", ".bench.run:run_bench"),
     Command("demo", "Run the whole path on public-domain speeches in under ten minutes.",
