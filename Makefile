@@ -5,9 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 OLDEST := .venv-oldest
-SOURCES := src tests benchmarks
+SOURCES := src tests benchmarks docs
 
-.PHONY: demo test test-oldest lint types format install clean
+.PHONY: demo test test-oldest lint types format dist smoke docs install clean
 
 demo: $(INSTALLED)  # the whole path on public-domain speeches, in under ten minutes
 	$(BIN)/bertconv demo
@@ -28,6 +28,16 @@ types: $(INSTALLED)  # mypy
 format: $(INSTALLED)  # rewrite the code in the project's format
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
+
+dist: $(INSTALLED)  # the sdist and, made of it, the wheel, in dist/
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
+
+smoke: dist  # the wheel in an empty virtual environment: from text to a model, and what extras are asked for by name
+	packaging/smoke.sh $(BIN)/python dist/*.whl
+
+docs: $(INSTALLED)  # the documentation site, in site/
+	$(BIN)/mkdocs build --strict
 
 install: $(INSTALLED)
 
@@ -51,5 +61,5 @@ $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 	$(call install_into,$(OLDEST),constraints-oldest.txt)
 
 clean:  # remove the virtual environment and everything else that can be made again
-	rm -rf $(VENV) $(OLDEST) build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

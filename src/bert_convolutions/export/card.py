@@ -1,6 +1,7 @@
 """The model card: what a folder's own files say of the model, in the Hub's form."""
 
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,11 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoConfig
 
 from bert_convolutions import __version__
+from bert_convolutions.errors import install_command
 from bert_convolutions.glue.submit import read_score
 from bert_convolutions.glue.tasks import all_dev_sets
-from bert_convolutions.report.kernels import plot_kernels
 from bert_convolutions.schemas import ProbeResults, TrainResults, read_json, read_model
+from bert_convolutions.terminal import say
 
 _KERNEL_PICTURE = "kernels.png"
 _PIPELINES = {
@@ -101,7 +103,7 @@ def write_card(source: Path, folder: Path, license_name: str, name: str) -> None
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     auto, pipeline = _PIPELINES.get((config.architectures or [""])[0], ("AutoModel", "feature-extraction"))
     results = list(_results(source))
-    drawn = plot_kernels(folder, folder / _KERNEL_PICTURE)
+    drawn = _draw_kernels(folder)
     text = _TEXT.format(
         name=name,
         what={"fill-mask": "A masked language model", "feature-extraction": "An encoder"}.get(
@@ -129,6 +131,16 @@ def write_card(source: Path, folder: Path, license_name: str, name: str) -> None
         eval_results=results or None,
     )
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(folder / "README.md")
+
+
+def _draw_kernels(folder: Path) -> bool:
+    """Draw the model's kernels beside it, if it has any and there is something to draw with."""
+    if find_spec("matplotlib") is None:
+        say(f"the model card has no picture of the kernels, for want of matplotlib: {install_command('matplotlib')}")
+        return False
+    from bert_convolutions.report.kernels import plot_kernels
+
+    return plot_kernels(folder, folder / _KERNEL_PICTURE)
 
 
 def _model_facts(config: Mapping[str, Any]) -> list[tuple[str, Any]]:

