@@ -7,6 +7,7 @@ package, for those who have it: the GPU kernels are not copied.
 
 import ast
 import functools
+import os
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -20,13 +21,15 @@ CODE_FILES = {
     "tokenization_composite_bert": ("data.tokenizer",),
 }
 """The files by their names without ``.py``, and the modules whose ``CompositeBert...`` classes each is for."""
+CODE_PATTERN = "*_composite_bert.py"
+"""What all of them are named like."""
 _IMPORTED_FROM = {"modeling_composite_bert": "configuration_composite_bert"}
 """Which file takes what it shares with another from there, so that both mean the same class."""
 _PACKAGE = "bert_convolutions"
 _IN_A_BODY = re.compile(rf"^( +)from ({_PACKAGE}[\w.]*) import (\w+)$", re.MULTILINE)
 
 
-def write_code(folder: str | Path, *names: str) -> tuple[Path, ...]:
+def write_code(folder: str | os.PathLike, *names: str) -> tuple[Path, ...]:
     """Write files of ``CODE_FILES`` into a folder; return their paths."""
     paths = tuple(Path(folder) / f"{name}.py" for name in names)
     for path in paths:
