@@ -211,7 +211,8 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
                     )
         ids, names, words, offsets = zip(*tokens, strict=True) if tokens else ((), (), (), ())
         state: dict[str, Any] = {"ids": ids, "tokens": names, "words": words, "offsets": offsets}
-        state |= {"type_ids": [token_type] * len(ids), "special_tokens_mask": [0] * len(ids), "attention_mask": [1] * len(ids)}
+        for name, value in (("type_ids", token_type), ("special_tokens_mask", 0), ("attention_mask", 1)):
+            state[name] = [value] * len(ids)
         state |= {"overflowing": [], "sequence_ranges": {}}
         encoding = Encoding()
         encoding.__setstate__(json.dumps(state).encode())  # the only way to make one, and that of its pickles

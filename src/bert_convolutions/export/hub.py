@@ -13,7 +13,7 @@ from bert_convolutions.export.card import write_card
 from bert_convolutions.export.options import ExportOptions
 from bert_convolutions.files import write_bytes
 from bert_convolutions.model.configuration import AUTO_CLASSES, CompositeBertConfig
-from bert_convolutions.model.loading import load_strictly
+from bert_convolutions.model.loading import as_long_as, load_strictly
 
 _TOKENIZER_FILES = ("tokenizer_config.json", "spm.model")
 _REVISIONS = ("chck_*", "checkpoint-*")
@@ -35,7 +35,7 @@ def copy_model(source: Path, folder: Path) -> None:
     model = load_model(source)
     model.save_pretrained(folder)
     if any((source / name).is_file() for name in _TOKENIZER_FILES):
-        load_tokenizer(source).save_pretrained(folder)
+        as_long_as(model.config, load_tokenizer(source)).save_pretrained(folder)
 
 
 def load_model(source: Path) -> PreTrainedModel:
