@@ -23,6 +23,8 @@ EXTRAS = {
     "onnxscript": Extra("onnx", "export --format onnx"),
     "triton": Extra("gpu", "pretrain and glue --attn_implementation triton"),
     "submitit": Extra("slurm", "sweep --executor"),
+    "datasets": Extra("datasets", "glue --dataset, build-dataset --dataset"),
+    "seqeval": Extra("ner", "glue with metric: entity_f1"),
 }
 """By the package's name."""
 EXIT_USAGE = 2

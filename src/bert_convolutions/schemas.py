@@ -168,6 +168,22 @@ class TextRecord(Stored):
     mtime_ns: int
 
 
+class DatasetRecord(Stored):
+    """A data set that ``datasets`` reads: the revision of one on the hub, the files of a local one."""
+
+    path: str
+    config: str | None
+    split: str
+    text_column: str
+    revision: str | None
+    files: list[TextRecord]
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk; 0 where they aren't known."""
+        return 0
+
+
 class BuildSettings(Stored):
     """All that decides the content of a data set."""
 
@@ -179,7 +195,7 @@ class BuildSettings(Stored):
     split_sentences: str | None
     """The language to split by; None where a line is a sentence."""
     shard_size_mb: Annotated[int, Field(ge=1)]
-    sources: list[TextRecord]
+    sources: list[TextRecord | DatasetRecord]
 
 
 class ShardRecord(Stored):

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import replace
@@ -29,7 +29,7 @@ from bert_convolutions.data.build.arrays import read_facts
 from bert_convolutions.data.build.pairs import Pairing, PairTask, plan_pairs, write_runs
 from bert_convolutions.data.build.parallel import interruptible, run_tasks
 from bert_convolutions.data.build.sentences import TextTokenizer, as_text_tokenizer, open_text_tokenizer
-from bert_convolutions.data.build.sources import blocks, find_sources, refuse_changed
+from bert_convolutions.data.build.sources import Source, blocks, find_dataset, find_sources, refuse_changed
 from bert_convolutions.data.build.target import Target
 from bert_convolutions.data.options import BuildDatasetOptions
 from bert_convolutions.errors import CommandError, UsageError
@@ -41,7 +41,6 @@ from bert_convolutions.schemas import (
     DatasetManifest,
     FileFacts,
     ShardRecord,
-    TextRecord,
     parse,
     read_model,
 )
@@ -65,9 +64,8 @@ def build_dataset(options: BuildDatasetOptions) -> Path:
     """
     target = Target.from_options(options)
     with interruptible(str(target.result)):
-        return _build(
-            options, target, find_sources(options.train_data_file), open_text_tokenizer(options.tokenizer_name)
-        )
+        sources = [find_dataset(options)] if options.dataset else find_sources(options.train_data_file)
+        return _build(options, target, sources, open_text_tokenizer(options.tokenizer_name))
 
 
 def build_on_demand(options: BuildDatasetOptions, tokenizer: Any, cache: Path) -> Path:
@@ -102,7 +100,7 @@ def build_on_demand(options: BuildDatasetOptions, tokenizer: Any, cache: Path) -
 def _build(
     options: BuildDatasetOptions,
     target: Target,
-    sources: list[TextRecord],
+    sources: Sequence[Source],
     tokenizer: TextTokenizer,
     *,
     wait: bool = False,
@@ -116,7 +114,7 @@ def _build(
         pair_within_documents=options.pair_within_documents,
         split_sentences=options.language if options.split_sentences else None,
         shard_size_mb=options.shard_size_mb,
-        sources=sources,
+        sources=list(sources),
     )
     try:
         if target.is_finished(settings, options.overwrite_output_dir):
@@ -186,7 +184,7 @@ class _Build:
         """Encode all blocks; return the facts of each block of each file."""
         num_blocks = [0] * len(self._settings.sources)
         total = sum(source.size for source in self._settings.sources)
-        with _bar("reading", total, "B") as bar:
+        with _bar("reading", total or None, "B") as bar:
 
             def tasks() -> Iterator[sentences.SentenceTask]:
                 for number, source in enumerate(self._settings.sources):
@@ -218,9 +216,7 @@ class _Build:
         for file in self._work.glob("*.sentences"):
             file.unlink()
         if not any(read_facts(task.runs)["num_pairs"] for task in tasks):
-            raise UsageError(
-                f"{self._options.train_data_file[0]}: not one pair of sentences in the text; give more text"
-            )
+            raise UsageError(f"{self._settings.sources[0].path}: not one pair of sentences in the text; give more text")
 
     def _merge(self, runs: list[Path], num_shards: int) -> list[ShardRecord]:
         """Write the shards that are missing; return the records of all."""
@@ -265,5 +261,5 @@ class _Build:
                 bar.update()
 
 
-def _bar(name: str, total: int, unit: str) -> "tqdm[Any]":
+def _bar(name: str, total: int | None, unit: str) -> "tqdm[Any]":
     return tqdm(total=total, desc=name, unit=unit, unit_scale=unit == "B", mininterval=1.0, smoothing=0.05)
