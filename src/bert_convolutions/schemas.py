@@ -169,19 +169,13 @@ class TextRecord(Stored):
 
 
 class DatasetRecord(Stored):
-    """A data set that ``datasets`` reads: the revision of one on the hub, the files of a local one."""
+    """A data set that ``datasets`` reads, at a revision if it is on the hub."""
 
     path: str
     config: str | None
     split: str
     text_column: str
     revision: str | None
-    files: list[TextRecord]
-
-    @property
-    def size(self) -> int:
-        """Bytes on disk; 0 where they aren't known."""
-        return 0
 
 
 class BuildSettings(Stored):
@@ -195,7 +189,9 @@ class BuildSettings(Stored):
     split_sentences: str | None
     """The language to split by; None where a line is a sentence."""
     shard_size_mb: Annotated[int, Field(ge=1)]
-    sources: list[TextRecord | DatasetRecord]
+    sources: list[TextRecord]
+    """The files of the text; of a data set those that are here."""
+    dataset: DatasetRecord | None = None
 
 
 class ShardRecord(Stored):

@@ -68,9 +68,11 @@ def test_a_row_is_a_document(
     assert examples(built) == examples(expected)
     found, wanted = (read_manifest(folder / "manifest.json") for folder in (built, expected))
     assert found.counts == wanted.counts
-    (source,) = found.settings.sources
-    assert (source.path, source.text_column, source.revision) == (str(path), "body", None)
-    assert all(Path(file.path).stat().st_size == file.size for file in source.files) and source.files
+    dataset = found.settings.dataset
+    assert (dataset.path, dataset.text_column, dataset.revision) == (str(path), "body", None)
+    assert {file.path for file in found.settings.sources} == {
+        str(file) for file in (path, *path.rglob("*.parquet")) if file.is_file()
+    }
     capsys.readouterr()
     build([], "rows", **given)
     assert "already built" in capsys.readouterr().out
@@ -98,7 +100,7 @@ def test_a_build_that_lost_its_rows_goes_on(build: Build, tmp_path: Path, rows, 
     with pytest.raises(UsageError, match="an interrupted build differs in the text, which has changed"):
         build([], "rows", dataset=str(path), text_column="body")
     path.write_text(path.read_text().removesuffix('{"body": "more"}\n'))
-    record = read_manifest(whole / "manifest.json").settings.sources[0].files[0]
+    record = read_manifest(whole / "manifest.json").settings.sources[0]
     os.utime(path, ns=(record.mtime_ns, record.mtime_ns))
     assert examples(build([], "rows", dataset=str(path), text_column="body")) == examples(whole)
     assert "going on with an interrupted build" in capsys.readouterr().out
@@ -117,7 +119,7 @@ def test_a_data_set_of_the_hub_is_read_at_one_revision(build: Build, tmp_path: P
     built = build([], dataset="someone/pages", dataset_config="en", dataset_split="validation")
     given = {"path": "someone/pages", "name": "en", "split": "validation", "revision": "a" * 40, "streaming": True}
     assert asked == [given, given]
-    (source,) = read_manifest(built / "manifest.json").settings.sources
+    source = read_manifest(built / "manifest.json").settings.dataset
     assert (source.path, source.config, source.split, source.revision) == (
         "someone/pages",
         "en",
@@ -125,7 +127,7 @@ def test_a_data_set_of_the_hub_is_read_at_one_revision(build: Build, tmp_path: P
         "a" * 40,
     )
     revision[0] = "b" * 40
-    with pytest.raises(UsageError, match="holds a dataset that differs in the text, which has changed"):
+    with pytest.raises(UsageError, match="holds a dataset that differs in dataset"):
         build([], dataset="someone/pages", dataset_config="en", dataset_split="validation")
 
 

@@ -39,8 +39,10 @@ from bert_convolutions.schemas import (
     BuildSettings,
     CorpusCounts,
     DatasetManifest,
+    DatasetRecord,
     FileFacts,
     ShardRecord,
+    TextRecord,
     parse,
     read_model,
 )
@@ -64,8 +66,10 @@ def build_dataset(options: BuildDatasetOptions) -> Path:
     """
     target = Target.from_options(options)
     with interruptible(str(target.result)):
-        sources = [find_dataset(options)] if options.dataset else find_sources(options.train_data_file)
-        return _build(options, target, sources, open_text_tokenizer(options.tokenizer_name))
+        dataset = find_dataset(options)
+        local = [dataset.path] if dataset and not dataset.revision else options.train_data_file
+        sources = find_sources(local) if local else []
+        return _build(options, target, sources, open_text_tokenizer(options.tokenizer_name), dataset)
 
 
 def build_on_demand(options: BuildDatasetOptions, tokenizer: Any, cache: Path) -> Path:
@@ -100,8 +104,9 @@ def build_on_demand(options: BuildDatasetOptions, tokenizer: Any, cache: Path) -
 def _build(
     options: BuildDatasetOptions,
     target: Target,
-    sources: Sequence[Source],
+    sources: list[TextRecord],
     tokenizer: TextTokenizer,
+    dataset: DatasetRecord | None = None,
     *,
     wait: bool = False,
 ) -> Path:
@@ -114,7 +119,8 @@ def _build(
         pair_within_documents=options.pair_within_documents,
         split_sentences=options.language if options.split_sentences else None,
         shard_size_mb=options.shard_size_mb,
-        sources=list(sources),
+        sources=sources,
+        dataset=dataset,
     )
     try:
         if target.is_finished(settings, options.overwrite_output_dir):
@@ -182,12 +188,14 @@ class _Build:
 
     def _encode(self) -> list[list[BlockFacts]]:
         """Encode all blocks; return the facts of each block of each file."""
-        num_blocks = [0] * len(self._settings.sources)
-        total = sum(source.size for source in self._settings.sources)
-        with _bar("reading", total or None, "B") as bar:
+        dataset = self._settings.dataset
+        sources: Sequence[Source] = [dataset] if dataset else self._settings.sources
+        num_blocks = [0] * len(sources)
+        total = None if dataset else sum(source.size for source in self._settings.sources)
+        with _bar("reading", total, "B") as bar:
 
             def tasks() -> Iterator[sentences.SentenceTask]:
-                for number, source in enumerate(self._settings.sources):
+                for number, source in enumerate(sources):
                     before = 0
                     for block in blocks(source):
                         path = self._sentence_file(number, num_blocks[number])
@@ -216,7 +224,8 @@ class _Build:
         for file in self._work.glob("*.sentences"):
             file.unlink()
         if not any(read_facts(task.runs)["num_pairs"] for task in tasks):
-            raise UsageError(f"{self._settings.sources[0].path}: not one pair of sentences in the text; give more text")
+            path = (self._settings.dataset or self._settings.sources[0]).path
+            raise UsageError(f"{path}: not one pair of sentences in the text; give more text")
 
     def _merge(self, runs: list[Path], num_shards: int) -> list[ShardRecord]:
         """Write the shards that are missing; return the records of all."""

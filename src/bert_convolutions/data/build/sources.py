@@ -12,7 +12,7 @@ import io
 import lzma
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -66,18 +66,19 @@ def find_sources(paths: list[str]) -> list[TextRecord]:
     return sources
 
 
-def find_dataset(options: BuildDatasetOptions) -> DatasetRecord:
-    """Return what the options say of a data set, and what tells it from another of the same name.
+def find_dataset(options: BuildDatasetOptions) -> DatasetRecord | None:
+    """Return what the options say of a data set, if they do, and its revision where it is on the hub.
 
     Raises:
         UsageError: it can't be had, or has no such column.
     """
     from huggingface_hub import HfApi
 
-    name = str(options.dataset)
-    is_local = Path(name).exists()
+    name = options.dataset
+    if name is None:
+        return None
     try:
-        revision = None if is_local else HfApi().dataset_info(name).sha
+        revision = None if Path(name).exists() else HfApi().dataset_info(name).sha
     except Exception as error:  # of the network, of the name, or of what is said there
         raise UsageError(f"--dataset {name}: neither here nor on the hub ({_first_line(error)})") from error
     record = DatasetRecord(
@@ -86,7 +87,6 @@ def find_dataset(options: BuildDatasetOptions) -> DatasetRecord:
         split=options.dataset_split,
         text_column=options.text_column,
         revision=revision,
-        files=find_sources([name]) if is_local else [],
     )
     try:
         first = next(_rows(record, advice=""), None)
@@ -135,16 +135,13 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def refuse_changed(sources: Sequence[Source]) -> None:
+def refuse_changed(sources: list[TextRecord]) -> None:
     """Refuse texts that have changed since ``find_sources`` saw them, now that they have been read.
 
     Raises:
         UsageError: names the first of them.
     """
     for source in sources:
-        if isinstance(source, DatasetRecord):
-            refuse_changed(source.files)
-            continue
         found = _record(Path(source.path)) if Path(source.path).is_file() else None
         if found != source:
             now = f"it has {found.size:,} bytes, and had {source.size:,}" if found else "it is gone"
@@ -182,7 +179,7 @@ def read_text(block: Block) -> str:
     """
     data = _bytes_of(block)
     if len(data) < block.end - block.start:
-        refuse_changed([block.source])
+        refuse_changed([block.source] if isinstance(block.source, TextRecord) else [])
     offset = block.start
     if block.start == 0 and data.startswith(_UTF8_MARK):
         data, offset = data[len(_UTF8_MARK) :], len(_UTF8_MARK)
