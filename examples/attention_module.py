@@ -36,25 +36,30 @@ def draw(rows: int, length: int = 8) -> tuple[Tensor, Tensor]:
     return tokens, (places[:, 0] < places[:, 1]).long()
 
 
-def main() -> float:
-    """Train, print and return the accuracy on new examples."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--kernel", default="qk_convfixed_convq_convk 4", help="dot_product can't do better than chance"
-    )
-    parser.add_argument("--steps", type=int, default=200)
-    arguments = parser.parse_args()
+def train(kernel: str, steps: int) -> tuple[Reader, float]:
+    """A trained model and its accuracy on new examples."""
     torch.manual_seed(0)
-    model = Reader(arguments.kernel)
+    model = Reader(kernel)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for _ in range(arguments.steps):
+    for _ in range(steps):
         tokens, labels = draw(64)
         loss = nn.functional.cross_entropy(model(tokens), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     tokens, labels = draw(1000)
-    accuracy = (model.eval()(tokens).argmax(1) == labels).float().mean().item()
+    return model, (model.eval()(tokens).argmax(1) == labels).float().mean().item()
+
+
+def main() -> float:
+    """Train, print and return the accuracy."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--kernel", default="qk_convfixed_convq_convk 4", help="dot_product can't do better than chance"
+    )
+    parser.add_argument("--steps", type=int, default=200)
+    arguments = parser.parse_args()
+    accuracy = train(arguments.kernel, arguments.steps)[1]
     print(f"{arguments.kernel}: {100 * accuracy:.1f} % right, chance is 50 %")
     return accuracy
 

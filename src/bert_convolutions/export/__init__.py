@@ -1,1 +1,0 @@
-"""Models for those who don't have this package."""
