@@ -337,11 +337,15 @@ class Experiment(BaseModel):
 
 
 class CellRecord(Stored):
-    """How a cell of a sweep was run last: the command's words after ``bertconv``, its time and exit code."""
+    """How a cell of a sweep was run last: the command's words after ``bertconv``, its exit code, and where.
+
+    ``seconds`` are those of all its sessions; ``environment`` holds versions, commit and machine of the last.
+    """
 
     command: list[str]
     seconds: Annotated[float, Field(ge=0)]
     exit_code: int
+    environment: dict[str, str] = {}
 
 
 # GLUE: hyper-parameters, states, scores

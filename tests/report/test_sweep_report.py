@@ -4,68 +4,27 @@ import csv
 import json
 import math
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 
-from bert_convolutions import CompositeBertConfig, CompositeBertForMaskedLM
+from bert_convolutions.attention.terms import TERMS
 from bert_convolutions.cli.main import main
 from bert_convolutions.errors import UsageError
-from bert_convolutions.report.sweep_results import LOSS, loss_at_equal_flops, read_sweep, token_savings
-from bert_convolutions.schemas import Experiment
-
-KERNEL = "qk_convfixed_convq_convk 2"
-ACCURACY = {"interval": [0.4, 0.9], "accuracy_within_word": 0.5, "interval_within_word": [0.4, 0.9], "pairs": 10}
-
-
-def leave_run(folder: Path, config: CompositeBertConfig, losses: list[float], accuracy: float) -> None:
-    """What ``pretrain`` and ``minimal-pairs`` leave in the folder of a seed; 1,000 tokens a step."""
-    model = folder / "pretrain"
-    CompositeBertForMaskedLM(config).save_pretrained(model)
-    log = [{"step": 10 * number, "eval_loss": loss} for number, loss in enumerate(losses, 1)]
-    steps = 10 * len(losses)
-    state = {"global_step": steps, "num_input_tokens_seen": 1000 * steps, "log_history": log}
-    (model / "trainer_state.json").write_text(json.dumps(state))
-    (model / "eval_results.json").write_text(json.dumps({"eval_loss": losses[-1], "eval_masked_accuracy": accuracy}))
-    (model / "train_results.json").write_text(json.dumps({"real_tokens_per_second": 500.0}))
-    for name, command, paradigms in (("zorro", "minimal_pairs", ["a", "b"]), ("local_order", "local_order", ["by_1"])):
-        figures = {"accuracy": accuracy, **ACCURACY}
-        results = {
-            "model": "m",
-            "model_sha256": "0",
-            "paradigms": {p: {**figures, "phenomenon": "p", "field": "", "sha256": "0"} for p in paradigms},
-            "phenomena": {"p": figures} if command == "minimal_pairs" else {},
-            "fields": {},
-            "all": figures,
-        }
-        (folder / name).mkdir()
-        (folder / name / f"{command}.json").write_text(json.dumps(results))
-        (folder / name / f"{command}.csv").write_text("")
-
-
-@pytest.fixture(scope="module")
-def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Absolute positions fall by 0.5 in ten steps, composite attention by 1.0; three seeds."""
-    folder = tmp_path_factory.mktemp("sweep")
-    experiment = Experiment.model_validate(
-        {
-            "question": "Which <positions>?",
-            "base": {"max_steps": 40, "config_name": "bert_small", "per_device_train_batch_size": 4},
-            "baseline": "absolute",
-            "variants": {"absolute": {}, "composite": {"attention_kernel": KERNEL}, "unfinished": {"remove_qk": True}},
-            "seeds": [1, 2, 3],
-            "evaluate": {"minimal_pairs": {"zorro": {"data_dir": "z"}}, "local_order": {"text": "t"}},
-        }
-    )
-    (folder / "experiment.json").write_text(experiment.model_dump_json())
-    sizes = {"hidden_size": 16, "embedding_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-    for variant, kernel, fall in (("absolute", "dot_product", 0.5), ("composite", KERNEL, 1.0)):
-        config = CompositeBertConfig(vocab_size=50, intermediate_size=32, attention_kernel=kernel, **sizes)
-        for seed in (1, 2, 3):
-            losses = [8 + seed / 100 - fall * number for number in range(4)]
-            leave_run(folder / variant / f"seed{seed}", config, losses, 0.5 + fall / 4 + seed / 100)
-    return folder
+from bert_convolutions.report.sweep import _score_table
+from bert_convolutions.report.sweep_results import (
+    LOSS,
+    MASKED_ACCURACY,
+    at_equal_flops,
+    larger_is_better,
+    read_sweep,
+    token_savings,
+)
+from bert_convolutions.sweep.statistics import compare
+from tests.report.conftest import KERNEL
 
 
 def test_values_and_curves_are_those_of_the_files(sweep: Path) -> None:
@@ -96,10 +55,12 @@ def test_tokens_to_a_loss_by_hand(sweep: Path) -> None:
 
 def test_equal_flops_compare_at_the_cheapest_runs_end(sweep: Path) -> None:
     results = read_sweep(sweep)
-    flops, losses = loss_at_equal_flops(results)
+    flops, found = at_equal_flops(results)
+    losses = found[LOSS]
     assert flops == min(run.flops[-1] for run in results.runs)
     assert losses["absolute"][1] == pytest.approx(6.51)
     assert 5.01 < losses["composite"][1] < 5.2  # its convolutions cost FLOPs, so it is compared before its end
+    assert 1 / 6.01 < found[MASKED_ACCURACY]["composite"][1] < 0.76
 
 
 class Sources(HTMLParser):
@@ -114,24 +75,32 @@ class Sources(HTMLParser):
         self.found += [value or "" for name, value in attributes if name in ("src", "href", "srcset", "data")]
 
 
-def test_the_report_is_one_page_that_fetches_nothing(sweep: Path, tmp_path: Path) -> None:
-    assert main(["report", str(sweep), "--output_dir", str(tmp_path)]) == 0
-    page = (tmp_path / "report.html").read_text()
+def rows_of(folder: Path, name: str) -> list[dict[str, str]]:
+    """The rows of a CSV."""
+    with (folder / f"{name}.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_report_is_one_page_that_fetches_nothing(report: Path) -> None:
+    page = (report / "report.html").read_text()
     sources = Sources()
     sources.feed(page)
     assert len(sources.found) > 4 and all(source.startswith("data:") for source in sources.found)
     assert "url(" not in page and "@import" not in page
     assert "Which &lt;positions&gt;?" in page and "<positions>" not in page
-    for name in ("loss", "zorro", "local_order", "kernels_composite"):
-        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert not (tmp_path / "kernels_absolute.png").exists()
-    with (tmp_path / "score_0_held_out_loss.csv").open() as file:
+    names = ("loss", "token_factors", "zorro", "glue", "local_order", "kernels_composite", "attention_absolute")
+    for name in (*names, "attention_composite", "variance", "sentence_absolute", "sentence_composite"):
+        assert (report / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (report / f"{name}.svg").read_text().startswith("<?xml")
+        assert name == "token_factors" or rows_of(report, name), "its table is token_savings.csv"
+    assert not (report / "kernels_absolute.png").exists()
+    with (report / "score_0_held_out_loss.csv").open() as file:
         rows = {row["variant"]: row for row in csv.DictReader(file)}
     assert set(rows) == {"absolute", "composite"}
     assert rows["composite"]["mean ± sd"] == "5.020 ± 0.010"
     assert rows["composite"]["difference"] == "-1.500" and rows["composite"]["p (Holm)"] == "too few seeds"
     assert re.search(r'<tr style="font-weight:bold"><td>composite</td>', page)
-    assert json.loads((tmp_path / "runs.json").read_text())[0]["variant"] == "absolute"
+    assert json.loads((report / "runs.json").read_text())[0]["variant"] == "absolute"
 
 
 def test_folders_that_are_no_sweep(sweep: Path, tmp_path: Path) -> None:
@@ -149,8 +118,55 @@ def test_folders_that_are_no_sweep(sweep: Path, tmp_path: Path) -> None:
         read_sweep(tmp_path)
 
 
-def test_kernels_of_one_checkpoint(sweep: Path, tmp_path: Path) -> None:
-    output = tmp_path / "k.png"
+@pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
+def test_kernels_of_one_checkpoint(sweep: Path, tmp_path: Path, suffix: str) -> None:
+    output = tmp_path / f"k{suffix}"
     assert main(["plot-kernels", str(sweep / "composite/seed1/pretrain"), "--output", str(output)]) == 0
-    assert output.read_bytes().startswith(b"\x89PNG")
-    assert main(["plot-kernels", str(sweep / "absolute/seed1/pretrain"), "--output", str(output)]) == 2
+    assert output.read_bytes().startswith({".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}[suffix])
+
+
+def test_what_has_no_kernels_or_no_known_suffix(
+    sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plot-kernels", str(sweep / "absolute/seed1/pretrain"), "--output", str(tmp_path / "k.png")]) == 2
+    assert "has no convolution kernels" in capsys.readouterr().err
+    assert main(["plot-kernels", str(sweep / "composite/seed1/pretrain"), "--output", str(tmp_path / "k.jpeg")]) == 2
+    assert ".png, .svg, .pdf" in capsys.readouterr().err
+
+
+OURS = sorted((Path(__file__).parents[1] / "parity" / "fixtures").glob("composite"))
+THEIRS = sorted(Path(__file__).parents[3].glob("shared/golden/model/*conv*"))
+
+
+@pytest.mark.parametrize("original", [*OURS, *THEIRS], ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_kernels_of_the_originals_checkpoints(original: Path, tmp_path: Path) -> None:
+    """Some made up in its layout, and its own where they are at hand."""
+    before = sorted(path.name for path in original.iterdir())
+    weights = torch.load(original / "pytorch_model.bin", weights_only=True)
+    names = {name for name in TERMS if any(key.endswith(f"{name}_param") for key in weights)}
+    output = tmp_path / "k.svg"
+    assert main(["plot-kernels", str(original), "--output", str(output)]) == (0 if names else 2)
+    drawn = output.read_text() if names else ""
+    assert {name for name in TERMS if f"({name})" in drawn} == names
+    assert sorted(path.name for path in original.iterdir()) == before and sorted(tmp_path.iterdir()) == (
+        [output] if names else []
+    )
+
+
+def test_what_was_run_is_told(report: Path) -> None:
+    page = (report / "report.html").read_text()
+    for told in ("18 of 36 cells", "reported: versions Python", "reported: commit", "reported: machine", "data: "):
+        assert told in page
+    options = {row["option"]: row for row in rows_of(report, "options")}
+    assert options["attention_kernel"]["composite"] == f'"{KERNEL}"'
+    assert options["learning_rate"]["absolute"] == "0.001"
+
+
+def test_nothing_worse_is_bold(sweep: Path, tmp_path: Path) -> None:
+    """Composite attention as the baseline: absolute positions differ beyond their interval, and for the worse."""
+    shutil.copytree(sweep, tmp_path / "turned")
+    experiment = json.loads((sweep / "experiment.json").read_text()) | {"baseline": "composite"}
+    (tmp_path / "turned" / "experiment.json").write_text(json.dumps(experiment))
+    results = read_sweep(tmp_path / "turned")
+    assert compare(results.values(LOSS), "composite", larger_is_better(LOSS))["absolute"].differs
+    assert not any(_score_table(LOSS, compare(results.values(LOSS), "composite", False), results)[1])

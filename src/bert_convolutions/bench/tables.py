@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from bert_convolutions.report.style import OKABE_ITO, save_png
+from bert_convolutions.report.style import OKABE_ITO, save_figure
 
 _COLORS = {"float32": OKABE_ITO[0], "bf16": OKABE_ITO[1]}
 _COLUMNS = 2
@@ -74,7 +74,7 @@ def draw(groups: Mapping[str, Sequence[dict[str, Any]]], machine: Mapping[str, A
         _draw_speeds(axes, title, entries)
     for axes in all_axes[len(panels) :]:
         axes.set_axis_off()
-    save_png(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_speeds(axes: Axes, title: str, entries: Sequence[dict[str, Any]]) -> None:

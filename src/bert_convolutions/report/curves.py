@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from bert_convolutions.report.runs import read_loss_history
-from bert_convolutions.report.style import line_colors, save_png
+from bert_convolutions.report.style import line_colors, save_figure
 
 
 def plot_loss_curves(runs: Mapping[str, Path], output: Path, *, title: str = "Masked-language-model loss") -> None:
@@ -36,4 +36,4 @@ def plot_loss_curves(runs: Mapping[str, Path], output: Path, *, title: str = "Ma
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    save_png(figure, output)
+    save_figure(figure, output)

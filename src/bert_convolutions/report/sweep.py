@@ -1,52 +1,43 @@
-"""``bertconv report``: a sweep's answer as one HTML file that needs nothing else, and the PNG and CSV behind it."""
+"""``bertconv report``: a sweep's answer as one HTML file that needs nothing else, and what is behind it beside it."""
 
-import base64
-import csv
-import html
-import io
-import platform
+import json
 import shlex
-import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 
-from matplotlib.figure import Figure
+from transformers import PreTrainedTokenizerBase
 
 from bert_convolutions import files
 from bert_convolutions.convert.options import ConvertOptions
+from bert_convolutions.data.store import MANIFEST_FILE, ArrowStore
+from bert_convolutions.data.tokenizer import tokenizer_hash
 from bert_convolutions.errors import UsageError
-from bert_convolutions.report import sweep_figures
-from bert_convolutions.report.kernels import plot_kernels
+from bert_convolutions.probes.run import load_model
+from bert_convolutions.report import attention_figures, sweep_figures
+from bert_convolutions.report.attention import AttentionOnText, SentenceAttention, attention_of, measure
+from bert_convolutions.report.kernels import kernel_figure, kernel_rows, plot_kernels, read_all_kernels
 from bert_convolutions.report.options import PlotKernelsOptions, ReportOptions
-from bert_convolutions.report.style import save_png
+from bert_convolutions.report.page import Page, Table
 from bert_convolutions.report.sweep_results import (
-    LOSS,
     Run,
     SweepResults,
     as_json,
+    at_equal_flops,
     larger_is_better,
-    loss_at_equal_flops,
     read_sweep,
     token_savings,
 )
 from bert_convolutions.schemas import read_json
-from bert_convolutions.sweep.cells import LOCAL_ORDER, MINIMAL_PAIRS, plan_cells
+from bert_convolutions.sweep.cells import Cell, plan_cells
+from bert_convolutions.sweep.environment import environment
 from bert_convolutions.sweep.statistics import SEEDS_FOR_INTERVAL, SEEDS_FOR_TEST, Comparison, Interval, compare
-from bert_convolutions.terminal import duration
+from bert_convolutions.terminal import duration, say
 
-_PACKAGES = ("bert_convolutions", "torch", "transformers", "numpy", "scipy", "sentencepiece")
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 56rem; margin: 1rem auto;
-  padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
-img { max-width: 100%; height: auto; } figure { margin: 1rem 0; } figcaption, .note { color: #555; font-size: .9rem; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; white-space: nowrap; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right; }
-th:first-child, td:first-child { text-align: left; } code { font-size: .85rem; white-space: pre-wrap; }
-"""
-Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+_TEXTS = 64
+"""Examples on which attention is measured."""
+_LONGEST = 128
+"""Tokens of them that are read."""
 
 
 def write_report(options: ReportOptions) -> Path:
@@ -61,13 +52,14 @@ def write_report(options: ReportOptions) -> Path:
     results = read_sweep(options.sweep)
     folder = options.output_dir or options.sweep / "report"
     folder.mkdir(parents=True, exist_ok=True)
-    page = _Page(folder)
-    page.parts.append(f"<h1>{html.escape(results.experiment.question or 'Experiment')}</h1>")
-    _add_savings(page, results)
+    page = Page(folder)
+    cells = plan_cells(results.experiment, options.sweep)
+    page.heading(results.experiment.question or "Experiment", _how_much(results, cells), level=1)
+    _add_curves(page, results)
     _add_metrics(page, results)
     _add_probes(page, results)
-    _add_kernels(page, results)
-    _add_what_was_run(page, results, options.sweep)
+    _add_attention(page, results, options)
+    _add_what_was_run(page, results, cells)
     files.write_text(folder / "runs.json", as_json(results))
     files.write_text(folder / "report.html", page.html(results.experiment.question or "Experiment"))
     return folder / "report.html"
@@ -91,119 +83,83 @@ def run_plot_kernels(options: PlotKernelsOptions) -> Path:
     return options.output
 
 
-class _Page:
-    """Collects the parts of the page; what is shown is also a file beside it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.parts: list[str] = []
-
-    def heading(self, text: str, note: str = "") -> None:
-        """A heading, and a sentence below it."""
-        self.parts.append(
-            f"<h2>{html.escape(text)}</h2>" + (f'<p class="note">{html.escape(note)}</p>' if note else "")
-        )
-
-    def figure(self, figure: Figure, name: str, caption: str) -> None:
-        """A picture."""
-        save_png(figure, self.folder / f"{name}.png")
-        self.picture(name, caption)
-
-    def picture(self, name: str, caption: str) -> None:
-        """A picture that has been written."""
-        data = base64.b64encode((self.folder / f"{name}.png").read_bytes()).decode()
-        text = html.escape(caption)
-        self.parts.append(
-            f'<figure><img src="data:image/png;base64,{data}" alt="{text}"><figcaption>{text}</figcaption></figure>'
-        )
-
-    def table(self, table: Table, name: str, bold: Sequence[bool] = ()) -> None:
-        """A table; rows that are true in ``bold`` are set so."""
-        header, rows = table
-        buffer = io.StringIO()
-        csv.writer(buffer, lineterminator="\n").writerows([header, *rows])
-        files.write_text(self.folder / f"{name}.csv", buffer.getvalue())
-        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-        body = []
-        for number, row in enumerate(rows):
-            cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
-            strong = number < len(bold) and bold[number]
-            body.append(f'<tr style="font-weight:bold">{cells}</tr>' if strong else f"<tr>{cells}</tr>")
-        self.parts.append(f'<div class="wide"><table><tr>{head}</tr>{"".join(body)}</table></div>')
-
-    def html(self, title: str) -> str:
-        """The whole page."""
-        head = (
-            f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-            f'<link rel="icon" href="data:,"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
-        )
-        return (
-            f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n'
-            + "\n".join(self.parts)
-            + "\n</body></html>\n"
-        )
+def _how_much(results: SweepResults, cells: Sequence[Cell]) -> str:
+    """What is there of the experiment."""
+    finished = sum(cell.is_finished() for cell in cells)
+    seeds = {variant: len(runs) for variant in results.experiment.variants if (runs := results.of(variant))}
+    told = ", ".join(f"{variant} {count}" for variant, count in seeds.items())
+    return f"{finished} of {len(cells)} cells are finished. Seeds of each variant: {told}."
 
 
-def _add_savings(page: _Page, results: SweepResults) -> None:
+def _add_curves(page: Page, results: SweepResults) -> None:
     baseline = results.experiment.baseline
-    rows = []
-    for variant in results.experiment.variants:
-        for saving in token_savings(results, variant) if variant != baseline else []:
-            factor = "not reached" if saving.factor is None else f"{'≥ ' if saving.at_least else ''}{saving.factor:.2f}"
-            needed = [f"{tokens / 1e6:.2f}" if tokens else "" for tokens in saving.tokens]
-            rows.append(
-                (variant, f"{saving.level:.2f}", *needed, factor, _interval(saving.interval, 2), str(saving.seeds))
-            )
-    if not rows:
+    others = [variant for variant in results.experiment.variants if variant != baseline]
+    savings = {variant: found for variant in others if (found := token_savings(results, variant))}
+    page.heading(f"Tokens to a given loss, against {baseline}" if savings else "Held-out loss")
+    page.figure(
+        sweep_figures.loss_curves(results),
+        "loss",
+        "Held-out loss against steps, real tokens and training FLOPs; the band spans the seeds, the line is the mean.",
+        (("variant", "seed", "step", "tokens", "training FLOPs", "held-out loss"), sweep_figures.curve_rows(results)),
+    )
+    if not savings:
         return
-    page.heading(
-        f"Tokens to a given loss, against {baseline}",
+    page.paragraph(
         "By what factor the variant needs fewer tokens than the baseline until its held-out loss first falls to the "
         "given one: geometric mean over seeds and 95 % bootstrap interval. Losses are those that every run of the "
-        "baseline passes through; ≥: the variant was there at its first evaluation.",
+        "baseline passes through; ≥: the variant was there at its first evaluation. In hours: by the tokens per second "
+        "that were measured, which other work on the machine disturbs.",
+        "note",
     )
-    header = (
-        "variant",
-        "loss",
-        f"{baseline}: million tokens",
-        "variant: million tokens",
-        "factor",
-        "interval",
-        "seeds",
-    )
-    page.table((header, rows), "token_savings")
+    rows = []
+    for variant, levels in savings.items():
+        for saving in levels:
+            factor = "not reached" if saving.factor is None else f"{'≥ ' if saving.at_least else ''}{saving.factor:.2f}"
+            needed = [f"{tokens / 1e6:.2f}" if tokens else "" for tokens in saving.tokens]
+            hours = "" if saving.time_factor is None else f"{saving.time_factor:.2f}"
+            ends = _interval(saving.interval, 2) or ("too few seeds" if saving.factor else "")
+            rows.append((variant, f"{saving.level:.2f}", *needed, factor, ends, hours, str(saving.seeds)))
+    tokens = (f"{baseline}: million tokens", "variant: million tokens")
+    page.table((("variant", "loss", *tokens, "factor", "interval", "factor in hours", "seeds"), rows), "token_savings")
     page.figure(
-        sweep_figures.loss_curves(results), "loss", "Held-out loss; the band spans the seeds, the line is their mean."
+        sweep_figures.saving_lines(savings, results),
+        "token_factors",
+        "The same factors against the loss, on a logarithmic scale; above 1 the variant needs fewer tokens.",
     )
 
 
-def _add_metrics(page: _Page, results: SweepResults) -> None:
-    flops, equal = loss_at_equal_flops(results)
+def _add_metrics(page: Page, results: SweepResults) -> None:
     baseline = results.experiment.baseline
-    metrics = [(metric, results.values(metric)) for metric in results.metrics]
-    metrics.insert(1, (f"{LOSS} at {flops:.3g} training FLOPs", equal))
     page.heading(
         "Scores",
         f"Mean and standard deviation over seeds, 95 % bootstrap interval over them (none below {SEEDS_FOR_INTERVAL}), "
         f"paired difference to {baseline}; p by exact permutation of signs, corrected by Holm (none below "
-        f"{SEEDS_FOR_TEST} seeds, where it can't reach 0.05). Bold: the interval of the difference leaves out zero.",
+        f"{SEEDS_FOR_TEST} seeds, where it can't reach 0.05). Bold: better than {baseline}, and the interval of the "
+        "difference leaves out zero. At equal FLOPs: read off the curves at what the cheapest run took in all, so that "
+        "a dearer run is judged before its learning rate has fallen to the end.",
     )
-    for number, (metric, values) in enumerate(metrics):
+    flops, equal = at_equal_flops(results)
+    metrics = [(metric, results.values(metric), metric) for metric in results.metrics]
+    metrics += [(f"{metric} at {flops:.3g} training FLOPs", values, metric) for metric, values in equal.items()]
+    order = {metric: number for number, metric in enumerate(results.metrics)}
+    metrics.sort(key=lambda item: order[item[2]])
+    for number, (title, values, metric) in enumerate(metrics):
         compared = compare(values, baseline, larger_is_better(metric))
         table, bold = _score_table(metric, compared, results)
-        page.parts.append(f"<h3>{html.escape(metric)}</h3>")
-        page.table(table, f"score_{number}_{_file_name(metric)}", bold)
-        if metric in results.metrics:
-            unit = metric if "loss" in metric else f"{metric} (share)"
-            figure = sweep_figures.dots(metric, compared, results, unit)
-            page.figure(figure, f"score_{number}_{_file_name(metric)}", f"{metric}: mean, interval and single seeds.")
+        name = f"score_{number}_{_file_name(title)}"
+        page.heading(title, level=3)
+        page.table(table, name, bold)
+        if title == metric:
+            unit = f"{metric} (nats per masked token)" if "loss" in metric else metric
+            figure = sweep_figures.dots(values, compared, results, unit)
+            page.figure(figure, name, f"{metric}: mean, 95 % interval over seeds, and single seeds.")
 
 
 def _score_table(metric: str, compared: Mapping[str, Comparison], results: SweepResults) -> tuple[Table, list[bool]]:
     digits = 3 if "loss" in metric else 4
     rows = []
     for variant, summary in compared.items():
-        run = results.of(variant)[0]
+        runs = results.of(variant)
         deviation = f" ± {summary.deviation:.{digits}f}" if summary.seeds > 1 else ""
         difference = "" if summary.difference is None else f"{summary.difference:+.{digits}f}"
         few = "" if summary.difference is None else "too few seeds"
@@ -218,65 +174,152 @@ def _score_table(metric: str, compared: Mapping[str, Comparison], results: Sweep
                 difference,
                 _interval(summary.difference_interval, digits) or few,
                 p_value,
-                f"{run.parameters / 1e6:.2f} M",
-                f"{run.flops[-1]:.3g}",
-                f"{run.tokens_per_second:,.0f}",
+                f"{runs[0].parameters / 1e6:.2f} M",
+                f"{runs[0].flops[-1]:.3g}",
+                f"{sum(run.tokens_per_second for run in runs) / len(runs):,.0f}",
             )
         )
     header = ("variant", "seeds", "mean ± sd", "interval", "best", "difference", "its interval", "p (Holm)")
     costs = ("parameters", "training FLOPs", "tokens/s")
-    return ((*header, *costs), rows), [summary.differs for summary in compared.values()]
+    better = [summary.differs and _is_better(summary, metric) for summary in compared.values()]
+    return ((*header, *costs), rows), better
 
 
-def _add_probes(page: _Page, results: SweepResults) -> None:
-    asked = [(name, MINIMAL_PAIRS) for name in results.experiment.evaluate.minimal_pairs]
-    if results.experiment.evaluate.local_order is not None:
-        asked.append(("local_order", LOCAL_ORDER))
-    for name, command in asked:
-        if command == LOCAL_ORDER:
-            figure = sweep_figures.order_lines(results, name)
-            caption = "Local order: right pairs by how far a word was moved; 50 % is chance. The band spans the seeds."
-        else:
-            figure = sweep_figures.difference_map(results, name)
-            caption = f"{name}: difference of mean accuracy to {results.experiment.baseline}, by phenomenon."
-        if figure is not None:
-            page.heading(name.replace("_", " "))
-            page.figure(figure, name, caption)
+def _is_better(summary: Comparison, metric: str) -> bool:
+    return summary.difference is not None and (summary.difference > 0) == larger_is_better(metric)
 
 
-def _add_kernels(page: _Page, results: SweepResults) -> None:
+def _add_probes(page: Page, results: SweepResults) -> None:
+    baseline = results.experiment.baseline or ""
+    for name in results.experiment.evaluate.minimal_pairs:
+        _add_differences(page, results, name, f"{name}: difference of mean accuracy to {baseline}, by phenomenon.")
+    if any(run.glue for run in results.runs):
+        _add_differences(page, results, "glue", f"GLUE: difference of mean dev scores to {baseline}, times 100.")
+    figure = sweep_figures.order_lines(results, "local_order")
+    if figure is not None:
+        page.heading("Local order")
+        caption = "Local order: right pairs by how far a word was moved; 50 % is chance. The band spans the seeds."
+        table = (("variant", "seed", "distance", "accuracy"), sweep_figures.order_rows(results, "local_order"))
+        page.figure(figure, "local_order", caption, table)
+
+
+def _add_differences(page: Page, results: SweepResults, name: str, caption: str) -> None:
+    figures_of = (lambda run: run.glue) if name == "glue" else sweep_figures.phenomena(name)
+    found = sweep_figures.differences(results, figures_of)
+    if found is None:
+        return
+    names, variants, table = found
+    rows = [(row, *(f"{value:.2f}" for value in values)) for row, values in zip(names, table, strict=True)]
+    page.heading(f"{name}: where the differences are")
+    figure = sweep_figures.difference_map(found, results.experiment.baseline or "")
+    page.figure(figure, name, caption, (("", *variants), rows))
+
+
+def _add_attention(page: Page, results: SweepResults, options: ReportOptions) -> None:
+    """Kernels, mean attention and the parts of the score, of each variant's first run."""
     first: dict[str, Run] = {}
     for run in results.runs:
         first.setdefault(run.variant, run)
-    drawn = False
+    page.heading("Inside the attention", "Of the first seed of each variant.")
+    on_text: dict[str, AttentionOnText] = {}
     for variant, run in first.items():
-        if plot_kernels(run.folder, page.folder / f"kernels_{variant}.png"):
-            if not drawn:
-                page.heading("Learned kernels")
-            drawn = True
-            page.picture(f"kernels_{variant}", f"Kernels of {variant}, seed {run.seed}, by layer and head.")
+        kernels = read_all_kernels(run.folder)
+        figure = kernel_figure(kernels, f"{variant}, seed {run.seed}")
+        if figure is not None:
+            table: Table = (("term", "layer", "head", "offset", "weight or norm"), kernel_rows(kernels))
+            page.figure(figure, f"kernels_{variant}", f"Kernels of {variant}, by layer and head.", table)
+        model, tokenizer = load_model(str(run.folder), None)
+        model.eval()
+        texts = _texts(results, options, tokenizer)
+        if texts:
+            on_text[variant] = measure(model, texts)
+            caption = f"Mean attention of {variant} by offset of the key, over {len(texts)} held-out examples."
+            table = (("layer", "head", "offset", "probability"), attention_figures.offset_rows(on_text[variant]))
+            figure = attention_figures.attention_by_offset(on_text[variant], f"{variant}, seed {run.seed}")
+            page.figure(figure, f"attention_{variant}", caption, table)
+        if options.sentence:
+            _add_sentence(page, options, variant, attention_of(model, tokenizer, options.sentence))
+    if not on_text:
+        say("the held-out data are not at hand: give --text for what attention does on text")
+        page.paragraph("The held-out data were not at hand, so nothing was measured on text.")
+    of_several = {variant: found for variant, found in on_text.items() if len(found.terms) > 1}
+    if of_several:
+        page.figure(
+            attention_figures.variance_bars(of_several),
+            "variance",
+            "How much of the variance of the scores over the keys of a query each term explains: its covariance with "
+            "the sum over the variance of the sum. A negative share works against the other terms.",
+            (("variant", "layer", "head", "term", "share"), attention_figures.variance_rows(of_several)),
+        )
 
 
-def _add_what_was_run(page: _Page, results: SweepResults, sweep: Path) -> None:
-    page.heading("What was run")
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in _PACKAGES)
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
+def _add_sentence(page: Page, options: ReportOptions, variant: str, found: SentenceAttention) -> None:
+    heads = found.probabilities.shape[1]
+    if options.head is not None and not 1 <= options.head <= heads:
+        raise UsageError(f"--head {options.head}: {variant} has the heads 1 to {heads}")
+    header = ("layer", "query", "key", *found.scores, "sum", "attention")
+    page.figure(
+        attention_figures.sentence_maps(found, variant, options.head),
+        f"sentence_{variant}",
+        f"“{options.sentence}” in {variant}: the score of each term, less its mean over the keys, their sum, and the "
+        "attention; queries downwards, keys to the right.",
+        (header, attention_figures.sentence_rows(found, options.head)),
     )
-    lines = [
-        f"reported with {versions}, Python {platform.python_version()}",
-        f"commit {commit.stdout.strip() or 'unknown'}; {platform.machine()} {platform.system()}, {_processor()}",
-        f"data: {_data_hashes(results)}",
-    ]
-    page.parts += [f"<p>{html.escape(line)}</p>" for line in lines]
+
+
+def _texts(results: SweepResults, options: ReportOptions, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Ids of held-out text: of ``--text``, or of the data that the runs were evaluated on if they are still there."""
+    path, is_text = options.text, True
+    if path is None:
+        data = results.experiment.base.get("eval_data_file")
+        path = Path(str(data[0] if isinstance(data, list) else data))
+        is_text = bool(results.experiment.base.get("line_by_line"))
+        if (path / MANIFEST_FILE).is_file():
+            store = ArrowStore(path, tokenizer_hash(tokenizer))
+            return [store[index][:_LONGEST].tolist() for index in range(min(_TEXTS, len(store)))]
+        if not is_text or not path.is_file():
+            return []
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if len(line.split()) > 1]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--text {path} can't be read as UTF-8 text ({error})") from error
+    return [ids[:_LONGEST] for ids in tokenizer(lines[:_TEXTS])["input_ids"]] if lines else []
+
+
+def _add_what_was_run(page: Page, results: SweepResults, cells: Sequence[Cell]) -> None:
     finished = {(run.variant, run.seed) for run in results.runs}
-    rows = []
-    for cell in plan_cells(results.experiment, sweep):
-        if (cell.variant, cell.seed) in finished and (record := cell.record()) is not None:
+    rows, seconds, places = [], 0.0, {}
+    for cell in cells:
+        record = cell.record() if (cell.variant, cell.seed) in finished else None
+        if record is not None:
             command = shlex.join(["bertconv", *record.command])
             rows.append((cell.label, duration(record.seconds), str(record.exit_code), command))
+            places[json.dumps(record.environment)] = record.environment
+            seconds += record.seconds
+    page.heading("What was run")
+    told = {f"run {number}: ": place for number, place in enumerate(places.values(), 1) if place}
+    for when, place in (told | {"reported: ": environment()}).items():
+        for key, value in place.items():
+            page.paragraph(f"{when}{key} {value}")
+    page.paragraph(f"data: {_data_hashes(results)}")
+    page.paragraph(f"wall time of all cells: {duration(seconds)}" if rows else "no record of the cells' times is there")
     if rows:
-        page.table((("cell", "wall time", "exit code", "command"), rows), "commands")
+        page.table((("cell", "wall time", "exit code", "command"), rows), "commands", folded="Commands", kind="text")
+    page.table(_all_options(results), "options", folded="All options, defaults included", kind="text")
+
+
+def _all_options(results: SweepResults) -> Table:
+    """Every argument of the Trainer and field of the configuration, as the first run of each variant left them."""
+    found: dict[str, dict[str, object]] = {}
+    for run in results.runs:
+        if run.variant not in found:
+            paths = [run.folder / name for name in ("training_args.json", "config.json")]
+            found[run.variant] = {
+                key: value for path in paths if path.is_file() for key, value in read_json(path).items()
+            }
+    names = sorted({name for options in found.values() for name in options})
+    rows = [(name, *(json.dumps(options.get(name)) for options in found.values())) for name in names]
+    return ("option", *found), rows
 
 
 def _data_hashes(results: SweepResults) -> str:
@@ -290,15 +333,6 @@ def _data_hashes(results: SweepResults) -> str:
                 shards = ", ".join(str(shard["sha256"])[:16] for shard in read_json(manifest)["shards"])
                 found.append(f"{flag} {path} (SHA-256 {shards})")
     return "; ".join(found) or "not at hand any more"
-
-
-def _processor() -> str:
-    for line in (
-        Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n") if Path("/proc/cpuinfo").is_file() else []
-    ):
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or "unknown processor"
 
 
 def _interval(interval: Interval | None, digits: int) -> str:

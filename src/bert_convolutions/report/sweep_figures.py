@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
-from bert_convolutions.report.style import line_colors
-from bert_convolutions.report.sweep_results import Run, SweepResults
-from bert_convolutions.schemas import Accuracy, ProbeResults
+from bert_convolutions.report.style import line_colors, plain
+from bert_convolutions.report.sweep_results import Run, Saving, SweepResults
+from bert_convolutions.schemas import Accuracy
 from bert_convolutions.sweep.statistics import Comparison
 
 _X_AXES: tuple[tuple[str, Callable[[Run], Sequence[float]]], ...] = (
@@ -25,7 +26,7 @@ def colors(results: SweepResults) -> dict[str, object]:
 
 def loss_curves(results: SweepResults) -> Figure:
     """Held-out loss against steps, tokens and FLOPs: the mean over seeds, in a band from the lowest to the highest."""
-    figure = Figure(figsize=(7, 11), layout="constrained")
+    figure = Figure(figsize=(5, 10), layout="constrained")
     color = colors(results)
     for axes, (label, horizontal) in zip(figure.subplots(len(_X_AXES), 1), _X_AXES, strict=True):
         for variant in results.experiment.variants:
@@ -39,18 +40,18 @@ def loss_curves(results: SweepResults) -> Figure:
             axes.plot(xs, losses.mean(axis=0), color=color[variant], marker="o", markersize=3, label=name)
             axes.fill_between(xs, losses.min(axis=0), losses.max(axis=0), color=color[variant], alpha=0.2, linewidth=0)
         axes.set(xlabel=label, ylabel="held-out loss (nats per masked token)")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        plain(axes)
     figure.axes[0].legend(frameon=False)
     return figure
 
 
-def dots(title: str, compared: Mapping[str, Comparison], results: SweepResults, unit: str) -> Figure:
+def dots(
+    values: Mapping[str, Mapping[int, float]], compared: Mapping[str, Comparison], results: SweepResults, unit: str
+) -> Figure:
     """A metric's mean of each variant with its interval over seeds, the seeds themselves as small marks."""
-    figure = Figure(figsize=(7, 1.2 + 0.42 * len(compared)), layout="constrained")
+    figure = Figure(figsize=(5, 1.2 + 0.42 * len(compared)), layout="constrained")
     axes = figure.add_subplot()
     color = colors(results)
-    values = results.values(title)
     for place, (variant, summary) in enumerate(compared.items()):
         seeds = list(values[variant].values())
         axes.plot(seeds, [place] * len(seeds), "|", color=color[variant], markersize=9, alpha=0.6)
@@ -60,8 +61,7 @@ def dots(title: str, compared: Mapping[str, Comparison], results: SweepResults, 
     axes.set_yticks(range(len(compared)), list(compared))
     axes.invert_yaxis()
     axes.set(xlabel=unit)
-    axes.grid(alpha=0.25, axis="x")
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes, "x")
     return figure
 
 
@@ -69,7 +69,7 @@ def order_lines(results: SweepResults, name: str) -> Figure | None:
     """Accuracy of the order probe by how far the word was moved; None where no run has it."""
     if not any(name in run.probes for run in results.runs):
         return None
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(5, 3.6), layout="constrained")
     axes = figure.add_subplot()
     color = colors(results)
     for variant in results.experiment.variants:
@@ -83,43 +83,102 @@ def order_lines(results: SweepResults, name: str) -> Figure | None:
         axes.set_xticks(distances)
     axes.axhline(50, color="grey", linewidth=1, linestyle=":")
     axes.set(xlabel="words by which one word was moved", ylabel="right pairs (%)")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes)
     axes.legend(frameon=False)
     return figure
 
 
-def _groups(results: ProbeResults) -> Mapping[str, Accuracy]:
-    return results.phenomena or results.paradigms
-
-
-def difference_map(results: SweepResults, name: str) -> Figure | None:
-    """Differences to the baseline by phenomenon and variant, in percentage points; None where there is nothing."""
-    baseline = [run for run in results.of(results.experiment.baseline or "") if name in run.probes]
-    others = [
-        variant
-        for variant in results.experiment.variants
-        if variant != results.experiment.baseline and any(name in run.probes for run in results.of(variant))
+def order_rows(results: SweepResults, name: str) -> list[tuple[object, ...]]:
+    """Variant, seed, distance and share of right pairs."""
+    return [
+        (run.variant, run.seed, paradigm.rpartition("_")[2], f"{found.accuracy:.4f}")
+        for run in results.runs
+        if name in run.probes
+        for paradigm, found in run.probes[name].paradigms.items()
     ]
-    if not baseline or not others:
-        return None
-    phenomena = list(_groups(baseline[0].probes[name]))
-    table = np.full((len(phenomena), len(others)), np.nan)
-    for column, variant in enumerate(others):
-        runs = [run for run in results.of(variant) if name in run.probes]
-        for row, phenomenon in enumerate(phenomena):
-            mine = np.mean([_groups(run.probes[name])[phenomenon].accuracy for run in runs])
-            base = np.mean([_groups(run.probes[name])[phenomenon].accuracy for run in baseline])
-            table[row, column] = 100 * (mine - base)
-    figure = Figure(figsize=(3.2 + 0.9 * len(others), 1.4 + 0.34 * len(phenomena)), layout="constrained")
+
+
+def saving_lines(savings: Mapping[str, Sequence[Saving]], results: SweepResults) -> Figure:
+    """The factor by which a variant needs fewer tokens, against the loss; bars are 95 % intervals over seeds."""
+    figure = Figure(figsize=(5, 3.8), layout="constrained")
     axes = figure.add_subplot()
-    limit = max(float(np.abs(table).max()), 1.0)
+    color = colors(results)
+    for variant, levels in savings.items():
+        found = [saving for saving in levels if saving.factor is not None]
+        xs, factors = [saving.level for saving in found], np.array([saving.factor for saving in found], dtype=float)
+        ends = np.array([saving.interval or (saving.factor, saving.factor) for saving in found], dtype=float)
+        bars = np.abs(ends.reshape(-1, 2).T - factors)
+        axes.errorbar(xs, factors, bars, color=color[variant], marker="o", capsize=3, label=variant)
+    axes.axhline(1, color="grey", linewidth=1, linestyle=":")
+    axes.invert_xaxis()
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.set(
+        xlabel="held-out loss (nats per masked token)", ylabel=f"tokens of {results.experiment.baseline} / variant"
+    )
+    plain(axes)
+    axes.legend(frameon=False)
+    return figure
+
+
+def curve_rows(results: SweepResults) -> list[tuple[object, ...]]:
+    """Variant, seed, step, tokens, FLOPs and loss of each evaluation."""
+    return [
+        (run.variant, run.seed, step, round(tokens), f"{flops:.4g}", f"{loss:.4f}")
+        for run in results.runs
+        for step, tokens, flops, loss in zip(run.steps, run.tokens, run.flops, run.losses, strict=True)
+    ]
+
+
+Differences = tuple[list[str], list[str], NDArray[np.float64]]
+"""Names of rows and of variants, and the differences to the baseline between them in percentage points."""
+
+
+def differences(results: SweepResults, figures_of: Callable[[Run], Mapping[str, float]]) -> Differences | None:
+    """Mean differences over seeds to the baseline; None where there is nothing to compare.
+
+    Args:
+        results: of the sweep.
+        figures_of: a run's figures, shares, by name; empty where it has none.
+    """
+
+    def means(variant: str) -> dict[str, float]:
+        found = [figures for run in results.of(variant) if (figures := figures_of(run))]
+        return {name: float(np.mean([figures[name] for figures in found])) for name in (found[0] if found else ())}
+
+    base = means(results.experiment.baseline or "")
+    others = {name: means(name) for name in results.experiment.variants if name != results.experiment.baseline}
+    others = {name: found for name, found in others.items() if found}
+    if not base or not others:
+        return None
+    table = [[100 * (found.get(row, np.nan) - base[row]) for found in others.values()] for row in base]
+    return [row.replace("_", " ") for row in base], list(others), np.array(table)
+
+
+def phenomena(name: str) -> Callable[[Run], dict[str, float]]:
+    """A run's accuracy on an evaluation by phenomenon, or by paradigm where there are none."""
+
+    def figures(run: Run) -> dict[str, float]:
+        if name not in run.probes:
+            return {}
+        groups: Mapping[str, Accuracy] = run.probes[name].phenomena or run.probes[name].paradigms
+        return {group: found.accuracy for group, found in groups.items()}
+
+    return figures
+
+
+def difference_map(found: Differences, baseline: str) -> Figure:
+    """A heat map, with the differences written into it."""
+    rows, columns, table = found
+    figure = Figure(figsize=(3.4 + 0.5 * len(columns), 1.9 + 0.3 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    limit = max(float(np.nanmax(np.abs(table))), 1.0)
     image = axes.imshow(table, cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto")
-    axes.set_xticks(range(len(others)), others, rotation=30, ha="right")
-    axes.set_yticks(range(len(phenomena)), [phenomenon.replace("_", " ") for phenomenon in phenomena])
+    axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
+    axes.set_yticks(range(len(rows)), rows, fontsize=9)
     for row, column in np.ndindex(*table.shape):
-        text = f"{table[row, column]:+.0f}"
         shade = "white" if abs(table[row, column]) > 0.65 * limit else "black"
-        axes.text(column, row, text, ha="center", va="center", fontsize=8, color=shade)
-    figure.colorbar(image, label=f"percentage points against {results.experiment.baseline}")
+        axes.text(column, row, f"{table[row, column]:+.1f}", ha="center", va="center", fontsize=8, color=shade)
+    figure.colorbar(image, label=f"percentage points against {baseline}", location="bottom")
     return figure

@@ -12,7 +12,7 @@ from bert_convolutions.model.flops import count_flops
 from bert_convolutions.model.presets import load_config
 from bert_convolutions.schemas import Experiment, ProbeResults, read_json, read_model
 from bert_convolutions.sweep.cells import LOCAL_ORDER, MINIMAL_PAIRS, PRETRAIN, Cell, plan_cells
-from bert_convolutions.sweep.estimate import bare_model, planned_tokens, training_flops
+from bert_convolutions.sweep.estimate import bare_model, example_length, training_flops
 from bert_convolutions.sweep.run import EXPERIMENT_NAME
 from bert_convolutions.sweep.statistics import Interval, ratio_interval, tokens_to_loss
 
@@ -28,10 +28,12 @@ class Run:
         variant, seed: of the experiment.
         folder: of the model.
         steps, tokens, flops, losses: (E,) at each evaluation.
+        accuracies: (E,) likewise, share of masked tokens right; empty where the log doesn't have it.
         parameters: of the model.
         tokens_per_second: of training, as it was measured.
         scores: metric to value.
         probes: evaluation to its results.
+        glue: metrics of dev sets, means over rounds; they are among the scores too.
     """
 
     variant: str
@@ -41,10 +43,12 @@ class Run:
     tokens: list[float]
     flops: list[float]
     losses: list[float]
+    accuracies: list[float]
     parameters: int
     tokens_per_second: float
     scores: dict[str, float]
     probes: dict[str, ProbeResults]
+    glue: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -102,17 +106,18 @@ def _read_run(cells: Mapping[str, Cell]) -> Run:
         state = read_json(cell.folder / "trainer_state.json")
         evaluation = read_json(cell.folder / "eval_results.json")
         training = read_json(cell.folder / "train_results.json")
-        points = {int(e["step"]): float(e["eval_loss"]) for e in state["log_history"] if "eval_loss" in e}
-        points[int(state["global_step"])] = float(evaluation["eval_loss"])
+        points = {int(entry["step"]): entry for entry in state["log_history"] if "eval_loss" in entry}
+        points[int(state["global_step"])] = evaluation
+        curve = [(step, float(entry["eval_loss"])) for step, entry in sorted(points.items())]
+        told = [points[step].get("eval_masked_accuracy") for step in sorted(points)]
         a_step = float(state["num_input_tokens_seen"]) / int(state["global_step"])
         scores = {LOSS: float(evaluation["eval_loss"]), MASKED_ACCURACY: float(evaluation["eval_masked_accuracy"])}
         speed = float(training["real_tokens_per_second"])
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise UsageError(f"{cell.folder} holds no whole run ({error}); run bertconv sweep again") from error
     model = bare_model(load_config(str(cell.folder)))
-    steps = sorted(points)
-    tokens = [a_step * step for step in steps]
-    _, length = planned_tokens(cell.flags)
+    tokens = [a_step * step for step, _ in curve]
+    length = example_length(cell.flags)
     counter = count_flops(model)
     probes = {}
     for name, other in cells.items():
@@ -120,20 +125,21 @@ def _read_run(cells: Mapping[str, Cell]) -> Run:
             result = f"{other.command.replace('-', '_')}.json"
             probes[name] = read_model(ProbeResults, other.folder / result)
             scores |= _probe_scores(name, other.command, probes[name])
-    if "glue" in cells:
-        scores |= _glue_scores(cells["glue"].folder)
+    glue = _glue_scores(cells["glue"].folder) if "glue" in cells else {}
     return Run(
         cell.variant,
         cell.seed,
         cell.folder,
-        steps,
+        [step for step, _ in curve],
         tokens,
         [training_flops(counter, seen, length) for seen in tokens],
-        [points[step] for step in steps],
+        [loss for _, loss in curve],
+        [float(share) for share in told if share is not None] if None not in told else [],
         sum(parameter.numel() for parameter in model.parameters()),
         speed,
-        scores,
+        scores | glue,
         probes,
+        glue,
     )
 
 
@@ -165,6 +171,7 @@ class Saving:
         interval: 95 % bootstrap interval over seeds; None: too few.
         at_least: the variant was there at its first evaluation in some seed, so that the factor is a lower bound.
         tokens: geometric means of the baseline's and the variant's tokens.
+        time_factor: the same factor in hours, by the mean tokens per second that each was measured at.
         seeds: how many.
     """
 
@@ -173,6 +180,7 @@ class Saving:
     interval: Interval | None
     at_least: bool
     tokens: tuple[float, float | None]
+    time_factor: float | None
     seeds: int
 
 
@@ -184,6 +192,7 @@ def token_savings(results: SweepResults, variant: str, levels: int = 5) -> list[
         return []
     start = min(base.losses[0] for base, _ in pairs)
     end = max(min(base.losses) for base, _ in pairs)
+    speed = np.mean([run.tokens_per_second for _, run in pairs]) / np.mean([b.tokens_per_second for b, _ in pairs])
     savings = []
     for level in np.linspace(start, end, levels).tolist():
         needed = [tokens_to_loss(base.tokens, base.losses, level) for base, _ in pairs]
@@ -192,23 +201,33 @@ def token_savings(results: SweepResults, variant: str, levels: int = 5) -> list[
             continue
         base_mean = float(np.exp(np.mean(np.log(np.array(needed, dtype=float)))))
         if any(tokens is None for tokens in reached):
-            savings.append(Saving(level, None, None, False, (base_mean, None), len(pairs)))
+            savings.append(Saving(level, None, None, False, (base_mean, None), None, len(pairs)))
             continue
         ratios = [float(one) / float(other) for one, other in zip(needed, reached, strict=True) if one and other]
         factor, interval = ratio_interval(ratios)
         first = any(tokens == run.tokens[0] for tokens, (_, run) in zip(reached, pairs, strict=True))
-        savings.append(Saving(level, factor, interval, first, (base_mean, base_mean / factor), len(pairs)))
+        means = base_mean, base_mean / factor
+        savings.append(Saving(level, factor, interval, first, means, factor * float(speed), len(pairs)))
     return savings
 
 
-def loss_at_equal_flops(results: SweepResults) -> tuple[float, dict[str, dict[int, float]]]:
-    """The FLOPs that the cheapest run took in all, and each run's loss when it had taken as many."""
+def at_equal_flops(results: SweepResults) -> tuple[float, dict[str, dict[str, dict[int, float]]]]:
+    """The FLOPs that the cheapest run took in all; by metric, variant and seed, what runs had when they had taken them.
+
+    Between two evaluations, the metric is a line over the logarithm of the FLOPs.
+    """
     flops = min(run.flops[-1] for run in results.runs)
-    losses: dict[str, dict[int, float]] = {}
-    for run in results.runs:
-        value = float(np.interp(np.log(flops), np.log(run.flops), run.losses))
-        losses.setdefault(run.variant, {})[run.seed] = value
-    return flops, losses
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    for metric, curves in ((LOSS, [run.losses for run in results.runs]), (MASKED_ACCURACY, _accuracies(results))):
+        for run, curve in zip(results.runs, curves, strict=False):
+            value = float(np.interp(np.log(flops), np.log(run.flops), curve))
+            found.setdefault(metric, {}).setdefault(run.variant, {})[run.seed] = value
+    return flops, found
+
+
+def _accuracies(results: SweepResults) -> list[list[float]]:
+    curves = [run.accuracies for run in results.runs]
+    return curves if all(curves) else []
 
 
 def as_json(results: SweepResults) -> str:

@@ -50,8 +50,11 @@ def estimate(cell: Cell, flops_per_second: float) -> Cost:
         UsageError: model or tokenizer can't be read.
     """
     model = skeleton(cell.flags)
-    tokens, length = planned_tokens(cell.flags)
-    flops = training_flops(count_flops(model), tokens, length, float(cell.flags.get("mlm_probability") or 0.15))  # type: ignore[arg-type]
+    length, share = example_length(cell.flags), float(cell.flags.get("mlm_probability") or 0.15)  # type: ignore[arg-type]
+    minutes = cell.flags.get("train_minutes")
+    a_token = training_flops(count_flops(model), 1.0, length, share)
+    tokens = float(minutes) * 60 * flops_per_second / a_token if minutes else planned_tokens(cell.flags)  # type: ignore[arg-type]
+    flops = tokens * a_token
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return Cost(parameters, flops, tokens, flops / flops_per_second)
 
@@ -76,25 +79,30 @@ def bare_model(config: CompositeBertConfig) -> PreTrainedModel:
         return CompositeBertForMaskedLM(config)
 
 
-def planned_tokens(flags: Flags) -> tuple[float, float]:
-    """Real tokens of all steps, and of an example.
+def example_length(flags: Flags) -> float:
+    """Real tokens of an example: the mean of a ``build-dataset`` folder; of other data, half of ``--block_size``."""
+    block = float(flags.get("block_size") or 128)  # type: ignore[arg-type]
+    data = flags.get("train_data_file")
+    manifest = Path(str(data[0] if isinstance(data, list) else data)) / "manifest.json"
+    if not manifest.is_file():
+        return block / 2
+    counts = read_json(manifest)["counts"]
+    return min(counts["tokens"] / counts["examples"], block)
 
-    The length is the mean of a ``build-dataset`` folder; of other data it is taken to be half of ``--block_size``.
+
+def planned_tokens(flags: Flags) -> float:
+    """Real tokens of all steps.
 
     Raises:
         UsageError: the steps are not given as ``max_steps``.
     """
-    block = float(flags.get("block_size") or 128)  # type: ignore[arg-type]
-    data = flags.get("train_data_file")
-    manifest = Path(str(data[0] if isinstance(data, list) else data)) / "manifest.json"
-    length = block / 2
-    if manifest.is_file():
-        counts = read_json(manifest)["counts"]
-        length = min(counts["tokens"] / counts["examples"], block)
     if not isinstance(flags.get("max_steps"), int):
-        raise UsageError("an experiment's base must give max_steps, so that all variants see the same number of tokens")
+        raise UsageError(
+            "an experiment's base must give max_steps, so that all variants see the same number of tokens, or "
+            "train_minutes, so that all take the same time"
+        )
     batch = float(flags.get("per_device_train_batch_size") or 8) * float(flags.get("gradient_accumulation_steps") or 1)  # type: ignore[arg-type]
-    return float(flags["max_steps"]) * batch * length, length  # type: ignore[arg-type]
+    return float(flags["max_steps"]) * batch * example_length(flags)  # type: ignore[arg-type]
 
 
 def training_flops(counter: FlopCounter, tokens: float, length: float, masked_share: float = 0.15) -> float:

@@ -17,6 +17,7 @@ from bert_convolutions import files
 from bert_convolutions.errors import EXIT_INTERRUPTED, CommandError, RunInterrupted, UsageError
 from bert_convolutions.schemas import CellRecord, Experiment
 from bert_convolutions.sweep.cells import PRETRAIN, Cell, plan_cells, read_experiment
+from bert_convolutions.sweep.environment import environment
 from bert_convolutions.sweep.options import SweepOptions
 from bert_convolutions.terminal import duration, make_console, say
 
@@ -75,8 +76,9 @@ def run_cells(cells: Sequence[Cell]) -> None:
         if cell.command != PRETRAIN and not (cell.folder.with_name(PRETRAIN) / "config.json").is_file():
             failed.append(f"{cell.label} (there is no model to judge)")
             continue
+        begun = time.monotonic()
         record = run_cell(cell)
-        took.setdefault(cell.name, []).append(record.seconds)
+        took.setdefault(cell.name, []).append(time.monotonic() - begun)
         if record.exit_code == EXIT_INTERRUPTED:
             raise RunInterrupted(f"stopped in {cell.label}, which is saved; go on with the same command")
         if record.exit_code:
@@ -89,7 +91,7 @@ def run_cells(cells: Sequence[Cell]) -> None:
 def run_cell(cell: Cell) -> CellRecord:
     """Run one command, its output to its log, and leave a record of it."""
     cell.folder.parent.mkdir(parents=True, exist_ok=True)
-    start = time.monotonic()
+    earlier, start = cell.record(), time.monotonic()
     with cell.log_path.open("ab") as log, _signals_passed_on() as processes:
         process = subprocess.Popen(
             [sys.executable, "-m", "bert_convolutions", *cell.argv],
@@ -101,7 +103,10 @@ def run_cell(cell: Cell) -> CellRecord:
         code = process.wait()
     interrupted = len(processes) > 1 or code in [-number for number in _SIGNALS]
     record = CellRecord(
-        command=cell.argv, seconds=time.monotonic() - start, exit_code=EXIT_INTERRUPTED if interrupted else code
+        command=cell.argv,
+        seconds=time.monotonic() - start + (earlier.seconds if earlier else 0),
+        exit_code=EXIT_INTERRUPTED if interrupted else code,
+        environment=environment(),
     )
     files.write_text(cell.record_path, record.model_dump_json(indent=2) + "\n")
     return record

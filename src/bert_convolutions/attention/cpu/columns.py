@@ -70,8 +70,8 @@ class Columns:
                 constant = (0 if constant is None else constant) - shift @ self._dynamic
         else:
             columns.zero_()
-        if constant is not None:
-            columns.view(batch, heads, length, number).add_(constant)
+        if constant is not None:  # repeated for all positions, so that memory is walked through in long rows
+            columns.view(batch, -1).add_(constant.expand(1, heads, length, number).reshape(1, -1))
         return columns
 
     def grads(
@@ -86,7 +86,7 @@ class Columns:
         """
         grad_dynamic = grad_fixed = None
         if self._fixed_shape is not None:
-            sums = grad_columns.view(*self._shape[:3], -1).sum((0, 2), keepdim=True)
+            sums = grad_columns.view(*self._shape[:3], -1).sum(0, keepdim=True).sum(2, keepdim=True)
             grad_fixed = (sums @ self._basis.mT).sum_to_size(self._fixed_shape)
         if self._dynamic is not None and projection is not None:
             flat = grad_columns.flatten(0, 1)

@@ -181,7 +181,9 @@ def _shifted(query: Tensor | None, shift: Tensor | None, shape: torch.Size) -> T
     """Query (B, H, S, d) plus shift (d,), each maybe None, as (G, S, d); None where both are."""
     if query is None or shift is None:
         return _matrices(query if shift is None else shift.expand(shape))
-    return torch.add(query, shift, out=query.new_empty(shape)).flatten(0, 1)
+    shifted = query.new_empty(shape).copy_(query)
+    shifted.view(-1, shape[2] * shape[3]).add_(shift.repeat(shape[2]))  # in long rows, as in ``Columns.of``
+    return shifted.flatten(0, 1)
 
 
 def _fill(scores: Tensor, tile: Tile, bias: Bias | None, mask: Tensor | None) -> bool:

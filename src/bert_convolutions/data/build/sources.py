@@ -15,13 +15,14 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from bert_convolutions.errors import UsageError
 from bert_convolutions.schemas import TextRecord
 
 BLOCK_BYTES = 4 << 20
 MAX_REST_BYTES = 4 << 20
+_ZSTD_BYTES = 1 << 12  # compressed, at a time: even what is a thousand times as large fits memory then
 _UTF8_MARK = b"\xef\xbb\xbf"
 
 
@@ -163,10 +164,33 @@ def _end_of_line(rest: bytes) -> int:
     return last
 
 
-def _open_zstd(file: BinaryIO) -> io.BufferedReader:
-    import zstandard
+class _ZstdStream(io.RawIOBase):
+    """The frames of a Zstandard file one after the other; the package's own reader takes a cut-off one for whole."""
 
-    return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True), 1 << 20)
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._compressed, self._text = file, b"", b""
+        self._frame: Any = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        import zstandard
+
+        while not self._text:
+            self._compressed = self._compressed or self._file.read(_ZSTD_BYTES)
+            if not self._compressed:
+                if self._frame is not None:
+                    raise EOFError("it ends inside a frame")
+                return 0
+            self._frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
+            self._text = self._frame.decompress(self._compressed)
+            self._compressed = self._frame.unused_data
+            if self._frame.eof:
+                self._frame = None
+        length = min(len(buffer), len(self._text))
+        buffer[:length], self._text = self._text[:length], self._text[length:]
+        return length
 
 
 def _zstd_error() -> type[Exception]:
@@ -178,7 +202,7 @@ def _zstd_error() -> type[Exception]:
 _OPENERS: dict[str, Callable[[BinaryIO], io.BufferedIOBase]] = {
     ".gz": lambda file: gzip.GzipFile(fileobj=file),
     ".xz": lambda file: lzma.LZMAFile(file),  # noqa: SIM115 (the file below it is closed)
-    ".zst": _open_zstd,
+    ".zst": lambda file: io.BufferedReader(_ZstdStream(file), 1 << 20),
 }
 
 

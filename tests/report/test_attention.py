@@ -1,0 +1,87 @@
+"""Scores split into terms, shares of their variance, and mean attention by offset."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bert_convolutions import CompositeBertConfig, CompositeBertForMaskedLM
+from bert_convolutions.cli.main import main
+from bert_convolutions.probes.run import load_model
+from bert_convolutions.report.attention import OFFSETS, attention_of, measure
+from bert_convolutions.report.attention_figures import sentence_values
+from tests.report.conftest import SENTENCE
+
+TEXTS = [[1, 5, 3, 8, 2, 9, 4], [7, 7, 3, 6], [2, 4, 6, 8, 10, 12, 14, 16, 18, 11]]
+
+
+def model_of(kernel: str) -> CompositeBertForMaskedLM:
+    sizes = {"hidden_size": 16, "embedding_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = CompositeBertConfig(vocab_size=20, intermediate_size=32, attention_kernel=kernel, **sizes)
+    return CompositeBertForMaskedLM(config).eval()
+
+
+def test_the_terms_add_up_to_what_softmax_is_taken_of(sweep: Path) -> None:
+    model, tokenizer = load_model(str(sweep / "composite/seed1/pretrain"), None)
+    model.eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    found = attention_of(model, tokenizer, SENTENCE)
+    assert found.tokens == tokenizer.convert_ids_to_tokens(tokenizer(SENTENCE)["input_ids"])
+    assert set(found.scores) == {"qk", "convfixed", "convq", "convk"}
+    ids = torch.tensor([tokenizer(SENTENCE)["input_ids"]])
+    expected = torch.stack(model(ids, output_attentions=True).attentions)[:, 0]
+    total = torch.tensor(sum(found.scores.values()))
+    torch.testing.assert_close(total.softmax(-1).float(), expected, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(found.probabilities, expected.detach().numpy(), atol=1e-6)
+    for head in (None, 2):
+        drawn = sentence_values(found, head)
+        *terms, total, attention = drawn.values()
+        np.testing.assert_allclose(sum(terms), total)
+        np.testing.assert_allclose(attention.sum(-1), 1, atol=1e-6)
+    np.testing.assert_allclose(drawn["attention"], found.probabilities[:, 1])
+
+
+def test_shares_of_variance_say_which_term_decides() -> None:
+    model = model_of("qk_convfixed 2")
+    silent = measure(model, TEXTS)
+    assert silent.terms == ["qk", "convfixed"]
+    np.testing.assert_allclose(silent.shares[..., 1], 0, atol=1e-12)  # the term begins with zeros
+    for layer in model.bert.encoder.layer:
+        kernel = layer.attention.self.convfixed_param.data
+        kernel[:] = 100.0  # the same for all keys, which softmax doesn't see
+        kernel[:, 1] += torch.arange(5.0) * 1000
+    loud = measure(model, TEXTS)
+    np.testing.assert_allclose(loud.shares.sum(-1), 1)
+    np.testing.assert_allclose(loud.layer_shares.sum(-1), 1)
+    np.testing.assert_allclose(loud.shares[:, 0], silent.shares[:, 0], atol=0.01)
+    assert (loud.shares[:, 1, 1] > 0.99).all() and (loud.layer_shares[:, 1] > 0.99).all()
+
+
+def test_mean_attention_by_offset_by_hand() -> None:
+    model = model_of("convfixed 1")
+    for layer in model.bert.encoder.layer:
+        layer.attention.self.convfixed_param.data[..., 0] = 50.0  # all of it to the keys before the query
+    found = measure(model, TEXTS)
+    expected = np.zeros(2 * OFFSETS + 1)
+    for offset in range(-OFFSETS, OFFSETS + 1):
+        pairs = [(query, len(ids)) for ids in TEXTS for query in range(len(ids)) if 0 <= query + offset < len(ids)]
+        given = [1 / length if query == 0 else (offset < 0) / query for query, length in pairs]
+        expected[offset + OFFSETS] = np.mean(given) if given else np.nan
+    np.testing.assert_allclose(found.by_offset, np.broadcast_to(expected, found.by_offset.shape), atol=1e-6)
+    assert found.terms == ["convfixed"]
+
+
+def test_a_model_without_a_score_has_no_terms() -> None:
+    assert measure(model_of("dot_product"), TEXTS).terms == ["qk"]
+
+
+@pytest.mark.parametrize(("flags", "said"), [(["--head", "3"], "the heads 1 to 2"), (["--text", "no.txt"], "no.txt")])
+def test_what_cannot_be_drawn(
+    sweep: Path, tmp_path: Path, flags: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["report", str(sweep), "--output_dir", str(tmp_path), "--sentence", SENTENCE, *flags]
+    assert main(command) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "report.html").exists()
