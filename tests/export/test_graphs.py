@@ -3,14 +3,15 @@
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import bert_convolutions
 from bert_convolutions import CompositeAttention, CompositeBertConfig, CompositeBertForMaskedLM
 from bert_convolutions.attention.spec import parse_kernel, parse_projection
+from bert_convolutions.cli.main import main
 from bert_convolutions.errors import CommandError
 from bert_convolutions.export import graphs
 
-KERNELS = ("convfixed 3", "convq 2", "convk 5", "convolution 2", "qk_convfixed_convq_convk_convolution_scaled 3")
 HEADS = ("Model", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice")
 
 
@@ -35,15 +36,16 @@ def without_layers(head):
     return model
 
 
-def of_all_kernels():
-    """A layer of each kernel, and one of convolutional projections."""
+def of_every_term():
+    """Two layers whose kernels have every term between them, the second with convolutional projections."""
+    kernels = ("convfixed_convk 5", "qk_convq_convolution_scaled 2")
     model = CompositeBertForMaskedLM(
-        config(num_hidden_layers=len(KERNELS) + 1, attention_kernel=KERNELS[-1], remove_position_embeddings=True)
+        config(num_hidden_layers=2, attention_kernel=kernels[1], remove_position_embeddings=True)
     )
-    for layer, kernel in zip(model.bert.encoder.layer[:-1], KERNELS, strict=True):
-        layer.attention.self = CompositeAttention(16, 2, parse_kernel(kernel))
-    model.bert.encoder.layer[-1].attention.self = CompositeAttention(
-        *(16, 2, parse_kernel("qk 1")),
+    first, second = model.bert.encoder.layer
+    first.attention.self = CompositeAttention(16, 2, parse_kernel(kernels[0]))
+    second.attention.self = CompositeAttention(
+        *(16, 2, parse_kernel(kernels[1])),
         query_key=parse_projection("convolution_depth 2 1", "qk"),
         value=parse_projection("convolution_mixed 1 2", "value_forward"),
     )
@@ -61,8 +63,8 @@ def exported(model, folder):
     graphs.check(model, graphs.onnx_run(folder / "model.onnx"), "model.onnx")
 
 
-def test_every_kernel(tmp_path):
-    exported(of_all_kernels(), tmp_path)
+def test_every_term(tmp_path):
+    exported(of_every_term(), tmp_path)
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -90,3 +92,46 @@ def test_what_int8_loses_is_measured_without_padding():
     assert graphs.difference(*answers, batch).endswith("the same in 0.0 %")
     hidden = {"last_hidden_state": exact}
     assert "likeliest" not in graphs.difference(hidden, hidden, batch)
+
+
+def test_the_command_writes_what_other_programs_read(folders, tokenizer, tmp_path, capsys):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    text = tmp_path / "text.txt"
+    text.write_text("The cat sleeps.\n\nA dog barked, loudly.\n")
+    argv = ["export", "--model_name_or_path", str(folders["classifier"]), "--output_dir", str(tmp_path / "out")]
+    assert main([*argv, "--format", "onnx", "--quantize", "int8", "--text", str(text)]) == 0
+    output = capsys.readouterr().out
+    for words in ("2 rows of", "onnxruntime, int8", "int8: logits differ by", "the likeliest is the same in"):
+        assert words in output
+    sizes = [(tmp_path / "out" / name).stat().st_size for name in ("model_int8.onnx", "model.onnx")]
+    assert sizes[0] < sizes[1]
+
+    batch = AutoTokenizer.from_pretrained(tmp_path / "out")(["The cat", "a dog barked ."], padding=True)
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
+    found = session.run(["logits"], {item.name: batch[item.name] for item in session.get_inputs()})[0]
+    model = AutoModelForSequenceClassification.from_pretrained(folders["classifier"])
+    assert torch.allclose(torch.tensor(found), model(**batch.convert_to_tensors("pt")).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--format", "torch", "--quantize", "int8"), "--quantize int8 is for --format onnx"),
+        (("--format", "onnx", "--text", "x"), "--text is what --quantize int8 is measured on"),
+        (("--format", "onnx", "--revisions", "--push_to_hub", "a/b"), "--revisions are weights; give --format hub"),
+    ],
+)
+def test_flags_that_need_another(flags, message, tmp_path, capsys):
+    argv = ["export", "--model_name_or_path", "model", "--output_dir", str(tmp_path / "out"), *flags]
+    assert main(argv) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_graph_that_computes_something_else_leaves_nothing(folders, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(graphs, "export", lambda model: torch.export.export(nn.Identity(), (torch.ones(1),)))
+    wrong = {"logits": torch.zeros(1, 1, 1)}
+    monkeypatch.setattr(graphs, "torch_run", lambda path: lambda batch: wrong)
+    argv = ["--model_name_or_path", str(folders["positionless"]), "--output_dir", str(tmp_path / "out")]
+    assert main(["export", *argv, "--format", "torch"]) == 1
+    assert "bertconv doctor" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -1,16 +1,19 @@
 """A model as a graph for programs that know nothing of it: ONNX, or ``torch.export``; any batch, any length.
 
 The graph takes ``input_ids``, ``attention_mask`` (zeros and ones: one example a row) and ``token_type_ids``, int64,
-each (B, S), of multiple choice (B, C, S); its outputs have the names that the model gives them. What is written is run at
-other sizes than it was made with, and compared with the model.
+each (B, S), of multiple choice (B, C, S); its outputs have the names that the model gives them. What is written is run
+at other sizes than it was made with, and compared with the model.
 
 Legend: B rows, S sequence, C choices.
 """
 
+import contextlib
+import itertools
+import logging
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from transformers import PreTrainedModel
 
 from bert_convolutions.data.tokenizer import load_tokenizer
 from bert_convolutions.errors import CommandError, UsageError
-from bert_convolutions.export.hub import load_model
+from bert_convolutions.export.hub import copy_tokenizer, load_model
 from bert_convolutions.export.options import ExportOptions
 from bert_convolutions.terminal import make_console, make_table
 
@@ -29,7 +32,7 @@ ONNX_FILE, INT8_FILE, TORCH_FILE = "model.onnx", "model_int8.onnx", "model.pt2"
 TOLERANCE = 1e-4
 """Of each output, absolute, and relative where it is larger than 1."""
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-_TIMED_ROWS, _TIMED_LENGTH, _TIMES = 8, 128, 5
+_TIMED_ROWS, _TIMED_LENGTH, _TIMES = 16, 128, 5
 
 Run = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 """Inputs by name to outputs by name."""
@@ -57,8 +60,6 @@ def write_torch(options: ExportOptions, folder: Path) -> None:
         UsageError: the model can't be read.
         CommandError: the graph computes something else.
     """
-    if options.quantize:
-        raise UsageError("--quantize int8 is for --format onnx")
     model = _prepare(options, folder)
     torch.export.save(export(model), folder / TORCH_FILE)
     check(model, torch_run(folder / TORCH_FILE), TORCH_FILE)
@@ -80,42 +81,45 @@ def write_onnx(options: ExportOptions, folder: Path) -> None:
     if options.quantize:
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
-        quantize_dynamic(folder / ONNX_FILE, folder / INT8_FILE, weight_type=QuantType.QInt8)
+        with _without_advice():
+            quantize_dynamic(folder / ONNX_FILE, folder / INT8_FILE, weight_type=QuantType.QInt8)
         _say_what_int8_does(model, folder, _batch(model, options))
 
 
 def save_onnx(model: PreTrainedModel, program: torch.export.ExportedProgram, path: Path) -> None:
     """Write what ``export`` made of a model as ONNX; weights above 2 GB lie in a file beside it."""
     names = list(_torch_outputs(model, example_inputs(model, 2, 5)))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*axis name.*will not be used")  # of the second input of that name
-        warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
-        converted = torch.onnx.export(
-            program, dynamo=True, verbose=False, output_names=names, dynamic_shapes=_sizes(model)
-        )
+    with _without_advice():
+        converted = torch.onnx.export(program, verbose=False, output_names=names, dynamic_shapes=_sizes(model))
     assert converted is not None
     converted.save(path)
+
+
+@contextlib.contextmanager
+def _without_advice() -> Iterator[None]:
+    """Keep off the terminal what exporters say of their own ways: a missing torchvision, a name that is given twice."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
 
 
 def _prepare(options: ExportOptions, folder: Path) -> PreTrainedModel:
     """The model, for inference; its configuration and its tokenizer are written beside what it becomes."""
     model = load_model(options.model_name_or_path).eval()
     model.config.save_pretrained(folder)
-    if _has_tokenizer(options.model_name_or_path):
-        load_tokenizer(options.model_name_or_path).save_pretrained(folder)
+    copy_tokenizer(options.model_name_or_path, folder)
     return model
-
-
-def _has_tokenizer(folder: Path) -> bool:
-    return (folder / "tokenizer_config.json").is_file()
 
 
 def export(model: PreTrainedModel) -> torch.export.ExportedProgram:
     """The graph of a model, for any batch and any length that the model takes."""
+    given = example_inputs(model, 3, 7)
     with torch.no_grad():
-        return torch.export.export(
-            _Graph(model), (), example_inputs(model, 3, 7), dynamic_shapes=_sizes(model), strict=False
-        )
+        return torch.export.export(_Graph(model), (), given, dynamic_shapes=_sizes(model), strict=False)
 
 
 def _sizes(model: PreTrainedModel) -> dict[str, dict[int, Any]]:
@@ -206,10 +210,8 @@ def _batch(model: PreTrainedModel, options: ExportOptions) -> dict[str, Tensor]:
     batch = example_inputs(model, _TIMED_ROWS, longest)
     if options.text is None or batch["input_ids"].dim() > 2:
         return batch
-    if not _has_tokenizer(options.model_name_or_path):
-        raise UsageError(f"--text needs a tokenizer, which {options.model_name_or_path} lacks; leave --text out")
     with options.text.open(encoding="utf-8", errors="replace") as file:
-        lines = [line for _, line in zip(range(8 * _TIMED_ROWS), filter(str.strip, file), strict=False)]
+        lines = list(itertools.islice(filter(str.strip, file), _TIMED_ROWS))
     if not lines:
         raise UsageError(f"--text {options.text} has no line of text")
     encoded = load_tokenizer(options.model_name_or_path)(
@@ -233,7 +235,7 @@ def _say_what_int8_does(model: PreTrainedModel, folder: Path, batch: dict[str, T
         table.add_row(name, size, f"{times[name]:,.1f}", f"{times['PyTorch'] / times[name]:.2f} x")
     console = make_console()
     console.print(table)
-    console.print(Text(difference(*(runs[name][1](batch) for name in ("PyTorch", "onnxruntime, int8")), batch)))
+    console.print(Text(difference(runs["PyTorch"][1](batch), runs["onnxruntime, int8"][1](batch), batch)))
 
 
 def _milliseconds(run: Run, batch: Mapping[str, Tensor]) -> float:
