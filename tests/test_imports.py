@@ -9,10 +9,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "bert_convolutions"
-FOUNDATIONS = ("errors", "terminal", "files", "schemas")
+FOUNDATIONS = ("errors", "terminal", "files", "schemas", "self_contained")
 """Modules of the package itself that any room but ``attention`` may use; each knows only those before it."""
 ROOMS = (
-    *("attention", "data", "model", "training", "glue", "probes", "convert", "sweep", "report", "demo", "bench", "cli"),
+    *("attention", "data", "model", "training", "glue", "probes", "convert", "sweep", "report", "export"),
+    *("demo", "bench", "cli"),
 )
 """Packages, in the order in which data walks through them."""
 HEAVY = {"torch", "transformers", "accelerate", "datasets", "scipy", "sklearn", "matplotlib"}

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
+import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, RootModel
 
 from bert_convolutions.errors import UsageError, brief
+from bert_convolutions.files import read_small
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 Size = Annotated[int, Field(ge=1)]
@@ -96,6 +98,26 @@ def read_json(path: Path) -> Any:
         raise UsageError(f"{path} can't be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not valid JSON ({error})") from error
+
+
+def read_yaml(path: Path, where: str) -> Any:
+    """The value in a small YAML file, or what comes through a pipe.
+
+    Args:
+        path: the file.
+        where: the flag and the file, for the message.
+
+    Raises:
+        UsageError: it can't be read, or is no YAML.
+    """
+    try:
+        return yaml.safe_load(read_small(path))
+    except UsageError:
+        raise
+    except OSError as error:
+        raise UsageError(f"{where} can't be read: {error.strerror}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
+        raise UsageError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
 
 
 def parse(model: type[ModelT], value: Any, source: str | Path) -> ModelT:
@@ -371,6 +393,70 @@ class Hyperparameters(Stored):
     learning_rate: Annotated[float, BeforeValidator(_number_as_text), Field(gt=0)]
     batch_size: Annotated[int, Field(gt=0, lt=2**31)]
     steps: Annotated[int, Field(gt=0, lt=2**31)]
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+Column = Annotated[str, Field(strict=True, min_length=1)] | Annotated[int, Field(strict=True, ge=-1)]
+"""A column's name; in CoNLL's files, which have none, its number from 0, or -1 for the last."""
+Joined = Annotated[list[Column], BeforeValidator(_listed), Field(min_length=1)]
+LabelWord = Annotated[
+    str, BeforeValidator(lambda word: str(word) if type(word) is int else word), Field(strict=True, min_length=1)
+]
+
+
+class OwnTask(BaseModel):
+    """Base of what the YAML file of a task has in it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TaskFiles(OwnTask):
+    """Paths below the folder of the YAML file."""
+
+    train: Annotated[str, Field(min_length=1)]
+    dev: Annotated[str, Field(min_length=1)]
+    test: str | None = None
+
+
+class TaskColumns(OwnTask):
+    """Where one or two texts (of one column each, or of several joined by a space) or the words are, and the label."""
+
+    text: Annotated[list[Joined], BeforeValidator(_listed), Field(max_length=2)] = []
+    tokens: Column | None = None
+    label: Column
+
+
+class TaskFile(OwnTask):
+    """The YAML file of a task: classes, numbers (where there are no ``labels``) or a class for each word."""
+
+    name: Name | None = None
+    files: TaskFiles
+    columns: TaskColumns
+    labels: list[LabelWord] = []
+    metric: Literal["accuracy", "accuracy_and_f1", "accuracy_and_macro_f1", "matthews", "correlation", "entity_f1"]
+
+    @pydantic.model_validator(mode="after")
+    def _fits(self) -> "TaskFile":
+        faults = {
+            "columns: give text or tokens": bool(self.columns.text) == (self.columns.tokens is not None),
+            "labels: a word comes twice": len(set(self.labels)) != len(self.labels),
+            "labels: give two at least, or none for numbers": len(self.labels) == 1,
+            "labels: words have labels": self.columns.tokens is not None and not self.labels,
+            "metric: correlation is for numbers, so without labels, and numbers have no other": (
+                (self.metric == "correlation") != (not self.labels)
+            ),
+            "metric: entity_f1 is for tokens": self.metric == "entity_f1" and self.columns.tokens is None,
+            "metric: accuracy_and_f1 is for two labels; take accuracy_and_macro_f1": (
+                self.metric == "accuracy_and_f1" and len(self.labels) != 2
+            ),
+        }
+        for fault, holds in faults.items():
+            if holds:
+                raise ValueError(fault)
+        return self
 
 
 class TaskState(Stored):

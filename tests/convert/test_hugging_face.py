@@ -22,6 +22,7 @@ from transformers import (
     RobertaConfig,
     RobertaModel,
 )
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from bert_convolutions.cli.main import main
 from bert_convolutions.convert.hugging_face import convert_model
@@ -133,3 +134,45 @@ def test_the_command_takes_terms_and_the_tokenizer_along_and_refuses_them_for_th
     config = json.loads((tmp_path / "bert" / "config.json").read_text()) | {"attention_kernel": "dot_product"}
     (tmp_path / "bert" / "config.json").write_text(json.dumps(config))
     assert main(["convert", *flags, "--overwrite_output_dir", "--add", f"attention_kernel={KERNEL}"]) == 2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["relative_key", "relative_key_query"])
+@pytest.mark.parametrize("model_class", [BertForMaskedLM, BertModel])
+def test_relative_positions_of_shaw_and_huang_become_dynamic_terms(
+    kind: str, model_class: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against their equations written into BERT's own attention, which transformers once had and has no more."""
+    theirs = made(model_class, BertConfig, tmp_path, position_embedding_type=kind)
+    theirs.base_model.embeddings.position_embeddings.weight.zero_()
+    length, size = SIZES["max_position_embeddings"], SIZES["hidden_size"] // SIZES["num_attention_heads"]
+    weights = load_file(tmp_path / "model.safetensors")
+    prefix = "bert." if model_class is BertForMaskedLM else ""
+    tables = [torch.randn(2 * length - 1, size) for _ in theirs.base_model.encoder.layer]
+    for number, table in enumerate(tables):
+        weights[f"{prefix}encoder.layer.{number}.attention.self.distance_embedding.weight"] = table
+        theirs.base_model.encoder.layer[number].attention.self.distances = table
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+
+    def attend(module: Any, query: Any, key: Any, value: Any, *args: Any, **options: Any) -> Any:
+        positions = torch.arange(query.shape[2])
+        embedded = module.distances[positions.unsqueeze(1) - positions + length - 1]  # of i - j, (S, S, d)
+        scores = query @ key.mT + torch.einsum("bhid,ijd->bhij", query, embedded)
+        if kind == "relative_key_query":
+            scores = scores + torch.einsum("bhjd,ijd->bhij", key, embedded)
+        return ((scores / size**0.5).softmax(-1) @ value).transpose(1, 2), None
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "relative", attend)
+    theirs.config._attn_implementation = "relative"
+    ours = convert_model(tmp_path, {}).eval()
+    assert ours.config.remove_position_embeddings
+    ids = torch.arange(5, 25).view(2, 10)
+    torch.testing.assert_close(ours(ids)[0], theirs(ids)[0], rtol=1e-5, atol=1e-5)
+    with pytest.raises(UsageError, match="nothing can be added"):
+        convert_model(tmp_path, {"attention_kernel": KERNEL})
+
+
+def test_relative_positions_without_their_weights_are_refused(tmp_path: Path) -> None:
+    made(BertModel, BertConfig, tmp_path, position_embedding_type="relative_key")
+    with pytest.raises(UsageError, match=r"a layer's distance_embedding\.weight is missing"):
+        convert_model(tmp_path, {})

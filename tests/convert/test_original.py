@@ -15,6 +15,7 @@ from bert_convolutions.errors import UsageError
 from bert_convolutions.model.presets import load_config
 
 FIXTURE = Path(__file__).parents[1] / "parity" / "fixtures" / "composite"
+CODE = {"configuration_composite_bert.py", "modeling_composite_bert.py"}  # which load it without this package
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def refused(source, target, match):
 
 def test_files_of_the_converted_folder(source, tmp_path):
     target = convert_checkpoint(source, tmp_path / "new" / "target")
-    assert {path.name for path in target.iterdir()} == {"config.json", "model.safetensors"}
+    assert {path.name for path in target.iterdir()} == {"config.json", "model.safetensors", *CODE}
     assert json.loads((target / "config.json").read_text())["architectures"] == ["CompositeBertForMaskedLM"]
     refuse = pytest.raises(UsageError, match="overwrite_output_dir")
     with refuse:
@@ -51,7 +52,10 @@ def test_an_overwrite_replaces_what_a_conversion_wrote_and_nothing_else(source, 
     (target / "spm.model").write_bytes(b"of an earlier conversion")
     assert main(arguments) == 2
     assert main([*arguments, "--overwrite_output_dir"]) == 0
-    assert {path.name for path in target.iterdir()} == {"config.json", "model.safetensors", "notes.txt", "checkpoint-5"}
+    assert {path.name for path in target.iterdir()} == {
+        *("config.json", "model.safetensors", "notes.txt", "checkpoint-5"),
+        *CODE,
+    }
     assert (target / "model.safetensors").read_bytes() == old
 
     (source / "pytorch_model.bin").write_bytes(b"")
@@ -80,7 +84,7 @@ def test_a_failed_or_killed_overwrite_leaves_the_old_model(source, tmp_path, mon
     monkeypatch.undo()
     refused(source, target, "overwrite_output_dir")
     convert_checkpoint(source, target, overwrite_output_dir=True)
-    assert {path.name for path in target.iterdir()} == {"config.json", "model.safetensors"}
+    assert {path.name for path in target.iterdir()} == {"config.json", "model.safetensors", *CODE}
     assert len((target / "model.safetensors").read_bytes()) > 3
 
 

@@ -1,6 +1,7 @@
 import copy
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -118,3 +119,12 @@ def test_golden_pairs() -> None:
     for row in golden["pairs_max_length_48"]:
         encoded = tokenizer(row["a"], row["b"], truncation=True, max_length=48, padding="max_length")
         assert {key: encoded[key] for key in encoded} == {key: row[key] for key in encoded}
+
+
+def test_debertas_file_of_the_same_name_is_not_ours(tokenizer_dir: Path, tmp_path: Path) -> None:
+    shutil.copy(tokenizer_dir / "spm.model", tmp_path)
+    assert isinstance(load_tokenizer(tmp_path), CompositeBertTokenizer)
+    (tmp_path / "config.json").write_text('{"model_type": "deberta-v2"}')
+    loaded = load_tokenizer(tmp_path)
+    assert "Deberta" in type(loaded).__name__
+    assert loaded("The Union")["input_ids"][0] == loaded.cls_token_id

@@ -14,7 +14,7 @@ from bert_convolutions.training.arguments import BertTrainingArguments
 def plan(folder: Path, task_name: str, rounds: int | None = None, hyperparams: str | None = None, **changes):
     given = {"do_train": True, "use_cpu": True, "per_device_train_batch_size": 99999}
     arguments = BertTrainingArguments(output_dir=str(folder), **{**given, **changes})
-    options = GlueOptions("data", task_name, model_name_or_path="model", rounds=rounds, hyperparams=hyperparams)
+    options = GlueOptions(task_name, "data", model_name_or_path="model", rounds=rounds, hyperparams=hyperparams)
     return plan_jobs(options, arguments)
 
 

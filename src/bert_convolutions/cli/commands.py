@@ -184,6 +184,8 @@ COMMANDS = {command.name: command for command in (
     Command("convert",
             "Convert a checkpoint of the original code, or BERT or ELECTRA, into one of ours, terms added where asked.",
             ".convert.options:ConvertOptions", ".convert.original:run_convert", result="converted checkpoint"),
+    Command("export", "Write a model as a folder for those who don't have this package: for the Hugging Face Hub.",
+            ".export.options:ExportOptions", ".export.run:run_export", result="exported model"),
     Command("doctor", "Say what is here, what runs fast on it, and what is missing for which sub-command.",
             ".cli.doctor:DoctorOptions", ".cli.doctor:run_doctor"),
     Command("completion", "Print the completion of bertconv's sub-commands and flags for a shell.",

@@ -2,7 +2,8 @@
 
 Their attention is the term ``qk`` alone, and BERT's parameters have the same names here. An added term starts from
 zeros, which add nothing to the scores: the model computes what it did, and continued pre-training or fine-tuning turns
-the term into something useful.
+the term into something useful. The relative positions that some have (Shaw et al. 2018, arXiv 1803.02155; Huang et al.
+2020, arXiv 2009.13658) are dynamic terms whose reach is the longest distance.
 """
 
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import torch
 import transformers
 from torch import Tensor
 from transformers import AutoConfig, BertConfig, ElectraConfig, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_utils import load_state_dict
 
 import bert_convolutions
 from bert_convolutions.attention.terms import TERMS
@@ -33,6 +35,9 @@ _REFUSED = {
     "convbert": "its span-based dynamic convolution is no term of composite attention",
     "deberta-v2": "its position buckets grow logarithmically, while these terms clip at a reach",
 }
+_RELATIVE = {"absolute": "", "relative_key": "qk_convq", "relative_key_query": "qk_convq_convk"}
+"""A ``position_embedding_type`` to the terms it is; transformers itself has forgotten all but the first."""
+_DISTANCES = "distance_embedding.weight"
 ADDABLE = ("attention_kernel",)
 """What ``--add`` may change without changing what the model computes."""
 
@@ -54,6 +59,9 @@ def convert_model(source: Path, add: Mapping[str, str]) -> PreTrainedModel:
     loader: Any = getattr(transformers, config.architectures[0] if head else encoder)
     theirs, found = loader.from_pretrained(source, local_files_only=True, dtype=torch.float32, output_loading_info=True)
     weights = {_renamed(name): value for name, value in theirs.state_dict().items()}
+    if fields.remove_position_embeddings:
+        weights = {name: value for name, value in weights.items() if "position_embeddings." not in name}
+        weights |= _relative_terms(source, fields, has_prefix=bool(head))
     lacking = sorted(name for name in found["missing_keys"] if head or not name.startswith("pooler."))
     if lacking:
         raise UsageError(f"{source} lacks {lacking[0]}; its weights are not those of its config.json")
@@ -76,9 +84,10 @@ def _counterpart(source: Path, config: PreTrainedConfig, architecture: str) -> s
     if config.model_type not in MODEL_TYPES:
         reason = _REFUSED.get(config.model_type, f"only {' and '.join(MODEL_TYPES)} have the same layers")
         raise UsageError(f"{source} holds a {config.model_type} model, which can't be converted: {reason}")
-    for name, expected in (("position_embedding_type", "absolute"), ("is_decoder", False)):
-        if getattr(config, name, expected) != expected:
-            raise UsageError(f"{source}: {name} is {getattr(config, name)}; only {expected} can be converted")
+    for name, possible in (("position_embedding_type", tuple(_RELATIVE)), ("is_decoder", (False,))):
+        if getattr(config, name, possible[0]) not in possible:
+            valid = " or ".join(map(str, possible))
+            raise UsageError(f"{source}: {name} is {getattr(config, name)}; only {valid} can be converted")
     if isinstance(config, ElectraConfig):
         return _ELECTRA_HEADS.get(architecture, "")
     head = architecture.removeprefix("Bert")
@@ -92,8 +101,14 @@ def _config(config: PreTrainedConfig, add: Mapping[str, str], source: Path) -> C
     shared = {name: value for name, value in config.to_dict().items() if name in BertConfig().to_dict()}
     for name in ("model_type", "architectures", "transformers_version"):
         shared.pop(name, None)
-    fields: dict[str, Any] = {"embedding_size": getattr(config, "embedding_size", config.hidden_size), **shared, **add}
-    ours = CompositeBertConfig(**fields)
+    fields: dict[str, Any] = {"embedding_size": getattr(config, "embedding_size", config.hidden_size), **shared}
+    relative = _RELATIVE[getattr(config, "position_embedding_type", None) or "absolute"]
+    if relative and add:
+        raise UsageError(f"--add: {source} has relative positions, which become {relative}; nothing can be added to it")
+    if relative:
+        kernel = f"{relative} {config.max_position_embeddings - 1}"
+        fields |= {"attention_kernel": kernel, "remove_position_embeddings": True}
+    ours = CompositeBertConfig(**fields | dict(add))
     if "qk" not in ours.kernel.score_terms or ours.kernel.convolution:
         raise UsageError(
             f'--add attention_kernel="{ours.attention_kernel}": {source} has a dot product and no convolution of the '
@@ -107,6 +122,24 @@ def _renamed(name: str) -> str:
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs)
     return name
+
+
+def _relative_terms(source: Path, config: CompositeBertConfig, has_prefix: bool) -> dict[str, Tensor]:
+    """The parameters of the terms, from embeddings (2n+1, d) of the distance i - j, which transformers doesn't load."""
+    files = sorted(source.glob("*.safetensors")) or sorted(source.glob("pytorch_model*.bin"))
+    stored = {_renamed(name): value for file in files for name, value in load_state_dict(file).items()}
+    terms = {}
+    for name, value in stored.items():
+        if name.endswith(_DISTANCES):
+            layer = ("bert." if has_prefix else "") + name.removeprefix("bert.").removesuffix(_DISTANCES)
+            terms[f"{layer}convq_param"] = value.flip(0).T.float()
+            if "convk" in config.kernel.convolution_terms:
+                terms[f"{layer}convk_param"] = value.T.float()
+    if len(terms) < config.num_hidden_layers * len(config.kernel.convolution_terms):
+        raise UsageError(
+            f"{source}: its config.json asks for relative positions, and a layer's {_DISTANCES} is missing"
+        )
+    return terms
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ from bert_convolutions.model.modeling import (
 )
 from bert_convolutions.model.presets import read_config
 from bert_convolutions.schemas import OriginalsConfig, read_json, read_model
+from bert_convolutions.self_contained import CODE_PATTERN
 
 ARCHITECTURES: dict[str, type[PreTrainedModel]] = {
     "BertModel": CompositeBertModel,
@@ -42,7 +43,13 @@ _TOKENIZER_FILES = (
     "added_tokens.json",
     "vocab.txt",
 )
-_OF_A_CONVERTED_FOLDER = ("config.json", "generation_config.json", "model*.safetensors*", *_TOKENIZER_FILES)
+_OF_A_CONVERTED_FOLDER = (
+    "config.json",
+    "generation_config.json",
+    "model*.safetensors*",
+    CODE_PATTERN,
+    *_TOKENIZER_FILES,
+)
 """Patterns of what is written here; an overwrite replaces these and leaves all else."""
 
 

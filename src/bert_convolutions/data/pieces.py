@@ -38,7 +38,7 @@ _RULES_VERSION = "composite-bert-tokenizer-1"
 def find_model_file(path: str | Path) -> Path | None:
     """Return the SentencePiece model that a tokenizer path means: itself, or ``spm.model`` in a directory.
 
-    None stands for a directory with another tokenizer in it.
+    None stands for a directory with another tokenizer in it, DeBERTa's included, whose file has the same name.
 
     Raises:
         UsageError: nothing is there.
@@ -51,7 +51,9 @@ def find_model_file(path: str | Path) -> Path | None:
             f"{path}: no such tokenizer on this machine; give the path of an spm.model or of a tokenizer directory"
             " (nothing is downloaded)"
         )
-    return path / MODEL_FILE if (path / MODEL_FILE).is_file() else None
+    config = path / "config.json"
+    is_debertas = config.is_file() and '"deberta-v2"' in config.read_text(encoding="utf-8", errors="replace")
+    return path / MODEL_FILE if (path / MODEL_FILE).is_file() and not is_debertas else None
 
 
 class PieceTokenizer:

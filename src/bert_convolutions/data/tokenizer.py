@@ -32,6 +32,7 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
     vocab_files_names = {"vocab_file": MODEL_FILE}  # noqa: RUF012 (the base class's declaration)
     model_input_names = ["input_ids", "token_type_ids", "attention_mask"]  # noqa: RUF012
     padding_side = "right"
+    _auto_map = {"AutoTokenizer": ["tokenization_composite_bert.CompositeBertTokenizer", None]}  # noqa: RUF012
 
     def __init__(self, vocab_file: str | Path, **kwargs: Any) -> None:
         self.pieces = PieceTokenizer(vocab_file)
@@ -47,6 +48,7 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
             "pad_token": "<pad>",
             "mask_token": "[MASK]",
         }
+        kwargs.pop("local_files_only", None)  # how it was loaded is no property of it
         kwargs.setdefault("special_tokens_pattern", "cls_sep")
         kwargs.setdefault("token_type_ids_pattern", "bert_style")
         super().__init__(**{**special_tokens, **kwargs})
@@ -157,10 +159,14 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
         return ids[: max(len(ids) - from_first, 0)], pair_ids[: max(len(pair_ids) - from_second, 0)], []
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
-        """Write ``spm.model`` into a directory; return its path."""
+        """Write ``spm.model``, and the code that reads it without this package, into a directory; return the paths."""
         path = Path(save_directory) / ((f"{filename_prefix}-" if filename_prefix else "") + MODEL_FILE)
         path.write_bytes(self.pieces.model_bytes)
-        return (str(path),)
+        if not __name__.startswith("bert_convolutions."):  # code that came with a model is copied by transformers
+            return (str(path),)
+        from bert_convolutions.self_contained import write_code
+
+        return (str(path), *map(str, write_code(save_directory, "tokenization_composite_bert")))
 
 
 class _TokenizerOnlyConfig(PreTrainedConfig):

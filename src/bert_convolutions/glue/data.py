@@ -1,14 +1,17 @@
 """The GLUE files of a run: checked before anything is trained, tokenised once, and shared by all rounds."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from bert_convolutions import files
 from bert_convolutions.data.tokenizer import tokenizer_hash
 from bert_convolutions.errors import UsageError
-from bert_convolutions.glue.examples import EncodedExamples, encode
+from bert_convolutions.glue.examples import EncodedExamples, encode, encode_words
+from bert_convolutions.glue.named import has_split, read_named
 from bert_convolutions.glue.plan import Job
 from bert_convolutions.glue.reading import Examples, read_dev, read_test, read_train
 from bert_convolutions.glue.tasks import DevSet, Task, TestSet
@@ -18,14 +21,14 @@ class GlueData:
     """Reads and encodes files, and keeps the encodings.
 
     Args:
-        data_dir: folder with the tasks' folders.
+        data_dir: folder with the tasks' folders; None where no task needs it.
         max_seq_length: most tokens of an example.
     """
 
-    def __init__(self, data_dir: Path, max_seq_length: int) -> None:
+    def __init__(self, data_dir: Path | None, max_seq_length: int) -> None:
         self.data_dir = data_dir
         self.max_seq_length = max_seq_length
-        self._encoded: dict[tuple[str, Path], EncodedExamples] = {}
+        self._encoded: dict[tuple[str, str, Path], EncodedExamples] = {}
         self._indices: dict[Path, list[int]] = {}
         self._hashes: dict[Path, str] = {}
 
@@ -40,53 +43,82 @@ class GlueData:
         """
         train = {job.task.name: job.task for job in jobs if job.train}
         dev = {job.task.name: job.task for job in jobs if job.reads_dev}
-        tests = {test for job in jobs for test in job.predict if self.has_test(test)}
-        counts = {name: len(self._noted(read_train(self.data_dir, task))) for name, task in train.items()}
+        tests = {test: job.task for job in jobs for test in job.predict if self.has_test(job.task, test)}
+        counts = {name: len(self._noted(self._read_train(task))) for name, task in train.items()}
         for task in dev.values():
             for dev_set in task.dev:
-                self._noted(read_dev(self.data_dir, task, dev_set))
-        for test in tests:
-            self._noted(read_test(self.data_dir, test))
+                self._noted(self._read_dev(task, dev_set))
+        for test, task in tests.items():
+            self._noted(self._read_test(task, test))
         return counts
 
     def train_hash(self, task: Task) -> str | None:
-        """Return the SHA-256 of a task's training file; None where there is no such file."""
-        path = self.data_dir / task.train_path
-        if path not in self._hashes and path.is_file():
+        """Return the SHA-256 of a task's training examples; None where there is no such file."""
+        path = self.root(task) / task.train_path
+        if path not in self._hashes and task.dataset is not None:
+            self._noted(self._read_train(task))
+        elif path not in self._hashes and path.is_file():
             self._hashes[path] = files.sha256(path)
         return self._hashes.get(path)
 
     def train(self, tokenizer: PreTrainedTokenizerBase, task: Task) -> EncodedExamples:
         """Return a task's training examples."""
-        return self._encode(tokenizer, self.data_dir / task.train_path, lambda: read_train(self.data_dir, task))
+        return self._encode(tokenizer, task, task.train_path, lambda: self._read_train(task))
 
     def dev(self, tokenizer: PreTrainedTokenizerBase, task: Task) -> dict[DevSet, EncodedExamples]:
         """Return a task's development sets."""
-        return {dev_set: self._dev(tokenizer, task, dev_set) for dev_set in task.dev}
+        return {
+            dev_set: self._encode(tokenizer, task, task.dev_path(dev_set), partial(self._read_dev, task, dev_set))
+            for dev_set in task.dev
+        }
 
-    def test(self, tokenizer: PreTrainedTokenizerBase, test: TestSet) -> tuple[EncodedExamples, list[int]]:
+    def test(self, tokenizer: PreTrainedTokenizerBase, task: Task, test: TestSet) -> tuple[EncodedExamples, list[int]]:
         """Return a test set and the index of each of its examples."""
-        path = self.data_dir / test.path
 
         def read() -> Examples:
-            examples = read_test(self.data_dir, test)
-            self._indices[path] = examples.indices or []
+            examples = self._read_test(task, test)
+            self._indices[examples.path] = examples.indices or []
             return examples
 
-        return self._encode(tokenizer, path, read), self._indices[path]
+        return self._encode(tokenizer, task, test.path, read), self._indices[self.root(task) / test.path]
 
-    def has_test(self, test: TestSet) -> bool:
+    def has_test(self, task: Task, test: TestSet) -> bool:
         """Whether a test file is there."""
-        return (self.data_dir / test.path).is_file()
+        if task.dataset is not None:
+            return has_split(task.dataset, test.path)
+        return (self.root(task) / test.path).is_file()
 
-    def _dev(self, tokenizer: PreTrainedTokenizerBase, task: Task, dev_set: DevSet) -> EncodedExamples:
-        path = self.data_dir / task.dev_path(dev_set)
-        return self._encode(tokenizer, path, lambda: read_dev(self.data_dir, task, dev_set))
+    def root(self, task: Task) -> Path:
+        """Return the folder below which a task's files are."""
+        root = task.root if task.root is not None else self.data_dir
+        if root is None:
+            way_out = "" if task.named else ", or --dataset nyu-mll/glue"
+            raise UsageError(f"{task.name} needs --data_dir, the folder with its files{way_out}")
+        return root
 
-    def _encode(self, tokenizer: PreTrainedTokenizerBase, path: Path, read: Callable[[], Examples]) -> EncodedExamples:
-        key = (tokenizer_hash(tokenizer), path)
+    def _read_train(self, task: Task) -> Examples:
+        return self._read(task, task.train_path, task.texts, True, lambda root: read_train(root, task))
+
+    def _read_dev(self, task: Task, dev_set: DevSet) -> Examples:
+        path = task.dev_path(dev_set)
+        return self._read(task, path, task.texts, True, lambda root: read_dev(root, task, dev_set))
+
+    def _read_test(self, task: Task, test: TestSet) -> Examples:
+        return self._read(task, test.path, test.texts, False, lambda root: read_test(root, test))
+
+    def _read(
+        self, task: Task, path: str, texts: Any, labelled: bool, read_tsv: Callable[[Path], Examples]
+    ) -> Examples:
+        root = self.root(task)
+        return read_named(root / path, task, texts, labelled=labelled) if task.named else read_tsv(root)
+
+    def _encode(
+        self, tokenizer: PreTrainedTokenizerBase, task: Task, path: str, read: Callable[[], Examples]
+    ) -> EncodedExamples:
+        key = (tokenizer_hash(tokenizer), task.name, self.root(task) / path)
         if key not in self._encoded:
-            self._encoded[key] = encode(tokenizer, self._noted(read()), self.max_seq_length)
+            encoder = encode_words if task.per_token else encode
+            self._encoded[key] = encoder(tokenizer, self._noted(read()), self.max_seq_length)
         return self._encoded[key]
 
     def _noted(self, examples: Examples) -> Examples:

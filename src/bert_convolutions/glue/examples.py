@@ -11,8 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
+from bert_convolutions.data.masking import IGNORED
 from bert_convolutions.data.packing import Rows
 from bert_convolutions.glue.reading import Examples
 from bert_convolutions.model.modeling import CompositeBertPreTrainedModel
@@ -30,14 +36,17 @@ class EncodedExamples(Dataset[dict[str, Any]]):
 
     Attributes:
         columns: name (``input_ids``, ``token_type_ids`` where the tokenizer makes them) to all examples' values one
-            after the other, int32.
+            after the other, int32. Of a task of words also ``labels``: the word's label at its first piece (0 in a
+            test file), ``IGNORED`` elsewhere.
         offsets: (N + 1,) int64; example i is ``offsets[i]:offsets[i + 1]``.
-        labels: (N,) int64 label ids or float32 scores; None for a test file.
+        labels: (N,) int64 label ids or float32 scores; None for a test file, and of a task of words.
+        sentence_lengths: of a task of words, how many each sentence of the file has; None elsewhere.
     """
 
     columns: dict[str, np.ndarray]
     offsets: np.ndarray
     labels: np.ndarray | None
+    sentence_lengths: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -54,17 +63,35 @@ class EncodedExamples(Dataset[dict[str, Any]]):
         """(N,) tokens of each example."""
         return np.diff(self.offsets)
 
+    @property
+    def targets(self) -> np.ndarray | None:
+        """(O,) what is to be predicted: a label of each example, or of each word in the order of the file."""
+        return self.columns["labels"][self.columns["labels"] != IGNORED] if "labels" in self.columns else self.labels
+
+    @property
+    def output_offsets(self) -> np.ndarray:
+        """(N + 1,) where the outputs of each example begin among all O: one for an example, or one for each word."""
+        if "labels" not in self.columns:
+            return np.arange(len(self) + 1)
+        return np.concatenate([[0], np.cumsum(self.columns["labels"] != IGNORED)])[self.offsets]
+
     def select(self, indices: np.ndarray) -> "EncodedExamples":
         """Return the examples of ``indices`` (M,), in that order."""
-        lengths = np.diff(self.offsets)[indices]
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        tokens = np.repeat(self.offsets[indices] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        tokens = rows_of(self.offsets, indices)
         return dataclasses.replace(
             self,
             columns={name: values[tokens] for name, values in self.columns.items()},
-            offsets=offsets,
+            offsets=np.concatenate([[0], np.cumsum(self.lengths[indices])]),
             labels=None if self.labels is None else self.labels[indices],
+            sentence_lengths=None,
         )
+
+
+def rows_of(offsets: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Return the positions of the rows ``indices`` (M,), one row after the other, in a flat array with ``offsets``."""
+    lengths = np.diff(offsets)[indices]
+    ends = np.cumsum(lengths)
+    return np.repeat(offsets[indices] - (ends - lengths), lengths) + np.arange(lengths.sum())
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_seq_length: int) -> EncodedExamples:
@@ -88,6 +115,40 @@ def encode(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_seq_lengt
         offsets=np.concatenate([[0], np.cumsum(np.concatenate(lengths))]),
         labels=_label_array(examples),
     )
+
+
+def encode_words(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_seq_length: int) -> EncodedExamples:
+    """Tokenise sentences that are lists of words as ``[CLS] words [SEP]``.
+
+    Each word is tokenised for itself, after a space, as in running text. A sentence that is too long goes on in
+    another example from the word that doesn't fit; a word too long on its own is cut, one without a piece becomes
+    unknown.
+
+    Args:
+        tokenizer: any tokenizer of ``transformers``.
+        examples: as read; without labels each word gets label 0.
+        max_seq_length: most tokens of an example, special tokens included.
+    """
+    words = sorted({word for sentence in examples.texts[0] for word in sentence})
+    encoded = tokenizer([f" {word}" for word in words], add_special_tokens=False, verbose=False)["input_ids"]
+    room = max_seq_length - 2
+    pieces = {word: ids[:room] or [tokenizer.unk_token_id] for word, ids in zip(words, encoded, strict=True)}
+    rows: list[tuple[list[int], list[int]]] = []
+    labels: Any = examples.labels or ([0] * len(sentence) for sentence in examples.texts[0])
+    for sentence, of_sentence in zip(examples.texts[0], labels, strict=True):
+        rows.append(([], []))
+        for word, label in zip(sentence, of_sentence, strict=True):
+            if len(rows[-1][0]) + len(pieces[word]) > room:
+                rows.append(([], []))
+            rows[-1][0].extend(pieces[word])
+            rows[-1][1].extend([label] + [IGNORED] * (len(pieces[word]) - 1))
+    ids = _flatten([[tokenizer.cls_token_id, *row, tokenizer.sep_token_id] for row, _ in rows])
+    columns = {"input_ids": ids, "labels": _flatten([[IGNORED, *row, IGNORED] for _, row in rows])}
+    if "token_type_ids" in tokenizer.model_input_names:
+        columns["token_type_ids"] = np.zeros_like(ids)
+    lengths = np.array([len(row) + 2 for row, _ in rows], dtype=np.int64)
+    sentence_lengths = np.array([len(sentence) for sentence in examples.texts[0]], dtype=np.int64)
+    return EncodedExamples(columns, np.concatenate([[0], np.cumsum(lengths)]), None, sentence_lengths)
 
 
 def _flatten(values: Sequence[Sequence[int]]) -> np.ndarray:
@@ -143,16 +204,17 @@ class PaddedRows:
         collator: pads a list of examples.
     """
 
-    collator: DataCollatorWithPadding
+    collator: Callable[[list[dict[str, Any]]], Mapping[str, Any]]
 
     def __call__(self, examples: EncodedExamples) -> Mapping[str, Any]:
         """Return what the collator makes of the examples."""
-        batch: Mapping[str, Any] = self.collator([examples[index] for index in range(len(examples))])
-        return batch
+        return self.collator([examples[index] for index in range(len(examples))])
 
 
-def layout_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Layout:
-    """Return the layout with the least padding that a model takes."""
+def layout_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, per_token: bool = False) -> Layout:
+    """Return the layout with the least padding that a model takes; ``per_token``, one for a task of words."""
+    if per_token:
+        return PaddedRows(DataCollatorForTokenClassification(tokenizer))
     if isinstance(model, CompositeBertPreTrainedModel):
         return PackedRows(int(tokenizer.pad_token_id))
     return PaddedRows(DataCollatorWithPadding(tokenizer))
@@ -182,7 +244,7 @@ class Shuffled(Dataset[Any]):
 
 @dataclass(frozen=True)
 class Counted:
-    """Lays examples out and counts them as ``num_examples``; of none it makes a batch that counts as none.
+    """Lays examples out and counts what is to be predicted as ``num_examples``; of none it makes a batch of none.
 
     Processes must all run a model step, even one that has no example left at the end of an epoch.
 
@@ -196,7 +258,8 @@ class Counted:
 
     def __call__(self, examples: EncodedExamples) -> dict[str, Any]:
         """Return the batch."""
-        return {**self.layout(examples if len(examples) else self.stand_in), "num_examples": len(examples)}
+        count = int(examples.output_offsets[-1])
+        return {**self.layout(examples if len(examples) else self.stand_in), "num_examples": count}
 
 
 def token_budget_batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:

@@ -76,14 +76,14 @@ class GlueTrainer(ResumableTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], int]:
-        """Return the micro-batches of a step and the number of its examples over all processes."""
+        """Return the micro-batches of a step and the number of its examples (or words) over all processes."""
         batches = [next(epoch_iterator) for _ in range(num_batches)]
         return batches, self.collectives.sum([sum(batch["num_examples"] for batch in batches)])[0]
 
     def compute_loss(
         self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, num_items_in_batch: Any = None, **kwargs: Any
     ) -> Any:
-        """Return the micro-batch's part of the mean loss over the examples of the whole step.
+        """Return the micro-batch's part of the mean loss over the examples (or words) of the whole step.
 
         The Trainer takes a model whose ``forward`` has ``**kwargs`` to divide by ``num_items_in_batch``; classifiers
         do not, so its loss would be too large by the number of processes and of accumulation steps.

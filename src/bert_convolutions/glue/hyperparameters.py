@@ -6,12 +6,9 @@ Imports neither torch nor transformers.
 from collections.abc import Mapping
 from pathlib import Path
 
-import yaml
-
 from bert_convolutions.errors import UsageError, brief
-from bert_convolutions.files import read_small
 from bert_convolutions.glue.tasks import TASK_NAMES, TASKS, Task
-from bert_convolutions.schemas import Hyperparameters, parse
+from bert_convolutions.schemas import Hyperparameters, parse, read_yaml
 
 FLAG = "--hyperparams"
 OF_FLAGS = "flags"
@@ -79,7 +76,7 @@ def load_hyperparameters(name_or_path: str, tasks: tuple[Task, ...] = TASKS) -> 
             f"{FLAG}: unknown hyper-parameters {name_or_path!r}; choose {', '.join(HYPERPARAMETERS)}, {OF_FLAGS} "
             "(the Trainer's) or the path of a .yaml file"
         )
-    entries = _read(path)
+    entries = _read(path, tasks)
     default = entries.get("default", {})
     return {
         task.name: parse(Hyperparameters, {**default, **entries.get(task.name, {})}, f"{FLAG} {path}: {task.name}")
@@ -92,20 +89,13 @@ def is_file_name(name_or_path: str) -> bool:
     return Path(name_or_path).suffix in (".yaml", ".yml")
 
 
-def _read(path: Path) -> dict[str, dict[str, object]]:
+def _read(path: Path, tasks: tuple[Task, ...]) -> dict[str, dict[str, object]]:
     """Read the file: task (or ``default``) to the values given for it, all of which are checked."""
     where = f"{FLAG} {path}"
-    try:
-        content = yaml.safe_load(read_small(path))
-    except UsageError:
-        raise
-    except OSError as error:
-        raise UsageError(f"{where} can't be read: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
-        raise UsageError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
+    content = read_yaml(path, where)
     if not isinstance(content, dict) or not content:
         raise UsageError(f"{where} must map tasks (or default) to learning_rate, batch_size and steps")
-    known = {name.lower(): name for name in (*TASK_NAMES, "default")}
+    known = {name.lower(): name for name in (*TASK_NAMES, *(task.name for task in tasks), "default")}
     complete = {"learning_rate": 1.0, "batch_size": 1, "steps": 1}
     entries: dict[str, dict[str, object]] = {}
     for key, values in content.items():

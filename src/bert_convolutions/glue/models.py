@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from huggingface_hub import snapshot_download
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -84,7 +87,7 @@ def load_pretrained(folder: str | Path, task: Task) -> PreTrainedModel:
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: number for number, label in enumerate(labels)}
     config.problem_type = "single_label_classification" if task.labels else "regression"
-    return _load_weights(folder, config, new_classifier=True)
+    return _load_weights(folder, config, task, new_classifier=True)
 
 
 def load_finetuned(folder: Path, task: Task) -> PreTrainedModel:
@@ -99,7 +102,7 @@ def load_finetuned(folder: Path, task: Task) -> PreTrainedModel:
     words = sorted(_words(config))
     if len(words) != task.num_outputs or (task.labels and words != sorted(task.labels)):
         raise UsageError(f"{folder} has the labels {', '.join(words)}, which are not {task.name}'s")
-    return _load_weights(folder, config, new_classifier=False)
+    return _load_weights(folder, config, task, new_classifier=False)
 
 
 def label_words(model: PreTrainedModel) -> list[str]:
@@ -134,6 +137,9 @@ def check_fit(
             "give the --tokenizer_name that the model was pre-trained with"
         )
     positions = getattr(model.config, "max_position_embeddings", None)
+    for name, module in model.base_model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            positions = module.num_embeddings - module.padding_idx - 1  # RoBERTa's are counted from the padding's on
     if positions and max_seq_length > positions and not getattr(model.config, "remove_position_embeddings", False):
         raise UsageError(f"--max_seq_length {max_seq_length} is above the model's {positions} positions")
 
@@ -150,9 +156,11 @@ def load_config(folder: str | Path) -> PreTrainedConfig:
         raise UsageError(f"{folder}: cannot load a model configuration ({_first_line(error)})") from error
 
 
-def _load_weights(folder: str | Path, config: PreTrainedConfig, new_classifier: bool) -> PreTrainedModel:
+def _load_weights(folder: str | Path, config: PreTrainedConfig, task: Task, new_classifier: bool) -> PreTrainedModel:
+    """Load weights as float32, whatever they were saved as: AdamW's steps are lost in less."""
+    auto_class = AutoModelForTokenClassification if task.per_token else AutoModelForSequenceClassification
     with quiet_transformers():
-        return load_strictly(AutoModelForSequenceClassification, folder, config, new_head=new_classifier)
+        return load_strictly(auto_class, folder, config, new_head=new_classifier, dtype=torch.float32)
 
 
 def _first_line(error: Exception) -> str:

@@ -7,19 +7,33 @@ from dataclasses import dataclass, field
 class GlueOptions:
     """What to fine-tune on, from which model, and how often. The Trainer's own flags stand beside these."""
 
-    data_dir: str = field(
-        metadata={
-            "help": "folder with CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE, WNLI and diagnostic in GLUE's TSVs"
-        }
-    )
     task_name: str = field(
         metadata={
-            "help": "a task, a list such as RTE,MRPC, or ALL. One task runs once, straight into --output_dir; "
-            "several run --rounds times into <output_dir>/<TASK><round>"
+            "help": "a task of GLUE, one of SuperGLUE's BoolQ, CB and WiC, the .yaml file of one's own, a list such as "
+            "RTE,MRPC, or ALL (of GLUE). One task runs once, straight into --output_dir; several run --rounds times "
+            "into <output_dir>/<TASK><round>"
         }
     )
+    data_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "folder with CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE, WNLI and diagnostic in GLUE's TSVs, "
+            "or SuperGLUE's folders with JSONL; one's own files stand in their .yaml file"
+        },
+    )
+    dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "instead of --data_dir: nyu-mll/glue of the Hugging Face hub, or a folder in its layout "
+            "(cola/train-00000-of-00001.parquet); needs the package datasets"
+        },
+    )
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "folder of the pre-trained model; needed by --do_train, otherwise not opened"}
+        default=None,
+        metadata={
+            "help": "folder of the pre-trained model, ours or any encoder of transformers; needed by --do_train, "
+            "otherwise not opened"
+        },
     )
     tokenizer_name: str | None = field(
         default=None,

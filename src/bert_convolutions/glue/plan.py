@@ -89,6 +89,10 @@ class Job:
         settings = {name: flags[name] for name in _SETTINGS if name in flags}
         if settings["max_steps"] > 0:
             settings["num_train_epochs"] = None
+        if self.task.named:
+            task = self.task
+            columns = f"{' + '.join('/'.join(map(str, text)) for text in task.texts)} -> {task.label_column}"
+            settings |= {"columns": columns, "labels": list(task.labels), "metric": task.metric}
         return {**settings, "batch_size": global_batch_size(self.arguments), "max_seq_length": max_seq_length}
 
 
@@ -109,10 +113,16 @@ def plan_jobs(options: GlueOptions, arguments: TrainingArguments) -> list[Job]:
         UsageError: a flag out of range, nothing to do, or a folder in the way.
     """
     check_flags(options, arguments)
-    tasks = parse_tasks(options.task_name)
+    tasks = parse_tasks(options.task_name, options.dataset)
+    refuse_overlap_with_files(tasks, Path(str(arguments.output_dir)))
     rounds = _rounds(options, several=len(tasks) > 1)
     chosen = options.hyperparams or (OF_FLAGS if rounds == [None] else DEFAULT)
     hyperparameters = load_hyperparameters(chosen, tasks)
+    uncovered = [task.name for task in tasks if task.name not in hyperparameters]
+    if options.hyperparams not in (None, OF_FLAGS) and uncovered:
+        raise UsageError(
+            f"{FLAG} {chosen} has nothing for {', '.join(uncovered)}: give {OF_FLAGS}, or a .yaml file with a default"
+        )
     output_dir = Path(str(arguments.output_dir))
     jobs = []
     for round_number in rounds:
@@ -147,11 +157,25 @@ def check_flags(options: GlueOptions, arguments: TrainingArguments) -> None:
         raise UsageError(
             "--resume_from_checkpoint takes no folder here: a half-finished task goes on from its own newest checkpoint"
         )
-    inputs: dict[str, str | None] = {"--data_dir": options.data_dir}
+    if options.data_dir is not None and options.dataset is not None:
+        raise UsageError("--data_dir and --dataset are two places of the same data: give one")
+    inputs: dict[str, str | None] = {"--data_dir": options.data_dir, "--dataset": options.dataset}
     if arguments.do_train:  # otherwise these are not opened, or lie in the output folder by rights
         inputs |= {"--model_name_or_path": options.model_name_or_path, "--tokenizer_name": options.tokenizer_name}
         inputs[FLAG] = options.hyperparams if is_file_name(options.hyperparams or "") else None
     refuse_overlap(str(arguments.output_dir), "--output_dir", inputs)
+
+
+def refuse_overlap_with_files(tasks: tuple[Task, ...], output_dir: Path) -> None:
+    """Refuse an output that is or holds a file that a task's YAML file names.
+
+    Raises:
+        UsageError: names both.
+    """
+    for task in tasks:
+        if task.root is not None and task.dataset is None:
+            for path in (task.train_path, *map(task.dev_path, task.dev), *(test.path for test in task.tests)):
+                refuse_overlap(output_dir, "--output_dir", {f"{task.name}: files:": task.root / path})
 
 
 def task_arguments(
@@ -221,7 +245,7 @@ def _plan_job(
         arguments,
         state,
         train,
-        arguments.do_eval and any(dev.name not in known.dev for dev in task.dev),
+        arguments.do_eval and any(dev.score not in known.dev.get(dev.name, {}) for dev in task.dev),
         tuple(test for test in task.tests if test.name not in known.predicted) if arguments.do_predict else (),
         hyperparameters.batch_size if hyperparameters else None,
     )

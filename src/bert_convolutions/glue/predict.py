@@ -3,6 +3,7 @@
 The metrics are scikit-learn's and SciPy's.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -15,7 +16,9 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import PreTrainedModel, TrainingArguments
 
-from bert_convolutions.glue.examples import EncodedExamples, Layout, token_budget_batches
+from bert_convolutions.data.masking import IGNORED
+from bert_convolutions.errors import UsageError
+from bert_convolutions.glue.examples import EncodedExamples, Layout, rows_of, token_budget_batches
 from bert_convolutions.glue.models import label_words
 from bert_convolutions.glue.tasks import DevSet, Task
 
@@ -30,7 +33,7 @@ def predict_logits(
     arguments: TrainingArguments,
     before_batch: Callable[[], None] | None = None,
 ) -> np.ndarray:
-    """Return the logits (N, num_outputs), float32, of all examples on every process.
+    """Return the logits (O, num_outputs), float32, of all examples, or of all words, on every process.
 
     Examples of like length share a batch, and the processes share the batches. A batch holds
     at most ``per_device_eval_batch_size`` times the longest example's tokens, or ``MIN_BATCH_TOKENS`` if that is more.
@@ -58,9 +61,11 @@ def predict_logits(
                 break
             batch = batches[turn]
             inputs = dict(send_to_device(layout(examples.select(batch)), arguments.device))
-            inputs.pop("labels", None)
-            outputs.append(model(**inputs).logits.float())
-    own = [(np.concatenate(batches), torch.cat(outputs).cpu().numpy())] if batches else []
+            labels = inputs.pop("labels", None)
+            logits = model(**inputs).logits.float()
+            outputs.append(logits[labels != IGNORED] if logits.dim() == 3 else logits)  # (B, S, outputs): of words
+    places = rows_of(examples.output_offsets, np.concatenate(batches)) if batches else np.empty(0)
+    own = [(places, torch.cat(outputs).cpu().numpy())] if batches else []
     parts = gather_object(own) if arguments.world_size > 1 else own
     indices = np.concatenate([indices for indices, _ in parts])
     logits = np.concatenate([values for _, values in parts])
@@ -79,10 +84,10 @@ def evaluate(
     order = [label_words(model).index(word) for word in task.labels] if task.labels else [0]
     results = {}
     for dev_set, examples in dev.items():
-        if examples.labels is None:
+        if examples.targets is None:
             raise ValueError(f"{dev_set.name} has no labels")
         logits = predict_logits(model, examples, layout, arguments, before_batch)[:, order]
-        results[dev_set.name] = dev_scores(logits, examples.labels, task, dev_set)
+        results[dev_set.name] = dev_scores(logits, examples.targets, task, dev_set, examples.sentence_lengths)
     return results
 
 
@@ -96,6 +101,37 @@ def accuracy_and_f1(predictions: np.ndarray, labels: np.ndarray) -> dict[str, fl
     acc = float(accuracy_score(labels, predictions))
     f1 = float(f1_score(labels, predictions, zero_division=0))
     return {"acc": acc, "f1": f1, "acc_and_f1": (acc + f1) / 2}
+
+
+def accuracy_and_macro_f1(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Return accuracy, the mean of all labels' F1 (0 where it is undefined), and the mean of both, as for CB."""
+    acc = float(accuracy_score(labels, predictions))
+    f1 = float(f1_score(labels, predictions, average="macro", zero_division=0))
+    return {"acc": acc, "f1": f1, "acc_and_f1": (acc + f1) / 2}
+
+
+def entity_f1(predictions: list[list[str]], labels: list[list[str]]) -> dict[str, float]:
+    """Return seqeval's precision, recall and F1 over entities (conlleval's), and the share of words labelled right.
+
+    Args:
+        predictions: of each sentence a label word such as ``B-PER``, ``I-PER`` or ``O`` for each word.
+        labels: what is right.
+
+    Raises:
+        UsageError: seqeval is not installed.
+    """
+    try:
+        from seqeval import metrics
+    except ImportError as error:
+        raise UsageError("metric: entity_f1 needs the package seqeval: pip install 'bert_convolutions[ner]'") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a score that is undefined, hence 0, and of unusual label words
+        precision, recall, f1 = (
+            float(score(labels, predictions, zero_division=0))
+            for score in (metrics.precision_score, metrics.recall_score, metrics.f1_score)
+        )
+        acc = float(metrics.accuracy_score(labels, predictions))
+    return {"precision": precision, "recall": recall, "f1": f1, "acc": acc}
 
 
 def matthews(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -116,9 +152,11 @@ def correlation(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]
     return {"pearson": pearson, "spearmanr": spearman, "corr": (pearson + spearman) / 2}
 
 
-METRICS: Mapping[str, Callable[[np.ndarray, np.ndarray], dict[str, float]]] = {
+METRICS: Mapping[str, Callable[[Any, Any], dict[str, float]]] = {
     "accuracy": accuracy,
     "accuracy_and_f1": accuracy_and_f1,
+    "accuracy_and_macro_f1": accuracy_and_macro_f1,
+    "entity_f1": entity_f1,
     "matthews": matthews,
     "correlation": correlation,
 }
@@ -129,7 +167,9 @@ def decide(logits: np.ndarray, task: Task) -> np.ndarray:
     return logits.argmax(axis=-1) if task.labels else logits[:, 0]
 
 
-def dev_scores(logits: np.ndarray, labels: np.ndarray, task: Task, dev_set: DevSet) -> dict[str, float]:
+def dev_scores(
+    logits: np.ndarray, labels: np.ndarray, task: Task, dev_set: DevSet, sentence_lengths: np.ndarray | None = None
+) -> dict[str, float]:
     """Return what ``eval_results_<task>.txt`` holds: ``eval_loss`` and the task's scores.
 
     MNLI's are named ``eval_mnli/acc`` and ``eval_mnli-mm/acc``, as the original names them.
@@ -139,10 +179,20 @@ def dev_scores(logits: np.ndarray, labels: np.ndarray, task: Task, dev_set: DevS
         labels: (N,) label ids or scores.
         task: the task.
         dev_set: which of its development files.
+        sentence_lengths: of a task of words, how many each sentence has.
     """
     prefix = f"eval_{dev_set.name}/" if len(task.dev) > 1 else "eval_"
-    scores = METRICS[task.metric](decide(logits, task), labels)
+    given: tuple[Any, ...] = (decide(logits, task), labels)
+    if task.metric == "entity_f1" and sentence_lengths is not None:
+        given = tuple(by_sentence([task.labels[number] for number in ids], sentence_lengths) for ids in given)
+    scores = METRICS[task.metric](*given)
     return {"eval_loss": mean_loss(logits, labels, task), **{prefix + name: value for name, value in scores.items()}}
+
+
+def by_sentence(words: list[str], sentence_lengths: np.ndarray) -> list[list[str]]:
+    """Cut a list of something for each word into the sentences' lists."""
+    ends = np.cumsum(sentence_lengths).tolist()
+    return [words[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def mean_loss(logits: np.ndarray, labels: np.ndarray, task: Task) -> float:
@@ -153,19 +203,30 @@ def mean_loss(logits: np.ndarray, labels: np.ndarray, task: Task) -> float:
     return float(-log_softmax(logits, axis=-1)[np.arange(len(labels)), labels.astype(int)].mean())
 
 
-def format_predictions(logits: np.ndarray, indices: list[int], model: PreTrainedModel, task: Task) -> str:
+def format_predictions(
+    logits: np.ndarray,
+    indices: list[int],
+    model: PreTrainedModel,
+    task: Task,
+    sentence_lengths: np.ndarray | None = None,
+) -> str:
     r"""Return the content of ``test_results_<task>.txt``: ``index\tprediction``, label words or three decimals.
+
+    A sentence of a task of words has its label words one after the other, with a space between.
 
     Args:
         logits: (N, num_outputs) in the model's own order of outputs.
         indices: the test file's index of each row.
         model: whose configuration names the outputs.
         task: the task.
+        sentence_lengths: of a task of words, how many each sentence has.
     """
     decided = decide(logits, task)
     if task.labels:
         words = label_words(model)
         cells = [words[number] for number in decided]
+        if sentence_lengths is not None:
+            cells = [" ".join(sentence) for sentence in by_sentence(cells, sentence_lengths)]
     else:
         cells = [f"{score:.3f}" for score in decided]
     rows = [f"{index}\t{cell}\n" for index, cell in zip(indices, cells, strict=True)]

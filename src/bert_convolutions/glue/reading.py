@@ -1,4 +1,7 @@
-"""Read GLUE's TSV files: tab separated, quotes literal, one example a line. Imports neither torch nor transformers."""
+"""Read GLUE's TSV files: tab separated, quotes literal, one example a line; files of other kinds: ``named``.
+
+Imports neither torch nor transformers.
+"""
 
 import hashlib
 import logging
@@ -7,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bert_convolutions.errors import UsageError
 from bert_convolutions.glue.tasks import LAST, MAX_SCORE, MIN_SCORE, DevSet, Task, TestSet
@@ -23,15 +27,15 @@ class Examples:
 
     Attributes:
         path: where they were read.
-        texts: one list of texts per text column, all of the same length.
-        labels: label ids, or real numbers for STS-B; None for a test file.
+        texts: one list of texts per text column, all of the same length; of a task of words a list of lists of words.
+        labels: label ids, or real numbers for STS-B; None for a test file; of a task of words a list for each text.
         indices: the file's own ``index`` column of a test file; None for train and dev files.
         sha256: of the file's bytes, in hexadecimal.
     """
 
     path: Path
-    texts: tuple[list[str], ...]
-    labels: list[float] | list[int] | None
+    texts: tuple[list[Any], ...]
+    labels: list[float] | list[int] | list[list[int]] | None
     indices: list[int] | None
     sha256: str = ""
 
@@ -60,8 +64,8 @@ def read_test(data_dir: Path, test_set: TestSet) -> Examples:
         UsageError: a missing or empty file, too few columns, or an index that is not a whole number or comes twice.
     """
     path = data_dir / test_set.path
-    content = _content(path)
-    lines = _lines(path, content)
+    content = content_of(path)
+    lines = lines_of(path, content)
     _header(path, lines)
     needed = max(test_set.texts) + 1
     texts: tuple[list[str], ...] = tuple([] for _ in test_set.texts)
@@ -78,15 +82,15 @@ def read_test(data_dir: Path, test_set: TestSet) -> Examples:
         indices[index] = number
         for column, values in zip(test_set.texts, texts, strict=True):
             values.append(cells[column])
-    _refuse_empty(path, len(indices))
-    return Examples(path, texts, None, list(indices), _sha256(content))
+    refuse_empty(path, len(indices))
+    return Examples(path, texts, None, list(indices), sha256_of(content))
 
 
 def _read_labelled(path: Path, task: Task) -> Examples:
     """Read a train or dev file by the columns that the task declares."""
-    content = _content(path)
-    lines = _lines(path, content)
-    label_column = task.label_column
+    content = content_of(path)
+    lines = lines_of(path, content)
+    label_column = int(task.label_column)
     if task.header:
         header = _header(path, lines)
         label_column = len(header) - 1 if label_column == LAST else label_column
@@ -102,7 +106,7 @@ def _read_labelled(path: Path, task: Task) -> Examples:
             if not task.skips_short_lines:
                 break
             continue
-        labels.append(_label(path, number, cells[label_column], task))
+        labels.append(label_of(f"{path}, line {number}", cells[label_column], task))
         for column, values in zip(task.texts, texts, strict=True):
             values.append(cells[column])
     if short:
@@ -112,21 +116,23 @@ def _read_labelled(path: Path, task: Task) -> Examples:
             "%s: skipped %d lines with too few columns (first: line %d), as every reader of %s does",
             *(path, len(short), short[0][0], task.name),
         )
-    _refuse_empty(path, len(labels))
-    return Examples(path, texts, labels, None, _sha256(content))
+    refuse_empty(path, len(labels))
+    return Examples(path, texts, labels, None, sha256_of(content))
 
 
-def _content(path: Path) -> bytes:
+def content_of(path: Path) -> bytes:
+    """Return the bytes of a file, which must be there."""
     if not path.is_file():
         raise UsageError(f"{path}: no such file; --data_dir must hold the GLUE folders with their TSV files")
     return path.read_bytes()
 
 
-def _sha256(content: bytes) -> str:
+def sha256_of(content: bytes) -> str:
+    """Return the SHA-256, in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
 
 
-def _lines(path: Path, content: bytes) -> Iterator[tuple[int, str]]:
+def lines_of(path: Path, content: bytes) -> Iterator[tuple[int, str]]:
     r"""Yield (line number from 1, line) of a UTF-8 file with ``\n`` or ``\r\n``; a byte order mark is dropped.
 
     Only ``\n`` ends a line: texts hold other characters that ``str.splitlines`` would cut at. Blank lines at the end
@@ -160,23 +166,39 @@ def _refuse_missing_header(path: Path, header: list[str], label_column: int, tas
         raise UsageError(f"{path}: line 1 must be a header, but its label column holds {word!r}")
 
 
-def _refuse_empty(path: Path, num_examples: int) -> None:
+def refuse_empty(path: Path, num_examples: int) -> None:
+    """Refuse a file without examples."""
     if not num_examples:
         raise UsageError(f"{path}: the file has no examples")
 
 
-def _label(path: Path, number: int, word: str, task: Task) -> int | float:
-    """Return a label's id, or its number for a task of real numbers."""
+def label_of(where: str, value: Any, task: Task) -> int | float:
+    """Return a label's id, or its number for a task of real numbers.
+
+    Args:
+        where: file and line, for the message.
+        value: a word; in files that have types also a truth value, or the number of the label.
+        task: whose label it is.
+
+    Raises:
+        UsageError: the task has no such label.
+    """
     if task.labels:
+        word = str(value).lower() if isinstance(value, bool) else str(value)
+        numbers = task.numbers or task.labels
+        if word not in task.labels and type(value) is int and 0 <= value < len(numbers):
+            word = numbers[value]
         if word not in task.labels:
-            raise UsageError(f"{path}, line {number}: unknown label {word!r}; {task.name} has {', '.join(task.labels)}")
+            raise UsageError(f"{where}: unknown label {word!r}; {task.name} has {', '.join(task.labels)}")
         return task.labels.index(word)
     try:
-        score = float(word)
-    except ValueError:
+        score = float(value)
+    except (TypeError, ValueError):
         score = math.nan
-    if not MIN_SCORE <= score <= MAX_SCORE:
-        raise UsageError(f"{path}, line {number}: {word!r} is not a number from {MIN_SCORE:g} to {MAX_SCORE:g}")
+    lowest, highest = (-math.inf, math.inf) if task.named and task.dataset is None else (MIN_SCORE, MAX_SCORE)
+    if not lowest <= score <= highest or math.isinf(score):
+        allowed = "a finite number" if math.isinf(highest) else f"a number from {lowest:g} to {highest:g}"
+        raise UsageError(f"{where}: {value!r} is not {allowed}")
     return score
 
 

@@ -47,6 +47,7 @@ from bert_convolutions.glue.state import (
     write_state,
 )
 from bert_convolutions.glue.submit import collect_scores, score_table
+from bert_convolutions.glue.tasks import TASKS
 from bert_convolutions.schemas import TaskState
 from bert_convolutions.terminal import duration, make_console
 from bert_convolutions.training import checkpoints
@@ -104,11 +105,12 @@ class Finetuned:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    per_token: bool
 
     @property
     def layout(self) -> Layout:
         """How its batches are laid out."""
-        return layout_for(self.model, self.tokenizer)
+        return layout_for(self.model, self.tokenizer, self.per_token)
 
 
 class GlueRun:
@@ -129,7 +131,7 @@ class GlueRun:
         self.options = options
         self.jobs = jobs
         self.processes = processes
-        self.data = GlueData(Path(options.data_dir), options.max_seq_length)
+        self.data = GlueData(Path(options.data_dir) if options.data_dir else None, options.max_seq_length)
         self.left_out: list[str] = []
         self.damaged: list[str] = []
         self.num_predicted = sum(len(job.state.predicted) for job in jobs if job.state and not job.predict)
@@ -228,7 +230,7 @@ class GlueRun:
             job.task,
             train,
             dev,
-            layout_for(model, tokenizer),
+            layout_for(model, tokenizer, job.task.per_token),
             model=model,
             args=job.arguments,
             processing_class=tokenizer,
@@ -248,7 +250,7 @@ class GlueRun:
         self.progress.say(f"{job.name}: trained in {duration(self.progress.trained(job.name))}")
         if trainer.watch.received is not None:  # too late to stop a step
             raise RunInterrupted(f"stopped by {trainer.watch.cause}; {_advice()}")
-        return Finetuned(trained, tokenizer)
+        return Finetuned(trained, tokenizer, job.task.per_token)
 
     def _prepare_folder(self, job: Job, settings: dict[str, Any]) -> Path | None:
         """Return the checkpoint that a half-finished run of the same settings left; otherwise begin anew."""
@@ -288,7 +290,7 @@ class GlueRun:
         if tokenizer is None:
             raise RuntimeError("--tokenizer_name was given and loaded")
         check_fit(model, tokenizer, self.options.tokenizer_name is None, self.options.max_seq_length)
-        return Finetuned(model, tokenizer)
+        return Finetuned(model, tokenizer, job.task.per_token)
 
     def _evaluate(self, job: Job, finetuned: Finetuned) -> None:
         """Score the development sets and write ``eval_results_<task>.txt``."""
@@ -308,15 +310,16 @@ class GlueRun:
     def _predict(self, job: Job, finetuned: Finetuned) -> None:
         """Write ``test_results_<task>.txt`` of each test set that is there."""
         for test in job.predict:
-            if not self.data.has_test(test):
+            if not self.data.has_test(job.task, test):
                 self.left_out.append(f"{job.name} ({test.path})")
-                self.progress.say(f"{job.name}: no test file {self.data.data_dir / test.path}: not predicted")
+                self.progress.say(f"{job.name}: no test file {self.data.root(job.task) / test.path}: not predicted")
                 continue
-            examples, indices = self.data.test(finetuned.tokenizer, test)
+            examples, indices = self.data.test(finetuned.tokenizer, job.task, test)
             logits = predict_logits(finetuned.model, examples, finetuned.layout, job.arguments)
             path = job.folder / f"test_results_{test.name}.txt"
             if self.processes.is_main_process:
-                write_text(path, format_predictions(logits, indices, finetuned.model, job.task))
+                lengths = examples.sentence_lengths
+                write_text(path, format_predictions(logits, indices, finetuned.model, job.task, lengths))
             state = self._state(job)
             self._update(job, state.model_copy(update={"predicted": {**state.predicted, test.name: len(indices)}}))
             self.num_predicted += 1
@@ -335,7 +338,9 @@ class GlueRun:
         arguments = self.jobs[0].arguments
         if self.jobs[0].round_number is not None:
             folder = self.jobs[0].folder.parent
-            scores = {title: column for title, column in collect_scores(folder).items() if column}
+            own = {job.task.name: job.task for job in self.jobs if job.task.named and job.task.dataset is None}
+            found = collect_scores(folder, (*TASKS, *own.values()))
+            scores = {title: column for title, column in found.items() if column}
             if scores:
                 self.console.print(score_table(scores, f"Dev scores of {folder}, times 100"))
         if self.left_out:

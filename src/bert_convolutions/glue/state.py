@@ -11,13 +11,14 @@ from pathlib import Path
 from bert_convolutions import files
 from bert_convolutions.errors import UsageError
 from bert_convolutions.schemas import TaskState, read_model
+from bert_convolutions.self_contained import CODE_PATTERN
 from bert_convolutions.training import checkpoints
 
 STATE_FILE = "glue_state.json"
 ENCODER_FOLDER = "transformer_subgraph"
 """Below a fine-tuned task: its encoder without the classifier, for other tasks to start from."""
 _RESULTS = ("eval_results_*.txt", "test_results_*.txt", "diverged.json")
-_MODEL = ("config.json", "model*.safetensors*", ENCODER_FOLDER)
+_MODEL = ("config.json", "model*.safetensors*", CODE_PATTERN, ENCODER_FOLDER)
 
 
 def read_state(folder: Path) -> TaskState | None:

@@ -5,7 +5,7 @@ Imports neither torch nor transformers: everything is read from the files that `
 
 import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -16,7 +16,7 @@ from rich.table import Table
 from bert_convolutions.errors import UsageError
 from bert_convolutions.files import make_folder, write_bytes, write_json, write_text
 from bert_convolutions.glue.options import CompileGlueOptions
-from bert_convolutions.glue.tasks import MAX_SCORE, MIN_SCORE, DevSet, Task, all_dev_sets, all_test_sets
+from bert_convolutions.glue.tasks import MAX_SCORE, MIN_SCORE, TASKS, DevSet, Task, all_dev_sets, all_test_sets
 from bert_convolutions.schemas import AccuracyScore, CorrelationScore, parse, read_text
 from bert_convolutions.terminal import make_console
 
@@ -110,16 +110,18 @@ def _rounds(folder: Path, task: Task) -> dict[int, Path]:
     return {int(number): found[number] for number in sorted(found) if number.isdecimal()}
 
 
-def collect_scores(folder: Path) -> Scores:
-    """Return the dev scores of all ``<TASK><round>`` folders below ``folder``, a column for each development set.
+def collect_scores(folder: Path, tasks: Iterable[Task] = TASKS) -> Scores:
+    """Return the dev scores of tasks' ``<TASK><round>`` folders below ``folder``, a column for each development set.
 
     Raises:
         UsageError: an ``eval_results_<task>.txt`` without the task's score.
     """
     scores: Scores = {}
-    for task, dev_set in all_dev_sets():
-        found = {number: read_score(place, dev_set) for number, place in sorted(_rounds(folder, task).items())}
-        scores[dev_set.title] = {number: score for number, score in found.items() if score is not None}
+    for task in tasks:
+        rounds = sorted(_rounds(folder, task).items())
+        for dev_set in task.dev:
+            found = {number: read_score(place, dev_set) for number, place in rounds}
+            scores[dev_set.title] = {number: score for number, score in found.items() if score is not None}
     return scores
 
 

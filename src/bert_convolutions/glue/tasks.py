@@ -1,13 +1,18 @@
 """The nine GLUE tasks and the diagnostic set as a table: columns, labels, metric, files.
 
-Source: the GLUE benchmark's TSV files (Wang et al. 2019) and the original's readers. A new task is one entry here.
-Imports neither torch nor transformers.
+Source: the GLUE benchmark's TSV files (Wang et al. 2019) and the original's readers. A task with named columns is a
+YAML file (``schemas.TaskFile``): one's own, or one of SuperGLUE's beside this module; ``of_dataset`` makes one of a
+task of GLUE. Imports neither torch nor transformers.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from bert_convolutions.errors import UsageError
+from bert_convolutions.schemas import TaskFile, parse, read_yaml
 
 LAST = -1
 """The last column of a file, as its header counts them."""
@@ -40,7 +45,7 @@ class TestSet:
     Attributes:
         name: as in ``test_results_<name>.txt``.
         path: path below the data folder.
-        texts: columns of the texts, 0-based.
+        texts: columns of the texts, 0-based; see ``Task`` for those with names.
         submission: file name that the GLUE site expects.
         rows: rows of the official file.
         chosen_by: name of the :class:`DevSet` whose best round is submitted.
@@ -48,7 +53,7 @@ class TestSet:
 
     name: str
     path: str
-    texts: tuple[int, ...]
+    texts: tuple[Any, ...]
     submission: str
     rows: int
     chosen_by: str
@@ -69,11 +74,17 @@ class Task:
         header: whether the train and dev files have a header line (test files always have one).
         starts_from_mnli: whether it starts from the encoder fine-tuned on MNLI in the same round.
         skips_short_lines: whether a few lines with too few columns are skipped, as the official QQP files need.
+        named: whether it has named columns, or CoNLL's: ``texts`` are then tuples of columns, to be joined by a space,
+            ``label_column`` is one, and all files are paths below the ``root``.
+        root: folder of its files; None for the data folder.
+        dataset: what ``datasets`` loads, name or folder, which ``root`` repeats; None for files.
+        numbers: label words in the order of the numbers that a file may have for them; empty: that of ``labels``.
+        per_token: whether a text is a list of words with a label each.
     """
 
     name: str
-    texts: tuple[int, ...]
-    label_column: int
+    texts: tuple[Any, ...]
+    label_column: int | str
     labels: tuple[str, ...]
     metric: str
     dev: tuple[DevSet, ...]
@@ -81,11 +92,17 @@ class Task:
     header: bool = True
     starts_from_mnli: bool = False
     skips_short_lines: bool = False
+    named: bool = False
+    train: str = ""
+    root: Path | None = None
+    dataset: str | None = None
+    numbers: tuple[str, ...] = ()
+    per_token: bool = False
 
     @property
     def train_path(self) -> str:
         """Path of the training file below the data folder."""
-        return f"{self.name}/train.tsv"
+        return self.train or f"{self.name}/train.tsv"
 
     @property
     def num_outputs(self) -> int:
@@ -94,7 +111,7 @@ class Task:
 
     def dev_path(self, dev_set: DevSet) -> str:
         """Path of a development file below the data folder."""
-        return f"{self.name}/{dev_set.file}"
+        return dev_set.file if self.named else f"{self.name}/{dev_set.file}"
 
 
 MIN_SCORE, MAX_SCORE = 0.0, 5.0
@@ -105,6 +122,8 @@ _ENTAILMENT = ("entailment", "not_entailment")
 _SCORES = {
     "accuracy": "eval_acc",
     "accuracy_and_f1": "eval_acc_and_f1",
+    "accuracy_and_macro_f1": "eval_acc_and_f1",
+    "entity_f1": "eval_f1",
     "matthews": "eval_mcc",
     "correlation": "eval_corr",
 }
@@ -181,32 +200,127 @@ def all_test_sets() -> Iterator[tuple[Task, TestSet]]:
     return ((task, test_set) for task in TASKS for test_set in task.tests)
 
 
+SUPERGLUE = ("BoolQ", "CB", "WiC")
+_SUPERGLUE_FILES = Path(__file__).parent / "superglue"
+
+
 def find_task(name: str) -> Task:
-    """Return the task of a name, upper and lower case alike.
+    """Return the task of a name, upper and lower case alike, or of a YAML file.
 
     Raises:
-        UsageError: no such task; the message lists the tasks.
+        UsageError: no such task, and the message lists the tasks; or the file doesn't describe one.
     """
+    if Path(name).suffix in (".yaml", ".yml"):
+        return own_task(Path(name), Path(name).parent)
     by_name = {task.name.lower(): task for task in TASKS}
+    shipped = {word.lower(): word for word in SUPERGLUE}
+    wanted = name.strip().lower()
+    if wanted in shipped:
+        return own_task(_SUPERGLUE_FILES / f"{shipped[wanted]}.yaml", None)
     try:
-        return by_name[name.strip().lower()]
+        return by_name[wanted]
     except KeyError:
         raise UsageError(
-            f"--task_name: there is no GLUE task {name.strip()!r}; choose from {', '.join(TASK_NAMES)}, "
-            f"a list such as RTE,MRPC, or ALL"
+            f"--task_name: there is no GLUE task {name.strip()!r}; choose from {', '.join((*TASK_NAMES, *SUPERGLUE))}, "
+            f"a list such as RTE,MRPC, ALL, or the path of your own task's .yaml file"
         ) from None
 
 
-def parse_tasks(task_name: str) -> tuple[Task, ...]:
-    """Return the tasks that ``--task_name`` asks for, each once, in the order of ``TASKS`` (so MNLI comes first).
+def own_task(path: Path, root: Path | None) -> Task:
+    """Return the task that a YAML file describes; its data files lie below ``root``, or the data folder.
 
     Raises:
-        UsageError: an unknown or empty name.
+        UsageError: names the file and the key.
     """
-    if task_name.strip().lower() == "all":
-        return TASKS
-    wanted = {find_task(name).name for name in task_name.split(",")}
-    return tuple(task for task in TASKS if task.name in wanted)
+    where = f"--task_name {path}"
+    read = parse(TaskFile, read_yaml(path, where), where)
+    name = read.name or path.stem
+    if root is not None and name.lower() in {known.lower() for known in (*TASK_NAMES, *SUPERGLUE)}:
+        raise UsageError(f"{where}: name: {name} is a task of its own; give yours another")
+    texts = ((read.columns.tokens,),) if read.columns.tokens is not None else tuple(map(tuple, read.columns.text))
+    test = TestSet(name, read.files.test, texts, "", 0, chosen_by=name) if read.files.test else None
+    return Task(
+        name,
+        texts,
+        read.columns.label,
+        tuple(read.labels),
+        read.metric,
+        dev=(DevSet(name, name, read.files.dev, _SCORES[read.metric]),),
+        tests=(test,) if test else (),
+        named=True,
+        train=read.files.train,
+        root=root,
+        per_token=read.columns.tokens is not None,
+    )
+
+
+_PAIR = ("sentence1", "sentence2")
+_OF_DATASET = {  # task: configuration and text columns of nyu-mll/glue
+    "MNLI": ("mnli", ("premise", "hypothesis")),
+    "CoLA": ("cola", ("sentence",)),
+    "SST-2": ("sst2", ("sentence",)),
+    "MRPC": ("mrpc", _PAIR),
+    "STS-B": ("stsb", _PAIR),
+    "QQP": ("qqp", ("question1", "question2")),
+    "QNLI": ("qnli", ("question", "sentence")),
+    "RTE": ("rte", _PAIR),
+    "WNLI": ("wnli", _PAIR),
+}
+
+
+def of_dataset(task: Task, dataset: str) -> Task:
+    """Return a task of GLUE that reads a data set in the layout of ``nyu-mll/glue`` instead of TSV files.
+
+    Raises:
+        UsageError: it isn't a task of GLUE.
+    """
+    if task.name not in _OF_DATASET:
+        raise UsageError(f"--dataset has the tasks of GLUE, not {task.name}, whose files its YAML file names")
+    configuration, columns = _OF_DATASET[task.name]
+    texts = tuple((column,) for column in columns)
+
+    def split(file: str, config: str = configuration) -> str:
+        return f"{config}/{Path(file).stem.replace('dev', 'validation').replace('diagnostic', 'test')}"
+
+    return dataclasses.replace(
+        task,
+        texts=texts,
+        label_column="label",
+        dev=tuple(dataclasses.replace(dev_set, file=split(dev_set.file)) for dev_set in task.dev),
+        tests=tuple(
+            dataclasses.replace(
+                test, path=split(test.path, "ax" if test.name == "diagnostic" else configuration), texts=texts
+            )
+            for test in task.tests
+        ),
+        named=True,
+        train=split("train.tsv"),
+        root=Path(dataset),
+        dataset=dataset,
+        numbers=("entailment", "neutral", "contradiction") if task.name == "MNLI" else (),
+    )
+
+
+def parse_tasks(task_name: str, dataset: str | None = None) -> tuple[Task, ...]:
+    """Return the tasks that ``--task_name`` asks for, each once, in the order of ``TASKS`` (so MNLI comes first).
+
+    Tasks of YAML files follow, in the order given.
+
+    Args:
+        task_name: the flag.
+        dataset: what to read GLUE's tasks from instead of TSV files.
+
+    Raises:
+        UsageError: an unknown or empty name, a bad YAML file, or two tasks of one name.
+    """
+    words = TASK_NAMES if task_name.strip().lower() == "all" else task_name.split(",")
+    found: dict[str, Task] = {}
+    for word in words:
+        task = find_task(word.strip())
+        if found.setdefault(task.name, task) != task:
+            raise UsageError(f"--task_name: two tasks are called {task.name}; give one another name: in its YAML file")
+    tasks = sorted(found.values(), key=lambda task: TASK_NAMES.index(task.name) if not task.named else len(TASKS))
+    return tuple(of_dataset(task, dataset) if dataset else task for task in tasks)
 
 
 def round_seed(round_number: int, seed: int) -> int:

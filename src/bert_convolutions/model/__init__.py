@@ -1,19 +1,8 @@
 """The Hugging Face model around composite attention; importing it registers it with the Auto classes."""
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForMaskedLM,
-    AutoModelForMultipleChoice,
-    AutoModelForNextSentencePrediction,
-    AutoModelForPreTraining,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    AutoModelForTextEncoding,
-    AutoModelForTokenClassification,
-)
+import transformers
 
-from bert_convolutions.model.configuration import CompositeBertConfig
+from bert_convolutions.model.configuration import AUTO_CLASSES, CompositeBertConfig
 from bert_convolutions.model.heads import (
     CompositeBertForMultipleChoice,
     CompositeBertForNextSentencePrediction,
@@ -27,16 +16,10 @@ from bert_convolutions.model.modeling import (
     CompositeBertModel,
 )
 
-AutoConfig.register(CompositeBertConfig.model_type, CompositeBertConfig)
-AutoModel.register(CompositeBertConfig, CompositeBertModel)
-AutoModelForMaskedLM.register(CompositeBertConfig, CompositeBertForMaskedLM)
-AutoModelForPreTraining.register(CompositeBertConfig, CompositeBertForPreTraining)
-AutoModelForSequenceClassification.register(CompositeBertConfig, CompositeBertForSequenceClassification)
-AutoModelForTokenClassification.register(CompositeBertConfig, CompositeBertForTokenClassification)
-AutoModelForQuestionAnswering.register(CompositeBertConfig, CompositeBertForQuestionAnswering)
-AutoModelForMultipleChoice.register(CompositeBertConfig, CompositeBertForMultipleChoice)
-AutoModelForNextSentencePrediction.register(CompositeBertConfig, CompositeBertForNextSentencePrediction)
-AutoModelForTextEncoding.register(CompositeBertConfig, CompositeBertModel)
+transformers.AutoConfig.register(CompositeBertConfig.model_type, CompositeBertConfig)
+for _auto, _ours in AUTO_CLASSES.items():
+    if _auto != "AutoConfig":
+        getattr(transformers, _auto).register(CompositeBertConfig, globals()[_ours])
 
 __all__ = [
     "CompositeBertConfig",

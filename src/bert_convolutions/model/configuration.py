@@ -1,5 +1,7 @@
 """Configuration of a BERT with composite attention: BERT's own fields and those of the paper's code."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 import pydantic
@@ -9,6 +11,22 @@ from transformers.activations import ACT2FN
 from bert_convolutions.attention.projections import check_projection
 from bert_convolutions.attention.spec import AttentionKernel, Projection, parse_kernel, parse_projection
 from bert_convolutions.schemas import EncoderConfig, describe
+
+AUTO_CLASSES = {
+    "AutoConfig": "CompositeBertConfig",
+    "AutoModel": "CompositeBertModel",
+    "AutoModelForTextEncoding": "CompositeBertModel",
+    "AutoModelForMaskedLM": "CompositeBertForMaskedLM",
+    "AutoModelForPreTraining": "CompositeBertForPreTraining",
+    "AutoModelForSequenceClassification": "CompositeBertForSequenceClassification",
+    "AutoModelForTokenClassification": "CompositeBertForTokenClassification",
+    "AutoModelForQuestionAnswering": "CompositeBertForQuestionAnswering",
+    "AutoModelForMultipleChoice": "CompositeBertForMultipleChoice",
+    "AutoModelForNextSentencePrediction": "CompositeBertForNextSentencePrediction",
+}
+"""Our classes by the Auto classes of ``transformers`` that make them."""
+_IN_THE_PACKAGE = __name__.startswith("bert_convolutions.")
+"""Or else in a copy that came with a model (``self_contained``)."""
 
 
 class CompositeBertConfig(BertConfig):
@@ -43,6 +61,8 @@ class CompositeBertConfig(BertConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Check the fields and bring the option strings into canonical form."""
+        if _IN_THE_PACKAGE:  # it is the folder's, where another interpreter finds the classes, and none of the model's
+            kwargs.pop("auto_map", None)
         super().__post_init__(**kwargs)
         try:
             EncoderConfig.model_validate({name: getattr(self, name) for name in EncoderConfig.model_fields})
@@ -52,6 +72,24 @@ class CompositeBertConfig(BertConfig):
         self.value_forward = str(self.value_projection)
         self.qk = str(self.query_key_projection)
         self._check_sizes()
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Write ``config.json``, and the code of the models for those who load them without this package."""
+        if not _IN_THE_PACKAGE:  # transformers copies code that came with a model
+            super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+            return
+        from bert_convolutions.self_contained import write_code
+
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        write_code(save_directory, "configuration_composite_bert", "modeling_composite_bert")
+        files = {"AutoConfig": "configuration_composite_bert"}
+        self.auto_map = {
+            auto: f"{files.get(auto, 'modeling_composite_bert')}.{AUTO_CLASSES[auto]}" for auto in AUTO_CLASSES
+        }
+        try:
+            super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        finally:
+            del self.auto_map
 
     def _check_sizes(self) -> None:
         if self.hidden_act not in ACT2FN:

@@ -42,17 +42,22 @@ def linear_cross_entropy(hidden: Tensor, decoder: nn.Linear, labels: Tensor) -> 
         return functional.cross_entropy(decoder(hidden).float(), labels, ignore_index=IGNORED, reduction="sum")
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-    return _LinearCrossEntropy.apply(hidden.to(dtype), decoder.weight.to(dtype), decoder.bias.to(dtype), labels)
+    return _LinearCrossEntropy.apply(hidden.to(dtype), decoder.weight, decoder.bias, labels)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """hidden (M, E), weight (V, E) and bias (V,) of one dtype, labels (M,) -> float32 scalar."""
+    """hidden (M, E), weight (V, E), bias (V,), labels (M,) -> float32 scalar.
+
+    Products are in the dtype of ``hidden``, sums and the gradients of weight and bias in float32.
+    """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
         """Sum the losses, and make the gradients that are asked for."""
         sums = torch.promote_types(hidden.dtype, torch.float32)
         wants_hidden, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        ctx.dtypes = hidden.dtype, weight.dtype, bias.dtype
+        weight, bias = weight.to(hidden.dtype), bias.to(hidden.dtype)
         hidden_grad = torch.empty_like(hidden) if wants_hidden else None
         weight_grad = torch.zeros_like(weight, dtype=sums) if wants_weight else None
         bias_grad = torch.zeros_like(bias, dtype=sums) if wants_bias else None
@@ -84,12 +89,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     weight_grad += torch.mm(exponentials.mT, shared)
                 weight_grad.index_add_(0, label, -(part * counted).to(sums))
         ctx.save_for_backward(hidden_grad, weight_grad, bias_grad)
-        ctx.dtype = weight.dtype
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Scale the gradients by that of the loss."""
-        of_inputs = (None if grad is None else (grad * grads[0]).to(ctx.dtype) for grad in ctx.saved_tensors)
-        return *of_inputs, None
+        saved = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        return *(None if grad is None else (grad * grads[0]).to(dtype) for grad, dtype in saved), None

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from bert_convolutions import files
 from bert_convolutions.errors import UsageError
 from bert_convolutions.schemas import TrainResults, read_model
+from bert_convolutions.self_contained import CODE_FILES
 from bert_convolutions.terminal import say
 from bert_convolutions.training import checkpoints
 from bert_convolutions.training.budgets import WORD_CHECKPOINTS
@@ -31,6 +32,7 @@ _OWN_NAMES = (
     DIVERGED_NAME,
     "config.json",
     "model.safetensors",
+    *(f"{name}.py" for name in CODE_FILES),
 )
 _MODELS = ("*.safetensors", "pytorch_model*.bin")
 _FLAGS_OF_FACTS = {

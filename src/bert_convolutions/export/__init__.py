@@ -1,0 +1,1 @@
+"""Models for those who don't have this package."""

@@ -1,0 +1,199 @@
+"""The model card: what a folder's own files say of the model, in the Hub's form."""
+
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import AutoConfig
+
+from bert_convolutions import __version__
+from bert_convolutions.errors import install_command
+from bert_convolutions.glue.submit import read_score
+from bert_convolutions.glue.tasks import all_dev_sets
+from bert_convolutions.schemas import ProbeResults, TrainResults, read_json, read_model
+from bert_convolutions.terminal import say
+
+_KERNEL_PICTURE = "kernels.png"
+_PIPELINES = {
+    "CompositeBertForMaskedLM": ("AutoModelForMaskedLM", "fill-mask"),
+    "CompositeBertForPreTraining": ("AutoModelForPreTraining", "fill-mask"),
+    "CompositeBertForSequenceClassification": ("AutoModelForSequenceClassification", "text-classification"),
+    "CompositeBertForTokenClassification": ("AutoModelForTokenClassification", "token-classification"),
+    "CompositeBertForQuestionAnswering": ("AutoModelForQuestionAnswering", "question-answering"),
+    "CompositeBertForMultipleChoice": ("AutoModelForMultipleChoice", "multiple-choice"),
+}
+_PROBES = {"minimal_pairs.json": "minimal pairs", "local_order.json": "local word order"}
+_RUN_FACTS = {
+    "num_examples": "training examples",
+    "global_batch_size": "batch size",
+    "block_size": "longest sequence (tokens)",
+    "mlm_probability": "share of masked tokens",
+    "seed": "seed",
+    "fingerprint": "fingerprint of the data",
+}
+_TEXT = """\
+# {name}
+
+{what} of BERT with *composite attention*: self-attention and convolutions in one score (Chang, Xu, Xu and Tu,
+[Convolutions and Self-Attention: Re-interpreting Relative Positions in Pre-trained Language
+Models](https://arxiv.org/abs/2106.05505), ACL-IJCNLP 2021). Its attention kernel is `{kernel}`.
+
+## Use
+
+The code is in this folder, generated from the sources of `bert_convolutions` {version}; read it before you trust it.
+It needs `torch`, `transformers`, `pydantic` and `sentencepiece`.
+
+```python
+from transformers import AutoTokenizer, {auto}
+
+tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
+model = {auto}.from_pretrained("{name}", trust_remote_code=True)
+```
+
+Where `bert_convolutions` is installed, `import bert_convolutions` takes the place of `trust_remote_code=True`.
+
+Intended use: research on language models, and fine-tuning on tasks of English or whatever language the training text is
+in. The model says what its training text makes likely, biases and errors of that text included; it is no source of
+facts, and its scores say nothing of texts unlike those that it was scored on.
+
+## Model
+
+{model}
+
+## Training
+
+{training}
+
+## Scores
+
+{scores}
+{picture}
+## Licence
+
+Weights: {license}. Code: Apache-2.0.
+
+## Citation
+
+```bibtex
+@inproceedings{{chang-etal-2021-convolutions,
+  title = {{Convolutions and Self-Attention: Re-interpreting Relative Positions in Pre-trained Language Models}},
+  author = {{Chang, Tyler and Xu, Yifan and Xu, Weijian and Tu, Zhuowen}},
+  booktitle = {{Proceedings of ACL-IJCNLP 2021}},
+  year = {{2021}},
+  url = {{https://arxiv.org/abs/2106.05505}}
+}}
+```
+"""
+
+
+def write_card(source: Path, folder: Path, license_name: str, name: str) -> None:
+    """Write ``README.md``, and the picture of the kernels if there are any, into an exported folder.
+
+    Args:
+        source: the model's folder, with the results of its training and evaluation as far as there are any.
+        folder: where the model has been exported to.
+        license_name: of the weights.
+        name: the model's.
+
+    Raises:
+        UsageError: a file of results is damaged.
+    """
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    auto, pipeline = _PIPELINES.get((config.architectures or [""])[0], ("AutoModel", "feature-extraction"))
+    results = list(_results(source))
+    drawn = _draw_kernels(folder)
+    text = _TEXT.format(
+        name=name,
+        what={"fill-mask": "A masked language model", "feature-extraction": "An encoder"}.get(
+            pipeline, f"A model for {pipeline.replace('-', ' ')}"
+        ),
+        kernel=config.attention_kernel,
+        version=__version__,
+        auto=auto,
+        model=_table("", _model_facts(config.to_dict())),
+        training=_table("", _training_facts(source)) or "The folder that was exported has no records of its training.",
+        scores=_table(
+            "score",
+            [(f"{result.dataset_name}, {result.metric_name}", f"{result.metric_value:.4g}") for result in results],
+        )
+        or "None are recorded in the folder that was exported.",
+        picture=f"\n## What its convolutions have learned\n\n![Learned kernels]({_KERNEL_PICTURE})\n" if drawn else "",
+        license=license_name,
+    )
+    data = ModelCardData(
+        license=license_name,
+        library_name="transformers",
+        pipeline_tag=pipeline,
+        tags=["bert", "convolution", "relative-positions", "custom_code"],
+        model_name=name.rpartition("/")[2],
+        eval_results=results or None,
+    )
+    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(folder / "README.md")
+
+
+def _draw_kernels(folder: Path) -> bool:
+    """Draw the model's kernels beside it, if it has any and there is something to draw with."""
+    if find_spec("matplotlib") is None:
+        say(f"the model card has no picture of the kernels, for want of matplotlib: {install_command('matplotlib')}")
+        return False
+    from bert_convolutions.report.kernels import plot_kernels
+
+    return plot_kernels(folder, folder / _KERNEL_PICTURE)
+
+
+def _model_facts(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "embedding_size")
+    facts = [(name.replace("_", " "), config[name]) for name in (*names, "vocab_size")]
+    positions = "none, any length" if config["remove_position_embeddings"] else config["max_position_embeddings"]
+    return [
+        *facts,
+        ("absolute positions", positions),
+        ("queries and keys", config["qk"]),
+        ("values", config["value_forward"]),
+    ]
+
+
+def _training_facts(source: Path) -> list[tuple[str, Any]]:
+    path = source / "train_results.json"
+    if not path.is_file():
+        return []
+    results, everything = read_model(TrainResults, path), read_json(path)
+    facts = [("steps", f"{results.steps:,}")]
+    facts += [(text, results.run[name]) for name, text in _RUN_FACTS.items() if name in results.run]
+    facts += [("last training loss", f"{everything['train_loss']:.4f}")] if "train_loss" in everything else []
+    return facts
+
+
+def _results(source: Path) -> Iterator[EvalResult]:
+    """The scores in a folder: of its held-out text, of GLUE's development sets, of minimal pairs and word order."""
+    path = source / "eval_results.json"
+    values = read_json(path) if path.is_file() else {}
+    if isinstance(values, dict) and isinstance(values.get("eval_perplexity"), float):
+        yield _result("fill-mask", "held-out text", "perplexity", values["eval_perplexity"])
+    for _, dev_set in all_dev_sets():
+        score = read_score(source, dev_set)
+        if score is not None:
+            yield _result("text-classification", f"GLUE {dev_set.title}", dev_set.score.removeprefix("eval_"), score)
+    for name, title in _PROBES.items():
+        if (source / name).is_file():
+            overall = read_model(ProbeResults, source / name).all
+            if overall:
+                yield _result("fill-mask", title, "accuracy", overall.accuracy)
+
+
+def _result(task: str, dataset: str, metric: str, value: float) -> EvalResult:
+    return EvalResult(
+        task_type=task,
+        dataset_type=dataset.lower().replace(" ", "_"),
+        dataset_name=dataset,
+        metric_type=metric,
+        metric_name=metric,
+        metric_value=value,
+    )
+
+
+def _table(title: str, rows: list[tuple[str, Any]]) -> str:
+    lines = [f"| {title} | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
+    return "\n".join(lines) if rows else ""

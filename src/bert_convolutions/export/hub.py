@@ -1,0 +1,103 @@
+"""A folder as the Hugging Face Hub has them, and its way there."""
+
+import tempfile
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from transformers import AutoConfig, PreTrainedModel
+
+import bert_convolutions
+from bert_convolutions.data.tokenizer import load_tokenizer
+from bert_convolutions.errors import UsageError
+from bert_convolutions.export.card import write_card
+from bert_convolutions.export.options import ExportOptions
+from bert_convolutions.files import write_bytes
+from bert_convolutions.model.configuration import AUTO_CLASSES, CompositeBertConfig
+from bert_convolutions.model.loading import load_strictly
+
+_TOKENIZER_FILES = ("tokenizer_config.json", "spm.model")
+_REVISIONS = ("chck_*", "checkpoint-*")
+"""Folders of checkpoints, by words seen or by steps."""
+
+
+def write_folder(options: ExportOptions, folder: Path) -> None:
+    """Write weights, tokenizer, code and model card into a folder.
+
+    Raises:
+        UsageError: there is no model of ours, or it can't be read.
+    """
+    copy_model(options.model_name_or_path, folder)
+    write_card(options.model_name_or_path, folder, options.license, options.push_to_hub or options.output_dir.name)
+
+
+def copy_model(source: Path, folder: Path) -> None:
+    """Write a model, its tokenizer if it has one, and their code into a folder."""
+    model = load_model(source)
+    model.save_pretrained(folder)
+    copy_tokenizer(source, folder)
+
+
+def copy_tokenizer(source: Path, folder: Path) -> bool:
+    """Write a model's tokenizer into a folder; whether it has one."""
+    if not any((source / name).is_file() for name in _TOKENIZER_FILES):
+        return False
+    load_tokenizer(source).save_pretrained(folder)
+    return True
+
+
+def load_model(source: Path) -> PreTrainedModel:
+    """A model of ours with the head that it was saved with.
+
+    Raises:
+        UsageError: the folder has none.
+    """
+    config_file = source / "config.json"
+    if not config_file.is_file():
+        raise UsageError(f"--model_name_or_path {source} has no config.json; give the folder of a model")
+    try:
+        config = AutoConfig.from_pretrained(source, local_files_only=True)
+    except Exception as error:  # JSON's, transformers' or ours
+        raise UsageError(f"{config_file}: {(str(error).strip().splitlines() or ['not readable'])[0]}") from error
+    name = (config.architectures or ["CompositeBertModel"])[0]
+    if not isinstance(config, CompositeBertConfig) or name not in AUTO_CLASSES.values():
+        raise UsageError(
+            f"--model_name_or_path {source} holds a {config.model_type} model, and not one of ours; make it one with "
+            f"bertconv convert --input {source} --output_dir ..."
+        )
+    return load_strictly(getattr(bert_convolutions, name), source, config)
+
+
+def publish(options: ExportOptions) -> None:
+    """Upload the exported folder to the Hub and, with ``--revisions``, the model's checkpoints as branches of it.
+
+    Raises:
+        UsageError: the Hub can't be reached or refuses; the message says how to try again.
+    """
+    repo, api = str(options.push_to_hub), HfApi()
+    try:
+        api.create_repo(repo, private=options.private or None, exist_ok=True)
+        api.upload_folder(repo_id=repo, folder_path=options.output_dir, commit_message="Upload model")
+        for checkpoint in _checkpoints(options.model_name_or_path) if options.revisions else ():
+            with tempfile.TemporaryDirectory() as folder:
+                copy_model(checkpoint, Path(folder))
+                write_bytes(Path(folder, "README.md"), (options.output_dir / "README.md").read_bytes())
+                api.create_branch(repo, branch=checkpoint.name, exist_ok=True)
+                api.upload_folder(
+                    repo_id=repo,
+                    folder_path=folder,
+                    revision=checkpoint.name,
+                    commit_message=f"Upload {checkpoint.name}",
+                )
+    except UsageError:
+        raise
+    except Exception as error:  # of the network, of the Hub, or for want of a token; huggingface_hub has no one class
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            f"--push_to_hub {repo}: {reason}; the folder is written, so after hf auth login, or once online: "
+            f"hf upload {repo} {options.output_dir}"
+        ) from error
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    found = [path for pattern in _REVISIONS for path in folder.glob(pattern) if (path / "config.json").is_file()]
+    return sorted(found, key=lambda path: (path.stat().st_mtime, path.name))

@@ -1,0 +1,127 @@
+"""Encoders of ``transformers`` through the same pipeline: every road that one of ours takes."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import ByteLevelBPETokenizer
+from transformers import (
+    BertTokenizerFast,
+    DistilBertConfig,
+    DistilBertModel,
+    ElectraConfig,
+    ElectraForPreTraining,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaTokenizerFast,
+    set_seed,
+)
+
+from bert_convolutions.errors import RunInterrupted, UsageError
+from bert_convolutions.glue.finetune import GlueTrainer
+from bert_convolutions.glue.models import load_pretrained
+from bert_convolutions.glue.run import run_glue
+from bert_convolutions.glue.tasks import find_task
+from tests.glue.conftest import WORDS
+from tests.glue.helpers import arguments, kill_in_step, options, same_weights
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+def electra(folder: Path) -> None:
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
+    tokenizer = BertTokenizerFast(vocab=str(folder / "vocab.txt"))
+    assert len(tokenizer) == len(WORDS) + 5
+    tokenizer.save_pretrained(folder)
+    config = ElectraConfig(vocab_size=len(tokenizer), embedding_size=8, max_position_embeddings=32, **SMALL)
+    ElectraForPreTraining(config).save_pretrained(folder)
+
+
+def roberta(folder: Path) -> None:
+    """Without token types, its positions counted from the padding's on, saved in bfloat16."""
+    bpe = ByteLevelBPETokenizer()
+    specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    bpe.train_from_iterator([" ".join(WORDS)], vocab_size=320, show_progress=False, special_tokens=specials)
+    bpe.save_model(str(folder))
+    tokenizer = RobertaTokenizerFast(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"))
+    tokenizer.save_pretrained(folder)
+    config = RobertaConfig(vocab_size=len(tokenizer), max_position_embeddings=34, type_vocab_size=1, **SMALL)
+    RobertaForMaskedLM(config).to(torch.bfloat16).save_pretrained(folder)
+
+
+def distilbert(folder: Path) -> None:
+    electra(folder)
+    config = DistilBertConfig(
+        vocab_size=len(WORDS) + 5, dim=16, n_layers=1, n_heads=2, hidden_dim=32, max_position_embeddings=32
+    )
+    DistilBertModel(config).save_pretrained(folder)
+    rules = json.loads((folder / "tokenizer_config.json").read_text())
+    rules |= {"model_input_names": ["input_ids", "attention_mask"]}  # it has no token types
+    (folder / "tokenizer_config.json").write_text(json.dumps(rules))
+
+
+KINDS = {"electra": electra, "roberta": roberta, "distilbert": distilbert}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def foreign(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp(request.param)
+    set_seed(0)
+    KINDS[request.param](folder)
+    return folder
+
+
+@pytest.mark.parametrize("foreign", ["electra", "roberta"], indirect=True)
+def test_the_whole_way(tmp_path: Path, glue_dir: Path, foreign: Path, model_dir: Path, monkeypatch, capsys):
+    """Train, stop, go on, score, predict; a second run has nothing to do, and another model is refused."""
+    chosen, out = options(glue_dir, foreign), tmp_path / "out"
+    flags = {"do_train": True, "do_eval": True, "do_predict": True, "max_steps": 4, "per_device_train_batch_size": 8}
+    with monkeypatch.context() as patch:
+        kill_in_step(patch, 2, signal.SIGTERM)
+        with pytest.raises(RunInterrupted):
+            run_glue(chosen, arguments(out, **flags))
+    run_glue(chosen, arguments(out, **flags))
+    assert "going on from" in capsys.readouterr().out
+    run_glue(chosen, arguments(tmp_path / "whole", **flags))
+    assert same_weights(out, tmp_path / "whole")
+    assert len((out / "test_results_rte.txt").read_text().splitlines()) == 8
+    assert "eval_acc = " in (out / "eval_results_rte.txt").read_text()
+    capsys.readouterr()
+    run_glue(chosen, arguments(out, **flags))
+    assert "RTE: done before" in capsys.readouterr().out
+    with pytest.raises(UsageError, match=r"RTE in .* was fine-tuned with .*the weights of"):
+        run_glue(options(glue_dir, model_dir), arguments(out, **flags))
+
+
+@pytest.mark.parametrize("foreign", ["electra"], indirect=True)
+def test_tasks_start_from_its_mnli_encoder(tmp_path: Path, glue_dir: Path, foreign: Path):
+    run_glue(options(glue_dir, foreign, "MNLI,RTE", rounds=1), arguments(tmp_path, do_train=True))
+    state = json.loads((tmp_path / "RTE0" / "glue_state.json").read_text())
+    assert state["settings"]["model"].endswith("MNLI0/transformer_subgraph")
+
+
+@pytest.mark.parametrize("foreign", ["electra"], indirect=True)
+def test_its_batches_are_those_of_our_models(
+    tmp_path: Path, glue_dir: Path, foreign: Path, composite_dir: Path, monkeypatch
+):
+    """Drawn alike, though laid out in another way."""
+    taken: list[list[list[int]]] = []
+    train = GlueTrainer.train
+
+    def noted(self, *args, **kwargs):
+        taken.append([self.samples_of_step(step) for step in range(5)])
+        return train(self, *args, **kwargs)
+
+    monkeypatch.setattr(GlueTrainer, "train", noted)
+    for number, model in enumerate((foreign, composite_dir)):
+        run_glue(options(glue_dir, model), arguments(tmp_path / str(number), do_train=True))
+    assert taken[0] == taken[1]
+
+
+def test_it_is_trained_in_float32_and_with_the_positions_it_has(tmp_path: Path, glue_dir: Path, foreign: Path):
+    model = load_pretrained(foreign, find_task("RTE"))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    with pytest.raises(UsageError, match="--max_seq_length 33 is above the model's 32 positions"):
+        run_glue(options(glue_dir, foreign, max_seq_length=33), arguments(tmp_path / "out", do_train=True))
