@@ -115,8 +115,6 @@ def test_composite_attention_starts_from_its_mnli_encoder(tmp_path: Path, glue_d
     encoder = load_file(tmp_path / "MNLI0" / "transformer_subgraph" / "model.safetensors")
     assert any("convq_param" in name for name in encoder) and not any("classifier" in name for name in encoder)
     for folder in (tmp_path / "MNLI0", tmp_path / "MNLI0" / "transformer_subgraph"):
-        positions = json.loads((folder / "config.json").read_text())["max_position_embeddings"]
-        assert AutoTokenizer.from_pretrained(folder).model_max_length == positions
         assert (folder / "modeling_composite_bert.py").is_file()
 
 
