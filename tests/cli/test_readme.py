@@ -13,11 +13,13 @@ from bert_convolutions.training.arguments import BertTrainingArguments
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")
+SITE = tuple(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md")))
+"""Whose links ``test_docs`` follows."""
 
 
 def code_lines() -> list[str]:
     """The lines of all blocks of commands, continuation lines joined."""
-    texts = [(ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS]
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in (*DOCUMENTS, *SITE)]
     blocks = re.findall(r"^```(?:bash|sh|text)\n(.*?)^```", "\n".join(texts), flags=re.DOTALL | re.MULTILINE)
     return "\n".join(blocks).replace("\\\n", " ").splitlines()
 

@@ -1,5 +1,6 @@
 """Two CPU processes under torchrun do what one does."""
 
+import json
 import os
 import signal
 import subprocess
@@ -28,8 +29,12 @@ def test_two_processes_and_one_give_the_same_losses_also_when_they_take_turns(co
     """15 steps of 8 are more than an epoch of 52 examples, whose last step is of 4."""
     common = {"max_steps": 15, "use_sop_head": "true", "do_eval": "true", "eval_data_file": corner.folder / "eval.ids"}
     assert main(["pretrain", *corner.flags("one", gradient_accumulation_steps=2, save_steps=6, **common)]) == 0
-    launch_two(corner.flags("two", **common))
+    launch_two([*corner.flags("two", **common), "--save_at_words", "300"])
     losses = corner.log("one")
+    seen = [
+        json.loads((corner.folder / name / "train_results.json").read_text())["words_seen"] for name in ("one", "two")
+    ]
+    assert seen[0] == seen[1] > 300 and (corner.folder / "two" / "chck_300" / "model.safetensors").exists()
     assert len(losses) == 15
     np.testing.assert_allclose(corner.log("two"), losses, atol=1e-5)
     lines = [(corner.folder / output / "eval_results_lm.txt").read_text().splitlines() for output in ("one", "two")]

@@ -39,5 +39,5 @@ COMMON_TRAINER_FLAGS = (
     CommonFlag("torch_compile", "true|false", False, "compile the model"),
     CommonFlag("resume_from_checkpoint", "true|DIR", None, "go on from the newest valid checkpoint, or from this one"),
     CommonFlag("dataloader_num_workers", "INT", 0, "processes that prepare batches"),
-    CommonFlag("report_to", "TEXT", "none", "tracker to log to, such as tensorboard or wandb"),
+    CommonFlag("report_to", "TEXT", "none", "tensorboard (with pictures of the kernels), wandb or trackio"),
 )

@@ -34,8 +34,15 @@ def copy_model(source: Path, folder: Path) -> None:
     """Write a model, its tokenizer if it has one, and their code into a folder."""
     model = load_model(source)
     model.save_pretrained(folder)
-    if any((source / name).is_file() for name in _TOKENIZER_FILES):
-        load_tokenizer(source).save_pretrained(folder)
+    copy_tokenizer(source, folder)
+
+
+def copy_tokenizer(source: Path, folder: Path) -> bool:
+    """Write a model's tokenizer into a folder; whether it has one."""
+    if not any((source / name).is_file() for name in _TOKENIZER_FILES):
+        return False
+    load_tokenizer(source).save_pretrained(folder)
+    return True
 
 
 def load_model(source: Path) -> PreTrainedModel:

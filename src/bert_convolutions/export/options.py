@@ -11,8 +11,20 @@ class ExportOptions:
 
     model_name_or_path: Path = field(metadata={"help": "folder of one of our models", "metavar": "DIR"})
     output_dir: Path = field(metadata={"help": "folder to make", "metavar": "DIR"})
-    format: Literal["hub"] = field(
-        default="hub", metadata={"help": "hub: weights, tokenizer, code and model card, which need no package of ours"}
+    format: Literal["hub", "onnx", "torch"] = field(
+        default="hub",
+        metadata={
+            "help": "hub: weights, tokenizer, code and model card, which need no package of ours; onnx: model.onnx; "
+            "torch: model.pt2 of torch.export. These two are for any batch and length, and are compared with the model"
+        },
+    )
+    quantize: Literal["int8"] | None = field(
+        default=None,
+        metadata={"help": "onnx: write model_int8.onnx too, and print what it loses, and gains in size and speed"},
+    )
+    text: Path | None = field(
+        default=None,
+        metadata={"help": "text that --quantize measures on, a line an example; random tokens if not given"},
     )
     license: str = field(
         default="apache-2.0", metadata={"help": "of the weights, as the Hugging Face Hub spells it, for the model card"}
@@ -27,10 +39,16 @@ class ExportOptions:
     )
 
     def __post_init__(self) -> None:
-        """Refuse what only a published folder can have.
+        """Refuse what only a published folder, or only ONNX, can have.
 
         Raises:
             ValueError: names the flags.
         """
         if not self.push_to_hub and (self.revisions or self.private):
             raise ValueError("--revisions and --private need --push_to_hub USER/NAME")
+        if self.revisions and self.format != "hub":
+            raise ValueError("--revisions are weights; give --format hub")
+        if self.quantize and self.format != "onnx":
+            raise ValueError("--quantize int8 is for --format onnx")
+        if self.text and not self.quantize:
+            raise ValueError("--text is what --quantize int8 is measured on")

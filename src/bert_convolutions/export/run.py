@@ -9,7 +9,11 @@ from bert_convolutions.errors import UsageError
 from bert_convolutions.export.options import ExportOptions
 from bert_convolutions.files import refuse_overlap, sync_tree
 
-FORMATS = {"hub": "bert_convolutions.export.hub:write_folder"}
+FORMATS = {
+    "hub": "bert_convolutions.export.hub:write_folder",
+    "onnx": "bert_convolutions.export.graphs:write_onnx",
+    "torch": "bert_convolutions.export.graphs:write_torch",
+}
 """``--format`` -> ``module:function``, which writes into the folder it is given, beside the options."""
 
 

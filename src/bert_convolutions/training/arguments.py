@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments, get_scheduler
+from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 from transformers.utils import logging
@@ -91,7 +92,8 @@ class BertTrainingArguments(TrainingArguments):
         default=False, metadata={"help": "Leave out losses that are NaN or infinite; here they stop the run instead."}
     )
     report_to: None | str | list[str] = field(  # noqa: RUF036 - the order HfArgumentParser can read
-        default="none", metadata={"help": "Experiment trackers to log to, such as tensorboard or wandb."}
+        default="none",
+        metadata={"help": "Trackers to log to: tensorboard, wandb, trackio, any other the Trainer knows, or none."},
     )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Drop inputs the model does not take; batches here hold none."}
@@ -108,6 +110,7 @@ class BertTrainingArguments(TrainingArguments):
             value = getattr(self, name, None)
             if value is not None and not is_right(value):
                 raise UsageError(f"--{name} {value} {fault}")
+        self._refuse_missing_trackers()
         if not torch.accelerator.is_available():
             self.use_cpu = True  # or else the Trainer refuses bf16 and does not see several processes
         super().__post_init__()
@@ -128,11 +131,28 @@ class BertTrainingArguments(TrainingArguments):
             self._n_gpu = 1
         _try_optimizer(self)
 
+    def _refuse_missing_trackers(self) -> None:
+        """Name a tracker that can't be logged to before anything is loaded.
+
+        Raises:
+            UsageError: its package isn't installed, or there is no such tracker.
+        """
+        asked = self.report_to if isinstance(self.report_to, list) else [self.report_to]
+        known = get_available_reporting_integrations()
+        for name in asked:
+            if name not in (None, "none", "all", *known):
+                package = f"bert-convolutions[{name}]" if name == "tensorboard" else name
+                raise UsageError(
+                    f"--report_to {name}: there is no package of this name here (of those known, these are: "
+                    f"{', '.join(known) or 'none'}); pip install '{package}', or leave the flag out"
+                )
+
 
 _UNSUPPORTED: dict[str, tuple[bool, str]] = {
     "auto_find_batch_size": (True, "would change the global batch; set --per_device_train_batch_size"),
     "average_tokens_across_devices": (False, "would weigh the processes' examples unequally; leave it out"),
     "ignore_data_skip": (True, "would show examples twice; a resumed run needs no time to skip here"),
+    "restore_callback_states_from_checkpoint": (True, "is not needed: what resuming needs is restored in any case"),
     "save_on_each_node": (True, "is not supported: let all nodes see one --output_dir"),
 }
 

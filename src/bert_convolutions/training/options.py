@@ -94,6 +94,17 @@ class PretrainOptions:
         default=None, metadata={"help": "attention backend, such as sdpa or eager; changes the speed and no result"}
     )
 
+    train_minutes: float | None = field(
+        default=None,
+        metadata={
+            "help": "train for so long: some steps of a copy are timed, and the number of steps is fixed by that and "
+            "not by --max_steps; evaluating and saving come on top"
+        },
+    )
+    save_at_words: list[str] = field(
+        default_factory=list,
+        metadata={"help": "save the model as chck_1M and so on when it has seen so many words, such as 1M 2M 5M 10M"},
+    )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "start anew in a folder that holds a run; deletes that run's checkpoints"}
     )

@@ -17,6 +17,7 @@ from bert_convolutions.schemas import TrainResults, read_model
 from bert_convolutions.self_contained import CODE_FILES
 from bert_convolutions.terminal import say
 from bert_convolutions.training import checkpoints
+from bert_convolutions.training.budgets import WORD_CHECKPOINTS
 from bert_convolutions.training.divergence import DIVERGED_NAME
 
 TRAIN_RESULTS_NAME = "train_results.json"
@@ -35,6 +36,8 @@ _OWN_NAMES = (
 )
 _MODELS = ("*.safetensors", "pytorch_model*.bin")
 _FLAGS_OF_FACTS = {
+    "train_minutes": "--train_minutes",
+    "train_steps": "the number of steps that --train_minutes came to",
     "seed": "--seed",
     "data_seed": "--data_seed",
     "num_examples": "the number of examples in --train_data_file",
@@ -136,6 +139,23 @@ def find_start(folder: Path, wish: str | None, facts: Mapping[str, Any], last_st
     return Start(None, False)
 
 
+def earlier_facts(folder: Path, wish: str | None) -> Mapping[str, Any] | None:
+    """The facts of the run that is to be gone on with, read without looking at its checkpoints' content; None if none.
+
+    Args:
+        folder: the output folder, held.
+        wish: of ``resume_wish``.
+    """
+    if wish is None:
+        return None
+    checkpoint = checkpoints.newest_complete(folder) if wish == "true" else Path(wish)
+    with contextlib.suppress(UsageError):
+        if checkpoint is not None:
+            return checkpoints.read_manifest(checkpoint).run
+    results = _results_in(folder)
+    return results.run if results else None
+
+
 def _find_checkpoint(folder: Path, wish: str) -> Path | None:
     """The checkpoint asked for, or the newest valid one, checked to the last byte."""
     if wish != "true":
@@ -210,7 +230,8 @@ def replacing(folder: Path, overwrites: bool) -> Iterator[None]:
         overwrites: whether this process is to do so; else nothing is done.
     """
     if overwrites:
-        files.set_aside(folder, [*checkpoints.list_checkpoints(folder), *(folder / name for name in _OWN_NAMES)])
+        own = [*checkpoints.list_checkpoints(folder), *_word_checkpoints(folder)]
+        files.set_aside(folder, [*own, *(folder / name for name in _OWN_NAMES)])
     try:
         yield
     except BaseException:
@@ -220,7 +241,12 @@ def replacing(folder: Path, overwrites: bool) -> Iterator[None]:
 
 
 def _new_stands(folder: Path) -> bool:
-    return bool(checkpoints.list_checkpoints(folder)) or (folder / _INSTALLING_NAME).is_dir()
+    saved = checkpoints.list_checkpoints(folder) or _word_checkpoints(folder)
+    return bool(saved) or (folder / _INSTALLING_NAME).is_dir()
+
+
+def _word_checkpoints(folder: Path) -> list[Path]:
+    return [path for path in folder.glob(WORD_CHECKPOINTS) if (path / checkpoints.MANIFEST_NAME).is_file()]
 
 
 def install(staged: Path, folder: Path) -> None:

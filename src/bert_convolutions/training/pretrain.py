@@ -1,23 +1,27 @@
 """``bertconv pretrain``: check, set up, train, save, evaluate; one function for each, called in this order."""
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
 from bert_convolutions import files
-from bert_convolutions.errors import CommandError, RunInterrupted
+from bert_convolutions.errors import CommandError, RunInterrupted, UsageError
 from bert_convolutions.terminal import say
 from bert_convolutions.training import checkpoints
 from bert_convolutions.training.arguments import BertTrainingArguments
+from bert_convolutions.training.budgets import steps_in
 from bert_convolutions.training.collectives import Collectives
 from bert_convolutions.training.corpus import Corpus, open_corpus
 from bert_convolutions.training.options import PretrainOptions
 from bert_convolutions.training.output_folder import (
     TRAIN_RESULTS_NAME,
     Start,
+    earlier_facts,
     find_start,
     held,
     install,
@@ -53,6 +57,13 @@ def run_pretraining(options: PretrainOptions, arguments: BertTrainingArguments) 
         corpus = _open_data(collectives, options, arguments, tokenizer)
         model = compose_model(options, config, arguments.seed)
         with _lost_process(arguments.world_size), _folder_held(collectives, folder):
+            if options.train_minutes is not None and arguments.do_train:
+
+                def trial(changed: BertTrainingArguments) -> PretrainingTrainer:
+                    return make_trainer(options, changed, copy.deepcopy(model), tokenizer, corpus, SignalWatch())
+
+                earlier = collectives.on_first(lambda: earlier_facts(folder, wish))
+                arguments.max_steps = _fixed_steps(options.train_minutes, arguments, earlier, trial)
             trainer = make_trainer(options, arguments, model, tokenizer, corpus, watch)
             start = Start(None, False)
             if arguments.do_train:
@@ -84,6 +95,27 @@ def _open_data(
     return open_data()
 
 
+def _fixed_steps(
+    minutes: float,
+    arguments: BertTrainingArguments,
+    earlier: Mapping[str, Any] | None,
+    trial: Callable[[BertTrainingArguments], PretrainingTrainer],
+) -> int:
+    """The steps of ``--train_minutes``: those of the run that is gone on with, or measured.
+
+    Raises:
+        UsageError: that run was begun with another limit.
+    """
+    if not earlier:
+        return steps_in(minutes, arguments, trial)
+    if "train_steps" not in earlier:
+        raise UsageError(
+            "--train_minutes: the run to go on with was begun with a number of steps; give --max_steps or "
+            "--num_train_epochs"
+        )
+    return int(earlier["train_steps"])
+
+
 def _train(trainer: PretrainingTrainer, start: Start, folder: Path) -> None:
     """Train to the last step and leave the model, its tokenizer and the results in ``folder``."""
     last_step = trainer.last_step()
@@ -96,7 +128,7 @@ def _train(trainer: PretrainingTrainer, start: Start, folder: Path) -> None:
     else:
         metrics = trainer.train(resume_from_checkpoint=str(start.source) if start.source else None).metrics
     trainer.check_before_saving()
-    metrics |= trainer.throughput.figures()
+    metrics |= trainer.figures()
     staged = folder / checkpoints.STAGING_NAME
     trainer.save_model(str(staged))
     if trainer.args.should_save:

@@ -21,6 +21,7 @@ from transformers import (
     TrainerCallback,
     TrainerControl,
 )
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.utils import logging
 
@@ -33,6 +34,7 @@ from bert_convolutions.training.divergence import DivergenceGuard, all_finite, d
 from bert_convolutions.training.progress import RunProgress
 from bert_convolutions.training.sampling import StepPlan, StepSlices, slices_loader
 from bert_convolutions.training.signals import SignalWatch, resume_command
+from bert_convolutions.training.tracking import KernelBoard
 
 logger = logging.get_logger(__name__)
 
@@ -119,6 +121,8 @@ class ResumableTrainer(Trainer):
         for callback in (ProgressCallback, PrinterCallback):
             if self.pop_callback(callback) is not None:
                 self.add_callback(RunProgress(self.progress_note))
+        if self.pop_callback(TensorBoardCallback) is not None:
+            self.add_callback(KernelBoard())
         self.add_callback(_StepControl(self))
 
     @property
@@ -284,6 +288,31 @@ class ResumableTrainer(Trainer):
             if self.args.should_save:
                 shutil.rmtree(staging, ignore_errors=True)
         return None
+
+    def save_model_as(self, place: Path) -> None:
+        """Save model and tokenizer, without what resuming needs, in a folder of their own in the output folder.
+
+        Raises:
+            CheckpointNotSavedError: they could not be written; what had the name before is untouched.
+        """
+        self.check_before_saving()
+        staging = self.output_folder / checkpoints.STAGING_NAME
+        failure: Exception | None = None
+        with self.watch.scratch(staging):
+            try:
+                self.save_model(str(staging / place.name))
+                if self.args.should_save:
+                    checkpoints.publish(staging / place.name, place, self.run_facts)
+            except (OSError, RuntimeError, SafetensorError) as error:
+                failure = error
+            finally:
+                if self.args.should_save:
+                    shutil.rmtree(staging, ignore_errors=True)
+        if self.collectives.any(failure is not None):
+            reason = failure or "the first process could not write it"
+            raise CheckpointNotSavedError(
+                f"{place} could not be written ({reason}); make room there and go on with: {resume_command()}"
+            ) from failure
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging else super()._get_output_dir(trial)

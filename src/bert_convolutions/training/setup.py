@@ -1,6 +1,8 @@
 """Setting up ``bertconv pretrain``: flags checked, tokenizer, configuration, model and trainer made of them, once."""
 
+import math
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from bert_convolutions.model.loading import load_strictly
 from bert_convolutions.model.presets import PRESETS, load_config, read_config
 from bert_convolutions.schemas import read_json
 from bert_convolutions.training.arguments import BertTrainingArguments
+from bert_convolutions.training.budgets import WordCounter, parse_words, word_starts
 from bert_convolutions.training.corpus import Corpus
 from bert_convolutions.training.options import ARCHITECTURE_FLAGS, PretrainOptions
 from bert_convolutions.training.sampling import StepPlan, data_seed
@@ -40,8 +43,11 @@ def check_flags(options: PretrainOptions, arguments: TrainingArguments) -> None:
     Raises:
         UsageError: names the flag and the way out.
     """
-    for fault in (*_task_faults(options, arguments), *_data_faults(options, arguments), *_range_faults(options)):
+    faults = (_task_faults(options, arguments), _data_faults(options, arguments), _length_faults(options, arguments))
+    for fault in (*chain(*faults), *_range_faults(options)):
         raise UsageError(fault)
+    for text in options.save_at_words:
+        parse_words(text)
     for path in (*options.train_data_file, *options.eval_data_file):
         if not Path(path).exists():
             raise UsageError(f"{path} does not exist; --train_data_file and --eval_data_file take files or folders")
@@ -84,6 +90,14 @@ def _data_faults(options: PretrainOptions, arguments: TrainingArguments) -> Iter
         yield "--eval_fraction needs --train_data_file, of which it holds a part out"
 
 
+def _length_faults(options: PretrainOptions, arguments: TrainingArguments) -> Iterator[str]:
+    if options.train_minutes is None:
+        return
+    if arguments.max_steps > 0 or arguments.num_train_epochs != TrainingArguments.num_train_epochs:
+        given = "--max_steps" if arguments.max_steps > 0 else "--num_train_epochs"
+        yield f"--train_minutes and {given} contradict: each says how long to train; leave one out"
+
+
 def _range_faults(options: PretrainOptions) -> Iterator[str]:
     if not 0 < options.mlm_probability <= 1:
         yield f"--mlm_probability {options.mlm_probability} is not between 0 and 1"
@@ -93,6 +107,8 @@ def _range_faults(options: PretrainOptions) -> Iterator[str]:
         yield f"--block_size {options.block_size} leaves no room for a pair: [CLS] a [SEP] b [SEP] needs 5"
     if options.save_every_minutes is not None and not options.save_every_minutes > 0:
         yield f"--save_every_minutes {options.save_every_minutes} is not positive"
+    if options.train_minutes is not None and not 0 < options.train_minutes < math.inf:
+        yield f"--train_minutes {options.train_minutes} is no positive number of minutes"
     if options.num_proc is not None and options.num_proc < 1:
         yield f"--num_proc {options.num_proc} is less than one process"
 
@@ -214,6 +230,7 @@ def make_trainer(
         )
 
     facts = run_facts(options, arguments, model, tokenizer, corpus.train) if arguments.do_train else {}
+    targets = [parse_words(text) for text in options.save_at_words]
     return PretrainingTrainer(
         model=model,
         args=arguments,
@@ -223,6 +240,7 @@ def make_trainer(
         eval_collator=collator(EVALUATION_SEED),
         processing_class=tokenizer,
         mlm_probability=options.mlm_probability,
+        words=WordCounter(word_starts(tokenizer), targets, Path(arguments.output_dir or ".")),
         save_every_minutes=options.save_every_minutes,
         run_facts=facts,
         watch=watch,
@@ -243,7 +261,9 @@ def run_facts(
     plan = StepPlan.of_training(arguments, len(examples))
     schedule = SchedulerType(arguments.lr_scheduler_type)
     by_loss = schedule in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
+    minutes = options.train_minutes
     return {
+        **({} if minutes is None else {"train_minutes": minutes, "train_steps": arguments.max_steps}),
         "seed": arguments.seed,
         "data_seed": data_seed(arguments),
         "num_examples": plan.num_examples,

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch.nn import functional
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput
 
 from bert_convolutions.data.masking import IGNORED
 from bert_convolutions.errors import UsageError
+from bert_convolutions.training.budgets import WordCounter
 from bert_convolutions.training.progress import Throughput
 from bert_convolutions.training.resumable import ResumableTrainer
 from bert_convolutions.training.sampling import (
@@ -43,6 +44,7 @@ class PretrainingTrainer(ResumableTrainer):
         eval_dataset: store of the evaluation examples, or None.
         data_collator: makes a training batch of features ``{"epoch", "sample", "input_ids"}``.
         eval_collator: the same for evaluation, with a masking that never changes.
+        words: counts words and knows at how many to save; left out, nothing is counted.
         mlm_probability: of a token to be masked; steps without any are refused when they can't be chance.
         All others are those of ``ResumableTrainer`` and the ``Trainer``.
     """
@@ -52,9 +54,15 @@ class PretrainingTrainer(ResumableTrainer):
     loss_is_scaled_for_ga = True  # the model divides by the masked tokens of the whole global batch
 
     def __init__(
-        self, *args: Any, eval_collator: Collate | None = None, mlm_probability: float = 0.15, **kwargs: Any
+        self,
+        *args: Any,
+        eval_collator: Collate | None = None,
+        mlm_probability: float = 0.15,
+        words: WordCounter | None = None,
+        **kwargs: Any,
     ) -> None:
         self.eval_collator = eval_collator
+        self.words = words or WordCounter(None, [], Path())
         self.throughput = Throughput()
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = True
@@ -63,6 +71,7 @@ class PretrainingTrainer(ResumableTrainer):
         self._blank_since: int | None = None
         self._chance = 0.0
         self.add_callback(_StartClock(self.throughput))
+        self.add_callback(self.words)
 
     # Data
 
@@ -109,15 +118,17 @@ class PretrainingTrainer(ResumableTrainer):
         processes do not change a gradient.
         """
         batches = [next(epoch_iterator) for _ in range(num_batches)]
+        words = sum(self.words.count(batch) for batch in batches)
         tokens = sum(int(batch.pop("num_real_tokens")) for batch in batches)
         masked = sum(int((batch["labels"] != IGNORED).sum()) for batch in batches)
         examples = sum(len(batch.pop("sample_ids")) for batch in batches)
-        masked, examples, tokens = self.collectives.sum([masked, examples, tokens])
+        masked, examples, tokens, words = self.collectives.sum([masked, examples, tokens, words])
         for batch in batches:
             if "next_sentence_label" in batch:
                 batch["num_examples_in_batch"] = torch.full((), examples, device=device)
         self._refuse_blank_steps(masked, max(tokens - _SPECIAL_TOKENS * examples, examples))
         self.throughput.add(tokens)
+        self.words.add(words)
         self.state.num_input_tokens_seen = self.throughput.seen
         return batches, torch.full((), max(masked, 1), device=device)
 
@@ -151,6 +162,13 @@ class PretrainingTrainer(ResumableTrainer):
         if self._flops_per_token is None:
             self._flops_per_token = 6 * self.model.num_parameters(exclude_embeddings=True)
         return self._flops_per_token * inputs["input_ids"].numel()
+
+    def step_finished(self, control: TrainerControl) -> None:
+        """As before; then save what is due by the words seen, before a checkpoint of the same step says they were."""
+        super().step_finished(control)
+        for place in self.words.due():
+            with self.throughput.paused():
+                self.save_model_as(place)
 
     # Evaluation
 
@@ -196,12 +214,18 @@ class PretrainingTrainer(ResumableTrainer):
         wants_best = self.args.load_best_model_at_end and best is not None and Path(best).is_dir()
         self._load_from_checkpoint(best if best and wants_best else checkpoint)
         self.throughput.seen = self.state.num_input_tokens_seen
+        self.words.restore(self.state)
 
     # Time and logs
 
     def progress_note(self) -> str:
         """The tokens seen and the tokens per second."""
         return f"{self.throughput.seen:,} tokens, {self.throughput.tokens_per_second:,.0f} tokens/s"
+
+    def figures(self) -> dict[str, float]:
+        """Tokens and words seen, and tokens per second, under their names in the logs and in ``train_results.json``."""
+        words = {} if self.words.seen is None else {"words_seen": self.words.seen}
+        return {**words, **self.throughput.figures()}
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate, off the clock that measures training."""
@@ -215,7 +239,7 @@ class PretrainingTrainer(ResumableTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the tokens seen and the tokens per second beside the training loss."""
         if "loss" in logs or "train_loss" in logs:
-            logs |= self.throughput.figures()
+            logs |= self.figures()
         super().log(logs, start_time)
 
 

@@ -1,0 +1,236 @@
+"""Checkpoints at numbers of words seen, and runs of given minutes, by every road into them."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForMaskedLM, AutoTokenizer, BertTokenizerFast
+
+from bert_convolutions.cli.main import main
+from bert_convolutions.data.tokenizer import load_tokenizer
+from bert_convolutions.errors import UsageError
+from bert_convolutions.files import sha256
+from bert_convolutions.training import budgets
+from bert_convolutions.training.budgets import checkpoint_name, parse_words, word_starts
+from bert_convolutions.training.sampling import StepPlan
+from tests.training.conftest import Corner
+
+TARGETS = ["60", "100"]
+STEPS = 6
+
+
+def run(corner: Corner, output: str, *words: str, **changes: Any) -> int:
+    flags = corner.flags(output, **{"max_steps": STEPS, "save_steps": 1, **changes})
+    return main(["pretrain", *flags, *(("--save_at_words", *words) if words else ())])
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def same(one: Path, other: Path) -> bool:
+    left, right = weights(one), weights(other)
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def results(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "train_results.json").read_text())
+
+
+def cut_back(folder: Path, step: int) -> None:
+    """What was there when the run had just saved this step."""
+    for path in folder.glob("checkpoint-*"):
+        if int(path.name.rpartition("-")[2]) > step:
+            shutil.rmtree(path)
+    for name in ("train_results.json", "model.safetensors"):
+        (folder / name).unlink()
+
+
+@pytest.fixture(scope="module")
+def counted(corner: Corner) -> Path:
+    """A run with all its checkpoints, and those at 60 and at 100 words."""
+    assert run(corner, "counted", *TARGETS) == 0
+    return corner.folder / "counted"
+
+
+@pytest.fixture(scope="module")
+def words_by_step(corner: Corner, counted: Path) -> list[int]:
+    """Words seen after each step, by the ids of its examples."""
+    pieces = load_tokenizer(corner.folder / "spm.model").convert_ids_to_tokens(list(range(64)))
+    lines = (corner.folder / "train.ids").read_text().splitlines()
+    words = [sum(pieces[int(token)].startswith("▁") for token in line.split()) for line in lines]
+    plan = StepPlan(len(lines), 42, micro_batch_size=4, micro_batches=1, processes=1)
+    return np.cumsum([sum(words[sample] for sample in plan.samples_of_step(step)) for step in range(STEPS)]).tolist()
+
+
+def test_a_checkpoint_stands_at_each_number_of_words(counted: Path, words_by_step: list[int]) -> None:
+    """The weights after the first step by which so many words were seen; each loads by itself."""
+    assert results(counted)["words_seen"] == words_by_step[-1] > 100
+    reached = [next(step for step, seen in enumerate(words_by_step, 1) if seen >= target) for target in (60, 100)]
+    assert 0 < reached[0] < reached[1] < STEPS
+    for target, step in zip(TARGETS, reached, strict=True):
+        place = counted / f"chck_{target}"
+        assert same(place, counted / f"checkpoint-{step}") and not same(place, counted / f"checkpoint-{step + 1}")
+        model = AutoModelForMaskedLM.from_pretrained(place)
+        tokenizer = AutoTokenizer.from_pretrained(place)
+        assert model(**tokenizer("abc def", return_tensors="pt")).logits.shape[-1] == len(tokenizer)
+        assert not (place / "optimizer.pt").exists()
+
+
+def test_they_are_the_same_over_interruptions_and_never_thinned_out(corner: Corner, counted: Path) -> None:
+    folder = corner.folder / "interrupted"
+    shutil.copytree(counted, folder)
+    cut_back(folder, 1)
+    shutil.rmtree(folder / "chck_100")
+    shutil.rmtree(folder / "chck_60")
+    assert run(corner, folder.name, *TARGETS, resume_from_checkpoint="true", save_total_limit=1) == 0
+    assert [path.name for path in folder.glob("checkpoint-*")] == [f"checkpoint-{STEPS}"]
+    assert all(same(folder / f"chck_{target}", counted / f"chck_{target}") for target in TARGETS)
+    assert results(folder)["words_seen"] == results(counted)["words_seen"]
+
+
+def test_a_changed_run_writes_its_own(corner: Corner, counted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With another rate what stood there is replaced; what can't be had any more is told."""
+    folder = corner.folder / "changed"
+    shutil.copytree(counted, folder)
+    step = max(int(path.name[11:]) for path in folder.glob("checkpoint-*") if same(path, folder / "chck_100")) - 1
+    cut_back(folder, step)
+    late = ["20", *TARGETS]
+    assert run(corner, folder.name, *late, resume_from_checkpoint="true", learning_rate=0.001) == 0
+    assert same(folder / "chck_60", counted / "chck_60") and not same(folder / "chck_100", counted / "chck_100")
+    assert "too late for chck_20" in capsys.readouterr().err and not (folder / "chck_20").exists()
+
+
+def test_an_overwritten_run_leaves_none(corner: Corner, counted: Path) -> None:
+    folder = corner.folder / "overwritten"
+    shutil.copytree(counted, folder)
+    assert run(corner, folder.name, overwrite_output_dir="true", learning_rate=-1) != 0
+    assert same(folder / "chck_60", counted / "chck_60")
+    assert run(corner, folder.name, "100", overwrite_output_dir="true", max_steps=5) == 0
+    assert [path.name for path in folder.glob("chck_*")] == ["chck_100"]
+
+
+def test_a_checkpoint_that_does_not_say_is_refused(
+    corner: Corner, counted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = corner.folder / "uncounted"
+    shutil.copytree(counted, folder)
+    cut_back(folder, 3)
+    state = folder / "checkpoint-3" / "trainer_state.json"
+    content = json.loads(state.read_text())
+    del content["stateful_callbacks"]["WordCounter"]
+    state.write_text(json.dumps(content))
+    manifest = folder / "checkpoint-3" / "manifest.json"
+    facts = json.loads(manifest.read_text())
+    facts["files"]["trainer_state.json"] = {"size": state.stat().st_size, "sha256": sha256(state)}
+    manifest.write_text(json.dumps(facts))
+    assert run(corner, folder.name, *TARGETS, resume_from_checkpoint="true") == 2
+    assert "was saved without counting words" in capsys.readouterr().err
+    assert run(corner, folder.name, resume_from_checkpoint="true") == 0, "without the flag it goes on"
+    assert "words_seen" not in results(folder)
+
+
+@pytest.mark.parametrize("road", ["text", "shards"])
+def test_words_are_those_of_the_text(corner: Corner, tmp_path: Path, road: str) -> None:
+    """An epoch sees as many words as the text has."""
+    draw = np.random.default_rng(2)
+    lines = [" ".join("".join(draw.choice(list("abcdefgh"), 3)) for _ in range(draw.integers(1, 5))) for _ in range(40)]
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(lines) + "\n")
+    data: dict[str, Any] = {"train_data_file": text, "line_by_line": "true", "train_iterable": None}
+    if road == "shards":
+        flags = [f"--train_data_file={text}", f"--tokenizer_name={corner.folder / 'spm.model'}"]
+        assert main(["build-dataset", *flags, f"--output_dir={tmp_path / 'shards'}"]) == 0
+        data = {"train_data_file": tmp_path / "shards", "train_iterable": None}
+    output = f"epoch-{road}"
+    changes = {"max_steps": None, "num_train_epochs": 1, "save_steps": 100, "block_size": 64, **data}
+    assert run(corner, output, "50", **changes) == 0
+    assert results(corner.folder / output)["words_seen"] == sum(len(line.split()) for line in lines)
+    assert (corner.folder / output / "chck_50" / "model.safetensors").exists()
+
+
+def test_word_piece_counts_words_without_punctuation(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "dog", "##s", ".", "a"])
+    )
+    tokenizer = BertTokenizerFast(str(tmp_path / "vocab.txt"))
+    starts = word_starts(tokenizer)
+    assert int(starts[tokenizer("A dogs. a")["input_ids"]].sum()) == 3
+
+
+def test_numbers_of_words_and_their_names() -> None:
+    assert [parse_words(text) for text in ("1M", "250k", "7", "1B")] == [1_000_000, 250_000, 7, 1_000_000_000]
+    assert [checkpoint_name(words) for words in (10**6, 25 * 10**5, 7, 10**9)] == [
+        *("chck_1M", "chck_2500K", "chck_7", "chck_1000M")
+    ]
+    for text in ("0", "1.5M", "M", "-1", "1e6"):
+        with pytest.raises(UsageError, match="is no number of words"):
+            parse_words(text)
+
+
+def test_minutes_fix_the_steps_and_the_run_is_that_of_the_steps(
+    corner: Corner, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Measuring changes nothing, dropout's draws included; the steps stay fixed when the run is gone on with."""
+    config = json.loads((corner.folder / "config.json").read_text()) | {"hidden_dropout_prob": 0.1}
+    (corner.folder / "dropout.json").write_text(json.dumps(config))
+    common = {"config_name": corner.folder / "dropout.json", "max_steps": None, "save_steps": 2}
+    monkeypatch.setattr(budgets._Stopwatch, "seconds_a_step", property(lambda clock: 60.0 * len(clock.ends)))
+    assert run(corner, "timed", train_minutes=105, **common) == 0
+    measured = budgets._WARM_UP_STEPS + budgets._MEASURED_STEPS + 1
+    steps = results(corner.folder / "timed")["steps"]
+    assert steps == 105 // measured == 7
+    assert f"7 steps ({60 * measured} s a step" in capsys.readouterr().err
+    assert run(corner, "stepped", **{**common, "max_steps": steps}) == 0
+    assert same(corner.folder / "timed", corner.folder / "stepped")
+
+    def measures_again(*_: Any) -> int:
+        raise AssertionError
+
+    monkeypatch.setattr("bert_convolutions.training.pretrain.steps_in", measures_again)
+    cut_back(corner.folder / "timed", 4)
+    assert run(corner, "timed", resume_from_checkpoint="true", train_minutes=105, **common) == 0
+    assert results(corner.folder / "timed")["steps"] == steps
+    assert same(corner.folder / "timed", corner.folder / "stepped")
+    capsys.readouterr()
+    assert run(corner, "timed", resume_from_checkpoint="true", train_minutes=105, **common) == 0
+    assert "the run is finished, 7 of 7" in capsys.readouterr().err
+    assert run(corner, "timed", resume_from_checkpoint="true", train_minutes=90, **common) == 2
+    assert "--train_minutes was 105.0 and is now 90.0" in capsys.readouterr().err
+    assert run(corner, "stepped", resume_from_checkpoint="true", train_minutes=90, **common) == 2
+    assert "was begun with a number of steps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("changes", [{"max_steps": 5}, {"num_train_epochs": 2}, {"train_minutes": 0}])
+def test_minutes_and_what_contradicts_them(
+    corner: Corner, changes: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(corner, "refused", **{"max_steps": None, "train_minutes": 1, **changes}) == 2
+    assert "--train_minutes" in capsys.readouterr().err and not (corner.folder / "refused").exists()
+
+
+def test_some_steps_are_timed_and_others_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Trainer:
+        class collectives:  # noqa: N801
+            from_first = staticmethod(lambda value: value)
+
+    class Control:
+        should_training_stop = False
+
+    for costs, expected in (([9.0, 5.0, 5.0, 1.0, 2.0, 3.0], 2.0), ([9.0, 4.0], 4.0)):
+        clock = budgets._Stopwatch(Trainer(), enough=1000.0)  # type: ignore[arg-type]
+        clock.ends = np.cumsum([0.0, *costs]).tolist()
+        assert clock.seconds_a_step == expected
+    clock = budgets._Stopwatch(Trainer(), enough=0.0)  # type: ignore[arg-type]
+    stops = []
+    clock.on_train_begin(None, None, None)
+    for _ in range(2):
+        control = Control()
+        clock.on_step_end(None, None, control)
+        stops.append(control.should_training_stop)
+    assert stops == [False, True], "a step that warms up, and one that is timed"

@@ -1,0 +1,69 @@
+"""TensorBoard gets the Trainer's figures and a picture of each kernel; what is missing is asked for by name."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bert_convolutions.cli.main import main
+from bert_convolutions.errors import UsageError
+from bert_convolutions.training import arguments
+from bert_convolutions.training.arguments import BertTrainingArguments
+from bert_convolutions.training.tracking import kernel_pictures
+from tests.training.conftest import Corner
+from tests.training.helpers import MakeTrainer
+
+
+def test_kernels_are_drawn_at_each_evaluation(corner: Corner) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    changes = {"eval_data_file": corner.folder / "eval.ids", "eval_strategy": "steps", "eval_steps": 2, "max_steps": 4}
+    assert main(["pretrain", *corner.flags("board", report_to="tensorboard", **changes)]) == 0
+    events = [path.parent for path in (corner.folder / "board").rglob("events.out.tfevents.*")]
+    assert len(set(events)) == 1
+    board = EventAccumulator(str(events[0])).Reload()
+    assert sorted(board.Tags()["images"]) == ["kernels/convfixed", "kernels/convk", "kernels/convq"]
+    drawn = board.Images("kernels/convfixed")
+    assert [image.step for image in drawn] == [2, 4, 4], "in training, and after it"
+    assert (drawn[0].width, drawn[0].height) == (7 * 12, 2 * 2 * 12), "offsets; 2 layers of 2 heads"
+    assert drawn[0].encoded_image_string != drawn[1].encoded_image_string, "they have learned"
+    assert [point.step for point in board.Scalars("eval/loss")] == [2, 4, 4]
+    assert {"train/loss", "train/words_seen"} <= set(board.Tags()["scalars"])
+
+
+def test_a_picture_shows_the_kernels(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    model = make_trainer(tmp_path).model
+    for layer in model.bert.encoder.layer:
+        attention = layer.attention.self
+        torch.nn.init.zeros_(attention.convk_param)
+        attention.convk_param.data[0, 0] = 1.0  # by query minus key: the key is three after the query
+        torch.nn.init.zeros_(attention.convfixed_param)
+    model.bert.encoder.layer[1].attention.self.convfixed_param.data[0, 1, 0, 2] = -1.0
+    pictures = {name: picture[::12, ::12] for name, picture in kernel_pictures(model)}
+    assert pictures["convk"].shape == (2, 7, 3)
+    dark = pictures["convk"].sum(-1) < 3 * 255
+    assert np.array_equal(np.argwhere(dark), [[0, 6], [1, 6]])
+    fixed = pictures["convfixed"]
+    assert fixed.shape == (4, 7, 3) and (fixed[:3] == 255).all()
+    assert fixed[3, 2].tolist() == [127, 59, 8] and (fixed[3, 3] > 200).all()
+
+
+@pytest.mark.parametrize(("name", "package"), [("tensorboard", "bert-convolutions[tensorboard]"), ("wandb", "wandb")])
+def test_a_tracker_that_is_not_here_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, package: str
+) -> None:
+    monkeypatch.setattr(arguments, "get_available_reporting_integrations", lambda: ["trackio"])
+    for asked in (name, ["trackio", name]):
+        with pytest.raises(UsageError, match=f"--report_to {name}: .*trackio") as error:
+            BertTrainingArguments(output_dir=str(tmp_path), report_to=asked)
+        assert f"pip install '{package}'" in str(error.value)
+
+
+def test_no_tracker_is_imported_unasked(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    trainer: Any = make_trainer(tmp_path)
+    assert not [callback for callback in trainer.callback_handler.callbacks if "Board" in type(callback).__name__]
+    assert "wandb" not in sys.modules
