@@ -54,9 +54,7 @@ def test_a_run_leaves_model_and_results_and_can_be_gone_on_from(
     )
     assert not list(folder.rglob("*.bin")) and not (folder / checkpoints.STAGING_NAME).exists()
     assert load_tokenizer(folder).model_max_length == model.config.max_position_embeddings
-    assert {path.name for path in folder.glob("*.py")} == {
-        f"{name}.py" for name in CODE_FILES
-    }
+    assert {path.name for path in folder.glob("*.py")} == {f"{name}.py" for name in CODE_FILES}
 
     before = (folder / "model.safetensors").read_bytes()
     assert run(corner, "whole", **flags, resume_from_checkpoint="true") == 0
