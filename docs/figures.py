@@ -42,10 +42,11 @@ def scores(kernel: str) -> torch.Tensor:
 
 def draw_terms(path: Path) -> None:
     """Each term's scores beside the sum: constant diagonals, and where they stop being constant."""
-    figure = Figure(figsize=(11, 2.7), layout="constrained")
-    panels = figure.subplots(1, len(TERMS) + 1)
+    figure = Figure(figsize=(7.5, 5.4), layout="constrained")
+    panels = figure.subplots(2, 3).flat
+    panels[-1].set_axis_off()
     kernels = [f"{name} {REACH}" for name in TERMS] + [f"{'_'.join(TERMS)} {REACH}"]
-    for axes, kernel, title in zip(panels, kernels, [*TERMS.values(), "their sum"], strict=True):
+    for axes, kernel, title in zip(panels[:-1], kernels, [*TERMS.values(), "their sum"], strict=True):
         values = scores(kernel)
         most = float(values.abs().max())
         axes.imshow(values, cmap="PuOr", vmin=-most, vmax=most)

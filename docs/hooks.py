@@ -38,7 +38,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 def _command(name: str) -> str:
     """A sub-command's section: its purpose and a table of its flags."""
     command = COMMANDS[name]
-    lines = [f"## {name}", "", command.purpose, "", "| flag | values | default | |", "|---|---|---|---|"]
+    lines = [f"## {name}", "", command.purpose, "", "| flag | values | default | meaning |", "|---|---|---|---|"]
     for action in options_parser(name, command.options_class)._actions:
         values = ", ".join(map(str, action.choices)) if action.choices else str(action.metavar or "")
         default = action.default if action.default not in (None, [], "==SUPPRESS==") else ""

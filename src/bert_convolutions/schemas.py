@@ -168,6 +168,16 @@ class TextRecord(Stored):
     mtime_ns: int
 
 
+class DatasetRecord(Stored):
+    """A data set that ``datasets`` reads, at a revision if it is on the hub."""
+
+    path: str
+    config: str | None
+    split: str
+    text_column: str
+    revision: str | None
+
+
 class BuildSettings(Stored):
     """All that decides the content of a data set."""
 
@@ -180,6 +190,8 @@ class BuildSettings(Stored):
     """The language to split by; None where a line is a sentence."""
     shard_size_mb: Annotated[int, Field(ge=1)]
     sources: list[TextRecord]
+    """The files of the text; of a data set those that are here."""
+    dataset: DatasetRecord | None = None
 
 
 class ShardRecord(Stored):

@@ -49,6 +49,6 @@ def build(tmp_path: Path, tokenizer_dir: Path) -> Callable[..., Path]:
             text = file
         files = [str(file) for file in (text if isinstance(text, list) else [text])]
         options = {"output_dir": str(tmp_path / output), "num_proc": 1, **options}
-        return build_dataset(BuildDatasetOptions(files, str(tokenizer_dir), **options))
+        return build_dataset(BuildDatasetOptions(str(tokenizer_dir), files, **options))
 
     return run

@@ -297,7 +297,9 @@ def test_any_hugging_face_tokenizer_and_a_vocabulary_beyond_16_bits(build: Build
     BertTokenizer(vocab={word: number for number, word in enumerate(words)}).save_pretrained(tmp_path / "tokenizer")
     file = tmp_path / "text.txt"
     file.write_text("Union\nword3 union\n", encoding="utf-8")
-    options = BuildDatasetOptions([str(file)], str(tmp_path / "tokenizer"), str(tmp_path / "dataset"), num_proc=1)
+    options = BuildDatasetOptions(
+        str(tmp_path / "tokenizer"), [str(file)], output_dir=str(tmp_path / "dataset"), num_proc=1
+    )
     assert examples(build_module.build_dataset(options)) == [[2, 70_005, 3, 8, 70_005, 3]]
 
 
@@ -332,7 +334,8 @@ def test_a_killed_build_goes_on_where_it_was(tmp_path: Path, tokenizer_dir: Path
         "import sys\nfrom bert_convolutions.data.build.pipeline import build_dataset\n"
         "from bert_convolutions.data.options import BuildDatasetOptions\n"
         "if __name__ == '__main__':\n"
-        "    build_dataset(BuildDatasetOptions([sys.argv[1]], sys.argv[2], sys.argv[3], num_proc=2, shard_size_mb=1))\n"
+        "    places = dict(tokenizer_name=sys.argv[2], train_data_file=[sys.argv[1]], output_dir=sys.argv[3])\n"
+        "    build_dataset(BuildDatasetOptions(**places, num_proc=2, shard_size_mb=1))\n"
     )
     script = tmp_path / "build.py"
     script.write_text(program, encoding="utf-8")

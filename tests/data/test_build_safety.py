@@ -54,7 +54,7 @@ def test_an_output_that_overlaps_an_input_is_refused(
         file.write_text(OLD)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     monkeypatch.chdir(tmp_path)
-    options = pipeline.BuildDatasetOptions(["a.txt", "corpus"], "tokenizer", overwrite_output_dir=True, **output)
+    options = pipeline.BuildDatasetOptions("tokenizer", ["a.txt", "corpus"], overwrite_output_dir=True, **output)
     with pytest.raises(UsageError, match=relation):
         pipeline.build_dataset(options)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

@@ -106,9 +106,6 @@ LINEAR = Projection()
 class CompositeAttention(nn.Module):
     """Multi-head composite attention; usable in any PyTorch model.
 
-    >>> attention = CompositeAttention(256, 4, parse_kernel("qk_convfixed_convq_convk 8"))
-    >>> output, probabilities = attention(hidden)  # (B, S, 256) -> (B, S, 256), (B, 4, S, S)
-
     Args:
         hidden_size: D.
         num_heads: H.
@@ -121,6 +118,10 @@ class CompositeAttention(nn.Module):
 
     Raises:
         ValueError: where the sizes don't go together.
+
+    Examples:
+        >>> attention = CompositeAttention(256, 4, parse_kernel("qk_convfixed_convq_convk 8"))
+        >>> output, probabilities = attention(hidden)  # (B, S, 256) -> (B, S, 256), (B, 4, S, S)
     """
 
     def __init__(

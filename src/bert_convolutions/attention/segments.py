@@ -131,7 +131,7 @@ class Segments:
         examples, most = self.examples, self.counted().examples_per_row
         if examples is not None:
             hidden = hidden * (examples > 0).unsqueeze(-1)
-        if examples is None or most is None or most == 1:
+        if examples is None or most is None or (type(most) is int and most == 1):  # a graph has no branch on its length
             return convolution(nn.functional.pad(hidden.transpose(1, 2), (reach, reach))).transpose(1, 2)
         number = examples.clamp(min=1).cummax(dim=1).values  # padding counts to the example before it
         slots = reach * number + torch.arange(hidden.shape[1], device=hidden.device)  # (B, S), first at `reach`

@@ -25,10 +25,23 @@ class TrainTokenizerOptions:
 class BuildDatasetOptions:
     """Which text to turn into shuffled sentence pairs ``[CLS] a [SEP] b [SEP]``, and where to write them."""
 
-    train_data_file: list[str] = field(
-        metadata={"help": "text files (UTF-8, one sentence a line; also .gz, .xz, .zst) or folders of them"}
-    )
     tokenizer_name: str = field(metadata={"help": "an spm.model, or the folder of any Hugging Face tokenizer"})
+    train_data_file: list[str] = field(
+        default_factory=list,
+        metadata={"help": "text files (UTF-8, one sentence a line; also .gz, .xz, .zst) or folders of them"},
+    )
+    dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "instead of text files: a data set of the Hugging Face hub, read as it comes, or a local parquet, "
+            "JSONL or CSV file or a folder of them; a row is a document, its lines are sentences"
+        },
+    )
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "configuration of --dataset, such as 20231101.en"}
+    )
+    dataset_split: str = field(default="train", metadata={"help": "split of --dataset"})
+    text_column: str = field(default="text", metadata={"help": "column of --dataset with the text"})
     output_dir: str | None = field(default=None, metadata={"help": "folder for the Arrow shards and manifest.json"})
     output_format: Literal["arrow", "ids"] = field(
         default="arrow",

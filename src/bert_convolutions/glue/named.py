@@ -159,10 +159,8 @@ def has_split(dataset: str, path: str) -> bool:
 
 def _dataset_rows(dataset: str, path: str) -> Iterator[tuple[str, Row]]:
     """The rows of ``<configuration>/<split>``, by ``datasets``, which keeps what it has fetched."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise UsageError("--dataset needs the package datasets: pip install 'bert_convolutions[datasets]'") from error
+    import datasets
+
     try:
         rows = datasets.load_dataset(dataset, data_files=f"{path}*.parquet", split="train")
     except Exception as error:  # of the network, of the hub, of the disk

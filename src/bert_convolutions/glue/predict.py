@@ -17,7 +17,6 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import PreTrainedModel, TrainingArguments
 
 from bert_convolutions.data.masking import IGNORED
-from bert_convolutions.errors import UsageError
 from bert_convolutions.glue.examples import EncodedExamples, Layout, rows_of, token_budget_batches
 from bert_convolutions.glue.models import label_words
 from bert_convolutions.glue.tasks import DevSet, Task
@@ -116,14 +115,9 @@ def entity_f1(predictions: list[list[str]], labels: list[list[str]]) -> dict[str
     Args:
         predictions: of each sentence a label word such as ``B-PER``, ``I-PER`` or ``O`` for each word.
         labels: what is right.
-
-    Raises:
-        UsageError: seqeval is not installed.
     """
-    try:
-        from seqeval import metrics
-    except ImportError as error:
-        raise UsageError("metric: entity_f1 needs the package seqeval: pip install 'bert_convolutions[ner]'") from error
+    from seqeval import metrics
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a score that is undefined, hence 0, and of unusual label words
         precision, recall, f1 = (

@@ -234,6 +234,8 @@ def own_task(path: Path, root: Path | None) -> Task:
     """
     where = f"--task_name {path}"
     read = parse(TaskFile, read_yaml(path, where), where)
+    if read.metric == "entity_f1":
+        import seqeval  # noqa: F401 - asked for before the training, not after it
     name = read.name or path.stem
     if root is not None and name.lower() in {known.lower() for known in (*TASK_NAMES, *SUPERGLUE)}:
         raise UsageError(f"{where}: name: {name} is a task of its own; give yours another")

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import replace
@@ -29,7 +29,7 @@ from bert_convolutions.data.build.arrays import read_facts
 from bert_convolutions.data.build.pairs import Pairing, PairTask, plan_pairs, write_runs
 from bert_convolutions.data.build.parallel import interruptible, run_tasks
 from bert_convolutions.data.build.sentences import TextTokenizer, as_text_tokenizer, open_text_tokenizer
-from bert_convolutions.data.build.sources import blocks, find_sources, refuse_changed
+from bert_convolutions.data.build.sources import Source, blocks, find_dataset, find_sources, refuse_changed
 from bert_convolutions.data.build.target import Target
 from bert_convolutions.data.options import BuildDatasetOptions
 from bert_convolutions.errors import CommandError, UsageError
@@ -39,6 +39,7 @@ from bert_convolutions.schemas import (
     BuildSettings,
     CorpusCounts,
     DatasetManifest,
+    DatasetRecord,
     FileFacts,
     ShardRecord,
     TextRecord,
@@ -65,9 +66,10 @@ def build_dataset(options: BuildDatasetOptions) -> Path:
     """
     target = Target.from_options(options)
     with interruptible(str(target.result)):
-        return _build(
-            options, target, find_sources(options.train_data_file), open_text_tokenizer(options.tokenizer_name)
-        )
+        dataset = find_dataset(options)
+        local = [dataset.path] if dataset and not dataset.revision else options.train_data_file
+        sources = find_sources(local) if local else []
+        return _build(options, target, sources, open_text_tokenizer(options.tokenizer_name), dataset)
 
 
 def build_on_demand(options: BuildDatasetOptions, tokenizer: Any, cache: Path) -> Path:
@@ -104,6 +106,7 @@ def _build(
     target: Target,
     sources: list[TextRecord],
     tokenizer: TextTokenizer,
+    dataset: DatasetRecord | None = None,
     *,
     wait: bool = False,
 ) -> Path:
@@ -117,6 +120,7 @@ def _build(
         split_sentences=options.language if options.split_sentences else None,
         shard_size_mb=options.shard_size_mb,
         sources=sources,
+        dataset=dataset,
     )
     try:
         if target.is_finished(settings, options.overwrite_output_dir):
@@ -184,12 +188,14 @@ class _Build:
 
     def _encode(self) -> list[list[BlockFacts]]:
         """Encode all blocks; return the facts of each block of each file."""
-        num_blocks = [0] * len(self._settings.sources)
-        total = sum(source.size for source in self._settings.sources)
+        dataset = self._settings.dataset
+        sources: Sequence[Source] = [dataset] if dataset else self._settings.sources
+        num_blocks = [0] * len(sources)
+        total = None if dataset else sum(source.size for source in self._settings.sources)
         with _bar("reading", total, "B") as bar:
 
             def tasks() -> Iterator[sentences.SentenceTask]:
-                for number, source in enumerate(self._settings.sources):
+                for number, source in enumerate(sources):
                     before = 0
                     for block in blocks(source):
                         path = self._sentence_file(number, num_blocks[number])
@@ -218,9 +224,8 @@ class _Build:
         for file in self._work.glob("*.sentences"):
             file.unlink()
         if not any(read_facts(task.runs)["num_pairs"] for task in tasks):
-            raise UsageError(
-                f"{self._options.train_data_file[0]}: not one pair of sentences in the text; give more text"
-            )
+            path = (self._settings.dataset or self._settings.sources[0]).path
+            raise UsageError(f"{path}: not one pair of sentences in the text; give more text")
 
     def _merge(self, runs: list[Path], num_shards: int) -> list[ShardRecord]:
         """Write the shards that are missing; return the records of all."""
@@ -265,5 +270,5 @@ class _Build:
                 bar.update()
 
 
-def _bar(name: str, total: int, unit: str) -> "tqdm[Any]":
+def _bar(name: str, total: int | None, unit: str) -> "tqdm[Any]":
     return tqdm(total=total, desc=name, unit=unit, unit_scale=unit == "B", mininterval=1.0, smoothing=0.05)

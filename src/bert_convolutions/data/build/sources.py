@@ -17,24 +17,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bert_convolutions.errors import UsageError
-from bert_convolutions.schemas import TextRecord
+from bert_convolutions.data.options import BuildDatasetOptions
+from bert_convolutions.errors import CommandError, UsageError, brief
+from bert_convolutions.schemas import DatasetRecord, TextRecord
 
 BLOCK_BYTES = 4 << 20
 MAX_REST_BYTES = 4 << 20
 _ZSTD_BYTES = 1 << 12  # compressed, at a time: even what is a thousand times as large fits memory then
 _UTF8_MARK = b"\xef\xbb\xbf"
+Source = TextRecord | DatasetRecord
 
 
 @dataclass(frozen=True)
 class Block:
     """Whole lines of a text: bytes ``start`` to ``end`` of the (decompressed) source.
 
-    ``text`` is given for compressed sources only; the bytes of a plain file are read by whoever needs them.
-    ``position`` counts the bytes of the file on disk that were read so far, for progress.
+    ``text`` is given for compressed files and data sets only; the bytes of a plain file are read by whoever needs them.
+    ``position`` counts the bytes of the file on disk that were read so far, of a data set those of its text.
     """
 
-    source: TextRecord
+    source: Source
     start: int
     end: int
     position: int
@@ -64,6 +66,75 @@ def find_sources(paths: list[str]) -> list[TextRecord]:
     return sources
 
 
+def find_dataset(options: BuildDatasetOptions) -> DatasetRecord | None:
+    """Return what the options say of a data set, if they do, and its revision where it is on the hub.
+
+    Raises:
+        UsageError: it can't be had, or has no such column.
+    """
+    from huggingface_hub import HfApi
+
+    name = options.dataset
+    if name is None:
+        return None
+    try:
+        revision = None if Path(name).exists() else HfApi().dataset_info(name).sha
+    except Exception as error:  # of the network, of the name, or of what is said there
+        raise UsageError(f"--dataset {name}: neither here nor on the hub ({_first_line(error)})") from error
+    record = DatasetRecord(
+        path=name,
+        config=options.dataset_config,
+        split=options.dataset_split,
+        text_column=options.text_column,
+        revision=revision,
+    )
+    try:
+        first = next(_rows(record, advice=""), None)
+    except CommandError as error:
+        raise UsageError(str(error)) from error
+    if first is None or record.text_column not in first:
+        found = "no rows" if first is None else f"no column {record.text_column!r}, but {', '.join(first)}"
+        raise UsageError(f"--dataset {name}: {found}; see --dataset_split and --text_column")
+    return record
+
+
+def _rows(record: DatasetRecord, advice: str = "; run again to go on from here") -> Iterator[dict[str, Any]]:
+    """The rows of a data set, a few at a time in memory.
+
+    Raises:
+        CommandError: it can't be read on; what has been built of it stays.
+    """
+    import datasets
+
+    builder = _BUILDERS.get(Path(record.path.removesuffix(".gz")).suffix) if Path(record.path).is_file() else None
+    where = {"path": builder, "data_files": record.path} if builder else {"path": record.path}
+    try:
+        yield from datasets.load_dataset(
+            **where, name=record.config, split=record.split, revision=record.revision, streaming=True
+        )
+    except Exception as error:  # of the network, of the hub, of a file
+        raise CommandError(f"--dataset {record.path}: can't be read ({_first_line(error)}){advice}") from error
+
+
+def _row_texts(record: DatasetRecord) -> Iterator[bytes]:
+    """Each row with text is a document: its lines that are not blank, and a blank one after them."""
+    for number, row in enumerate(_rows(record)):
+        text = row[record.text_column]
+        if text is not None and not isinstance(text, str):
+            raise UsageError(f"{record.path}, row {number}: {record.text_column} has {brief(text)}, which is not text")
+        lines = [line for line in split_lines(text or "") if line and not line.isspace()]
+        if lines:
+            yield "\n".join([*lines, "", ""]).encode("utf-8", "replace")
+
+
+_BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".txt": "text"}
+"""Of ``datasets``, for a file of this kind."""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def refuse_changed(sources: list[TextRecord]) -> None:
     """Refuse texts that have changed since ``find_sources`` saw them, now that they have been read.
 
@@ -83,14 +154,16 @@ def split_lines(text: str) -> list[str]:
     return lines if lines[-1] else lines[:-1]
 
 
-def blocks(source: TextRecord) -> Iterator[Block]:
+def blocks(source: Source) -> Iterator[Block]:
     """Yield a source's blocks in order.
 
     Raises:
         UsageError: the file cannot be decompressed.
     """
     try:
-        if Path(source.path).suffix in _OPENERS:
+        if isinstance(source, DatasetRecord):
+            yield from _stream_blocks(source, as_stream(_row_texts(source)))
+        elif Path(source.path).suffix in _OPENERS:
             yield from _compressed_blocks(source)
         else:
             yield from _plain_blocks(source)
@@ -106,7 +179,7 @@ def read_text(block: Block) -> str:
     """
     data = _bytes_of(block)
     if len(data) < block.end - block.start:
-        refuse_changed([block.source])
+        refuse_changed([block.source] if isinstance(block.source, TextRecord) else [])
     offset = block.start
     if block.start == 0 and data.startswith(_UTF8_MARK):
         data, offset = data[len(_UTF8_MARK) :], len(_UTF8_MARK)
@@ -133,14 +206,19 @@ def _plain_blocks(source: TextRecord) -> Iterator[Block]:
 
 def _compressed_blocks(source: TextRecord) -> Iterator[Block]:
     with Path(source.path).open("rb") as file:
-        stream = _OPENERS[Path(source.path).suffix](file)
-        start, carried = 0, b""
-        while data := carried + stream.read(BLOCK_BYTES - len(carried)):
-            rest = stream.readline(MAX_REST_BYTES) if len(data) == BLOCK_BYTES else b""
-            length = _end_of_line(rest)
-            data, carried = data + rest[:length], rest[length:]
-            yield Block(source, start, start + len(data), file.tell(), data)
-            start += len(data)
+        yield from _stream_blocks(source, _OPENERS[Path(source.path).suffix](file), file.tell)
+
+
+def _stream_blocks(
+    source: Source, stream: io.BufferedIOBase, position: Callable[[], int] | None = None
+) -> Iterator[Block]:
+    start, carried = 0, b""
+    while data := carried + stream.read(BLOCK_BYTES - len(carried)):
+        rest = stream.readline(MAX_REST_BYTES) if len(data) == BLOCK_BYTES else b""
+        length = _end_of_line(rest)
+        data, carried = data + rest[:length], rest[length:]
+        yield Block(source, start, start + len(data), position() if position else start + len(data), data)
+        start += len(data)
 
 
 def _end_of_line(rest: bytes) -> int:
@@ -164,33 +242,42 @@ def _end_of_line(rest: bytes) -> int:
     return last
 
 
-class _ZstdStream(io.RawIOBase):
-    """The frames of a Zstandard file one after the other; the package's own reader takes a cut-off one for whole."""
+class _Chunks(io.RawIOBase):
+    """Pieces of bytes, of any length but 0, as a stream."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self._compressed, self._text = file, b"", b""
-        self._frame: Any = None
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks, self._rest = chunks, b""
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        import zstandard
-
-        while not self._text:
-            self._compressed = self._compressed or self._file.read(_ZSTD_BYTES)
-            if not self._compressed:
-                if self._frame is not None:
-                    raise EOFError("it ends inside a frame")
-                return 0
-            self._frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
-            self._text = self._frame.decompress(self._compressed)
-            self._compressed = self._frame.unused_data
-            if self._frame.eof:
-                self._frame = None
-        length = min(len(buffer), len(self._text))
-        buffer[:length], self._text = self._text[:length], self._text[length:]
+        self._rest = self._rest or next(self._chunks, b"")
+        length = min(len(buffer), len(self._rest))
+        buffer[:length], self._rest = self._rest[:length], self._rest[length:]
         return length
+
+
+def as_stream(chunks: Iterator[bytes]) -> io.BufferedReader:
+    """Return a stream of pieces of bytes, none of them empty."""
+    return io.BufferedReader(_Chunks(chunks), 1 << 20)
+
+
+def _zstd_chunks(file: BinaryIO) -> Iterator[bytes]:
+    """The frames of a Zstandard file one after the other; the package's own reader takes a cut-off one for whole."""
+    import zstandard
+
+    frame: Any = None
+    while compressed := file.read(_ZSTD_BYTES):
+        while compressed:
+            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            if text := frame.decompress(compressed):
+                yield text
+            compressed = frame.unused_data
+            if frame.eof:
+                frame = None
+    if frame is not None:
+        raise EOFError("it ends inside a frame")
 
 
 def _zstd_error() -> type[Exception]:
@@ -202,11 +289,11 @@ def _zstd_error() -> type[Exception]:
 _OPENERS: dict[str, Callable[[BinaryIO], io.BufferedIOBase]] = {
     ".gz": lambda file: gzip.GzipFile(fileobj=file),
     ".xz": lambda file: lzma.LZMAFile(file),  # noqa: SIM115 (the file below it is closed)
-    ".zst": lambda file: io.BufferedReader(_ZstdStream(file), 1 << 20),
+    ".zst": lambda file: as_stream(_zstd_chunks(file)),
 }
 
 
-def _line_number(source: TextRecord, position: int) -> int:
+def _line_number(source: Source, position: int) -> int:
     """Count the lines up to a byte of the text, from 1."""
     lines = 1
     for block in blocks(source):

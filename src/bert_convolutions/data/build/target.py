@@ -41,6 +41,8 @@ class Target:
             raise UsageError(f"--num_proc {options.num_proc}: give at least one process")
         if options.shard_size_mb < 1:
             raise UsageError(f"--shard_size_mb {options.shard_size_mb}: give at least one MiB")
+        if bool(options.train_data_file) == bool(options.dataset):
+            raise UsageError("give the text: either --train_data_file or --dataset")
         if options.output_format == "ids":
             if not options.output_file:
                 raise UsageError("--output_format ids needs --output_file, the text file to write")
@@ -57,7 +59,8 @@ class Target:
             target = cls(folder, folder / MANIFEST_FILE, folder / ".building", "arrow")
         for written in (target.result, target.manifest, target.work):
             flag = "--output_file" if options.output_format == "ids" else "--output_dir"
-            refuse_overlap(written, flag, {"--tokenizer_name": options.tokenizer_name or None})
+            inputs = {"--tokenizer_name": options.tokenizer_name or None, "--dataset": options.dataset}
+            refuse_overlap(written, flag, inputs)
             for text in options.train_data_file:
                 refuse_overlap(written, flag, {"--train_data_file": text})
         return target

@@ -1,0 +1,148 @@
+"""``build-dataset --dataset``: the rows of a data set become the pairs of a text of documents, as safely."""
+
+import csv
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import datasets
+import huggingface_hub
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from bert_convolutions.data.build import sources
+from bert_convolutions.data.store import ArrowStore, read_manifest
+from bert_convolutions.errors import CommandError, UsageError
+
+Build = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def rows(speeches: list[str]) -> list[str | None]:
+    """Documents of three lines with a blank one among them; rows of nothing in between."""
+    lines = [line[:300] for line in speeches if line][:150]
+    documents = [f"{a}\n\n{b}\n{c}" for a, b, c in zip(lines[::3], lines[1::3], lines[2::3], strict=True)]
+    return [*documents[:20], None, "", " \n", *documents[20:]]
+
+
+def write_rows(folder: Path, suffix: str, rows: list[str | None]) -> Path:
+    path = folder / f"in{suffix}"
+    if suffix == "":  # the layout of the hub
+        (path / "data").mkdir(parents=True)
+        for number, part in enumerate((rows[:25], rows[25:])):
+            parquet.write_table(pa.table({"body": part}), path / "data" / f"train-0000{number}-of-00002.parquet")
+        parquet.write_table(pa.table({"body": ["not this"]}), path / "data" / "test-00000-of-00001.parquet")
+    elif suffix == ".parquet":
+        parquet.write_table(pa.table({"id": range(len(rows)), "body": rows}), path)
+    elif suffix == ".csv":
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows([["body"], *([row] for row in rows)])
+    else:
+        path.write_text("".join(json.dumps({"id": 0, "body": row}) + "\n" for row in rows))
+    return path
+
+
+def examples(folder: Path) -> list[list[int]]:
+    store = ArrowStore(folder)
+    return [store[index].tolist() for index in range(len(store))]
+
+
+def as_text(rows: list[str | None]) -> str:
+    return "".join(row.replace("\n\n", "\n") + "\n\n" for row in rows if row and row.strip())
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".csv", ""])
+@pytest.mark.parametrize("within", [False, True])
+def test_a_row_is_a_document(
+    build: Build, tmp_path: Path, rows, suffix: str, within: bool, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 5000)
+    path = write_rows(tmp_path, suffix, rows)
+    given: dict[str, Any] = {"dataset": str(path), "text_column": "body", "pair_within_documents": within}
+    built = build([], "rows", **given)
+    expected = build(as_text(rows), "text", pair_within_documents=within)
+    assert examples(built) == examples(expected)
+    found, wanted = (read_manifest(folder / "manifest.json") for folder in (built, expected))
+    assert found.counts == wanted.counts
+    dataset = found.settings.dataset
+    assert (dataset.path, dataset.text_column, dataset.revision) == (str(path), "body", None)
+    assert {file.path for file in found.settings.sources} == {
+        str(file) for file in (path, *path.rglob("*.parquet")) if file.is_file()
+    }
+    capsys.readouterr()
+    build([], "rows", **given)
+    assert "already built" in capsys.readouterr().out
+
+
+def test_a_build_that_lost_its_rows_goes_on(build: Build, tmp_path: Path, rows, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 5000)
+    path = write_rows(tmp_path, ".jsonl", rows)
+    whole = build([], "whole", dataset=str(path), text_column="body")
+    load, asked = datasets.load_dataset, []
+
+    def losing(*args: Any, **kwargs: Any) -> Any:
+        assert kwargs["streaming"] is True
+        asked.append(1)
+        for number, row in enumerate(load(*args, **kwargs)):
+            if len(asked) == 2 and number == 40:
+                raise ConnectionError("the line is dead")
+            yield row
+
+    monkeypatch.setattr(datasets, "load_dataset", losing)
+    with pytest.raises(CommandError, match=r"can't be read \(the line is dead\); run again to go on from here"):
+        build([], "rows", dataset=str(path), text_column="body")
+    assert len(list((tmp_path / "rows" / ".building").glob("*.sentences"))) > 2
+    path.write_text(path.read_text() + '{"body": "more"}\n')
+    with pytest.raises(UsageError, match="an interrupted build differs in the text, which has changed"):
+        build([], "rows", dataset=str(path), text_column="body")
+    path.write_text(path.read_text().removesuffix('{"body": "more"}\n'))
+    record = read_manifest(whole / "manifest.json").settings.sources[0]
+    os.utime(path, ns=(record.mtime_ns, record.mtime_ns))
+    assert examples(build([], "rows", dataset=str(path), text_column="body")) == examples(whole)
+    assert "going on with an interrupted build" in capsys.readouterr().out
+
+
+def test_a_data_set_of_the_hub_is_read_at_one_revision(build: Build, tmp_path: Path, rows, monkeypatch) -> None:
+    revision = ["a" * 40]
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, name: SimpleNamespace(sha=revision[0]))
+    asked: list[dict[str, Any]] = []
+
+    def load(path: str, **kwargs: Any) -> list[dict[str, Any]]:
+        asked.append({"path": path, **kwargs})
+        return [{"text": row} for row in rows]
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    built = build([], dataset="someone/pages", dataset_config="en", dataset_split="validation")
+    given = {"path": "someone/pages", "name": "en", "split": "validation", "revision": "a" * 40, "streaming": True}
+    assert asked == [given, given]
+    source = read_manifest(built / "manifest.json").settings.dataset
+    assert (source.path, source.config, source.split, source.revision) == (
+        "someone/pages",
+        "en",
+        "validation",
+        "a" * 40,
+    )
+    revision[0] = "b" * 40
+    with pytest.raises(UsageError, match="holds a dataset that differs in dataset"):
+        build([], dataset="someone/pages", dataset_config="en", dataset_split="validation")
+
+
+def test_what_is_wrong_is_named(build: Build, tmp_path: Path) -> None:
+    path = write_rows(tmp_path, ".jsonl", ["some text", "more of it"])
+    for options, message in (
+        ({"dataset": str(path)}, r"no column 'text', but id, body; see --dataset_split and --text_column"),
+        ({"dataset": str(path), "text_column": "id"}, "row 0: id has 0, which is not text"),
+        ({"dataset": str(path), "text_column": "body", "dataset_split": "tset"}, "tset"),
+        ({"dataset": "no/where"}, "--dataset no/where: neither here nor on the hub"),
+        ({}, "either --train_data_file or --dataset"),
+        ({"dataset": str(tmp_path), "output_dir": str(tmp_path / "out")}, "lies in the input --dataset"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            build([], **options)
+        assert not (tmp_path / "dataset" / "manifest.json").exists()
+    with pytest.raises(UsageError, match="either --train_data_file or --dataset"):
+        build("a\nb\n", dataset=str(path))
