@@ -9,6 +9,7 @@ from bert_convolutions import CompositeBertConfig, CompositeBertForMaskedLM, Com
 from bert_convolutions.data.build.train_tokenizer import train_tokenizer
 from bert_convolutions.data.options import TrainTokenizerOptions
 from bert_convolutions.data.tokenizer import CompositeBertTokenizer, load_tokenizer
+from bert_convolutions.model.loading import as_long_as
 
 TEXT = "In 1,900 the cat sleeps on the warm mats .\nA dog barked, loudly, at 20, 30, or 40 unbelievable neighbours .\n"
 SIZES = {"hidden_size": 32, "embedding_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -48,5 +49,5 @@ def folders(tokenizer: CompositeBertTokenizer, tmp_path_factory: pytest.TempPath
         )
         found[name] = parent / name
         model_class(config).save_pretrained(found[name])
-        tokenizer.save_pretrained(found[name])
+        as_long_as(config, tokenizer).save_pretrained(found[name])
     return found
