@@ -136,7 +136,7 @@ def _add_metrics(page: Page, results: SweepResults) -> None:
         f"paired difference to {baseline}; p by exact permutation of signs, corrected by Holm (none below "
         f"{SEEDS_FOR_TEST} seeds, where it can't reach 0.05). Bold: better than {baseline}, and the interval of the "
         "difference leaves out zero, as does Student's where there is no test. At equal FLOPs: read off the curves at "
-        "what the cheapest run took in all, so that a dearer run is judged before its learning rate has fallen to the end.",
+        "what the cheapest run took in all, so that a dearer run is judged before its learning rate has fallen to 0.",
     )
     flops, equal = at_equal_flops(results)
     metrics = [(metric, results.values(metric), metric) for metric in results.metrics]

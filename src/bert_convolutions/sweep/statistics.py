@@ -32,7 +32,7 @@ class Comparison:
         interval: 95 % bootstrap interval of the mean over seeds; None: too few seeds.
         difference: mean of variant minus baseline over the seeds both have; None for the baseline, or where none is.
         difference_interval: 95 % bootstrap interval of it; None: too few seeds.
-        student_interval: 95 % interval of it by Student's t, which knows how little few seeds say: that of the bootstrap
+        student_interval: 95 % interval of it by Student's t, which knows how little few seeds say: the other
             never holds zero where three differences have one sign, as they have by chance one time in four.
         p_value: two-sided, of the paired permutation test of signs; None: too few seeds.
         p_holm: the same, corrected for the number of variants compared (Holm, 1979).
@@ -51,7 +51,7 @@ class Comparison:
 
     @property
     def differs(self) -> bool:
-        """Whether the interval of the difference leaves zero out, and the test agrees; without one, Student's interval."""
+        """Whether the interval of the difference leaves zero out, and the test agrees; without one, Student's."""
         if self.difference_interval is None or self.student_interval is None:
             return False
         agreed = _without_zero(self.student_interval) if self.p_holm is None else self.p_holm <= 1 - LEVEL
