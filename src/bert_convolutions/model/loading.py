@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from bert_convolutions.errors import UsageError
+from bert_convolutions.errors import UsageError, first_line
 
 
 def load_strictly(
@@ -34,8 +34,7 @@ def load_strictly(
             **options,
         )
     except Exception as error:  # torch, safetensors and transformers each have their own for a bad file
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UsageError(f"{folder}: the model can't be loaded ({lines[0]})") from error
+        raise UsageError(f"{folder}: the model can't be loaded ({first_line(error)})") from error
     prefix = f"{model.base_model_prefix}."
     parts = tuple(f"{name}." for name, _ in model.base_model.named_children())  # as an encoder saved alone names them
 
