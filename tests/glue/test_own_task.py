@@ -281,7 +281,7 @@ def test_an_output_in_the_way_of_a_file_and_hyperparameters_that_lack_the_task(t
         run_glue(chosen, arguments(tmp_path / "out", do_train=True))
     (tmp_path / "untested.yaml").write_text(Path(path).read_text().replace(", test: test.csv", ""))
     chosen = options(tmp_path, model_dir, str(tmp_path / "untested.yaml"), data_dir=None)
-    with pytest.raises(UsageError, match="--do_predict: the .yaml file of untested names no test file"):
+    with pytest.raises(UsageError, match=r"--do_predict: the \.yaml file of untested names no test file"):
         run_glue(chosen, arguments(tmp_path / "out", do_train=True, do_predict=True))
     (tmp_path / "hyper.yaml").write_text("mine: {learning_rate: 1e-3, batch_size: 4, steps: 1}")
     chosen = options(tmp_path, model_dir, path, data_dir=None, hyperparams=str(tmp_path / "hyper.yaml"))
