@@ -122,6 +122,24 @@ def test_the_head_runs_on_masked_tokens_only(model_class):
         assert torch.allclose(full.loss, other.loss, atol=1e-6)
 
 
+def test_the_last_layer_works_on_the_positions_that_are_read_and_gives_the_same():
+    model = CompositeBertModel(config(**COMPOSITE)).eval()
+    ids, mask = tokens(2, 9), torch.tensor([[1] * 4 + [2] * 5, [1] * 7 + [0] * 2])
+    positions, starts = torch.tensor([1, 2, 5, 9, 9]), torch.tensor([0, 4, 9])
+    whole = model(ids, mask, example_starts=starts)
+    rows = []
+    model.encoder.layer[-1].output.register_forward_hook(lambda module, inputs, output: rows.append(output.shape[:-1]))
+    for states in (False, True):
+        some = model(ids, mask, example_starts=starts, output_positions=positions, output_hidden_states=states)
+        expected = whole.last_hidden_state.flatten(0, 1)[positions]
+        torch.testing.assert_close(some.last_hidden_state, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(some.pooler_output, whole.pooler_output, rtol=1e-5, atol=1e-6)
+    assert rows == [(8,), (2, 9)]
+    torch.testing.assert_close(some.hidden_states[-1], whole.last_hidden_state, rtol=1e-5, atol=1e-6)
+    first = model(ids, mask.clamp(max=1), output_positions=positions[:0]).pooler_output  # of each row
+    torch.testing.assert_close(first, model(ids, mask.clamp(max=1)).pooler_output, rtol=1e-5, atol=1e-6)
+
+
 def test_a_batch_without_labels_has_loss_zero():
     model = CompositeBertForMaskedLM(config()).train()
     loss = model(tokens(), labels=torch.full((3, 20), -100)).loss

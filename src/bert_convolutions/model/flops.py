@@ -3,7 +3,8 @@
 Two for each weight of a matrix product and token that passes it; 4 A l^2 for each layer and example of l tokens, A
 being the width of attention (heads x head size): scores and weighted values, 2 A l^2 each. The head counts for masked
 tokens alone. Padding, softmax, norms and dropout count nothing; a training step counts three times its forward pass.
-So a model that computes logits for all tokens, or works on padding, gets no credit for it.
+So a model that computes logits for all tokens, or works on padding, gets no credit for it. The last layer counts in
+full, though ours spares its linear layers all tokens but those that the head reads.
 """
 
 from dataclasses import dataclass

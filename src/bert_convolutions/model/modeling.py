@@ -5,7 +5,8 @@ Legend: B rows, S sequence, D hidden, E embedding size, V vocabulary, L layers, 
 Beside BERT's inputs the models take those of packed rows (several examples in a row, ``data.packing``):
 ``attention_mask`` (B, S) may number the examples of a row from 1 (0 is padding) and ``examples_per_row`` bound these
 numbers (an integer; without it a model with convolutions over tokens asks the device), ``masked_positions`` (M,) are
-the flat positions in B*S that the language model head is for, ``example_starts`` (X,) those of the first tokens.
+the flat positions in B*S that the language model head is for, ``example_starts`` (X,) those of the first tokens. Where
+these are all that a head reads, the last layer's output projection and feed-forward part leave out all other tokens.
 """
 
 from typing import Any, cast
@@ -101,9 +102,12 @@ class CompositeBertModel(CompositeBertPreTrainedModel):
         output_hidden_states: bool | None = None,
         example_starts: Tensor | None = None,
         examples_per_row: int | None = None,
+        output_positions: Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         """Encode (B, S) tokens, or (B, S, E) embeddings, into (B, S, D) and pooled (B or X, D).
+
+        With flat ``output_positions`` (P,) in B*S the last hidden state is theirs alone, (P, D).
 
         Raises:
             ValueError: unless exactly one of ``input_ids`` and ``inputs_embeds`` is given.
@@ -124,17 +128,27 @@ class CompositeBertModel(CompositeBertPreTrainedModel):
         implementation = "eager" if want_attentions else self.config._attn_implementation
         inputs = AttentionInputs(keep_shared(segments, implementation, _compute_dtype(hidden)), implementation)
 
+        needed = output_positions
+        if needed is not None and self.pooler is not None:  # and behind them what the pooler reads
+            starts = torch.arange(hidden.shape[0], device=hidden.device) * hidden.shape[1]
+            needed = torch.cat([needed, starts if example_starts is None else example_starts])
         states: tuple[Tensor, ...] = (hidden,)
         attentions: tuple[Tensor, ...] = ()
-        for layer in self.encoder.layer:
-            hidden, probabilities = layer(hidden, inputs)
+        for number, layer in enumerate(self.encoder.layer, start=1):
+            is_last = number == self.config.num_hidden_layers
+            hidden, probabilities = layer(hidden, inputs, needed if is_last and not want_states else None)
             if want_states:
                 states += (hidden,)
             if want_attentions:
                 attentions += (probabilities,)
+        if output_positions is None or needed is None:
+            first = hidden[:, 0] if example_starts is None else hidden.flatten(0, 1)[example_starts]
+        else:
+            hidden = hidden.flatten(0, 1).index_select(0, needed) if want_states else hidden
+            hidden, first = hidden[: output_positions.shape[0]], hidden[output_positions.shape[0] :]
         return BaseModelOutputWithPooling(
             last_hidden_state=hidden,
-            pooler_output=self.pooler(hidden, example_starts) if self.pooler is not None else None,
+            pooler_output=self.pooler(first) if self.pooler is not None else None,
             hidden_states=states if want_states else None,
             attentions=attentions if want_attentions else None,
         )
@@ -176,7 +190,7 @@ class _LanguageModel(CompositeBertPreTrainedModel):
         masked_positions: Tensor | None,
         num_items_in_batch: Tensor | int | None,
     ) -> tuple[Tensor | None, Tensor | None]:
-        """The loss and the logits.
+        """The loss and the logits, from the last hidden state (B, S, D), or (M, D) of ``masked_positions``.
 
         The head is for the ``masked_positions`` (M,), whose ``labels`` are (M,); or, with ``config.sparse_prediction``,
         for the positions with a label. Otherwise, as in BERT, logits are for all positions. In training by
@@ -188,10 +202,8 @@ class _LanguageModel(CompositeBertPreTrainedModel):
         """
         only_loss = masked_positions is not None and labels is not None and self.training
         if masked_positions is None and labels is not None and self.config.sparse_prediction:
-            masked_positions = (labels.flatten() != IGNORED).nonzero().squeeze(1)
-            labels = labels.flatten()[masked_positions]
-        if masked_positions is not None:
-            hidden = hidden.flatten(0, 1).index_select(0, masked_positions)
+            labelled = (labels.flatten() != IGNORED).nonzero().squeeze(1)
+            hidden, labels = hidden.flatten(0, 1).index_select(0, labelled), labels.flatten()[labelled]
         head, logits = self.cls.predictions, None
         if not only_loss:
             logits = head(hidden)
@@ -227,7 +239,14 @@ class CompositeBertForMaskedLM(_LanguageModel):
     ) -> MaskedLMOutput:
         """BERT's signature. ``labels`` (B, S), -100 where there is nothing to predict, or (M,) with positions."""
         outputs = self.bert(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            inputs_embeds,
+            output_positions=masked_positions,
+            return_dict=True,
+            **kwargs,
         )
         loss, logits = self.predict(outputs.last_hidden_state, labels, masked_positions, num_items_in_batch)
         return MaskedLMOutput(
@@ -270,6 +289,7 @@ class CompositeBertForPreTraining(_LanguageModel):
             position_ids,
             inputs_embeds,
             example_starts=example_starts,
+            output_positions=masked_positions,
             return_dict=True,
             **kwargs,
         )
@@ -341,6 +361,7 @@ class CompositeBertForSequenceClassification(HeadedModel):
             position_ids,
             inputs_embeds,
             example_starts=example_starts,
+            output_positions=None if example_starts is None else example_starts[:0],  # the pooler alone reads any
             return_dict=True,
             **kwargs,
         )

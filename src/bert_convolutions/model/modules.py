@@ -103,10 +103,14 @@ class BertAttention(nn.Module):
         )
         self.output = BertSelfOutput(config.num_attention_heads * config.head_size, config)
 
-    def forward(self, hidden: Tensor, inputs: AttentionInputs) -> tuple[Tensor, Tensor | None]:
-        """(B, S, D) -> (B, S, D), probabilities (B, H, S, S) or None."""
+    def forward(
+        self, hidden: Tensor, inputs: AttentionInputs, positions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, S, D) -> (B, S, D), or (P, D) of the flat ``positions`` (P,); probabilities (B, H, S, S) or None."""
         attend = attention_backend(inputs.implementation)
         output, probabilities = self.self(hidden, inputs.segments, attend)
+        if positions is not None:
+            output, hidden = (part.flatten(0, 1).index_select(0, positions) for part in (output, hidden))
         return self.output(output, hidden), probabilities
 
 
@@ -132,9 +136,11 @@ class BertLayer(GradientCheckpointingLayer):
         self.intermediate = BertIntermediate(config)
         self.output = BertSelfOutput(config.intermediate_size, config)
 
-    def forward(self, hidden: Tensor, inputs: AttentionInputs) -> tuple[Tensor, Tensor | None]:
-        """(B, S, D) -> (B, S, D), probabilities or None."""
-        hidden, probabilities = self.attention(hidden, inputs)
+    def forward(
+        self, hidden: Tensor, inputs: AttentionInputs, positions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, S, D) -> (B, S, D), or (P, D) of the flat ``positions`` (P,), and nothing else is computed for others."""
+        hidden, probabilities = self.attention(hidden, inputs, positions)
         return self.output(self.intermediate(hidden), hidden), probabilities
 
 
@@ -153,9 +159,8 @@ class BertPooler(nn.Module):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden: Tensor, example_starts: Tensor | None = None) -> Tensor:
-        """(B, S, D) -> (B, D), or (X, D) for flat ``example_starts`` (X,)."""
-        first = hidden[:, 0] if example_starts is None else hidden.flatten(0, 1)[example_starts]
+    def forward(self, first: Tensor) -> Tensor:
+        """(X, D) -> (X, D)."""
         return torch.tanh(self.dense(first))
 
 
