@@ -228,7 +228,7 @@ def _say_what_int8_does(model: PreTrainedModel, folder: Path, batch: dict[str, T
         "onnxruntime, int8": (folder / INT8_FILE, onnx_run(folder / INT8_FILE)),
     }
     rows, length = batch["input_ids"].shape[0], batch["input_ids"].shape[-1]
-    table = make_table(f"{rows} rows of {length} tokens, {torch.get_num_threads()} threads", "", "MB", "ms", "speed")
+    table = make_table(f"{rows} rows of {length} tokens, threads: {torch.get_num_threads()}", "", "MB", "ms", "speed")
     times = {name: _milliseconds(run, batch) for name, (_, run) in runs.items()}
     for name, (path, _) in runs.items():
         size = "" if path is None else f"{path.stat().st_size / 1e6:,.1f}"
