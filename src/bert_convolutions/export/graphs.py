@@ -79,10 +79,13 @@ def write_onnx(options: ExportOptions, folder: Path) -> None:
     save_onnx(model, export(model), folder / ONNX_FILE)
     check(model, onnx_run(folder / ONNX_FILE), ONNX_FILE)
     if options.quantize:
+        import onnx
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
+        graph = onnx.load(folder / ONNX_FILE)
+        del graph.graph.value_info[:]  # shapes between the inputs and the outputs, some of which int8 turns around
         with _without_advice():
-            quantize_dynamic(folder / ONNX_FILE, folder / INT8_FILE, weight_type=QuantType.QInt8)
+            quantize_dynamic(graph, folder / INT8_FILE, weight_type=QuantType.QInt8)
         _say_what_int8_does(model, folder, _batch(model, options))
 
 
