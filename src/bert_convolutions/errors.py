@@ -23,6 +23,7 @@ EXTRAS = {
     "onnx": Extra("onnx", "export --format onnx"),
     "onnxruntime": Extra("onnx", "export --format onnx"),
     "onnxscript": Extra("onnx", "export --format onnx"),
+    "tensorboard": Extra("tensorboard", "pretrain and glue --report_to tensorboard"),
     "triton": Extra("gpu", "pretrain and glue --attn_implementation triton"),
     "submitit": Extra("slurm", "sweep --executor"),
 }

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForMaskedLM,
@@ -18,12 +19,14 @@ from transformers import (
     ElectraForMaskedLM,
     ElectraForPreTraining,
     ElectraModel,
+    MPNetConfig,
     PreTrainedModel,
     RobertaConfig,
     RobertaModel,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+import bert_convolutions
 from bert_convolutions.cli.main import main
 from bert_convolutions.convert.hugging_face import convert_model
 from bert_convolutions.errors import UsageError
@@ -51,7 +54,7 @@ def made(model_class: Any, config_class: Any, folder: Path, **fields: Any) -> Pr
     torch.manual_seed(0)
     if config_class is ElectraConfig:
         fields["embedding_size"] = 8
-    model = model_class(config_class(**SIZES, **fields)).eval()
+    model = model_class(config_class(**{**SIZES, **fields})).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     model.save_pretrained(folder)
@@ -134,6 +137,30 @@ def test_the_command_takes_terms_and_the_tokenizer_along_and_refuses_them_for_th
     config = json.loads((tmp_path / "bert" / "config.json").read_text()) | {"attention_kernel": "dot_product"}
     (tmp_path / "bert" / "config.json").write_text(json.dumps(config))
     assert main(["convert", *flags, "--overwrite_output_dir", "--add", f"attention_kernel={KERNEL}"]) == 2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("head", ["Model", "ForMaskedLM", "ForSequenceClassification", "ForMultipleChoice"])
+def test_mpnets_distances_become_a_fixed_term(head: str, tmp_path: Path) -> None:
+    """Its buckets are T5's; a sequence longer than their greatest distance, and padding, tell its positions too."""
+    fields = {"max_position_embeddings": 152, "num_labels": 3}
+    made(getattr(transformers, f"MPNet{head}"), MPNetConfig, tmp_path / "theirs", **fields)
+    theirs = getattr(transformers, f"MPNet{head}").from_pretrained(tmp_path / "theirs").eval()
+    convert_model(tmp_path / "theirs", {}).save_pretrained(tmp_path / "ours")
+    ours = getattr(bert_convolutions, f"CompositeBert{head}").from_pretrained(tmp_path / "ours").eval()
+    assert ours.config.attention_kernel == "qk_convfixed 128" and ours.config.max_position_embeddings == 150
+    ids = torch.randint(3, 50, (2, 150))
+    mask = torch.ones_like(ids)
+    mask[1, 60:] = 0
+    ids = ids.where(mask == 1, 1)
+    shape = (1, 2, 150) if head == "ForMultipleChoice" else (2, 150)
+    inputs = {"input_ids": ids.view(shape), "attention_mask": mask.view(shape)}
+    got, expected = ours(**inputs)[0], theirs(**inputs)[0]
+    if got.shape[:2] == mask.shape:
+        got, expected = got[mask == 1], expected[mask == 1]
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(UsageError, match="nothing can be added"):
+        convert_model(tmp_path / "theirs", {"attention_kernel": KERNEL})
 
 
 @torch.no_grad()

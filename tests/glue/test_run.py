@@ -114,6 +114,8 @@ def test_composite_attention_starts_from_its_mnli_encoder(tmp_path: Path, glue_d
     assert json.loads((tmp_path / "STS-B0" / "glue_state.json").read_text())["settings"]["model"].endswith("_subgraph")
     encoder = load_file(tmp_path / "MNLI0" / "transformer_subgraph" / "model.safetensors")
     assert any("convq_param" in name for name in encoder) and not any("classifier" in name for name in encoder)
+    for folder in (tmp_path / "MNLI0", tmp_path / "MNLI0" / "transformer_subgraph"):
+        assert (folder / "modeling_composite_bert.py").is_file()
 
 
 def test_a_task_alone_runs_straight_in_the_output_folder(tmp_path: Path, glue_dir: Path, model_dir: Path):

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertConfig, BertTokenizer
 
 from bert_convolutions import (
     CompositeBertConfig,
@@ -12,7 +12,7 @@ from bert_convolutions import (
     CompositeBertModel,
 )
 from bert_convolutions.errors import UsageError
-from bert_convolutions.model.loading import load_strictly
+from bert_convolutions.model.loading import as_long_as, load_strictly
 
 SIZES = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 KERNEL = {"attention_kernel": "qk_convfixed_convq 3"}
@@ -56,3 +56,14 @@ def test_damaged_weights(folder):
     with pytest.raises(UsageError, match="can't be loaded"):
         load_strictly(CompositeBertModel, folder, CompositeBertConfig(**SIZES, **KERNEL))
     assert json.loads((folder / "config.json").read_text())["attention_kernel"] == KERNEL["attention_kernel"]
+
+
+@pytest.mark.parametrize("positions", [True, False])
+def test_a_tokenizer_saved_beside_a_model_truncates_to_what_it_can_take(folder, tmp_path, positions):
+    tokenizer = BertTokenizer(vocab={token: n for n, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a"])})
+    config = CompositeBertConfig(**SIZES, max_position_embeddings=9, remove_position_embeddings=not positions)
+    as_long_as(config, tokenizer).save_pretrained(tmp_path / "saved")
+    loaded = BertTokenizer.from_pretrained(tmp_path / "saved")
+    assert len(loaded("a " * 20, truncation=True)["input_ids"]) == (9 if positions else 22)
+    other = BertConfig(max_position_embeddings=7)
+    assert as_long_as(other, loaded).model_max_length == loaded.model_max_length

@@ -106,6 +106,10 @@ def test_results_without_a_record_count_and_those_of_other_flags_are_refused(tmp
     sweep(experiment, folder, set=["bf16=true", "save_steps=1"])  # speed and saving make no other run
     with pytest.raises(UsageError, match=r"was run with .*--max_steps=2.* now says --max_steps=3"):
         sweep(experiment, folder, set=["max_steps=3"])
+    ran.clear()
+    moved = folder.rename(tmp_path / "moved")  # or the same folder, spelt otherwise
+    sweep(experiment, moved)
+    assert ran == []
 
 
 def test_a_failed_cell_does_not_stop_the_others_and_is_told(

@@ -18,6 +18,7 @@ from transformers import AutoModelForMaskedLM
 
 from bert_convolutions.cli.main import main
 from bert_convolutions.data.tokenizer import load_tokenizer
+from bert_convolutions.self_contained import CODE_FILES
 from bert_convolutions.training import arguments, checkpoints, pretrain
 from bert_convolutions.training.trainer import PretrainingTrainer
 from tests.training.conftest import Corner
@@ -52,6 +53,8 @@ def test_a_run_leaves_model_and_results_and_can_be_gone_on_from(
         "qk_conv"
     )
     assert not list(folder.rglob("*.bin")) and not (folder / checkpoints.STAGING_NAME).exists()
+    assert load_tokenizer(folder).model_max_length == model.config.max_position_embeddings
+    assert {path.name for path in folder.glob("*.py")} == {f"{name}.py" for name in CODE_FILES}
 
     before = (folder / "model.safetensors").read_bytes()
     assert run(corner, "whole", **flags, resume_from_checkpoint="true") == 0

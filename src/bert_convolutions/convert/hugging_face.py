@@ -1,11 +1,13 @@
-"""BERT and ELECTRA of ``transformers`` as composite attention, with convolution terms added that change nothing yet.
+"""BERT, ELECTRA and MPNet of ``transformers`` as composite attention, with convolution terms added that change nothing.
 
 Their attention is the term ``qk`` alone, and BERT's parameters have the same names here. An added term starts from
 zeros, which add nothing to the scores: the model computes what it did, and continued pre-training or fine-tuning turns
 the term into something useful. The relative positions that some have (Shaw et al. 2018, arXiv 1803.02155; Huang et al.
-2020, arXiv 2009.13658) are dynamic terms whose reach is the longest distance.
+2020, arXiv 2009.13658) are dynamic terms whose reach is the longest distance; MPNet's, a number for each bucket of
+distances as in T5 (Raffel et al. 2020, arXiv 1910.10683), are a fixed term that reaches to the last bucket.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoConfig, BertConfig, ElectraConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, BertConfig, ElectraConfig, MPNetConfig, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_utils import load_state_dict
 
 import bert_convolutions
@@ -21,15 +23,24 @@ from bert_convolutions.attention.terms import TERMS
 from bert_convolutions.errors import UsageError
 from bert_convolutions.model import CompositeBertConfig, CompositeBertModel
 
-MODEL_TYPES = ("bert", "electra")
+MODEL_TYPES = ("bert", "electra", "mpnet")
 _ELECTRA_HEADS = {"ElectraForMaskedLM": "ForMaskedLM", "ElectraForTokenClassification": "ForTokenClassification"}
-_ELECTRA_NAMES = {
-    "electra.": "bert.",
-    "generator_predictions.dense.": "cls.predictions.transform.dense.",
-    "generator_predictions.LayerNorm.": "cls.predictions.transform.LayerNorm.",
-    "generator_lm_head.weight": "cls.predictions.decoder.weight",
-    "generator_lm_head.bias": "cls.predictions.bias",
-}
+_NAMES = (  # theirs, as regular expressions, to ours
+    (r"^(electra|mpnet)\.", "bert."),
+    (r"^(generator_predictions|lm_head)\.dense\.", "cls.predictions.transform.dense."),
+    (r"^(generator_predictions\.LayerNorm|lm_head\.layer_norm)\.", "cls.predictions.transform.LayerNorm."),
+    (r"^(generator_lm_head|lm_head\.decoder)\.weight", "cls.predictions.decoder.weight"),
+    (r"^(generator_lm_head|lm_head\.decoder|lm_head)\.bias", "cls.predictions.bias"),
+    (r"\.attention\.attn\.q\.", ".attention.self.query."),
+    (r"\.attention\.attn\.k\.", ".attention.self.key."),
+    (r"\.attention\.attn\.v\.", ".attention.self.value."),
+    (r"\.attention\.attn\.o\.", ".attention.output.dense."),
+    (r"\.attention\.LayerNorm\.", ".attention.output.LayerNorm."),
+    (r"^classifier\.dense\.", "bert.pooler.dense."),
+    (r"^classifier\.out_proj\.", "classifier."),
+)
+_MPNET_DISTANCE, _MPNET_FIRST_POSITION = 128, 2
+"""From where on all distances are in the last bucket; the first row of its position embeddings that is of a token."""
 _REFUSED = {
     "roberta": "its positions are counted from the padding index + 1, which this model's are not",
     "convbert": "its span-based dynamic convolution is no term of composite attention",
@@ -59,7 +70,9 @@ def convert_model(source: Path, add: Mapping[str, str]) -> PreTrainedModel:
     loader: Any = getattr(transformers, config.architectures[0] if head else encoder)
     theirs, found = loader.from_pretrained(source, local_files_only=True, dtype=torch.float32, output_loading_info=True)
     weights = {_renamed(name): value for name, value in theirs.state_dict().items()}
-    if fields.remove_position_embeddings:
+    if isinstance(config, MPNetConfig):
+        weights = _mpnet_weights(weights, theirs.base_model, fields)
+    elif fields.remove_position_embeddings:
         weights = {name: value for name, value in weights.items() if "position_embeddings." not in name}
         weights |= _relative_terms(source, fields, has_prefix=bool(head))
     lacking = sorted(name for name in found["missing_keys"] if head or not name.startswith("pooler."))
@@ -90,7 +103,7 @@ def _counterpart(source: Path, config: PreTrainedConfig, architecture: str) -> s
             raise UsageError(f"{source}: {name} is {getattr(config, name)}; only {valid} can be converted")
     if isinstance(config, ElectraConfig):
         return _ELECTRA_HEADS.get(architecture, "")
-    head = architecture.removeprefix("Bert")
+    head = architecture.removeprefix("MPNet" if isinstance(config, MPNetConfig) else "Bert")
     return head if hasattr(bert_convolutions, f"CompositeBert{head}") and head != "Model" else ""
 
 
@@ -103,11 +116,15 @@ def _config(config: PreTrainedConfig, add: Mapping[str, str], source: Path) -> C
         shared.pop(name, None)
     fields: dict[str, Any] = {"embedding_size": getattr(config, "embedding_size", config.hidden_size), **shared}
     relative = _RELATIVE[getattr(config, "position_embedding_type", None) or "absolute"]
-    if relative and add:
-        raise UsageError(f"--add: {source} has relative positions, which become {relative}; nothing can be added to it")
-    if relative:
+    if isinstance(config, MPNetConfig):
+        fields["attention_kernel"] = f"qk_convfixed {_MPNET_DISTANCE}"
+        fields["max_position_embeddings"] -= _MPNET_FIRST_POSITION
+    elif relative:
         kernel = f"{relative} {config.max_position_embeddings - 1}"
         fields |= {"attention_kernel": kernel, "remove_position_embeddings": True}
+    if add and "attention_kernel" in fields:
+        kernel = fields["attention_kernel"]
+        raise UsageError(f'--add: {source} has relative positions, which become "{kernel}"; nothing can be added to it')
     ours = CompositeBertConfig(**fields | dict(add))
     if "qk" not in ours.kernel.score_terms or ours.kernel.convolution:
         raise UsageError(
@@ -118,10 +135,22 @@ def _config(config: PreTrainedConfig, add: Mapping[str, str], source: Path) -> C
 
 
 def _renamed(name: str) -> str:
-    for theirs, ours in _ELECTRA_NAMES.items():
-        if name.startswith(theirs):
-            return ours + name.removeprefix(theirs)
+    for theirs, ours in _NAMES:
+        name = re.sub(theirs, ours, name)
     return name
+
+
+def _mpnet_weights(weights: dict[str, Tensor], encoder: Any, config: CompositeBertConfig) -> dict[str, Tensor]:
+    """Its distances, the same in all layers, as each layer's fixed term; no token types; its positions from 2 on."""
+    prefix = "bert." if "bert.embeddings.word_embeddings.weight" in weights else ""
+    distances = weights.pop(f"{prefix}encoder.relative_attention_bias.weight")  # (buckets, H)
+    buckets = encoder.encoder.relative_position_bucket(torch.arange(-_MPNET_DISTANCE, _MPNET_DISTANCE + 1))
+    for layer in range(config.num_hidden_layers):
+        weights[f"{prefix}encoder.layer.{layer}.attention.self.convfixed_param"] = distances[buckets].T[None, :, None]
+    positions, types = (f"{prefix}embeddings.{kind}_embeddings.weight" for kind in ("position", "token_type"))
+    weights[positions] = weights[positions][_MPNET_FIRST_POSITION:]
+    weights[types] = torch.zeros(config.type_vocab_size, config.embedding_size)
+    return weights
 
 
 def _relative_terms(source: Path, config: CompositeBertConfig, has_prefix: bool) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from bert_convolutions.data.tokenizer import load_tokenizer
 from bert_convolutions.errors import UsageError
 from bert_convolutions.files import ASIDE_NAME, discard_aside, put_back, refuse_overlap, set_aside, sync_tree
 from bert_convolutions.model.configuration import CompositeBertConfig
+from bert_convolutions.model.loading import as_long_as
 from bert_convolutions.model.modeling import (
     CompositeBertForMaskedLM,
     CompositeBertForPreTraining,
@@ -73,8 +74,8 @@ def convert_checkpoint(
     """Convert a checkpoint folder, heads and tokenizer included.
 
     Args:
-        input_dir: a folder with the original's ``config.json`` and ``pytorch_model.bin``, or with a BERT or ELECTRA of
-            ``transformers``.
+        input_dir: a folder with the original's ``config.json`` and ``pytorch_model.bin``, or with a BERT,
+            ELECTRA or MPNet of ``transformers``.
         output_dir: the folder to make. It appears whole; an old one loses nothing before the new files are written.
         overwrite_output_dir: replace the model in a folder that is there; other files in it stay.
         add: fields that ``convert_model`` adds to a BERT or ELECTRA.
@@ -97,9 +98,9 @@ def convert_checkpoint(
     try:
         model.save_pretrained(temporary)
         if (source / MODEL_FILE).is_file():
-            load_tokenizer(source / MODEL_FILE).save_pretrained(temporary)
+            as_long_as(model.config, load_tokenizer(source / MODEL_FILE)).save_pretrained(temporary)
         elif of_transformers and (source / "tokenizer_config.json").is_file():
-            load_tokenizer(source).save_pretrained(temporary)
+            as_long_as(model.config, load_tokenizer(source)).save_pretrained(temporary)
         sync_tree(temporary)
         _put(temporary, target)
     finally:

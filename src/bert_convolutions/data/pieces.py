@@ -16,9 +16,9 @@ import hashlib
 import itertools
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import sentencepiece
@@ -31,7 +31,7 @@ UNKNOWN_TOKEN = "<unk>"
 MODEL_FILE = "spm.model"
 """The model's name inside a tokenizer directory."""
 _SPECIAL_TOKENS = re.compile("(" + "|".join(re.escape(token) for token in (*APPENDED_TOKENS, UNKNOWN_TOKEN)) + ")")
-_WORD_START = "▁"
+WORD_START = "▁"
 _RULES_VERSION = "composite-bert-tokenizer-1"
 
 
@@ -54,6 +54,14 @@ def find_model_file(path: str | Path) -> Path | None:
     config = path / "config.json"
     is_debertas = config.is_file() and '"deberta-v2"' in config.read_text(encoding="utf-8", errors="replace")
     return path / MODEL_FILE if (path / MODEL_FILE).is_file() and not is_debertas else None
+
+
+class AlignedPiece(NamedTuple):
+    """A piece, and the range of characters of the text that it stands for; an empty one where it adds nothing."""
+
+    piece: str
+    begin: int
+    end: int
 
 
 class PieceTokenizer:
@@ -158,6 +166,38 @@ class PieceTokenizer:
         pieces = self.processor.encode(normalize(text), out_type=str)
         return list(itertools.chain.from_iterable(self._split_comma(piece) or [piece] for piece in pieces))
 
+    def align(self, text: str) -> list[AlignedPiece]:
+        """Return the pieces of ``tokenize`` with where each stands in the text, white space around it left out."""
+        normalized, origins = normalize_aligned(text)
+        seen, places = self.processor.normalize(normalized, with_offsets=True)  # as SentencePiece reads it
+        places[len(seen) :] = [len(normalized)]
+        aligned: list[AlignedPiece] = []
+        begin, bytes_left = 0, 0
+        for piece in self.processor.encode(normalized, out_type=str):
+            end = begin + len(piece)
+            if self._byte_pieces and piece in self._byte_pieces:  # several stand for one character
+                bytes_left, end = (bytes_left or len(seen[begin].encode())) - 1, begin + 1
+            for part, first, last in self._split_aligned(piece, begin, end):
+                aligned.append(AlignedPiece(part, *_span(normalized, origins, places[first], places[last])))
+            begin = begin if bytes_left else end
+        return aligned
+
+    def _split_aligned(self, piece: str, begin: int, end: int) -> Iterator[tuple[str, int, int]]:
+        """Apply the comma-digit rule to a piece that stands from ``begin`` to ``end``."""
+        *parts, comma = self._split_comma(piece) or [piece]
+        for part in parts:
+            middle = min(begin + max(len(part.replace(WORD_START, "")), 1), end - 1)
+            if part is parts[0] and piece[0] == WORD_START:
+                middle = min(middle + 1, end - 1)
+            yield part, begin, middle
+            begin = middle
+        yield comma, begin, end
+
+    @functools.cached_property
+    def _byte_pieces(self) -> frozenset[str]:
+        """The pieces that stand for a byte of what is no piece, in models that have such."""
+        return frozenset(self.processor.id_to_piece(n) for n in range(self.num_pieces) if self.processor.is_byte(n))
+
     def piece_to_id(self, piece: str) -> int:
         """Return the id of a piece or special token; the unknown token's where there is none."""
         return self.special_ids.get(piece, self.processor.piece_to_id(piece))
@@ -183,8 +223,8 @@ class PieceTokenizer:
         """Return what the comma-digit rule makes of a piece; None where it does not apply."""
         if len(piece) < 2 or piece[-1] != "," or not piece[-2].isdigit():
             return None
-        pieces = self.processor.encode(piece[:-1].replace(_WORD_START, ""), out_type=str)
-        if piece[0] != _WORD_START and pieces[0][0] == _WORD_START:
+        pieces = self.processor.encode(piece[:-1].replace(WORD_START, ""), out_type=str)
+        if piece[0] != WORD_START and pieces[0][0] == WORD_START:
             # SentencePiece starts a word where the original text had none: take the mark off again.
             pieces = pieces[1:] if len(pieces[0]) == 1 else [pieces[0][1:], *pieces[1:]]
         return [*pieces, ","]
@@ -207,8 +247,44 @@ def normalize_all(texts: Sequence[str]) -> list[str]:
     return lines if joined.isascii() else [line if line.isascii() else _strip_accents(line) for line in lines]
 
 
+def normalize_aligned(text: str) -> tuple[str, list[tuple[int, int]]]:
+    """Return ``normalize`` of a text and, for each of its characters, the range in the text that it comes from."""
+    characters: list[tuple[str, int, int]] = []
+    for word in re.finditer(r"\S+", text):
+        if characters:
+            characters.append((" ", characters[-1][2], word.start()))
+        for place, character in enumerate(word[0], word.start()):
+            for lower in "σ" if character == "Σ" else character.lower():
+                last = characters[-1] if characters else ("", 0, 0)
+                if lower == last[0] and lower in "`'":
+                    characters[-1] = ('"', last[1], place + 1)
+                else:
+                    characters.append((lower, place, place + 1))
+    if not all(character.isascii() for character, _, _ in characters):
+        decomposed = [(_without_accents(character), begin, end) for character, begin, end in characters]
+        characters = [(part, begin, end) for parts, begin, end in decomposed for part in parts]
+    final = "".join(character for character, _, _ in characters).lower()  # as a whole: a final sigma depends on context
+    return final, [(begin, end) for character, begin, end in characters for _ in character.lower()]
+
+
+def _span(text: str, origins: list[tuple[int, int]], begin: int, end: int) -> tuple[int, int]:
+    """The range of the original text that a range of the normalised one comes from, without white space around it."""
+    while begin < end and text[begin].isspace():
+        begin += 1
+    while begin < end and text[end - 1].isspace():
+        end -= 1
+    if begin < end:
+        return origins[begin][0], origins[end - 1][1]
+    place = origins[begin][0] if begin < len(origins) else origins[-1][1] if origins else 0
+    return place, place
+
+
 def _strip_accents(text: str) -> str:
-    return _combining_characters().sub("", unicodedata.normalize("NFKD", text)).lower()
+    return _without_accents(text).lower()
+
+
+def _without_accents(text: str) -> str:
+    return _combining_characters().sub("", unicodedata.normalize("NFKD", text))
 
 
 @functools.cache

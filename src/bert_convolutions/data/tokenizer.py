@@ -7,22 +7,36 @@ A tokenizer directory holds ``spm.model`` and ``tokenizer_config.json``; ``AutoT
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Encoding
+from tokenizers.processors import BertProcessing
 from transformers import AddedToken, AutoTokenizer, BatchEncoding, PreTrainedConfig, PreTrainedTokenizer
 from transformers.tokenization_utils_base import PaddingStrategy, PreTrainedTokenizerBase, TruncationStrategy
 
-from bert_convolutions.data.pieces import MODEL_FILE, PieceTokenizer, find_model_file
+from bert_convolutions.data.pieces import MODEL_FILE, WORD_START, AlignedPiece, PieceTokenizer, find_model_file
 from bert_convolutions.errors import UsageError
+
+_Example = tuple[Any, Any]
+"""A text and its pair or None; each a string, or a list of words."""
+_OUTPUTS = (
+    ("return_token_type_ids", "token_type_ids", "type_ids"),
+    ("return_attention_mask", "attention_mask", "attention_mask"),
+    ("return_special_tokens_mask", "special_tokens_mask", "special_tokens_mask"),
+    ("return_offsets_mapping", "offset_mapping", "offsets"),
+)
+"""Flag of a call, name of what it gives, attribute of an encoding."""
 
 
 class CompositeBertTokenizer(PreTrainedTokenizer):
     """SentencePiece with the original's rules; ``[CLS] a [SEP] b [SEP]`` with token types 0 and 1.
 
-    The ids come from ``PieceTokenizer``, which encodes whole batches in C++; tokens that a user adds to the vocabulary
-    take the slower path of the base class.
+    The ids come from ``PieceTokenizer``, which encodes whole batches in C++. It is no ``tokenizers`` model: the Unigram
+    of that library breaks ties of scores otherwise, and the rule for commas after digits has no place there. But it
+    gives the same ``Encoding``s, so that it is a fast tokenizer for all that ask for one.
 
     Args:
         vocab_file: the ``spm.model``.
@@ -82,26 +96,58 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
         text = "".join(f" {token} " if token in special else token.replace("▁", " ") for token in tokens)
         return " ".join(text.split())
 
+    @property
+    def is_fast(self) -> bool:
+        """Whether it gives what ``transformers`` expects of fast tokenizers: offsets, words, overflowing parts."""
+        return True
+
     def _encode_plus(  # type: ignore[override]  # all other arguments have names and pass through
         self, text: Any, text_pair: Any = None, **kwargs: Any
     ) -> BatchEncoding:
-        """Encode strings in one batch; leave pre-tokenized input, added tokens and overflow to the base class."""
-        texts = [text] if isinstance(text, str) else text
-        pairs = [text_pair] if isinstance(text_pair, str) else text_pair
-        if not self._encodes_alone(texts, pairs, kwargs):
+        """Encode strings in one batch, others one by one with their places in the text; leave ids to the base class."""
+        split = bool(kwargs.get("is_split_into_words"))
+        batched = isinstance(text, list | tuple) and not (split and text and isinstance(text[0], str))
+        examples = _examples(text, text_pair, batched, split)
+        if examples is None or kwargs.get("sanitize_control_tokens"):
             return super()._encode_plus(text, text_pair=text_pair, **kwargs)
-        truncation = kwargs.get("truncation_strategy", TruncationStrategy.DO_NOT_TRUNCATE)
-        max_length = kwargs.get("max_length")
-        first = self.pieces.encode(texts)
-        second = self.pieces.encode(pairs) if pairs is not None else [None] * len(first)
-        prepared: dict[str, list[Any]] = {}
+        encodings: Sequence[Encoding] = _Deferred(lambda: self._align(examples, kwargs), len(examples))
+        overflows = kwargs.get("return_overflowing_tokens", False)
+        if overflows or kwargs.get("return_offsets_mapping") or not self._encodes_alone(examples, kwargs):
+            mains = list(encodings)
+            encodings = [part for main in mains for part in (main, *(main.overflowing if overflows else ()))]
+            samples = [n for n, main in enumerate(mains) for _ in range(1 + len(main.overflowing) * overflows)]
+            data = self._as_data(encodings, kwargs)
+            data |= {"overflow_to_sample_mapping": samples} if overflows else {}
+        else:
+            data = self._encode_alone(examples, kwargs)
+        single = not batched and not overflows
+        if single:
+            data = {name: values[0] for name, values in data.items()}
+        sequences = 1 + any(second is not None for _, second in examples)
+        return BatchEncoding(data, encodings, kwargs.get("return_tensors"), single, n_sequences=sequences)
+
+    def _encodes_alone(self, examples: list[_Example], kwargs: dict[str, Any]) -> bool:
+        """Say whether ``PieceTokenizer`` can take a whole batch at once: strings, and no tokens but its own."""
+        return (
+            not kwargs.get("is_split_into_words")
+            and not kwargs.get("split_special_tokens", self.split_special_tokens)
+            and len({second is None for _, second in examples}) < 2
+            and (kwargs.get("add_special_tokens", True) or not any(second is not None for _, second in examples))
+            and len(self._added_tokens_decoder) == len(self.pieces.special_ids)
+        )
+
+    def _encode_alone(self, examples: list[_Example], kwargs: dict[str, Any]) -> dict[str, list[Any]]:
+        first = self.pieces.encode([one for one, _ in examples])
+        paired = bool(examples) and examples[0][1] is not None
+        second = self.pieces.encode([two for _, two in examples]) if paired else [None] * len(first)
+        prepared: dict[str, list[Any]] = {"input_ids": []}
         for ids, pair_ids in zip(first, second, strict=True):
             example = self.prepare_for_model(
                 ids,
                 pair_ids,
                 add_special_tokens=kwargs.get("add_special_tokens", True),
-                truncation=truncation.value,
-                max_length=max_length,
+                truncation=kwargs.get("truncation_strategy", TruncationStrategy.DO_NOT_TRUNCATE).value,
+                max_length=kwargs.get("max_length"),
                 return_token_type_ids=kwargs.get("return_token_type_ids"),
                 return_attention_mask=False,
                 return_special_tokens_mask=kwargs.get("return_special_tokens_mask", False),
@@ -110,29 +156,104 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
             )
             for key, value in example.items():
                 prepared.setdefault(key, []).append(value)
-        single = isinstance(text, str)
-        padding = kwargs.get("padding_strategy", PaddingStrategy.DO_NOT_PAD)
-        padded = self.pad(
-            {key: values[0] for key, values in prepared.items()} if single else prepared,
-            padding=padding.value,
-            max_length=max_length,
+        return self._pad_data(prepared, kwargs)
+
+    def _as_data(self, encodings: Sequence[Encoding], kwargs: dict[str, Any]) -> dict[str, list[Any]]:
+        """What is asked for of encodings, which are padded."""
+        wanted = {"input_ids": "ids"}
+        for flag, name, attribute in _OUTPUTS:
+            value = kwargs.get(flag)
+            if name in self.model_input_names if value is None else value:
+                wanted[name] = attribute
+        data = {name: [getattr(encoding, attribute) for encoding in encodings] for name, attribute in wanted.items()}
+        for ids in data["input_ids"]:
+            self._eventual_warn_about_too_long_sequence(ids, kwargs.get("max_length"), kwargs.get("verbose", True))
+        if kwargs.get("return_length"):
+            data["length"] = [len(encoding) for encoding in encodings]
+        return data
+
+    def _align(self, examples: list[_Example], kwargs: dict[str, Any]) -> list[Encoding]:
+        """Truncated and padded encodings with the places of their tokens; what is cut off overflows."""
+        add = kwargs.get("add_special_tokens", True)
+        around = BertProcessing((str(self.sep_token), self.sep_token_id), (str(self.cls_token), self.cls_token_id))
+        unpadded = []
+        for example in examples:
+            parts = [self._encoding(part, n, kwargs) for n, part in enumerate(example) if part is not None]
+            self._cut(parts, around.num_special_tokens_to_add(len(parts) > 1) if add else 0, kwargs)
+            unpadded.append(around.process(parts[0], parts[1] if len(parts) > 1 else None, add))
+        if kwargs.get("padding_strategy", PaddingStrategy.DO_NOT_PAD) != PaddingStrategy.DO_NOT_PAD:
+            padded = self._pad_data({"input_ids": [encoding.ids for encoding in unpadded]}, kwargs)["input_ids"]
+            for encoding, ids in zip(unpadded, padded, strict=True):
+                encoding.pad(
+                    len(ids),
+                    direction=kwargs.get("padding_side") or self.padding_side,
+                    pad_id=self.pad_token_id,
+                    pad_type_id=self.pad_token_type_id,
+                    pad_token=str(self.pad_token),
+                )
+        return unpadded
+
+    def _encoding(self, text: str | Sequence[str], token_type: int, kwargs: dict[str, Any]) -> Encoding:
+        """The tokens of a text, or of one that is split into words, and where each stands, as ``tokenizers`` has it."""
+        tokens: list[tuple[int, str, int | None, tuple[int, int]]] = []
+        word = -1
+        for number, piece_of_text in enumerate([text] if isinstance(text, str) else text):
+            for part, start, is_token in self._cut_out_added(piece_of_text, kwargs):
+                if is_token:
+                    word += 1
+                    found = [(self._added_tokens_encoder[part], AlignedPiece(part, 0, len(part)))]
+                else:
+                    found = [(self.pieces.piece_to_id(piece.piece), piece) for piece in self.pieces.align(part)]
+                for token_id, (piece, begin, end) in found:
+                    word += piece.startswith(WORD_START)
+                    tokens.append(
+                        (token_id, piece, word if isinstance(text, str) else number, (begin + start, end + start))
+                    )
+        ids, names, words, offsets = zip(*tokens, strict=True) if tokens else ((), (), (), ())
+        state: dict[str, Any] = {"ids": ids, "tokens": names, "words": words, "offsets": offsets}
+        for name, value in (("type_ids", token_type), ("special_tokens_mask", 0), ("attention_mask", 1)):
+            state[name] = [value] * len(ids)
+        state |= {"overflowing": [], "sequence_ranges": {}}
+        encoding = Encoding()
+        encoding.__setstate__(json.dumps(state).encode())  # the only way to make one, and that of its pickles
+        return encoding
+
+    def _cut_out_added(self, text: str, kwargs: dict[str, Any]) -> Iterator[tuple[str, int, bool]]:
+        """A text's parts, with where each begins and whether it is a token of its own or what is between them."""
+        if kwargs.get("split_special_tokens", self.split_special_tokens):
+            yield text, 0, False
+            return
+        added = tuple((token.content, token.single_word) for token in self._added_tokens_decoder.values())
+        start = 0
+        for number, part in enumerate(_tokens_of_their_own(added).split(text)):
+            if part:
+                yield part, start, number % 2 == 1
+            start += len(part)
+
+    def _cut(self, parts: list[Encoding], special_tokens: int, kwargs: dict[str, Any]) -> None:
+        """Truncate encodings as ``truncate_sequences`` does their ids."""
+        strategy = kwargs.get("truncation_strategy", TruncationStrategy.DO_NOT_TRUNCATE)
+        limit = kwargs.get("max_length")
+        if strategy == TruncationStrategy.DO_NOT_TRUNCATE or limit is None:
+            return
+        excess = sum(map(len, parts)) + special_tokens - limit
+        if excess > 0:
+            first, second = parts[0].ids, parts[1].ids if len(parts) > 1 else None
+            kept = self.truncate_sequences(first, second, excess, strategy)
+            for part, ids in zip(parts, kept, strict=False):
+                if len(ids or ()) < len(part):
+                    stride = min(kwargs.get("stride", 0), max(len(ids or ()) - 1, 0))
+                    part.truncate(len(ids or ()), stride=stride, direction=self.truncation_side)
+
+    def _pad_data(self, data: dict[str, list[Any]], kwargs: dict[str, Any]) -> dict[str, list[Any]]:
+        return self.pad(
+            data,
+            padding=kwargs.get("padding_strategy", PaddingStrategy.DO_NOT_PAD).value,
+            max_length=kwargs.get("max_length"),
             pad_to_multiple_of=kwargs.get("pad_to_multiple_of"),
             padding_side=kwargs.get("padding_side"),
             return_attention_mask=kwargs.get("return_attention_mask"),
-        )
-        return BatchEncoding(padded.data, tensor_type=kwargs.get("return_tensors"), prepend_batch_axis=single)
-
-    def _encodes_alone(self, texts: Any, pairs: Any, kwargs: dict[str, Any]) -> bool:
-        """Say whether ``PieceTokenizer`` can take a whole batch at once: strings, and nothing unusual asked for."""
-        return (
-            _are_strings(texts)
-            and (pairs is None or (_are_strings(pairs) and len(pairs) == len(texts)))
-            and not kwargs.get("is_split_into_words")
-            and not kwargs.get("return_overflowing_tokens")
-            and not kwargs.get("split_special_tokens", self.split_special_tokens)
-            and not kwargs.get("sanitize_control_tokens")
-            and len(self._added_tokens_decoder) == len(self.pieces.special_ids)
-        )
+        ).data
 
     def truncate_sequences(  # type: ignore[override]  # there may be no second sequence
         self,
@@ -220,6 +341,51 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
         rules = json.loads(backend.to_str())
         identity = {key: value for key, value in rules.items() if key not in ("padding", "truncation")}
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+class _Deferred(Sequence[Encoding]):
+    """Encodings that are made when one is first asked for: training asks for ids alone."""
+
+    def __init__(self, make: Callable[[], list[Encoding]], length: int) -> None:
+        self._make, self._length = make, length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, item: Any) -> Any:
+        return self._made[item]
+
+    @functools.cached_property
+    def _made(self) -> list[Encoding]:
+        return self._make()
+
+    def __reduce__(self) -> tuple[type, tuple[list[Encoding]]]:
+        return list, (self._made,)
+
+
+@functools.lru_cache
+def _tokens_of_their_own(added: tuple[tuple[str, bool], ...]) -> re.Pattern[str]:
+    """What finds tokens in a text, the longest first; those that are single words only between spaces."""
+    longest_first = sorted(added, key=lambda token: -len(token[0]))
+    names = (f"(?<![^ ]){re.escape(name)}(?![^ ])" if alone else re.escape(name) for name, alone in longest_first)
+    return re.compile(f"({'|'.join(names)})")
+
+
+def _examples(text: Any, text_pair: Any, batched: bool, split: bool) -> list[_Example] | None:
+    """The texts with their pairs, whatever the form they are given in; None where they are no texts."""
+
+    def is_text(part: Any) -> bool:
+        return _are_strings(part) if split else isinstance(part, str)
+
+    examples: list[Any] = [(text, text_pair)]
+    if batched and text_pair is None:
+        pair = tuple if split else (tuple, list)
+        examples = [one if isinstance(one, pair) and len(one) == 2 and is_text(one[0]) else (one, None) for one in text]
+    elif batched:
+        given = isinstance(text_pair, list | tuple) and len(text_pair) == len(text)
+        examples = list(zip(text, text_pair, strict=True)) if given else [(None, None)]
+    fits = all(is_text(one) and (two is None or is_text(two)) for one, two in examples)
+    return [(one, two) for one, two in examples] if fits else None
 
 
 def _are_strings(texts: Any) -> bool:

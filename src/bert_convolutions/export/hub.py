@@ -13,7 +13,7 @@ from bert_convolutions.export.card import write_card
 from bert_convolutions.export.options import ExportOptions
 from bert_convolutions.files import write_bytes
 from bert_convolutions.model.configuration import AUTO_CLASSES, CompositeBertConfig
-from bert_convolutions.model.loading import load_strictly
+from bert_convolutions.model.loading import as_long_as, load_strictly
 
 _TOKENIZER_FILES = ("tokenizer_config.json", "spm.model")
 _REVISIONS = ("chck_*", "checkpoint-*")
@@ -41,7 +41,8 @@ def copy_tokenizer(source: Path, folder: Path) -> bool:
     """Write a model's tokenizer into a folder; whether it has one."""
     if not any((source / name).is_file() for name in _TOKENIZER_FILES):
         return False
-    load_tokenizer(source).save_pretrained(folder)
+    config = AutoConfig.from_pretrained(source, local_files_only=True)
+    as_long_as(config, load_tokenizer(source)).save_pretrained(folder)
     return True
 
 

@@ -19,6 +19,7 @@ from bert_convolutions.glue.models import quiet_transformers
 from bert_convolutions.glue.predict import evaluate
 from bert_convolutions.glue.state import ENCODER_FOLDER, saved_files
 from bert_convolutions.glue.tasks import DevSet, Task
+from bert_convolutions.model.loading import as_long_as
 from bert_convolutions.training.resumable import ResumableTrainer
 from bert_convolutions.training.sampling import StepPlan
 
@@ -154,7 +155,7 @@ def save_finetuned(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, f
     with quiet_transformers():
         model.save_pretrained(folder)
         encoder.save_pretrained(folder / ENCODER_FOLDER)
-    of_tokenizer = [Path(name) for name in tokenizer.save_pretrained(folder)]
+    of_tokenizer = [Path(name) for name in as_long_as(model.config, tokenizer).save_pretrained(folder)]
     tokenizer.save_pretrained(folder / ENCODER_FOLDER)
     sync_tree(folder)
     of_model = [folder / "config.json", *folder.glob("model*.safetensors*")]

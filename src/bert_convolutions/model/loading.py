@@ -3,9 +3,24 @@
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from bert_convolutions.errors import UsageError
+from bert_convolutions.model.configuration import CompositeBertConfig
+
+
+def as_long_as(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The tokenizer, for which a text is now too long where it is for the model; ``truncation=True`` goes by that.
+
+    Args:
+        config: the model's.
+        tokenizer: saved beside it.
+    """
+    if isinstance(config, CompositeBertConfig):
+        endless = config.remove_position_embeddings
+        tokenizer.model_max_length = VERY_LARGE_INTEGER if endless else config.max_position_embeddings
+    return tokenizer
 
 
 def load_strictly(

@@ -59,8 +59,7 @@ def dots(
         if summary.interval:
             axes.plot(summary.interval, [place, place], color=color[variant], linewidth=2)
     axes.set_yticks(range(len(compared)), list(compared))
-    axes.invert_yaxis()
-    axes.set(xlabel=unit)
+    axes.set(xlabel=unit, ylim=(len(compared) - 0.5, -0.5))
     plain(axes, "x")
     return figure
 

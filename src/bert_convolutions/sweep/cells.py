@@ -105,7 +105,7 @@ class Cell:
         else:
             finished = record is not None and record.exit_code == 0
         if finished and record is not None:
-            now, before = (set(_without_speed(words)) for words in (self.argv, record.command))
+            now, before = (set(_scientific_words(words)) for words in (self.argv, record.command))
             if now != before:
                 raise UsageError(
                     f"{self.folder} was run with {' '.join(sorted(before - now)) or 'fewer flags'} and the experiment "
@@ -249,8 +249,10 @@ def _names(options: type) -> set[str]:
     return {field.name for field in dataclasses.fields(options)}
 
 
-def _without_speed(argv: Sequence[str]) -> Iterable[str]:
-    return (word for word in argv if word.removeprefix("--").partition("=")[0] not in _SPEED_ONLY)
+def _scientific_words(argv: Sequence[str]) -> Iterable[str]:
+    """Without flags of speed, and without the places in the sweep's folder, which may have been moved since."""
+    others = {*_SPEED_ONLY, *_SET_BY_THE_SWEEP} - {"seed"}
+    return (word for word in argv if word.removeprefix("--").partition("=")[0] not in others)
 
 
 def _as_text(value: bool | int | float | str) -> str:

@@ -17,7 +17,7 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
-from bert_convolutions.errors import UsageError
+from bert_convolutions.errors import EXTRAS, UsageError, install_command
 from bert_convolutions.terminal import say
 
 logger = logging.get_logger(__name__)
@@ -141,10 +141,10 @@ class BertTrainingArguments(TrainingArguments):
         known = get_available_reporting_integrations()
         for name in asked:
             if name not in (None, "none", "all", *known):
-                package = f"bert-convolutions[{name}]" if name == "tensorboard" else name
+                install = install_command(name) if name in EXTRAS else f"pip install {name}"
                 raise UsageError(
                     f"--report_to {name}: there is no package of this name here (of those known, these are: "
-                    f"{', '.join(known) or 'none'}); pip install '{package}', or leave the flag out"
+                    f"{', '.join(known) or 'none'}); {install}, or leave the flag out"
                 )
 
 

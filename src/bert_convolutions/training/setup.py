@@ -17,7 +17,7 @@ from bert_convolutions.data.masking import Masking
 from bert_convolutions.data.tokenizer import load_tokenizer, tokenizer_hash
 from bert_convolutions.errors import UsageError, in_flags
 from bert_convolutions.model import CompositeBertConfig, CompositeBertForMaskedLM, CompositeBertForPreTraining
-from bert_convolutions.model.loading import load_strictly
+from bert_convolutions.model.loading import as_long_as, load_strictly
 from bert_convolutions.model.presets import PRESETS, load_config, read_config
 from bert_convolutions.schemas import read_json
 from bert_convolutions.training.arguments import BertTrainingArguments
@@ -238,7 +238,7 @@ def make_trainer(
         eval_dataset=corpus.evaluation,
         data_collator=collator(data_seed(arguments)),
         eval_collator=collator(EVALUATION_SEED),
-        processing_class=tokenizer,
+        processing_class=as_long_as(model.config, tokenizer),
         mlm_probability=options.mlm_probability,
         words=WordCounter(word_starts(tokenizer), targets, Path(arguments.output_dir or ".")),
         save_every_minutes=options.save_every_minutes,
