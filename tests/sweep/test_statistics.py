@@ -73,6 +73,15 @@ def test_an_interval_across_zero_is_no_difference() -> None:
     assert not compared["other"].differs
 
 
+def test_three_differences_of_one_sign_are_no_evidence_by_themselves() -> None:
+    base, few = seeds(0, 0, 0), seeds(0.1, 0.2, 1.0)
+    found = compare({"base": base, "other": few}, "base", larger_is_better=True)["other"]
+    assert found.difference_interval and found.difference_interval[0] > 0
+    assert found.student_interval == pytest.approx((-0.79, 1.66), abs=0.01)
+    assert not found.differs
+    assert compare({"base": base, "other": seeds(0.9, 1.0, 1.1)}, "base", larger_is_better=True)["other"].differs
+
+
 def test_differences_are_over_the_seeds_that_both_have() -> None:
     compared = compare({"base": {1: 1.0, 2: 2.0}, "other": {2: 5.0, 3: 100.0}}, "base", larger_is_better=True)
     assert compared["other"].difference == 3.0

@@ -135,8 +135,8 @@ def _add_metrics(page: Page, results: SweepResults) -> None:
         f"Mean and standard deviation over seeds, 95 % bootstrap interval over them (none below {SEEDS_FOR_INTERVAL}), "
         f"paired difference to {baseline}; p by exact permutation of signs, corrected by Holm (none below "
         f"{SEEDS_FOR_TEST} seeds, where it can't reach 0.05). Bold: better than {baseline}, and the interval of the "
-        "difference leaves out zero. At equal FLOPs: read off the curves at what the cheapest run took in all, so that "
-        "a dearer run is judged before its learning rate has fallen to the end.",
+        "difference leaves out zero, as does Student's where there is no test. At equal FLOPs: read off the curves at "
+        "what the cheapest run took in all, so that a dearer run is judged before its learning rate has fallen to 0.",
     )
     flops, equal = at_equal_flops(results)
     metrics = [(metric, results.values(metric), metric) for metric in results.metrics]
