@@ -34,7 +34,7 @@ dist: $(INSTALLED)  # the sdist and, made of it, the wheel, in dist/
 	$(BIN)/python -m build --no-isolation --outdir dist .
 
 smoke: dist  # the wheel in an empty virtual environment: from text to a model, and what extras are asked for by name
-	packaging/smoke.sh $(BIN)/python dist/*.whl
+	.ci/smoke $(BIN)/python dist/*.whl
 
 docs: $(INSTALLED)  # the documentation site, in site/
 	$(BIN)/mkdocs build --strict

@@ -65,6 +65,11 @@ def install_command(module: str) -> str:
     return f"pip install 'bert-convolutions[{EXTRAS[module].name}]'"
 
 
+def first_line(error: Exception) -> str:
+    """What an error of somebody else's says first, or else its type."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def brief(value: object) -> str:
     """A value for a message, at most 60 characters of it."""
     text = reprlib.repr(value) if isinstance(value, dict | list | tuple) else repr(value)  # YAML's can be endless

@@ -13,9 +13,8 @@ from sklearn.metrics import f1_score
 from bert_convolutions.errors import UsageError
 from bert_convolutions.glue.examples import encode_words, layout_for
 from bert_convolutions.glue.models import load_pretrained
-from bert_convolutions.glue.named import read_named
 from bert_convolutions.glue.predict import METRICS, by_sentence, predict_logits
-from bert_convolutions.glue.reading import Examples
+from bert_convolutions.glue.reading import Examples, read_test, read_train
 from bert_convolutions.glue.run import run_glue
 from bert_convolutions.glue.tasks import Task, find_task, parse_tasks
 from tests.glue.conftest import WORDS
@@ -68,9 +67,8 @@ def words(folder: Path, suffix: str) -> Path:
     return write_task(folder, "names", suffix, columns, f"labels: {json.dumps(TAGS)}\nmetric: entity_f1")
 
 
-def read(task: Task, split: str = "train", **kwargs) -> Examples:
-    path = {"train": task.train_path, "dev": task.dev[0].file, "test": task.tests[0].path}[split]
-    return read_named(task.root / path, task, task.texts, **{"labelled": split != "test", **kwargs})
+def read(task: Task, split: str = "train") -> Examples:
+    return read_test(task.root, task.tests[0], task) if split == "test" else read_train(task.root, task)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
@@ -130,7 +128,7 @@ def test_superglue_in_its_own_layout(tmp_path: Path, name: str, model_dir: Path)
         kept = {key: value for key, value in row.items() if split != "test" or key != "label"}
         (data / name / f"{split}.jsonl").write_text(3 * (json.dumps(kept) + "\n"))
     task = find_task(name.lower())
-    examples = read_named(data / task.train_path, task, task.texts, labelled=True)
+    examples = read_train(data, task)
     assert (tuple(column[:1] for column in examples.texts), examples.labels) == (texts, [label] * 3)
     flags = {"do_train": True, "do_eval": True, "do_predict": True}
     run_glue(options(data, model_dir, name), arguments(tmp_path / "out", max_steps=1, **flags))
@@ -281,6 +279,10 @@ def test_an_output_in_the_way_of_a_file_and_hyperparameters_that_lack_the_task(t
     chosen = options(tmp_path, model_dir, path, data_dir=None, hyperparams="electra")
     with pytest.raises(UsageError, match="--hyperparams electra has nothing for mine"):
         run_glue(chosen, arguments(tmp_path / "out", do_train=True))
+    (tmp_path / "untested.yaml").write_text(Path(path).read_text().replace(", test: test.csv", ""))
+    chosen = options(tmp_path, model_dir, str(tmp_path / "untested.yaml"), data_dir=None)
+    with pytest.raises(UsageError, match=r"--do_predict: the \.yaml file of untested names no test file"):
+        run_glue(chosen, arguments(tmp_path / "out", do_train=True, do_predict=True))
     (tmp_path / "hyper.yaml").write_text("mine: {learning_rate: 1e-3, batch_size: 4, steps: 1}")
     chosen = options(tmp_path, model_dir, path, data_dir=None, hyperparams=str(tmp_path / "hyper.yaml"))
     run_glue(chosen, arguments(tmp_path / "out", do_train=True))

@@ -49,6 +49,8 @@ _REFUSED = {
 _RELATIVE = {"absolute": "", "relative_key": "qk_convq", "relative_key_query": "qk_convq_convk"}
 """A ``position_embedding_type`` to the terms it is; transformers itself has forgotten all but the first."""
 _DISTANCES = "distance_embedding.weight"
+_TERMS = tuple(f".{name}_param" for name in TERMS)
+"""Ends of the names of the terms' parameters; an added one starts from zeros."""
 ADDABLE = ("attention_kernel",)
 """What ``--add`` may change without changing what the model computes."""
 
@@ -84,7 +86,10 @@ def convert_model(source: Path, add: Mapping[str, str]) -> PreTrainedModel:
         pooled = "pooler.dense.weight" in weights.keys() - found["missing_keys"]
         ours = CompositeBertModel(fields, add_pooling_layer=pooled)
         weights = {name: value for name, value in weights.items() if pooled or not name.startswith("pooler.")}
-    _load(ours, weights, source)
+    expected = ours.state_dict()
+    weights = {name: value for name, value in weights.items() if name in expected or "position_ids" not in name}
+    added = {name: torch.zeros_like(value) for name, value in expected.items() if name.endswith(_TERMS)}
+    load_weights(ours, added | weights, source)
     return ours
 
 
@@ -171,19 +176,22 @@ def _relative_terms(source: Path, config: CompositeBertConfig, has_prefix: bool)
     return terms
 
 
-@torch.no_grad()
-def _load(model: PreTrainedModel, weights: dict[str, Tensor], source: Path) -> None:
-    """Copy the weights; those of added terms become zeros."""
-    added = {f"{name}_param" for name in TERMS}
+def load_weights(model: PreTrainedModel, weights: Mapping[str, Tensor], source: Path) -> None:
+    """Copy weights, which must be those of the model: all but tied ones, no others, and of its shapes.
+
+    Raises:
+        UsageError: names the first that isn't.
+    """
     expected = model.state_dict()
-    for name in expected.keys() - weights.keys():
-        if name.rsplit(".", 1)[-1] in added:
-            weights[name] = torch.zeros_like(expected[name])
-    weights = {name: value for name, value in weights.items() if name in expected or "position_ids" not in name}
-    tied = set(getattr(model, "_tied_weights_keys", None) or {})
-    missing = sorted(expected.keys() - weights.keys() - tied)
-    if missing or weights.keys() - expected.keys():
-        odd = missing or sorted(weights.keys() - expected.keys())
-        raise UsageError(f"{source}: {odd[0]} has no counterpart in the {'source' if missing else 'converted model'}")
+    for name, value in weights.items():
+        if name not in expected:
+            raise UsageError(f"{source} holds {name}, which a model with this config.json doesn't have")
+        if value.shape != expected[name].shape:
+            shapes = f"{tuple(value.shape)}, config.json says {tuple(expected[name].shape)}"
+            raise UsageError(f"{source}: {name} is {shapes}")
+    missing = sorted(expected.keys() - weights.keys() - set(getattr(model, "_tied_weights_keys", None) or {}))
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise UsageError(f"{source} lacks {missing[0]}{more}")
     model.load_state_dict(weights, strict=False)
     model.tie_weights()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bert_convolutions.convert.hugging_face import convert_model
+from bert_convolutions.convert.hugging_face import convert_model, load_weights
 from bert_convolutions.convert.options import ConvertOptions
 from bert_convolutions.data.pieces import MODEL_FILE
 from bert_convolutions.data.tokenizer import load_tokenizer
@@ -123,7 +123,7 @@ def _read_original(source: Path) -> PreTrainedModel:
     if architecture not in ARCHITECTURES:
         raise UsageError(f"{config_path}: architectures: {architecture} is none of {', '.join(ARCHITECTURES)}")
     model = ARCHITECTURES[architecture](read_config(config_path, OriginalsConfig))
-    _load(model, _read_weights(weights_path), weights_path)
+    load_weights(model, _read_weights(weights_path), weights_path)
     return model
 
 
@@ -189,18 +189,3 @@ def _check_sums(path: Path) -> None:
             damaged = archive.testzip()
         if damaged:
             raise ValueError(f"the bytes of {damaged} in it are not those that were written")
-
-
-def _load(model: PreTrainedModel, weights: dict[str, Tensor], path: Path) -> None:
-    """Copy the weights; all must be there and of the right shape."""
-    expected = model.state_dict()
-    for name, value in weights.items():
-        if name not in expected:
-            raise UsageError(f"{path} holds {name}, which a model with this config.json doesn't have")
-        if value.shape != expected[name].shape:
-            raise UsageError(f"{path}: {name} is {tuple(value.shape)}, config.json says {tuple(expected[name].shape)}")
-    missing = sorted(set(expected) - set(weights))
-    if missing:
-        raise UsageError(f"{path} lacks {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else ""))
-    model.load_state_dict(weights)
-    model.tie_weights()

@@ -18,7 +18,7 @@ from transformers import AddedToken, AutoTokenizer, BatchEncoding, PreTrainedCon
 from transformers.tokenization_utils_base import PaddingStrategy, PreTrainedTokenizerBase, TruncationStrategy
 
 from bert_convolutions.data.pieces import MODEL_FILE, WORD_START, AlignedPiece, PieceTokenizer, find_model_file
-from bert_convolutions.errors import UsageError
+from bert_convolutions.errors import UsageError, first_line
 
 _Example = tuple[Any, Any]
 """A text and its pair or None; each a string, or a list of words."""
@@ -323,8 +323,7 @@ def _from_directory(loader: Any, path: str | Path) -> PreTrainedTokenizerBase:
     except UsageError:
         raise
     except Exception as error:  # a third party's loader may raise anything
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"{path}: no tokenizer can be loaded from this directory ({reason})") from error
+        raise UsageError(f"{path}: no tokenizer can be loaded from this directory ({first_line(error)})") from error
     missing = [name for name in ("cls_token", "sep_token", "pad_token", "mask_token") if not getattr(tokenizer, name)]
     if missing:
         raise UsageError(f"{path}: the tokenizer has no {', '.join(missing)}, which BERT needs; choose another")

@@ -79,10 +79,13 @@ def write_onnx(options: ExportOptions, folder: Path) -> None:
     save_onnx(model, export(model), folder / ONNX_FILE)
     check(model, onnx_run(folder / ONNX_FILE), ONNX_FILE)
     if options.quantize:
+        import onnx
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
+        graph = onnx.load(folder / ONNX_FILE)
+        del graph.graph.value_info[:]  # shapes between the inputs and the outputs, some of which int8 turns around
         with _without_advice():
-            quantize_dynamic(folder / ONNX_FILE, folder / INT8_FILE, weight_type=QuantType.QInt8)
+            quantize_dynamic(graph, folder / INT8_FILE, weight_type=QuantType.QInt8)
         _say_what_int8_does(model, folder, _batch(model, options))
 
 
@@ -228,7 +231,7 @@ def _say_what_int8_does(model: PreTrainedModel, folder: Path, batch: dict[str, T
         "onnxruntime, int8": (folder / INT8_FILE, onnx_run(folder / INT8_FILE)),
     }
     rows, length = batch["input_ids"].shape[0], batch["input_ids"].shape[-1]
-    table = make_table(f"{rows} rows of {length} tokens, {torch.get_num_threads()} threads", "", "MB", "ms", "speed")
+    table = make_table(f"{rows} rows of {length} tokens, threads: {torch.get_num_threads()}", "", "MB", "ms", "speed")
     times = {name: _milliseconds(run, batch) for name, (_, run) in runs.items()}
     for name, (path, _) in runs.items():
         size = "" if path is None else f"{path.stat().st_size / 1e6:,.1f}"

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -11,9 +10,8 @@ from bert_convolutions import files
 from bert_convolutions.data.tokenizer import tokenizer_hash
 from bert_convolutions.errors import UsageError
 from bert_convolutions.glue.examples import EncodedExamples, encode, encode_words
-from bert_convolutions.glue.named import has_split, read_named
 from bert_convolutions.glue.plan import Job
-from bert_convolutions.glue.reading import Examples, read_dev, read_test, read_train
+from bert_convolutions.glue.reading import Examples, has_split, read_dev, read_test, read_train
 from bert_convolutions.glue.tasks import DevSet, Task, TestSet
 
 
@@ -44,31 +42,33 @@ class GlueData:
         train = {job.task.name: job.task for job in jobs if job.train}
         dev = {job.task.name: job.task for job in jobs if job.reads_dev}
         tests = {test: job.task for job in jobs for test in job.predict if self.has_test(job.task, test)}
-        counts = {name: len(self._noted(self._read_train(task))) for name, task in train.items()}
+        counts = {name: len(self._noted(read_train(self.root(task), task))) for name, task in train.items()}
         for task in dev.values():
             for dev_set in task.dev:
-                self._noted(self._read_dev(task, dev_set))
+                self._noted(read_dev(self.root(task), task, dev_set))
         for test, task in tests.items():
-            self._noted(self._read_test(task, test))
+            self._noted(read_test(self.root(task), test, task))
         return counts
 
     def train_hash(self, task: Task) -> str | None:
         """Return the SHA-256 of a task's training examples; None where there is no such file."""
         path = self.root(task) / task.train_path
         if path not in self._hashes and task.dataset is not None:
-            self._noted(self._read_train(task))
+            self._noted(read_train(self.root(task), task))
         elif path not in self._hashes and path.is_file():
             self._hashes[path] = files.sha256(path)
         return self._hashes.get(path)
 
     def train(self, tokenizer: PreTrainedTokenizerBase, task: Task) -> EncodedExamples:
         """Return a task's training examples."""
-        return self._encode(tokenizer, task, task.train_path, lambda: self._read_train(task))
+        return self._encode(tokenizer, task, task.train_path, lambda: read_train(self.root(task), task))
 
     def dev(self, tokenizer: PreTrainedTokenizerBase, task: Task) -> dict[DevSet, EncodedExamples]:
         """Return a task's development sets."""
         return {
-            dev_set: self._encode(tokenizer, task, task.dev_path(dev_set), partial(self._read_dev, task, dev_set))
+            dev_set: self._encode(
+                tokenizer, task, task.dev_path(dev_set), partial(read_dev, self.root(task), task, dev_set)
+            )
             for dev_set in task.dev
         }
 
@@ -76,7 +76,7 @@ class GlueData:
         """Return a test set and the index of each of its examples."""
 
         def read() -> Examples:
-            examples = self._read_test(task, test)
+            examples = read_test(self.root(task), test, task)
             self._indices[examples.path] = examples.indices or []
             return examples
 
@@ -95,22 +95,6 @@ class GlueData:
             way_out = "" if task.named else ", or --dataset nyu-mll/glue"
             raise UsageError(f"{task.name} needs --data_dir, the folder with its files{way_out}")
         return root
-
-    def _read_train(self, task: Task) -> Examples:
-        return self._read(task, task.train_path, task.texts, True, lambda root: read_train(root, task))
-
-    def _read_dev(self, task: Task, dev_set: DevSet) -> Examples:
-        path = task.dev_path(dev_set)
-        return self._read(task, path, task.texts, True, lambda root: read_dev(root, task, dev_set))
-
-    def _read_test(self, task: Task, test: TestSet) -> Examples:
-        return self._read(task, test.path, test.texts, False, lambda root: read_test(root, test))
-
-    def _read(
-        self, task: Task, path: str, texts: Any, labelled: bool, read_tsv: Callable[[Path], Examples]
-    ) -> Examples:
-        root = self.root(task)
-        return read_named(root / path, task, texts, labelled=labelled) if task.named else read_tsv(root)
 
     def _encode(
         self, tokenizer: PreTrainedTokenizerBase, task: Task, path: str, read: Callable[[], Examples]

@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from bert_convolutions.errors import UsageError
+from bert_convolutions.errors import UsageError, first_line
 from bert_convolutions.files import sha256
 from bert_convolutions.glue.tasks import Task
 from bert_convolutions.model.loading import load_strictly
@@ -47,7 +47,7 @@ def locate_model(path: str) -> Path:
             folder = Path(snapshot_download(path, allow_patterns=["*.json", "*.txt", "*.model", *_WEIGHTS]))
         except Exception as error:  # of the network, of the name, or of what is said there
             raise UsageError(
-                f"{path}: no such folder, and no such model of Hugging Face here ({_first_line(error)})"
+                f"{path}: no such folder, and no such model of Hugging Face here ({first_line(error)})"
             ) from error
     config_file = folder / "config.json"
     if not config_file.is_file():
@@ -153,7 +153,7 @@ def load_config(folder: str | Path) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # each configuration has its own for what it can't be
-        raise UsageError(f"{folder}: cannot load a model configuration ({_first_line(error)})") from error
+        raise UsageError(f"{folder}: cannot load a model configuration ({first_line(error)})") from error
 
 
 def _load_weights(folder: str | Path, config: PreTrainedConfig, task: Task, new_classifier: bool) -> PreTrainedModel:
@@ -161,11 +161,6 @@ def _load_weights(folder: str | Path, config: PreTrainedConfig, task: Task, new_
     auto_class = AutoModelForTokenClassification if task.per_token else AutoModelForSequenceClassification
     with quiet_transformers():
         return load_strictly(auto_class, folder, config, new_head=new_classifier, dtype=torch.float32)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 @contextmanager

@@ -115,6 +115,8 @@ def plan_jobs(options: GlueOptions, arguments: TrainingArguments) -> list[Job]:
     check_flags(options, arguments)
     tasks = parse_tasks(options.task_name, options.dataset)
     refuse_overlap_with_files(tasks, Path(str(arguments.output_dir)))
+    if arguments.do_predict and not any(task.tests for task in tasks):
+        raise UsageError(f"--do_predict: the .yaml file of {tasks[0].name} names no test file; add test: to its files")
     rounds = _rounds(options, several=len(tasks) > 1)
     chosen = options.hyperparams or (OF_FLAGS if rounds == [None] else DEFAULT)
     hyperparameters = load_hyperparameters(chosen, tasks)

@@ -1,24 +1,30 @@
-"""Read GLUE's TSV files: tab separated, quotes literal, one example a line; files of other kinds: ``named``.
+"""Read the examples of a file, of GLUE's TSV, CSV, JSONL, parquet or CoNLL; or of a split that ``datasets`` loads.
 
-Imports neither torch nor transformers.
+Each format gives rows, and one function makes examples of them. Imports neither torch nor transformers.
 """
 
+import csv
 import hashlib
+import json
 import logging
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bert_convolutions.errors import UsageError
+from bert_convolutions.errors import UsageError, brief, first_line
 from bert_convolutions.glue.tasks import LAST, MAX_SCORE, MIN_SCORE, DevSet, Task, TestSet
 
 logger = logging.getLogger(__name__)
 
 SHORT_LINES_PER_LINE = 1 / 1000
 """Share of lines with too few columns that QQP may hold. The official train.tsv has a few dozen in 364 thousand."""
+_MOST_CHARACTERS = 1 << 30
+"""Of a cell of a CSV file; Python's own limit is 131,072."""
+Rows = Iterator[tuple[str, Any]]
+"""Place in the file, such as ``line 3``, and cells: by name, by number, or of CoNLL's a list of lists by number."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +35,8 @@ class Examples:
         path: where they were read.
         texts: one list of texts per text column, all of the same length; of a task of words a list of lists of words.
         labels: label ids, or real numbers for STS-B; None for a test file; of a task of words a list for each text.
-        indices: the file's own ``index`` column of a test file; None for train and dev files.
-        sha256: of the file's bytes, in hexadecimal.
+        indices: the file's own ``index`` column of a test file, or its rows' numbers; None for train and dev files.
+        sha256: of the file's bytes, in hexadecimal; of a split that of its texts and labels.
     """
 
     path: Path
@@ -45,7 +51,7 @@ class Examples:
 
 def read_train(data_dir: Path, task: Task) -> Examples:
     """Read a task's training file; see :func:`read_dev`."""
-    return _read_labelled(data_dir / task.train_path, task)
+    return _read(data_dir / task.train_path, task.texts, task, labelled=True)
 
 
 def read_dev(data_dir: Path, task: Task, dev_set: DevSet) -> Examples:
@@ -54,85 +60,124 @@ def read_dev(data_dir: Path, task: Task, dev_set: DevSet) -> Examples:
     Raises:
         UsageError: a missing or empty file, or a line that does not fit the task's declaration.
     """
-    return _read_labelled(data_dir / task.dev_path(dev_set), task)
+    return _read(data_dir / task.dev_path(dev_set), task.texts, task, labelled=True)
 
 
-def read_test(data_dir: Path, test_set: TestSet) -> Examples:
-    """Read a test file. Its first column is the index that a submission refers to.
+def read_test(data_dir: Path, test_set: TestSet, task: Task | None = None) -> Examples:
+    """Read a test file. In one of GLUE's TSVs the first column is the index that a submission refers to.
+
+    Args:
+        data_dir: folder of the task's files.
+        test_set: the file.
+        task: needed for one with named columns.
 
     Raises:
         UsageError: a missing or empty file, too few columns, or an index that is not a whole number or comes twice.
     """
-    path = data_dir / test_set.path
-    content = content_of(path)
-    lines = lines_of(path, content)
-    _header(path, lines)
-    needed = max(test_set.texts) + 1
-    texts: tuple[list[str], ...] = tuple([] for _ in test_set.texts)
-    indices: dict[int, int] = {}
-    for number, line in lines:
-        cells = line.split("\t")
-        if len(cells) < needed:
-            raise UsageError(_too_few(path, number, len(cells), needed))
-        if not re.fullmatch("[0-9]{1,9}", cells[0]):
-            raise UsageError(f"{path}, line {number}: the index in column 1 is {cells[0]!r}, not a whole number")
-        index = int(cells[0])
-        if index in indices:
-            raise UsageError(f"{path}, line {number}: index {index} was already on line {indices[index]}")
-        indices[index] = number
-        for column, values in zip(test_set.texts, texts, strict=True):
-            values.append(cells[column])
-    refuse_empty(path, len(indices))
-    return Examples(path, texts, None, list(indices), sha256_of(content))
+    return _read(data_dir / test_set.path, test_set.texts, task, labelled=False)
 
 
-def _read_labelled(path: Path, task: Task) -> Examples:
-    """Read a train or dev file by the columns that the task declares."""
-    content = content_of(path)
-    lines = lines_of(path, content)
-    label_column = int(task.label_column)
-    if task.header:
-        header = _header(path, lines)
-        label_column = len(header) - 1 if label_column == LAST else label_column
-        _refuse_missing_header(path, header, label_column, task)
-    needed = max(*task.texts, label_column) + 1
-    texts: tuple[list[str], ...] = tuple([] for _ in task.texts)
-    labels: list[float] = []
-    short: list[tuple[int, int]] = []
-    for number, line in lines:
-        cells = line.split("\t")
-        if len(cells) < needed:
-            short.append((number, len(cells)))
-            if not task.skips_short_lines:
-                break
-            continue
-        labels.append(label_of(f"{path}, line {number}", cells[label_column], task))
-        for column, values in zip(task.texts, texts, strict=True):
-            values.append(cells[column])
-    if short:
-        if not task.skips_short_lines or len(short) > SHORT_LINES_PER_LINE * len(labels):
-            raise UsageError(_too_few(path, *short[0], needed))
-        logger.warning(
-            "%s: skipped %d lines with too few columns (first: line %d), as every reader of %s does",
-            *(path, len(short), short[0][0], task.name),
+def _read(path: Path, texts: tuple[Any, ...], task: Task | None, *, labelled: bool) -> Examples:
+    named = task is not None and task.named
+    digest = ""
+    if task is not None and task.dataset is not None:
+        rows = _dataset_rows(task.dataset, str(path.relative_to(task.dataset)))
+    else:
+        content = _content(
+            path, "see files: in the task's YAML file" if named else "--data_dir must hold GLUE's TSV files"
         )
-    refuse_empty(path, len(labels))
-    return Examples(path, texts, labels, None, sha256_of(content))
+        digest = hashlib.sha256(content).hexdigest()
+        of_format = _FORMATS.get(path.suffix, _conll_rows)
+        rows = of_format(path, content) if named else _glue_rows(path, content, texts, task if labelled else None)
+    columns = [column if isinstance(column, tuple) else (column,) for column in texts]
+    found: tuple[list[Any], ...] = tuple([] for _ in columns)
+    labels: list[Any] = []
+    places: dict[int, str] = {}
+    for place, row in rows:
+        where = f"{path}, {place}"
+        for names, values in zip(columns, found, strict=True):
+            values.append(_text(where, row, names, per_token=task is not None and task.per_token))
+        if task is not None and labelled:
+            labels.append(_labels(where, row, task, found[0][-1]))
+            continue
+        index = len(places) if named else _index(where, row[0])
+        if places.setdefault(index, place) != place:
+            raise UsageError(f"{where}: index {index} was already on {places[index]}")
+    if not found[0]:
+        raise UsageError(f"{path}: the file has no examples")
+    digest = digest or hashlib.sha256(json.dumps([found, labels]).encode()).hexdigest()
+    return Examples(path, found, labels if labelled else None, None if labelled else list(places), digest)
 
 
-def content_of(path: Path) -> bytes:
-    """Return the bytes of a file, which must be there."""
+def _text(where: str, row: Any, columns: tuple[str | int, ...], per_token: bool) -> str | list[str]:
+    """The text of a row, columns joined by a space; or its words."""
+    cells = [_cell(where, row, column) for column in columns]
+    for column, cell in zip(columns, cells, strict=True):
+        if not per_token and not isinstance(cell, str):
+            raise UsageError(f"{where}: column {column!r} has {brief(cell)}, which is not text")
+        if per_token and not (isinstance(cell, list) and cell and all(isinstance(word, str) for word in cell)):
+            raise UsageError(f"{where}: column {column!r} has {brief(cell)}, which is not a list of words")
+    return cells[0] if per_token or len(cells) == 1 else " ".join(cells)
+
+
+def _labels(where: str, row: Any, task: Task, words: Any) -> int | float | list[int]:
+    """The label of a row, or those of its words."""
+    value = _cell(where, row, task.label_column)
+    if not task.per_token:
+        return _label(where, value, task)
+    if not isinstance(value, list) or len(value) != len(words):
+        raise UsageError(f"{where}: column {task.label_column!r} has not one label for each of the words")
+    return [int(_label(where, word, task)) for word in value]
+
+
+def _cell(where: str, row: Any, column: str | int) -> Any:
+    try:
+        return row[column]
+    except (KeyError, IndexError, TypeError):
+        there = ", ".join(map(str, row)) if isinstance(row, Mapping) else f"numbers from 0 to {len(row) - 1}"
+        raise UsageError(f"{where}: there is no column {column!r}; there are {there}") from None
+
+
+def _index(where: str, cell: str) -> int:
+    if not re.fullmatch("[0-9]{1,9}", cell):
+        raise UsageError(f"{where}: the index in column 1 is {cell!r}, not a whole number")
+    return int(cell)
+
+
+def _label(where: str, value: Any, task: Task) -> int | float:
+    """A label's id, or its number for a task of real numbers.
+
+    Args:
+        where: file and line, for the message.
+        value: a word; in files that have types also a truth value, or the number of the label.
+        task: whose label it is.
+    """
+    if task.labels:
+        word = str(value).lower() if isinstance(value, bool) else str(value)
+        numbers = task.numbers or task.labels
+        if word not in task.labels and type(value) is int and 0 <= value < len(numbers):
+            word = numbers[value]
+        if word not in task.labels:
+            raise UsageError(f"{where}: unknown label {word!r}; {task.name} has {', '.join(task.labels)}")
+        return task.labels.index(word)
+    try:
+        score = float(value)
+    except (TypeError, ValueError):
+        score = math.nan
+    is_own = task.named and task.dataset is None
+    if not (math.isfinite(score) if is_own else MIN_SCORE <= score <= MAX_SCORE):
+        allowed = "a finite number" if is_own else f"a number from {MIN_SCORE:g} to {MAX_SCORE:g}"
+        raise UsageError(f"{where}: {value!r} is not {allowed}")
+    return score
+
+
+def _content(path: Path, advice: str) -> bytes:
     if not path.is_file():
-        raise UsageError(f"{path}: no such file; --data_dir must hold the GLUE folders with their TSV files")
+        raise UsageError(f"{path}: no such file; {advice}")
     return path.read_bytes()
 
 
-def sha256_of(content: bytes) -> str:
-    """Return the SHA-256, in hexadecimal."""
-    return hashlib.sha256(content).hexdigest()
-
-
-def lines_of(path: Path, content: bytes) -> Iterator[tuple[int, str]]:
+def _lines(path: Path, content: bytes) -> Iterator[tuple[int, str]]:
     r"""Yield (line number from 1, line) of a UTF-8 file with ``\n`` or ``\r\n``; a byte order mark is dropped.
 
     Only ``\n`` ends a line: texts hold other characters that ``str.splitlines`` would cut at. Blank lines at the end
@@ -148,17 +193,49 @@ def lines_of(path: Path, content: bytes) -> Iterator[tuple[int, str]]:
             raise UsageError(f"{path}, line {number}: not UTF-8 (byte {error.start} of the line)") from None
 
 
-def _header(path: Path, lines: Iterator[tuple[int, str]]) -> list[str]:
-    """Take the header off the lines."""
-    first = next(lines, None)
-    if first is None:
-        raise UsageError(f"{path}: the file is empty")
-    return first[1].split("\t")
+def _glue_rows(path: Path, content: bytes, texts: tuple[int, ...], task: Task | None) -> Rows:
+    """Cells of GLUE's TSV: tab separated, quotes literal, one example a line.
+
+    Args:
+        path: the file.
+        content: its bytes.
+        texts: columns that must be there.
+        task: whose labels must be there too; None for a test file, which always has a header.
+    """
+    lines = _lines(path, content)
+    needed, width = max(texts) + 1, None
+    if task is None or task.header:
+        first = next(lines, None)
+        if first is None:
+            raise UsageError(f"{path}: the file is empty")
+        header = first[1].split("\t")
+        width = len(header)
+    if task is not None:
+        label_column = width - 1 if width and task.label_column == LAST else int(task.label_column)
+        needed = max(needed, label_column + 1)
+        if width:
+            _refuse_missing_header(path, header, label_column, needed, task)
+    count, short = 0, []
+    for number, line in lines:
+        cells = line.split("\t")
+        if len(cells) >= needed:
+            count += 1
+            yield f"line {number}", cells if task is None else cells[:width]
+            continue
+        short.append((number, len(cells)))
+        if task is None or not task.skips_short_lines:
+            break
+    if short and (task is None or not task.skips_short_lines or len(short) > SHORT_LINES_PER_LINE * count):
+        raise UsageError(_too_few(path, *short[0], needed))
+    if short and task is not None:
+        logger.warning(
+            "%s: skipped %d lines with too few columns (first: line %d), as every reader of %s does",
+            *(path, len(short), short[0][0], task.name),
+        )
 
 
-def _refuse_missing_header(path: Path, header: list[str], label_column: int, task: Task) -> None:
+def _refuse_missing_header(path: Path, header: list[str], label_column: int, needed: int, task: Task) -> None:
     """Refuse a file whose first line is an example already: skipping it as a header would lose it silently."""
-    needed = max(*task.texts, label_column) + 1
     if len(header) < needed:
         raise UsageError(_too_few(path, 1, len(header), needed))
     word = header[label_column]
@@ -166,41 +243,90 @@ def _refuse_missing_header(path: Path, header: list[str], label_column: int, tas
         raise UsageError(f"{path}: line 1 must be a header, but its label column holds {word!r}")
 
 
-def refuse_empty(path: Path, num_examples: int) -> None:
-    """Refuse a file without examples."""
-    if not num_examples:
-        raise UsageError(f"{path}: the file has no examples")
-
-
-def label_of(where: str, value: Any, task: Task) -> int | float:
-    """Return a label's id, or its number for a task of real numbers.
-
-    Args:
-        where: file and line, for the message.
-        value: a word; in files that have types also a truth value, or the number of the label.
-        task: whose label it is.
-
-    Raises:
-        UsageError: the task has no such label.
-    """
-    if task.labels:
-        word = str(value).lower() if isinstance(value, bool) else str(value)
-        numbers = task.numbers or task.labels
-        if word not in task.labels and type(value) is int and 0 <= value < len(numbers):
-            word = numbers[value]
-        if word not in task.labels:
-            raise UsageError(f"{where}: unknown label {word!r}; {task.name} has {', '.join(task.labels)}")
-        return task.labels.index(word)
-    try:
-        score = float(value)
-    except (TypeError, ValueError):
-        score = math.nan
-    lowest, highest = (-math.inf, math.inf) if task.named and task.dataset is None else (MIN_SCORE, MAX_SCORE)
-    if not lowest <= score <= highest or math.isinf(score):
-        allowed = "a finite number" if math.isinf(highest) else f"a number from {lowest:g} to {highest:g}"
-        raise UsageError(f"{where}: {value!r} is not {allowed}")
-    return score
-
-
 def _too_few(path: Path, number: int, found: int, needed: int) -> str:
     return f"{path}, line {number}: {found} tab-separated columns where at least {needed} are needed"
+
+
+def _csv_rows(path: Path, content: bytes) -> Rows:
+    """Cells by the header's names. In a CSV file quotes are quotes; in a TSV file they are text, as in GLUE's."""
+    csv.field_size_limit(_MOST_CHARACTERS)
+    lines = (f"{line}\n" for _, line in _lines(path, content))
+    is_tsv = path.suffix == ".tsv"
+    dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if is_tsv else {"strict": True}
+    reader = csv.DictReader(lines, **dialect)
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                raise UsageError(f"{path}, line {reader.line_num}: not as many cells as the header has names")
+            yield f"line {reader.line_num}", row
+    except csv.Error as error:
+        raise UsageError(f"{path}, line {reader.line_num}: {error}") from error
+
+
+def _json_rows(path: Path, content: bytes) -> Rows:
+    for number, line in _lines(path, content):
+        try:
+            row = json.loads(line) if line.strip() else {}
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"{path}, line {number}: not valid JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise UsageError(f"{path}, line {number}: {brief(row)} is not an object with named values")
+        if row:
+            yield f"line {number}", row
+
+
+def _parquet_rows(path: Path, content: bytes) -> Rows:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        batches = parquet.ParquetFile(pa.BufferReader(content)).iter_batches()
+        rows = (row for batch in batches for row in batch.to_pylist())
+        yield from ((f"row {number}", row) for number, row in enumerate(rows))
+    except pa.ArrowException as error:
+        raise UsageError(f"{path}: not a parquet file ({str(error).splitlines()[0]})") from error
+
+
+def _conll_rows(path: Path, content: bytes) -> Rows:
+    """Sentences between blank lines, a word a line, its columns parted by white space.
+
+    ``-DOCSTART-`` is no word; in CoNLL-U neither are comments, nor what has no whole number in front.
+    """
+    first = 0
+    cells: list[list[str]] = []
+    for number, line in (*_lines(path, content), (0, "")):
+        parts = line.split("\t") if path.suffix == ".conllu" else line.split()
+        if not line.strip():
+            if cells:
+                yield f"line {first}", [list(column) for column in zip(*cells, strict=True)]
+            cells = []
+        elif parts[0] != "-DOCSTART-" and (path.suffix != ".conllu" or parts[0].isdecimal()):
+            if cells and len(parts) != len(cells[0]):
+                raise UsageError(f"{path}, line {number}: {len(parts)} columns, and {len(cells[0])} in the line before")
+            first = first if cells else number
+            cells.append(parts)
+
+
+_FORMATS = {
+    ".csv": _csv_rows,
+    ".tsv": _csv_rows,
+    ".jsonl": _json_rows,
+    ".json": _json_rows,
+    ".parquet": _parquet_rows,
+}
+
+
+def has_split(dataset: str, path: str) -> bool:
+    """Whether a local data set has a split; one of the hub is taken to."""
+    return not Path(dataset).is_dir() or any(Path(dataset).glob(f"{path}*.parquet"))
+
+
+def _dataset_rows(dataset: str, path: str) -> Rows:
+    """The rows of ``<configuration>/<split>``, by ``datasets``, which keeps what it has fetched."""
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(dataset, data_files=f"{path}*.parquet", split="train")
+    except Exception as error:  # of the network, of the hub, of the disk
+        raise UsageError(f"--dataset {dataset}: {path} can't be read ({first_line(error)})") from error
+    yield from ((f"row {number}", row) for number, row in enumerate(rows))

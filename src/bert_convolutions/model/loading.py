@@ -6,7 +6,7 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
-from bert_convolutions.errors import UsageError
+from bert_convolutions.errors import UsageError, first_line
 from bert_convolutions.model.configuration import CompositeBertConfig
 
 
@@ -49,8 +49,7 @@ def load_strictly(
             **options,
         )
     except Exception as error:  # torch, safetensors and transformers each have their own for a bad file
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UsageError(f"{folder}: the model can't be loaded ({lines[0]})") from error
+        raise UsageError(f"{folder}: the model can't be loaded ({first_line(error)})") from error
     prefix = f"{model.base_model_prefix}."
     parts = tuple(f"{name}." for name, _ in model.base_model.named_children())  # as an encoder saved alone names them
 

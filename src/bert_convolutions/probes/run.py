@@ -16,7 +16,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokeni
 import bert_convolutions.model  # noqa: F401  registers CompositeBert* with the Auto classes
 from bert_convolutions import files
 from bert_convolutions.data.tokenizer import load_tokenizer
-from bert_convolutions.errors import UsageError
+from bert_convolutions.errors import UsageError, first_line
 from bert_convolutions.glue.models import quiet_transformers
 from bert_convolutions.probes.options import LocalOrderOptions, MinimalPairsOptions, ProbeOptions
 from bert_convolutions.probes.pairs import Paradigm, moved_words, read_paradigms
@@ -106,8 +106,9 @@ def load_model(path: str, tokenizer_name: str | None) -> tuple[PreTrainedModel, 
         with quiet_transformers():
             model, report = AutoModelForMaskedLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
     except Exception as error:  # torch, safetensors and transformers each have their own for a bad file
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"--model_name_or_path {path}: no masked language model can be loaded ({reason})") from error
+        raise UsageError(
+            f"--model_name_or_path {path}: no masked language model can be loaded ({first_line(error)})"
+        ) from error
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise UsageError(

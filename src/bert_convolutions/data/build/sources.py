@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from bert_convolutions.data.options import BuildDatasetOptions
-from bert_convolutions.errors import CommandError, UsageError, brief
+from bert_convolutions.errors import CommandError, UsageError, brief, first_line
 from bert_convolutions.schemas import DatasetRecord, TextRecord
 
 BLOCK_BYTES = 4 << 20
@@ -80,7 +80,7 @@ def find_dataset(options: BuildDatasetOptions) -> DatasetRecord | None:
     try:
         revision = None if Path(name).exists() else HfApi().dataset_info(name).sha
     except Exception as error:  # of the network, of the name, or of what is said there
-        raise UsageError(f"--dataset {name}: neither here nor on the hub ({_first_line(error)})") from error
+        raise UsageError(f"--dataset {name}: neither here nor on the hub ({first_line(error)})") from error
     record = DatasetRecord(
         path=name,
         config=options.dataset_config,
@@ -113,7 +113,7 @@ def _rows(record: DatasetRecord, advice: str = "; run again to go on from here")
             **where, name=record.config, split=record.split, revision=record.revision, streaming=True
         )
     except Exception as error:  # of the network, of the hub, of a file
-        raise CommandError(f"--dataset {record.path}: can't be read ({_first_line(error)}){advice}") from error
+        raise CommandError(f"--dataset {record.path}: can't be read ({first_line(error)}){advice}") from error
 
 
 def _row_texts(record: DatasetRecord) -> Iterator[bytes]:
@@ -129,10 +129,6 @@ def _row_texts(record: DatasetRecord) -> Iterator[bytes]:
 
 _BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".txt": "text"}
 """Of ``datasets``, for a file of this kind."""
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def refuse_changed(sources: list[TextRecord]) -> None:
