@@ -41,7 +41,8 @@ def test_pipelines(folders: dict[str, Path], task: str, more: dict[str, Any]) ->
 
 def test_whole_words_are_masked(folders: dict[str, Path]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folders["composite"])
-    collate = DataCollatorForLanguageModeling(tokenizer, whole_word_mask=True, mlm_probability=0.5, random_replace_prob=0)
+    options = {"whole_word_mask": True, "mlm_probability": 0.5, "random_replace_prob": 0}
+    collate = DataCollatorForLanguageModeling(tokenizer, **options)
     encoded = tokenizer(
         "unbelievable neighbours barked loudly", return_offsets_mapping=True, return_special_tokens_mask=True
     )
