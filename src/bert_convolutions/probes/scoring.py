@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bert_convolutions.data.packing import Rows
+from bert_convolutions.data.tokenizer import CompositeBertTokenizer
 from bert_convolutions.model import CompositeBertConfig
 
 PACKED_ROW = 128
@@ -110,7 +111,8 @@ class PseudoLikelihood:
         encoded = self.tokenizer(text, verbose=False)
         ids = np.array(encoded["input_ids"], dtype=np.int64)
         positions = [position for position, token in enumerate(ids.tolist()) if token not in self._outside]
-        if self.tokenizer.is_fast:
+        # Ours parts words at spaces alone, and a word's punctuation would be masked with it.
+        if self.tokenizer.is_fast and not isinstance(self.tokenizer, CompositeBertTokenizer):
             numbers = encoded.word_ids()
             words = [-position if numbers[position] is None else numbers[position] for position in positions]
         else:
