@@ -98,6 +98,9 @@ class PieceTokenizer:
         self._comma_lengths = np.ones(len(self), dtype=np.int64)
         for token, parts in self._comma_table.items():
             self._comma_lengths[token] = len(parts)
+        # Not a cached property: those of Python 3.11 have a lock, which comes back locked where dill pickles a class.
+        every = range(self.num_pieces)
+        self._byte_pieces = frozenset(self.processor.id_to_piece(n) for n in every if self.processor.is_byte(n))
         # A comma that is no piece of its own may be swallowed by an unknown piece; then ids do not tell enough.
         self._comma_is_unknown = self.processor.piece_to_id(",") == self.unk_id
 
@@ -192,11 +195,6 @@ class PieceTokenizer:
             yield part, begin, middle
             begin = middle
         yield comma, begin, end
-
-    @functools.cached_property
-    def _byte_pieces(self) -> frozenset[str]:
-        """The pieces that stand for a byte of what is no piece, in models that have such."""
-        return frozenset(self.processor.id_to_piece(n) for n in range(self.num_pieces) if self.processor.is_byte(n))
 
     def piece_to_id(self, piece: str) -> int:
         """Return the id of a piece or special token; the unknown token's where there is none."""

@@ -74,12 +74,8 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
 
     def get_vocab(self) -> dict[str, int]:
         """Return the id of every token."""
-        return {**self._piece_ids, **self._added_tokens_encoder}
-
-    @functools.cached_property
-    def _piece_ids(self) -> dict[str, int]:
         pieces = self.pieces.processor.id_to_piece(list(range(self.vocab_size)))
-        return {piece: position for position, piece in enumerate(pieces)}
+        return {**{piece: position for position, piece in enumerate(pieces)}, **self._added_tokens_encoder}
 
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
         return self.pieces.tokenize(text)
@@ -347,6 +343,7 @@ class _Deferred(Sequence[Encoding]):
 
     def __init__(self, make: Callable[[], list[Encoding]], length: int) -> None:
         self._make, self._length = make, length
+        self._kept: list[Encoding] | None = None
 
     def __len__(self) -> int:
         return self._length
@@ -354,9 +351,11 @@ class _Deferred(Sequence[Encoding]):
     def __getitem__(self, item: Any) -> Any:
         return self._made[item]
 
-    @functools.cached_property
+    @property
     def _made(self) -> list[Encoding]:
-        return self._make()
+        if self._kept is None:
+            self._kept = self._make()
+        return self._kept
 
     def __reduce__(self) -> tuple[type, tuple[list[Encoding]]]:
         return list, (self._made,)
