@@ -13,10 +13,11 @@ from bert_convolutions.data.build.train_tokenizer import train_tokenizer
 from bert_convolutions.data.options import TrainTokenizerOptions
 from bert_convolutions.data.tokenizer import CompositeBertTokenizer
 from bert_convolutions.errors import UsageError
+from bert_convolutions.parsing import read_model
 from bert_convolutions.probes.options import LocalOrderOptions
 from bert_convolutions.probes.pairs import moved_words
 from bert_convolutions.probes.run import run_local_order
-from bert_convolutions.schemas import ProbeResults, read_model
+from bert_convolutions.schemas import ProbeResults
 
 WORDS = ["bat", "cow", "dog", "eel", "fox", "gnu", "hen", "jay", "kid", "owl", "pig", "rat"]
 

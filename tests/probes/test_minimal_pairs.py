@@ -11,11 +11,12 @@ from scipy import stats
 
 from bert_convolutions.cli.main import main
 from bert_convolutions.errors import UsageError
+from bert_convolutions.parsing import read_model
 from bert_convolutions.probes import run
 from bert_convolutions.probes.options import MinimalPairsOptions
 from bert_convolutions.probes.pairs import Paradigm, read_paradigms
 from bert_convolutions.probes.scoring import PseudoLikelihood, Score
-from bert_convolutions.schemas import ProbeResults, read_model
+from bert_convolutions.schemas import ProbeResults
 
 PAIRS = [("the cat sleeps .", "the cat sleep ."), ("dogs bark at the mat .", "dogs barks at the mat .")]
 

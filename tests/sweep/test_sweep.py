@@ -15,7 +15,8 @@ import yaml
 
 from bert_convolutions.cli.main import main
 from bert_convolutions.errors import CommandError, RunInterrupted, UsageError
-from bert_convolutions.schemas import CellRecord, read_model
+from bert_convolutions.parsing import read_model
+from bert_convolutions.schemas import CellRecord
 from bert_convolutions.sweep import run
 from bert_convolutions.sweep.cells import Cell, plan_cells, read_experiment, scientific_flags
 from bert_convolutions.sweep.options import SweepOptions

@@ -38,6 +38,12 @@ class Term:
     initial: Literal["zeros", "kaiming_uniform"]
     kernel: Callable[[Tensor], Tensor] = lambda parameter: parameter
 
+    def seen_from_query(self, parameter: Tensor) -> Tensor:
+        """The kernel, (d, 2n+1) where dynamic, else (H or 1, 2n+1), by the offset of the key from the query."""
+        kernel = self.kernel(parameter)
+        kernel = kernel if self.dynamic else kernel[0, :, 0]
+        return kernel if self.side == "query" else kernel.flip(-1)
+
 
 TERMS = {
     # Fixed lightweight convolution, a learned bias per head and offset: f[h, j-i]  (paper, section 3.1)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from bert_convolutions.bench.contestants import CONTESTANTS
 from bert_convolutions.bench.options import BenchOptions
 from bert_convolutions.bench.plan import Group, Job
 from bert_convolutions.bench.turns import Report
+from bert_convolutions.environment import processor
 
 SCHEMA = "bert_convolutions.bench/2"
 """Changes with the meaning of a field; fields may be added without."""
@@ -127,21 +127,13 @@ def machine() -> dict[str, Any]:
     has_gpu = torch.cuda.is_available()
     return {
         "platform": platform.platform(),
-        "cpu": _cpu_name(),
+        "cpu": processor(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if has_gpu else None,
         "python": platform.python_version(),
         "bert_convolutions": bert_convolutions.__version__,
         **{name: version(name) for name in ("torch", "transformers", "accelerate", "numpy")},
     }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def document(options: BenchOptions, entries: list[dict[str, Any]], peak: float | None, complete: bool) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from bert_convolutions.environment import processor
 from bert_convolutions.errors import EXTRAS, CommandError, install_command
 from bert_convolutions.terminal import make_console
 
@@ -87,7 +88,6 @@ def _unmet_requirements() -> Iterator[tuple[str, str]]:
 
 
 def _devices(torch: Any) -> list[tuple[str, str]]:
-    from bert_convolutions.bench.results import machine
     from bert_convolutions.training.arguments import cpu_has_bf16
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -95,7 +95,7 @@ def _devices(torch: Any) -> list[tuple[str, str]]:
     if "OMP_NUM_THREADS" in os.environ:
         threads += f" (OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']})"
     rows = [
-        ("CPU", machine()["cpu"]),
+        ("CPU", processor()),
         ("threads", threads),
         ("bf16 on the CPU", "yes: --bf16" if cpu_has_bf16() else "no instructions for it: train in float32"),
     ]

@@ -26,7 +26,8 @@ from bert_convolutions.model.modeling import (
     CompositeBertModel,
 )
 from bert_convolutions.model.presets import read_config
-from bert_convolutions.schemas import OriginalsConfig, read_json, read_model
+from bert_convolutions.parsing import read_json, read_model
+from bert_convolutions.schemas import OriginalsConfig
 from bert_convolutions.self_contained import CODE_PATTERN
 
 ARCHITECTURES: dict[str, type[PreTrainedModel]] = {

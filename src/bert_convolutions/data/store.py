@@ -14,7 +14,8 @@ import numpy as np
 from bert_convolutions.data.randomness import Stream, mix
 from bert_convolutions.errors import UsageError
 from bert_convolutions.files import sha256
-from bert_convolutions.schemas import DatasetManifest, ShardRecord, read_model
+from bert_convolutions.parsing import read_model
+from bert_convolutions.schemas import DatasetManifest, ShardRecord
 
 MANIFEST_FILE = "manifest.json"
 _VERIFIED_BYTES = 512 << 20

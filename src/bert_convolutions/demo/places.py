@@ -6,7 +6,8 @@ from pathlib import Path
 from bert_convolutions import files
 from bert_convolutions.demo.options import DemoOptions
 from bert_convolutions.errors import UsageError
-from bert_convolutions.schemas import DemoSettings, read_model
+from bert_convolutions.parsing import read_model
+from bert_convolutions.schemas import DemoSettings
 
 
 class Places:

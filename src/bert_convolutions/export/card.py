@@ -12,7 +12,8 @@ from bert_convolutions import __version__
 from bert_convolutions.errors import install_command
 from bert_convolutions.glue.submit import read_score
 from bert_convolutions.glue.tasks import all_dev_sets
-from bert_convolutions.schemas import ProbeResults, TrainResults, read_json, read_model
+from bert_convolutions.parsing import read_json, read_model
+from bert_convolutions.schemas import ProbeResults, TrainResults
 from bert_convolutions.terminal import say
 
 _KERNEL_PICTURE = "kernels.png"

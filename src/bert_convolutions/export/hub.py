@@ -8,7 +8,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 import bert_convolutions
 from bert_convolutions.data.tokenizer import load_tokenizer
-from bert_convolutions.errors import UsageError
+from bert_convolutions.errors import UsageError, first_line
 from bert_convolutions.export.card import write_card
 from bert_convolutions.export.options import ExportOptions
 from bert_convolutions.files import write_bytes
@@ -58,7 +58,7 @@ def load_model(source: Path) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(source, local_files_only=True)
     except Exception as error:  # JSON's, transformers' or ours
-        raise UsageError(f"{config_file}: {(str(error).strip().splitlines() or ['not readable'])[0]}") from error
+        raise UsageError(f"{config_file}: {first_line(error)}") from error
     name = (config.architectures or ["CompositeBertModel"])[0]
     if not isinstance(config, CompositeBertConfig) or name not in AUTO_CLASSES.values():
         raise UsageError(
@@ -92,10 +92,9 @@ def publish(options: ExportOptions) -> None:
     except UsageError:
         raise
     except Exception as error:  # of the network, of the Hub, or for want of a token; huggingface_hub has no one class
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(
-            f"--push_to_hub {repo}: {reason}; the folder is written, so after hf auth login, or once online: "
-            f"hf upload {repo} {options.output_dir}"
+            f"--push_to_hub {repo}: {first_line(error)}; the folder is written, so after hf auth login, or once "
+            f"online: hf upload {repo} {options.output_dir}"
         ) from error
 
 

@@ -23,7 +23,7 @@ from bert_convolutions.errors import UsageError, first_line
 from bert_convolutions.files import sha256
 from bert_convolutions.glue.tasks import Task
 from bert_convolutions.model.loading import load_strictly
-from bert_convolutions.schemas import read_json
+from bert_convolutions.parsing import read_json
 
 SCORE_LABEL = "score"
 """Name of the one output of a real-valued task in a model's configuration."""

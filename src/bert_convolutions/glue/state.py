@@ -10,7 +10,8 @@ from pathlib import Path
 
 from bert_convolutions import files
 from bert_convolutions.errors import UsageError
-from bert_convolutions.schemas import TaskState, read_model
+from bert_convolutions.parsing import read_model
+from bert_convolutions.schemas import TaskState
 from bert_convolutions.self_contained import CODE_PATTERN
 from bert_convolutions.training import checkpoints
 

@@ -17,7 +17,8 @@ from bert_convolutions.errors import UsageError
 from bert_convolutions.files import make_folder, write_bytes, write_json, write_text
 from bert_convolutions.glue.options import CompileGlueOptions
 from bert_convolutions.glue.tasks import MAX_SCORE, MIN_SCORE, TASKS, DevSet, Task, all_dev_sets, all_test_sets
-from bert_convolutions.schemas import AccuracyScore, CorrelationScore, parse, read_text
+from bert_convolutions.parsing import parse, read_text
+from bert_convolutions.schemas import AccuracyScore, CorrelationScore
 from bert_convolutions.terminal import make_console
 
 SCORES_FILE = "dev_scores.json"

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from bert_convolutions.errors import UsageError
-from bert_convolutions.schemas import TaskFile, parse, read_yaml
+from bert_convolutions.parsing import parse, read_yaml
+from bert_convolutions.schemas import TaskFile
 
 LAST = -1
 """The last column of a file, as its header counts them."""

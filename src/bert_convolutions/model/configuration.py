@@ -10,7 +10,8 @@ from transformers.activations import ACT2FN
 
 from bert_convolutions.attention.projections import check_projection
 from bert_convolutions.attention.spec import AttentionKernel, Projection, parse_kernel, parse_projection
-from bert_convolutions.schemas import EncoderConfig, describe
+from bert_convolutions.parsing import describe
+from bert_convolutions.schemas import EncoderConfig
 
 AUTO_CLASSES = {
     "AutoConfig": "CompositeBertConfig",

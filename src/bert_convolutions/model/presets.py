@@ -4,7 +4,8 @@ from pathlib import Path
 
 from bert_convolutions.errors import UsageError
 from bert_convolutions.model.configuration import CompositeBertConfig
-from bert_convolutions.schemas import EncoderConfig, parse, read_json
+from bert_convolutions.parsing import parse, read_json
+from bert_convolutions.schemas import EncoderConfig
 
 PRESETS = ("bert_small", "bert_base")
 """ELECTRA-small's shape and BERT-base's, both with factorised embeddings."""

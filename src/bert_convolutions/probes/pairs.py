@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from bert_convolutions.errors import UsageError
-from bert_convolutions.schemas import BlimpPair, parse
+from bert_convolutions.parsing import parse
+from bert_convolutions.schemas import BlimpPair
 
 _COLUMNS = ("sentence_good", "sentence_bad")
 

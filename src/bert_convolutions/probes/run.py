@@ -18,10 +18,11 @@ from bert_convolutions import files
 from bert_convolutions.data.tokenizer import load_tokenizer
 from bert_convolutions.errors import UsageError, first_line
 from bert_convolutions.glue.models import quiet_transformers
+from bert_convolutions.parsing import read_model
 from bert_convolutions.probes.options import LocalOrderOptions, MinimalPairsOptions, ProbeOptions
 from bert_convolutions.probes.pairs import Paradigm, moved_words, read_paradigms
 from bert_convolutions.probes.scoring import PseudoLikelihood
-from bert_convolutions.schemas import Accuracy, ParadigmAccuracy, ProbeResults, read_model
+from bert_convolutions.schemas import Accuracy, ParadigmAccuracy, ProbeResults
 from bert_convolutions.terminal import make_console, say
 
 TIE = 1e-4

@@ -42,9 +42,7 @@ def read_kernels(model_dir: Path, name: str) -> dict[int, np.ndarray]:
             for key in tensors.keys():  # noqa: SIM118 - not a dict
                 match = re.search(rf"\blayer\.(\d+)\..*\b{name}$", key)
                 if match:
-                    kernel = term.kernel(tensors.get_tensor(key)).float().numpy()
-                    kernel = kernel if term.dynamic else kernel[0, :, 0]
-                    kernels[int(match.group(1))] = kernel if term.side == "query" else kernel[:, ::-1]
+                    kernels[int(match.group(1))] = term.seen_from_query(tensors.get_tensor(key)).float().numpy()
     except SafetensorError as error:
         raise UsageError(f"{path} can't be read ({error})") from error
     return dict(sorted(kernels.items()))

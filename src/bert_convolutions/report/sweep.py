@@ -12,7 +12,9 @@ from bert_convolutions import files
 from bert_convolutions.convert.options import ConvertOptions
 from bert_convolutions.data.store import MANIFEST_FILE, ArrowStore
 from bert_convolutions.data.tokenizer import tokenizer_hash
+from bert_convolutions.environment import environment
 from bert_convolutions.errors import UsageError
+from bert_convolutions.parsing import read_json
 from bert_convolutions.probes.run import load_model
 from bert_convolutions.report import attention_figures, sweep_figures
 from bert_convolutions.report.attention import AttentionOnText, SentenceAttention, attention_of, measure
@@ -28,9 +30,7 @@ from bert_convolutions.report.sweep_results import (
     read_sweep,
     token_savings,
 )
-from bert_convolutions.schemas import read_json
 from bert_convolutions.sweep.cells import Cell, plan_cells
-from bert_convolutions.sweep.environment import environment
 from bert_convolutions.sweep.statistics import SEEDS_FOR_INTERVAL, SEEDS_FOR_TEST, Comparison, Interval, compare
 from bert_convolutions.terminal import duration, say
 

@@ -10,7 +10,8 @@ import numpy as np
 from bert_convolutions.errors import UsageError
 from bert_convolutions.model.flops import count_flops
 from bert_convolutions.model.presets import load_config
-from bert_convolutions.schemas import Experiment, ProbeResults, read_json, read_model
+from bert_convolutions.parsing import read_json, read_model
+from bert_convolutions.schemas import Experiment, ProbeResults
 from bert_convolutions.sweep.cells import LOCAL_ORDER, MINIMAL_PAIRS, PRETRAIN, Cell, plan_cells
 from bert_convolutions.sweep.estimate import bare_model, example_length, training_flops
 from bert_convolutions.sweep.run import EXPERIMENT_NAME

@@ -13,8 +13,9 @@ from bert_convolutions import files
 from bert_convolutions.attention.spec import parse_kernel, parse_projection
 from bert_convolutions.errors import UsageError
 from bert_convolutions.glue.options import GlueOptions
+from bert_convolutions.parsing import parse, read_model
 from bert_convolutions.probes.options import LocalOrderOptions, MinimalPairsOptions
-from bert_convolutions.schemas import CellRecord, Experiment, Flags, parse, read_model
+from bert_convolutions.schemas import CellRecord, Experiment, Flags
 from bert_convolutions.training.options import PretrainOptions
 
 PRETRAIN, MINIMAL_PAIRS, LOCAL_ORDER, GLUE = "pretrain", "minimal-pairs", "local-order", "glue"

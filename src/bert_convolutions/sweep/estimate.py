@@ -14,7 +14,8 @@ from bert_convolutions.errors import UsageError
 from bert_convolutions.model import CompositeBertConfig, CompositeBertForMaskedLM
 from bert_convolutions.model.flops import FlopCounter, count_flops
 from bert_convolutions.model.presets import load_config
-from bert_convolutions.schemas import Flags, read_json
+from bert_convolutions.parsing import read_json
+from bert_convolutions.schemas import Flags
 from bert_convolutions.sweep.cells import Cell
 from bert_convolutions.training.options import ARCHITECTURE_FLAGS
 

@@ -14,10 +14,10 @@ from typing import Any
 from rich.table import Table
 
 from bert_convolutions import files
+from bert_convolutions.environment import environment
 from bert_convolutions.errors import EXIT_INTERRUPTED, CommandError, RunInterrupted, UsageError
 from bert_convolutions.schemas import CellRecord, Experiment
 from bert_convolutions.sweep.cells import PRETRAIN, Cell, plan_cells, read_experiment
-from bert_convolutions.sweep.environment import environment
 from bert_convolutions.sweep.options import SweepOptions
 from bert_convolutions.terminal import duration, make_console, say
 

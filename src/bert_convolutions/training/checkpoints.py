@@ -14,9 +14,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bert_convolutions.errors import UsageError
+from bert_convolutions.errors import CommandError, UsageError
 from bert_convolutions.files import discard_aside, remove_temporaries, sha256, sync, sync_tree, write_json
-from bert_convolutions.schemas import CheckpointManifest, StoredTrainerState, parse, read_json
+from bert_convolutions.parsing import parse, read_json
+from bert_convolutions.schemas import CheckpointManifest, StoredTrainerState
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_FORMAT = 1
@@ -26,6 +27,10 @@ _DELETED, _REPLACED = ".deleting-", ".replaced-"
 _NAME = re.compile(r"(?:\.replaced-)?checkpoint-(\d+)")
 _STATE_NAME = "trainer_state.json"
 _NEEDED = ("model.safetensors", _STATE_NAME)
+
+
+class NotSavedError(CommandError):
+    """Writing a checkpoint failed, on a full disk for instance; what was there before is untouched."""
 
 
 class Search(NamedTuple):

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from bert_convolutions import files
 from bert_convolutions.errors import UsageError
-from bert_convolutions.schemas import TrainResults, read_model
+from bert_convolutions.parsing import read_model
+from bert_convolutions.schemas import TrainResults
 from bert_convolutions.self_contained import CODE_FILES
 from bert_convolutions.terminal import say
 from bert_convolutions.training import checkpoints

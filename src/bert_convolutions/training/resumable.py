@@ -7,7 +7,8 @@ and the oldest that pyproject.toml allows; a test compares it with the code and 
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME, TRAINING_AR
 from transformers.utils import logging
 
 from bert_convolutions import files
-from bert_convolutions.errors import CommandError, RunInterrupted, UsageError
+from bert_convolutions.errors import RunInterrupted, UsageError
 from bert_convolutions.training import checkpoints
 from bert_convolutions.training.arguments import apply_settings, keep_freed_memory, optimizer_settings
 from bert_convolutions.training.collectives import Collectives
@@ -68,10 +69,9 @@ OVERRIDDEN = {
 """Members of ``Trainer`` that the trainers of ``training`` and ``glue`` override or set, and what they do instead."""
 
 _NEVER = 2**62
-
-
-class CheckpointNotSavedError(CommandError):
-    """Writing a checkpoint failed, on a full disk for instance; what was there before is untouched."""
+_DISK_ERRORS = (OSError, RuntimeError, SafetensorError)
+"""PyTorch and safetensors have their own."""
+_ELSEWHERE = "the first process could not write it"
 
 
 class EvaluationAbandonedError(Exception):
@@ -234,7 +234,7 @@ class ResumableTrainer(Trainer):
         """Save a checkpoint of the step just finished, unless this session has saved it already.
 
         Raises:
-            CheckpointNotSavedError: it could not be written.
+            NotSavedError: it could not be written.
         """
         self._save_checkpoint(self.model_wrapped, trial=None)
 
@@ -246,80 +246,83 @@ class ResumableTrainer(Trainer):
         folder = Path(self._get_output_dir(trial))
         self._random_states = self._gather_random_states()
         failure: Exception | None = None if all(self._random_states) else OSError("no room for the random state")
-        staging = folder / checkpoints.STAGING_NAME
         if failure is None:
-            with self.watch.scratch(staging):
-                failure = self._write(model, trial, folder, staging)
+            failure = self._write_checkpoint(model, trial, folder / f"checkpoint-{self.state.global_step}")
         self._last_saved = time.monotonic()
         if not self.collectives.any(failure is not None):
             self._published_step = self.state.global_step
             return
         message = (
             f"the checkpoint of step {self.state.global_step} could not be written to {folder} "
-            f"({failure or 'the first process could not write it'}); earlier checkpoints are untouched; make room there"
+            f"({failure or _ELSEWHERE}); earlier checkpoints are untouched; make room there"
         )
         if self._must_stop:
-            raise CheckpointNotSavedError(message) from failure
+            raise checkpoints.NotSavedError(message) from failure
         if self.is_world_process_zero():
             logger.error(f"{message}. Training goes on and tries again at the next checkpoint.")
 
-    def _write(self, model: torch.nn.Module, trial: Any, folder: Path, staging: Path) -> Exception | None:
+    @contextmanager
+    def _published(self, place: Path) -> Iterator[Path]:
+        """A new folder, to be filled by all processes; the first one gives it the name ``place`` if nothing fails."""
+        staging = place.parent / checkpoints.STAGING_NAME
+        with self.watch.scratch(staging):
+            try:
+                if self.args.should_save:
+                    shutil.rmtree(staging, ignore_errors=True)
+                    (staging / place.name).mkdir(parents=True)
+                yield staging / place.name
+                if self.args.should_save:
+                    checkpoints.publish(staging / place.name, place, self.run_facts)
+            finally:
+                if self.args.should_save:
+                    shutil.rmtree(staging, ignore_errors=True)
+
+    def _write_checkpoint(self, model: torch.nn.Module, trial: Any, place: Path) -> Exception | None:
         """Write and publish; on all processes, of which only the first touches the disk. Returns what went wrong."""
-        place = folder / f"checkpoint-{self.state.global_step}"
         best_step, self.state.best_global_step = self.state.best_global_step, None  # its path would be the staging's
         try:
-            self._staging = staging
+            with self._published(place) as staged:
+                self._staging = staged.parent
+                super()._save_checkpoint(model, trial)
+                self.state.best_global_step = best_step
+                self._note_best(place)
+                if self.args.should_save:
+                    self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
             if self.args.should_save:
-                shutil.rmtree(staging, ignore_errors=True)
-                (staging / place.name).mkdir(parents=True)
-            super()._save_checkpoint(model, trial)
-            self.state.best_global_step = best_step
-            self._note_best(folder, place)
-            if self.args.should_save:
-                self.state.save_to_json(str(staging / place.name / TRAINER_STATE_NAME))
-                checkpoints.publish(staging / place.name, place, self.run_facts)
                 best = Path(self.state.best_model_checkpoint) if self.state.best_model_checkpoint else None
-                checkpoints.rotate(folder, self.args.save_total_limit, keep=place, best=best)
-        except (OSError, RuntimeError, SafetensorError) as error:  # PyTorch and safetensors have their own disk errors
+                checkpoints.rotate(place.parent, self.args.save_total_limit, keep=place, best=best)
+        except _DISK_ERRORS as error:
             return error
         finally:
             self._staging = None
             self.state.best_global_step = best_step
-            if self.args.should_save:
-                shutil.rmtree(staging, ignore_errors=True)
         return None
 
     def save_model_as(self, place: Path) -> None:
         """Save model and tokenizer, without what resuming needs, in a folder of their own in the output folder.
 
         Raises:
-            CheckpointNotSavedError: they could not be written; what had the name before is untouched.
+            NotSavedError: they could not be written; what had the name before is untouched.
         """
         self.check_before_saving()
-        staging = self.output_folder / checkpoints.STAGING_NAME
         failure: Exception | None = None
-        with self.watch.scratch(staging):
-            try:
-                self.save_model(str(staging / place.name))
-                if self.args.should_save:
-                    checkpoints.publish(staging / place.name, place, self.run_facts)
-            except (OSError, RuntimeError, SafetensorError) as error:
-                failure = error
-            finally:
-                if self.args.should_save:
-                    shutil.rmtree(staging, ignore_errors=True)
+        try:
+            with self._published(place) as staged:
+                self.save_model(str(staged))
+        except _DISK_ERRORS as error:
+            failure = error
         if self.collectives.any(failure is not None):
-            reason = failure or "the first process could not write it"
-            raise CheckpointNotSavedError(
-                f"{place} could not be written ({reason}); make room there and go on with: {resume_command()}"
+            raise checkpoints.NotSavedError(
+                f"{place} could not be written ({failure or _ELSEWHERE}); make room there and go on with: "
+                f"{resume_command()}"
             ) from failure
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging else super()._get_output_dir(trial)
 
-    def _note_best(self, folder: Path, place: Path) -> None:
+    def _note_best(self, place: Path) -> None:
         if self.state.best_global_step:
-            best = folder / f"checkpoint-{self.state.best_global_step}"
+            best = place.with_name(f"checkpoint-{self.state.best_global_step}")
             if best == place or best.is_dir():
                 self.state.best_model_checkpoint = str(best)
 

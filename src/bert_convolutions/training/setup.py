@@ -19,7 +19,7 @@ from bert_convolutions.errors import UsageError, in_flags
 from bert_convolutions.model import CompositeBertConfig, CompositeBertForMaskedLM, CompositeBertForPreTraining
 from bert_convolutions.model.loading import as_long_as, load_strictly
 from bert_convolutions.model.presets import PRESETS, load_config, read_config
-from bert_convolutions.schemas import read_json
+from bert_convolutions.parsing import read_json
 from bert_convolutions.training.arguments import BertTrainingArguments
 from bert_convolutions.training.budgets import WordCounter, parse_words, word_starts
 from bert_convolutions.training.corpus import Corpus

@@ -40,10 +40,9 @@ def kernel_pictures(model: torch.nn.Module) -> Iterator[tuple[str, NDArray[np.ui
         rows = []
         for attention in attentions:
             if name in attention.kernel.convolution_terms:
-                kernel = term.kernel(getattr(attention, f"{name}_param").detach()).float().cpu().numpy()
-                weights = np.linalg.norm(kernel, axis=0, keepdims=True) if term.dynamic else kernel[0, :, 0]
-                weights = weights if term.dynamic else weights - weights.mean(1, keepdims=True)
-                rows.append(weights if term.side == "query" else weights[:, ::-1])
+                kernel = term.seen_from_query(getattr(attention, f"{name}_param").detach()).float().cpu().numpy()
+                norm, less_mean = np.linalg.norm(kernel, axis=0, keepdims=True), kernel - kernel.mean(1, keepdims=True)
+                rows.append(norm if term.dynamic else less_mean)
         if rows:
             yield name, _coloured(np.concatenate(rows))
 

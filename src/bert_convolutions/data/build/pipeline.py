@@ -34,6 +34,7 @@ from bert_convolutions.data.build.target import Target
 from bert_convolutions.data.options import BuildDatasetOptions
 from bert_convolutions.errors import CommandError, UsageError
 from bert_convolutions.files import refuse_overlap, run_lock, whole_file, write_json
+from bert_convolutions.parsing import parse, read_model
 from bert_convolutions.schemas import (
     BlockFacts,
     BuildSettings,
@@ -43,8 +44,6 @@ from bert_convolutions.schemas import (
     FileFacts,
     ShardRecord,
     TextRecord,
-    parse,
-    read_model,
 )
 
 _MERGE_PROCESSES = 3

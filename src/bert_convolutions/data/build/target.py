@@ -16,7 +16,8 @@ from bert_convolutions.data.options import BuildDatasetOptions
 from bert_convolutions.data.store import MANIFEST_FILE, manifest_path, read_manifest
 from bert_convolutions.errors import UsageError
 from bert_convolutions.files import LOCK_NAME, refuse_overlap, remove_temporaries, run_lock, write_json
-from bert_convolutions.schemas import BuildSettings, DatasetManifest, read_model
+from bert_convolutions.parsing import read_model
+from bert_convolutions.schemas import BuildSettings, DatasetManifest
 
 _SHARD_NAME = re.compile(r"examples-([0-9a-f]{8}-)?\d{5,}-of-\d{5,}\.arrow")
 

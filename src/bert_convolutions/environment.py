@@ -1,5 +1,6 @@
-"""Where a cell is run: versions, commit and machine, as the record of a cell keeps them and the report tells them."""
+"""Where something is run: versions, commit and machine, as records and reports tell them."""
 
+import os
 import platform
 import subprocess
 from importlib import metadata
@@ -14,7 +15,7 @@ def environment() -> dict[str, str]:
     return {
         "versions": f"Python {platform.python_version()}, {versions}",
         "commit": _commit(),
-        "machine": f"{platform.machine()} {platform.system()}, {_processor()}, {_accelerator()}",
+        "machine": f"{platform.machine()} {platform.system()}, {os.cpu_count()} x {processor()}, {_accelerator()}",
     }
 
 
@@ -22,17 +23,20 @@ def _commit() -> str:
     """The last commit of the code that runs; unknown where it is installed and no working tree."""
     command = ["git", "log", "-1", "--format=%H", "--", "."]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
+        found = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
     except OSError:  # there is no git
         return "unknown"
     return found.stdout.strip() or "unknown"
 
 
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{len(names)} x {names[0]}" if names else platform.processor() or "unknown processor"
+def processor() -> str:
+    """The processor's name, or else its kind."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def _accelerator() -> str:

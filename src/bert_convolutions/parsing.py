@@ -1,0 +1,100 @@
+"""Reading what comes from outside: text, JSON and YAML, and values of ``schemas``' models.
+
+What is wrong is named with its file and place in one sentence. Imports neither PyTorch nor transformers.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+import yaml
+
+from bert_convolutions.errors import UsageError, brief
+from bert_convolutions.files import read_small
+
+ModelT = TypeVar("ModelT", bound=pydantic.BaseModel)
+
+
+def read_text(path: Path) -> str:
+    """The text in a file.
+
+    Raises:
+        UsageError: it can't be read, is no plain file, or not text in UTF-8.
+    """
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} can't be read: it is no plain file")  # reading a pipe could wait for ever
+    try:
+        return path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise UsageError(f"{path} can't be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not text in UTF-8 (byte {error.start})") from error
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in a file.
+
+    Raises:
+        UsageError: it can't be read, is not text, or no JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{path} can't be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not valid JSON ({error})") from error
+
+
+def read_yaml(path: Path, where: str) -> Any:
+    """The value in a small YAML file, or what comes through a pipe.
+
+    Args:
+        path: the file.
+        where: the flag and the file, for the message.
+
+    Raises:
+        UsageError: it can't be read, or is no YAML.
+    """
+    try:
+        return yaml.safe_load(read_small(path))
+    except UsageError:
+        raise
+    except OSError as error:
+        raise UsageError(f"{where} can't be read: {error.strerror}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
+        raise UsageError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
+
+
+def parse(model: type[ModelT], value: Any, source: str | Path) -> ModelT:
+    """A value read from outside as ``model``.
+
+    Args:
+        model: what it should be.
+        value: what JSON or YAML gave.
+        source: the file, for the message.
+
+    Raises:
+        UsageError: names the file, the place in it, and what is expected there.
+    """
+    try:
+        return model.model_validate(value)
+    except pydantic.ValidationError as error:
+        raise UsageError(f"{source}: {describe(error)}") from error
+
+
+def describe(error: pydantic.ValidationError) -> str:
+    """The first fault in one line: its place, what is expected there, what was found."""
+    fault = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in fault["loc"])
+    found = "" if fault["type"] == "missing" else f", not {brief(fault['input'])}"
+    return f"{place + ': ' if place else ''}{fault['msg']}{found}"
+
+
+def read_model(model: type[ModelT], path: Path) -> ModelT:
+    """``parse`` of a JSON file.
+
+    Raises:
+        UsageError: as ``read_json`` and ``parse``.
+    """
+    return parse(model, read_json(path), path)
