@@ -17,10 +17,10 @@ NOT_IMPORTED_BY_TESTS = {
 def requirements() -> dict[str, Requirement]:
     """Of the package, its extras and the tests, by name in lower case.
 
-    Not of ``slurm``, which needs a cluster, and ``gpu``, whose version torch pins.
+    Not of ``slurm``, which needs a cluster.
     """
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    names = "dependencies|demo|dev|docs|onnx|report|tensorboard"
+    names = "dependencies|demo|dev|docs|gpu|onnx|report|tensorboard"
     lists = re.findall(rf"^(?:{names}) = (\[.*?\])$", text, flags=re.DOTALL | re.MULTILINE)
     assert len(lists) == len(names.split("|"))
     found = [Requirement(item) for part in lists for item in re.findall(r'"([^"]+)"', part)]
