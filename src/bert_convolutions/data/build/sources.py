@@ -23,7 +23,6 @@ from bert_convolutions.schemas import DatasetRecord, TextRecord
 
 BLOCK_BYTES = 4 << 20
 MAX_REST_BYTES = 4 << 20
-_ZSTD_BYTES = 1 << 12  # compressed, at a time: even what is a thousand times as large fits memory then
 _UTF8_MARK = b"\xef\xbb\xbf"
 Source = TextRecord | DatasetRecord
 
@@ -163,7 +162,9 @@ def blocks(source: Source) -> Iterator[Block]:
             yield from _compressed_blocks(source)
         else:
             yield from _plain_blocks(source)
-    except (gzip.BadGzipFile, zlib.error, EOFError, lzma.LZMAError, _zstd_error()) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        if isinstance(error, OSError) and error.errno:  # of the disk; gzip's and Arrow's have no number
+            raise
         raise UsageError(f"{source.path}: cannot be decompressed ({error}); is the file whole?") from error
 
 
@@ -259,33 +260,16 @@ def as_stream(chunks: Iterator[bytes]) -> io.BufferedReader:
     return io.BufferedReader(_Chunks(chunks), 1 << 20)
 
 
-def _zstd_chunks(file: BinaryIO) -> Iterator[bytes]:
-    """The frames of a Zstandard file one after the other; the package's own reader takes a cut-off one for whole."""
-    import zstandard
+def _open_zstd(file: BinaryIO) -> io.BufferedReader:
+    import pyarrow as pa
 
-    frame: Any = None
-    while compressed := file.read(_ZSTD_BYTES):
-        while compressed:
-            frame = frame or zstandard.ZstdDecompressor().decompressobj()
-            if text := frame.decompress(compressed):
-                yield text
-            compressed = frame.unused_data
-            if frame.eof:
-                frame = None
-    if frame is not None:
-        raise EOFError("it ends inside a frame")
-
-
-def _zstd_error() -> type[Exception]:
-    import zstandard
-
-    return zstandard.ZstdError
+    return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd"), 1 << 20)
 
 
 _OPENERS: dict[str, Callable[[BinaryIO], io.BufferedIOBase]] = {
     ".gz": lambda file: gzip.GzipFile(fileobj=file),
     ".xz": lambda file: lzma.LZMAFile(file),  # noqa: SIM115 (the file below it is closed)
-    ".zst": lambda file: as_stream(_zstd_chunks(file)),
+    ".zst": _open_zstd,
 }
 
 
