@@ -13,7 +13,7 @@ from bert_convolutions.glue.options import CompileGlueOptions
 from bert_convolutions.glue.progress import Progress
 from bert_convolutions.glue.submit import (
     best_round,
-    check_archive,
+    check_files,
     check_rows,
     collect_scores,
     compile_glue,
@@ -77,8 +77,10 @@ def test_the_official_test_set_is_accepted(tmp_path: Path, capsys):
         write_round(tmp_path / "in", task, 0, 0.5, rows=None)
     printed, _ = run(tmp_path / "in", tmp_path / "out", capsys)
     assert "All eleven files have the names, headers, rows and labels of the GLUE site" in printed
-    assert check_archive(tmp_path / "out" / "submission.zip") == ([], [])
     with zipfile.ZipFile(tmp_path / "out" / "submission.zip") as archive:
+        contents = {name: archive.read(name).decode() for name in archive.namelist()}
+        assert check_files(contents) == ([], [])
+        assert not any(check_rows(contents[test.submission], task) for task, test in all_test_sets())
         assert sorted(archive.namelist()) == sorted(test.submission for _, test in all_test_sets())
         for name in archive.namelist():
             assert archive.read(name) == (tmp_path / "out" / name).read_bytes()

@@ -6,20 +6,18 @@ Imports neither torch nor transformers: everything is read from the files that `
 import math
 import zipfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from rich.table import Table
 
 from bert_convolutions.errors import UsageError
-from bert_convolutions.files import make_folder, write_bytes, write_json, write_text
+from bert_convolutions.files import make_folder, whole_file, write_json, write_text
 from bert_convolutions.glue.options import CompileGlueOptions
 from bert_convolutions.glue.tasks import MAX_SCORE, MIN_SCORE, TASKS, DevSet, Task, all_dev_sets, all_test_sets
 from bert_convolutions.parsing import parse, read_text
 from bert_convolutions.schemas import AccuracyScore, CorrelationScore
-from bert_convolutions.terminal import make_console
+from bert_convolutions.terminal import make_console, make_table
 
 SCORES_FILE = "dev_scores.json"
 ARCHIVE = "submission.zip"
@@ -29,23 +27,6 @@ ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 
 Scores = dict[str, dict[int, float]]
 """Column title of a development set to round to score (0 to 1; correlations from -1)."""
-
-
-@dataclass
-class Compilation:
-    """What was found below the input folder, and what of it goes into the submission.
-
-    Attributes:
-        scores: all dev scores.
-        chosen: submission file to the folder whose predictions it holds.
-        files: submission file to its content.
-        missing: sentences about what is not there.
-    """
-
-    scores: Scores
-    chosen: dict[str, str] = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
 
 
 def compile_glue(options: CompileGlueOptions) -> None:
@@ -74,34 +55,35 @@ def compile_submission(options: CompileGlueOptions) -> str:
     source, target = Path(options.input), Path(options.test_dir)
     if not source.is_dir():
         raise UsageError(f"--input {source}: no such folder")
-    compilation = gather(source)
-    if not any(compilation.scores.values()):
+    scores = collect_scores(source)
+    if not any(scores.values()):
         raise UsageError(
             f"--input {source}: no <TASK><round>/eval_results_<task>.txt below it; run bertconv glue --do_train "
             "--do_eval with several tasks or rounds first"
         )
+    chosen, missing = _choose(source, scores)
+    files = {name: convert_predictions(path, task) for name, (path, task) in chosen.items()}
     console = make_console()
-    console.print(score_table(compilation.scores, f"Dev scores of {source}, times 100"))
-    for sentence in compilation.missing:
+    console.print(score_table(scores, f"Dev scores of {source}, times 100"))
+    for sentence in missing:
         console.print(f"missing: {sentence}", markup=False)
     make_folder(target, "--test_dir")
-    write_json(target / SCORES_FILE, summary(compilation))
-    remove_former(target, compilation.files)
-    if not compilation.files:
+    submitted_from = {name: path.parent.name for name, (path, _) in chosen.items()}
+    write_json(target / SCORES_FILE, {"dev": _summary(scores), "submitted_from": submitted_from, "missing": missing})
+    _write_submission(target, files)
+    if not files:
         console.print(f"No predictions to submit. Scores: {target / SCORES_FILE}", markup=False)
         return ""
-    archive = write_submission(target, compilation.files)
-    problems, unofficial = check_archive(archive)
-    for name, folder_name in compilation.chosen.items():
+    for name, folder_name in submitted_from.items():
         console.print(f"{name}: from {folder_name}", markup=False)
-    faults = []
+    problems, unofficial = check_files(files)
     if problems:
-        faults.append(f"The GLUE site will not take this archive: {'; '.join(problems)}")
+        console.print(f"The GLUE site will not take this archive: {'; '.join(problems)}", markup=False)
     if unofficial:
-        faults.append(f"Not the official test set, so not for the GLUE site: {'; '.join(unofficial)}")
-    for sentence in faults or ["All eleven files have the names, headers, rows and labels of the GLUE site."]:
-        console.print(sentence, markup=False)
-    console.print(f"Submission: {archive}\nScores: {target / SCORES_FILE}", markup=False)
+        console.print(f"Not the official test set, so not for the GLUE site: {'; '.join(unofficial)}", markup=False)
+    if not problems and not unofficial:
+        console.print("All eleven files have the names, headers, rows and labels of the GLUE site.", markup=False)
+    console.print(f"Submission: {target / ARCHIVE}\nScores: {target / SCORES_FILE}", markup=False)
     return "; ".join([*problems, *unofficial])
 
 
@@ -143,33 +125,33 @@ def read_score(folder: Path, dev_set: DevSet) -> float | None:
     raise UsageError(f"{path}: no line {dev_set.score} = ...")
 
 
-def gather(source: Path) -> Compilation:
-    """Choose the best round of each test set and read its predictions."""
-    scores = collect_scores(source)
-    compilation = Compilation(scores)
-    all_rounds = {number for column in scores.values() for number in column}
-    titles = {dev_set.name: dev_set.title for _, dev_set in all_dev_sets()}
+def _choose(source: Path, scores: Scores) -> tuple[dict[str, tuple[Path, Task]], list[str]]:
+    """Choose the best round for each file of the submission.
+
+    Returns:
+        Submission file to the predictions that it is made of and their task; and sentences about what is not there.
+    """
     unscored = [title for title, column in scores.items() if not column]
-    if unscored:
-        compilation.missing.append(f"dev scores in any round of {', '.join(unscored)}: nothing of them is submitted")
+    missing = [f"dev scores in any round of {', '.join(unscored)}: nothing of them is submitted"] if unscored else []
+    all_rounds = {number for column in scores.values() for number in column}
     for title, column in scores.items():
         absent = sorted(all_rounds - set(column))
         if column and absent:
-            compilation.missing.append(f"dev scores of {title} in round {', '.join(map(str, absent))}")
+            missing.append(f"dev scores of {title} in round {', '.join(map(str, absent))}")
+    chosen = {}
+    titles = {dev_set.name: dev_set.title for _, dev_set in all_dev_sets()}
     for task, test in all_test_sets():
         column = scores[titles[test.chosen_by]]
         if not column:
             continue
-        folder = _rounds(source, task)[best_round(column)]
-        path = folder / f"test_results_{test.name}.txt"
+        path = _rounds(source, task)[best_round(column)] / f"test_results_{test.name}.txt"
         if path.is_file():
-            compilation.files[test.submission] = convert_predictions(path, task)
-            compilation.chosen[test.submission] = folder.name
+            chosen[test.submission] = (path, task)
         else:
-            compilation.missing.append(
+            missing.append(
                 f"{path}, the predictions of the best round for {test.submission}: run bertconv glue --do_predict"
             )
-    return compilation
+    return chosen, missing
 
 
 def best_round(column: Mapping[int, float]) -> int:
@@ -187,30 +169,21 @@ def statistics(column: Mapping[int, float]) -> dict[str, float | None]:
     }
 
 
-def summary(compilation: Compilation) -> dict[str, object]:
-    """Return the table and the choice as JSON data; scores are not multiplied."""
-    columns = {
+def _summary(scores: Scores) -> dict[str, object]:
+    """Return the table as JSON data; scores are not multiplied."""
+    return {
         title: {
             "rounds": {str(number): score for number, score in column.items()},
             **statistics(column),
             "best_round": best_round(column) if column else None,
         }
-        for title, column in compilation.scores.items()
+        for title, column in scores.items()
     }
-    return {"dev": columns, "submitted_from": compilation.chosen, "missing": compilation.missing}
 
 
 def score_table(scores: Scores, title: str) -> Table:
-    """Return the dev table: a row each round, then mean, standard deviation and best, times 100.
-
-    Args:
-        scores: column title to round to score.
-        title: line above the table.
-    """
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    table.add_column("round")
-    for column in scores:
-        table.add_column(column, justify="right")
+    """Return the dev table: a row each round, then mean, standard deviation and best, times 100."""
+    table = make_table(title, "round", *scores)
     for number in sorted({number for column in scores.values() for number in column}):
         table.add_row(str(number), *(_percent(column.get(number)) for column in scores.values()))
     table.add_section()
@@ -256,9 +229,9 @@ def _clamped(path: Path, row: str) -> str:
 
 
 def check_rows(content: str, task: Task) -> str:
-    """Return what is wrong with the rows of a submission file, or nothing.
+    """Return what is wrong with the rows of a submission file, whose scores have been clamped, or nothing.
 
-    The indices must be 0, 1, 2, ... in order, as GLUE's are, and the predictions the task's label words or scores.
+    The indices must be 0, 1, 2, ... in order, as GLUE's are, and the predictions the task's label words.
     """
     header, *rows = _lines(content)
     if header != HEADER:
@@ -271,73 +244,34 @@ def check_rows(content: str, task: Task) -> str:
             return f"line {number + 2} has {len(cells)} tab-separated columns, not 2"
         if cells[0] != str(number):
             return f"line {number + 2} has the index {cells[0]!r}, not {number}"
-        if not _is_prediction(cells[1], task):
+        if task.labels and cells[1] not in task.labels:
             return f"line {number + 2} has the prediction {cells[1]!r}, which {task.name} does not know"
     return ""
 
 
-def _is_prediction(word: str, task: Task) -> bool:
-    if task.labels:
-        return word in task.labels
-    try:
-        return MIN_SCORE <= float(word) <= MAX_SCORE
-    except ValueError:
-        return False
-
-
-def remove_former(folder: Path, files: Mapping[str, str]) -> None:
-    """Delete what an earlier submission left in a folder: its archive, and its files that are not among ``files``."""
-    (folder / ARCHIVE).unlink(missing_ok=True)
-    for _, test in all_test_sets():
-        if test.submission not in files:
-            (folder / test.submission).unlink(missing_ok=True)
-
-
-def write_submission(folder: Path, files: Mapping[str, str]) -> Path:
-    """Write the files and the archive of them, each as a whole.
-
-    Args:
-        folder: where to write.
-        files: file name to content.
+def check_files(files: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Compare the files of a submission, name to content, whose rows are right, with what the GLUE site accepts.
 
     Returns:
-        The archive's path.
+        Problems for which the site refuses them; and the names of files whose number of rows is not that of the
+        official test set.
     """
+    absent = [test.submission for _, test in all_test_sets() if test.submission not in files]
+    rows = {test: len(_lines(files[test.submission])) - 1 for _, test in all_test_sets() if test.submission in files}
+    return (
+        [f"of the eleven files it lacks {', '.join(absent)}"] if absent else [],
+        [f"{test.submission} ({n} rows, officially {test.rows})" for test, n in rows.items() if n != test.rows],
+    )
+
+
+def _write_submission(folder: Path, files: Mapping[str, str]) -> None:
+    """Write the files and the archive of them, each as a whole; what an earlier submission left is deleted."""
+    for name in (ARCHIVE, *(test.submission for _, test in all_test_sets())):
+        if name not in files:
+            (folder / name).unlink(missing_ok=True)
     for name, content in files.items():
         write_text(folder / name, content)
-    buffer = BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in files.items():
-            archive.writestr(zipfile.ZipInfo(name, ZIP_TIME), content, zipfile.ZIP_DEFLATED)
-    path = folder / ARCHIVE
-    write_bytes(path, buffer.getvalue())
-    return path
-
-
-def check_archive(path: Path) -> tuple[list[str], list[str]]:
-    """Read a submission archive and compare it with what the GLUE site accepts.
-
-    Returns:
-        Problems for which the site refuses it or scores it wrongly; and the names of files whose number of rows is
-        not that of the official test set.
-    """
-    problems: list[str] = []
-    unofficial: list[str] = []
-    known = {test.submission: (task, test) for task, test in all_test_sets()}
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        absent = [name for name in known if name not in names]
-        if absent:
-            problems.append(f"of the eleven files it lacks {', '.join(absent)}")
-        for name in names:
-            if name not in known:
-                problems.append(f"{name} is not a file of the submission")
-                continue
-            task, test = known[name]
-            content = archive.read(name).decode("utf-8")
-            problem = check_rows(content, task)
-            if problem:
-                problems.append(f"{name}: {problem}")
-            elif (rows := len(_lines(content)) - 1) != test.rows:
-                unofficial.append(f"{test.submission} ({rows} rows, officially {test.rows})")
-    return problems, unofficial
+    if files:
+        with whole_file(folder / ARCHIVE) as file, zipfile.ZipFile(file, "w") as archive:
+            for name, content in files.items():
+                archive.writestr(zipfile.ZipInfo(name, ZIP_TIME), content, zipfile.ZIP_DEFLATED)
