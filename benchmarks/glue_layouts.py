@@ -27,7 +27,7 @@ from bert_convolutions.data.tokenizer import load_tokenizer
 from bert_convolutions.glue.examples import EncodedExamples, Layout, PackedRows, PaddedRows, encode
 from bert_convolutions.glue.finetune import GlueTrainer
 from bert_convolutions.glue.predict import predict_logits
-from bert_convolutions.glue.reading import read_test, read_train
+from bert_convolutions.glue.reading import read_examples
 from bert_convolutions.glue.tasks import Task, find_task
 from bert_convolutions.model import CompositeBertForSequenceClassification
 from bert_convolutions.training.arguments import BertTrainingArguments
@@ -153,7 +153,7 @@ def _work(lengths: np.ndarray) -> Work:
 def _train_examples(job: GlueJob, setup: Setup, task: Task, tokenizer: PreTrainedTokenizerBase) -> EncodedExamples:
     """The task's training file, or as many examples of random tokens in its lengths."""
     if job.data_dir is not None:
-        return encode(tokenizer, read_train(Path(job.data_dir), task), job.length)
+        return encode(tokenizer, read_examples(Path(job.data_dir) / task.train, task), job.length)
     lengths = example_lengths(task.name, "train", NUM_EXAMPLES[task.name, "train"], job.length)
     return random_examples(lengths, len(tokenizer), setup.options.seed)
 
@@ -168,7 +168,8 @@ def _test_examples(job: GlueJob, setup: Setup, task: Task, tokenizer: PreTrained
             labels=False,
         )
     else:
-        examples = encode(tokenizer, read_test(Path(job.data_dir), task.tests[0]), job.length)
+        path = Path(job.data_dir) / task.tests[0].path
+        examples = encode(tokenizer, read_examples(path, task, task.tests[0]), job.length)
         by_length = np.argsort(examples.lengths, kind="stable")
         at = ((np.arange(job.batch_size) + 0.5) / job.batch_size * len(by_length)).astype(np.int64)
         examples = examples.select(by_length[at])

@@ -10,7 +10,7 @@ import pytest
 from bert_convolutions.demo.corpus import Speech, split_speeches
 from bert_convolutions.demo.glue_data import write_glue_data
 from bert_convolutions.demo.glue_examples import QUESTIONS, exchange_neighbours, halves
-from bert_convolutions.glue.reading import read_dev, read_test, read_train
+from bert_convolutions.glue.reading import read_examples
 from bert_convolutions.glue.tasks import TASKS
 
 NUM_TRAIN, NUM_EVAL = 300, 100
@@ -177,8 +177,8 @@ def test_same_seed_same_bytes(glue: Path, parts: Parts, tmp_path: Path) -> None:
 def test_the_tasks_are_read_as_glue_is(glue: Path) -> None:
     """The reader of ``bertconv glue`` takes every file."""
     for task in TASKS:
-        assert len(read_train(glue, task)) > 10
+        assert len(read_examples(glue / task.train, task)) > 10
         for dev_set in task.dev:
-            assert len(read_dev(glue, task, dev_set)) >= 6
+            assert len(read_examples(glue / dev_set.path, task)) >= 6
         for test_set in task.tests:
-            assert len(read_test(glue, test_set)) >= 6
+            assert len(read_examples(glue / test_set.path, task, test_set)) >= 6

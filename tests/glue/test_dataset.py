@@ -10,7 +10,7 @@ from pyarrow import parquet
 
 from bert_convolutions.errors import UsageError
 from bert_convolutions.glue.data import GlueData
-from bert_convolutions.glue.reading import read_dev, read_test, read_train
+from bert_convolutions.glue.reading import read_examples
 from bert_convolutions.glue.run import run_glue
 from bert_convolutions.glue.tasks import TASKS, Task, find_task, of_dataset
 from tests.glue.helpers import arguments, options, same_weights
@@ -41,13 +41,13 @@ def hub_dir(tmp_path_factory: pytest.TempPathFactory, glue_dir: Path) -> Path:
     folder = tmp_path_factory.mktemp("hub")
     for task in TASKS:
         name = task.name.lower().replace("-", "")
-        write_split(folder, name, "train", read_train(glue_dir, task), task)
+        write_split(folder, name, "train", read_examples(glue_dir / task.train, task), task)
         for dev in task.dev:
-            split = Path(dev.file).stem.replace("dev", "validation")
-            write_split(folder, name, split, read_dev(glue_dir, task, dev), task)
+            split = Path(dev.path).stem.replace("dev", "validation")
+            write_split(folder, name, split, read_examples(glue_dir / dev.path, task), task)
         for test in task.tests:
             place = ("ax", "test") if test.name == "diagnostic" else (name, Path(test.path).stem)
-            write_split(folder, *place, read_test(glue_dir, test), task)
+            write_split(folder, *place, read_examples(glue_dir / test.path, task, test), task)
     return folder
 
 
@@ -70,9 +70,8 @@ def test_it_has_the_examples_of_the_files(glue_dir: Path, hub_dir: Path, tokeniz
     ):
         assert content(theirs) == content(ours)
     for theirs, ours in zip(loaded.tests, task.tests, strict=True):
-        found, indices = of_hub.test(tokenizer, loaded, theirs)
-        expected, expected_indices = of_files.test(tokenizer, task, ours)
-        assert (content(found), indices) == (content(expected), expected_indices)
+        found, expected = of_hub.test(tokenizer, loaded, theirs), of_files.test(tokenizer, task, ours)
+        assert (content(found), found.indices) == (content(expected), expected.indices)
 
 
 def test_a_run_is_the_same_and_knows_changed_data(
@@ -87,7 +86,8 @@ def test_a_run_is_the_same_and_knows_changed_data(
         assert (tmp_path / "hub" / name).read_text() == (tmp_path / "files" / name).read_text()
     run_glue(chosen, arguments(tmp_path / "hub", **flags))
     assert "RTE: done before" in capsys.readouterr().out
-    write_split(hub_dir, "rte", "train", read_train(glue_dir, find_task("WNLI")), find_task("WNLI"))
+    wnli = find_task("WNLI")
+    write_split(hub_dir, "rte", "train", read_examples(glue_dir / wnli.train, wnli), wnli)
     with pytest.raises(UsageError, match="another training file"):
         run_glue(chosen, arguments(tmp_path / "hub", **flags))
 

@@ -14,7 +14,7 @@ from bert_convolutions.errors import UsageError
 from bert_convolutions.glue.examples import encode_words, layout_for
 from bert_convolutions.glue.models import load_pretrained
 from bert_convolutions.glue.predict import METRICS, by_sentence, predict_logits
-from bert_convolutions.glue.reading import Examples, read_test, read_train
+from bert_convolutions.glue.reading import Examples, read_examples
 from bert_convolutions.glue.run import run_glue
 from bert_convolutions.glue.tasks import Task, find_task, parse_tasks
 from tests.glue.conftest import WORDS
@@ -68,7 +68,9 @@ def words(folder: Path, suffix: str) -> Path:
 
 
 def read(task: Task, split: str = "train") -> Examples:
-    return read_test(task.root, task.tests[0], task) if split == "test" else read_train(task.root, task)
+    if split == "test":
+        return read_examples(task.root / task.tests[0].path, task, task.tests[0])
+    return read_examples(task.root / task.train, task)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
@@ -128,7 +130,7 @@ def test_superglue_in_its_own_layout(tmp_path: Path, name: str, model_dir: Path)
         kept = {key: value for key, value in row.items() if split != "test" or key != "label"}
         (data / name / f"{split}.jsonl").write_text(3 * (json.dumps(kept) + "\n"))
     task = find_task(name.lower())
-    examples = read_train(data, task)
+    examples = read_examples(data / task.train, task)
     assert (tuple(column[:1] for column in examples.texts), examples.labels) == (texts, [label] * 3)
     flags = {"do_train": True, "do_eval": True, "do_predict": True}
     run_glue(options(data, model_dir, name), arguments(tmp_path / "out", max_steps=1, **flags))

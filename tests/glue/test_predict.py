@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 from bert_convolutions.glue.examples import EncodedExamples, encode, layout_for
 from bert_convolutions.glue.models import load_pretrained
 from bert_convolutions.glue.predict import evaluate, format_predictions, predict_logits
-from bert_convolutions.glue.reading import Examples, read_dev
+from bert_convolutions.glue.reading import Examples, read_examples
 from bert_convolutions.glue.tasks import MNLI, Task, find_task
 
 RTE, STSB = find_task("RTE"), find_task("STS-B")
@@ -21,7 +21,7 @@ def arguments(folder: Path, **changes) -> TrainingArguments:
 
 
 def many(glue_dir: Path, task: Task) -> Examples:
-    found = [read_dev(glue_dir, task, dev) for dev in task.dev] * 20
+    found = [read_examples(glue_dir / dev.path, task) for dev in task.dev] * 20
     columns = zip(*(examples.texts for examples in found), strict=True)
     labels = [label for examples in found for label in examples.labels]
     return Examples(Path(), tuple([text for texts in column for text in texts] for column in columns), labels, None)
@@ -81,13 +81,14 @@ def test_a_model_with_its_labels_in_another_order_is_scored_alike(tmp_path: Path
     model.config.id2label = {new: MNLI.labels[old] for new, old in enumerate(order)}
     after = evaluate(model, MNLI, dev, layout, arguments(tmp_path))
     assert after["mnli"] == pytest.approx(before["mnli"])
-    logits = np.eye(3)[[1]]
-    assert format_predictions(logits, [4], model, MNLI) == "index\tprediction\n4\tcontradiction\n"
+    logits, predicted = np.eye(3)[[1]], EncodedExamples({}, np.arange(2), None, indices=[4])
+    assert format_predictions(logits, predicted, model, MNLI) == "index\tprediction\n4\tcontradiction\n"
 
 
 def test_scores_are_written_with_three_decimals(model_dir: Path):
     model = load_pretrained(str(model_dir), STSB)
-    content = format_predictions(np.array([[1.23456], [5.2]]), [0, 1], model, STSB)
+    examples = EncodedExamples({}, np.arange(3), None, indices=[0, 1])
+    content = format_predictions(np.array([[1.23456], [5.2]]), examples, model, STSB)
     assert content == "index\tprediction\n0\t1.235\n1\t5.200\n"
 
 

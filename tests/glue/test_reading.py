@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bert_convolutions.errors import UsageError
-from bert_convolutions.glue.reading import read_dev, read_test, read_train
+from bert_convolutions.glue.reading import read_examples
 from bert_convolutions.glue.tasks import TASKS, all_test_sets, find_task
 
 RTE, COLA, STSB, QQP, MRPC = (find_task(name) for name in ("RTE", "CoLA", "STS-B", "QQP", "MRPC"))
@@ -25,18 +25,18 @@ def write(folder: Path, path: str, content: str | bytes) -> Path:
 
 def test_all_files_of_the_layout_are_read(glue_dir: Path):
     for task in TASKS:
-        assert len(read_train(glue_dir, task)) == 24
-        assert [len(read_dev(glue_dir, task, dev)) for dev in task.dev] == [10] * len(task.dev)
-    for _, test in all_test_sets():
-        assert read_test(glue_dir, test).indices == list(range(7))
+        assert len(read_examples(glue_dir / task.train, task)) == 24
+        assert [len(read_examples(glue_dir / dev.path, task)) for dev in task.dev] == [10] * len(task.dev)
+    for task, test in all_test_sets():
+        assert read_examples(glue_dir / test.path, task, test).indices == list(range(7))
 
 
 def test_cola_has_no_header_and_its_test_file_has(tmp_path: Path):
     write(tmp_path, "CoLA/train.tsv", "gj04\t1\t\tA b.\ngj04\t0\t*\tB a.\n")
-    examples = read_train(tmp_path, COLA)
+    examples = read_examples(tmp_path / COLA.train, COLA)
     assert (examples.texts, examples.labels) == ((["A b.", "B a."],), [1, 0])
     write(tmp_path, "CoLA/test.tsv", "index\tsentence\n0\tC d.\n")
-    assert read_test(tmp_path, COLA.tests[0]).texts == (["C d."],)
+    assert read_examples(tmp_path / COLA.tests[0].path, COLA, COLA.tests[0]).texts == (["C d."],)
 
 
 def test_byte_order_mark_carriage_returns_and_quotes(tmp_path: Path):
@@ -44,23 +44,23 @@ def test_byte_order_mark_carriage_returns_and_quotes(tmp_path: Path):
         '\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\r\n1\t7\t8\t"He said\t" \'x\' "\r\n0\t9\t10\ta\u2028b\tc\r\n'
     )
     write(tmp_path, "MRPC/train.tsv", rows)
-    examples = read_train(tmp_path, MRPC)
+    examples = read_examples(tmp_path / MRPC.train, MRPC)
     assert examples.texts == (['"He said', "a\u2028b"], ["\" 'x' \"", "c"])
     assert examples.labels == [1, 0]
 
 
 def test_the_last_column_of_mnli_is_the_label(glue_dir: Path):
-    examples = read_train(glue_dir, find_task("MNLI"))
+    examples = read_examples(glue_dir / "MNLI/train.tsv", find_task("MNLI"))
     assert examples.labels[:4] == [0, 1, 2, 0]  # contradiction, entailment, neutral; its column label1 is all neutral
 
 
 def test_scores_are_numbers(glue_dir: Path):
-    assert read_train(glue_dir, STSB).labels[:4] == [0.0, 1.25, 3.8, 5.0]
+    assert read_examples(glue_dir / STSB.train, STSB).labels[:4] == [0.0, 1.25, 3.8, 5.0]
 
 
 def test_the_index_of_a_test_file_is_kept(tmp_path: Path):
     write(tmp_path, "RTE/test.tsv", "index\tsentence1\tsentence2\n5\ta\tb\n3\tc\td\n")
-    assert read_test(tmp_path, RTE.tests[0]).indices == [5, 3]
+    assert read_examples(tmp_path / RTE.tests[0].path, RTE, RTE.tests[0]).indices == [5, 3]
 
 
 STSB_ROW = "0\t" + "n\t" * 6
@@ -88,9 +88,9 @@ BAD_TRAIN = {
 @pytest.mark.parametrize("case", BAD_TRAIN)
 def test_a_bad_file_is_refused_with_its_line(tmp_path: Path, case: str):
     task, content, message = BAD_TRAIN[case]
-    path = write(tmp_path, task.train_path, content)
+    path = write(tmp_path, task.train, content)
     with pytest.raises(UsageError, match=message) as caught:
-        read_train(tmp_path, task)
+        read_examples(tmp_path / task.train, task)
     assert str(path) in str(caught.value)
 
 
@@ -101,26 +101,26 @@ def test_a_bad_file_is_refused_with_its_line(tmp_path: Path, case: str):
 def test_a_bad_test_file_is_refused(tmp_path: Path, row: str, message: str):
     write(tmp_path, "RTE/test.tsv", f"index\tsentence1\tsentence2\n{row}\n")
     with pytest.raises(UsageError, match=message):
-        read_test(tmp_path, RTE.tests[0])
+        read_examples(tmp_path / RTE.tests[0].path, RTE, RTE.tests[0])
 
 
 def test_a_missing_file_is_named(tmp_path: Path):
     with pytest.raises(UsageError, match=r"RTE/train\.tsv: no such file; --data_dir"):
-        read_train(tmp_path, RTE)
+        read_examples(tmp_path / RTE.train, RTE)
 
 
 def test_a_few_short_lines_of_qqp_are_skipped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     good = [f"{number}\t1\t2\ta\tb\t1\n" for number in range(2000)]
     write(tmp_path, "QQP/train.tsv", "".join([QQP_HEADER, *good[:9], "broken\tline\n", *good[9:]]))
     with caplog.at_level(logging.WARNING):
-        assert len(read_train(tmp_path, QQP)) == 2000
+        assert len(read_examples(tmp_path / QQP.train, QQP)) == 2000
     assert "skipped 1 lines with too few columns (first: line 11)" in caplog.text
 
 
 def test_many_short_lines_of_qqp_are_another_file(tmp_path: Path):
     write(tmp_path, "QQP/train.tsv", QQP_HEADER + "0\t1\t2\ta\tb\t1\n1\t2\n")
     with pytest.raises(UsageError, match="line 3: 2 tab-separated"):
-        read_train(tmp_path, QQP)
+        read_examples(tmp_path / QQP.train, QQP)
 
 
 @given(st.binary(max_size=200) | st.text('0123ab\t\n\r-."\u2028', max_size=80).map(str.encode))
@@ -130,10 +130,10 @@ def test_any_file_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, c
     """No other error than ours comes out, whatever the file holds."""
     folder = tmp_path_factory.getbasetemp() / "fuzz"
     for task in (RTE, COLA, STSB):
-        for path, read in ((task.train_path, read_train), (task.tests[0].path, read_test)):
+        for path, test in ((task.train, None), (task.tests[0].path, task.tests[0])):
             write(folder, path, content)
             try:
-                examples = read(folder, task if read is read_train else task.tests[0])
+                examples = read_examples(folder / path, task, test)
             except UsageError as error:
                 assert path in str(error)
             else:

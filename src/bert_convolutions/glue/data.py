@@ -1,7 +1,6 @@
 """The GLUE files of a run: checked before anything is trained, tokenised once, and shared by all rounds."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -11,7 +10,7 @@ from bert_convolutions.data.tokenizer import tokenizer_hash
 from bert_convolutions.errors import UsageError
 from bert_convolutions.glue.examples import EncodedExamples, encode, encode_words
 from bert_convolutions.glue.plan import Job
-from bert_convolutions.glue.reading import Examples, has_split, read_dev, read_test, read_train
+from bert_convolutions.glue.reading import Examples, has_split, read_examples
 from bert_convolutions.glue.tasks import DevSet, Task, TestSet
 
 
@@ -27,7 +26,6 @@ class GlueData:
         self.data_dir = data_dir
         self.max_seq_length = max_seq_length
         self._encoded: dict[tuple[str, str, Path], EncodedExamples] = {}
-        self._indices: dict[Path, list[int]] = {}
         self._hashes: dict[Path, str] = {}
 
     def check(self, jobs: Sequence[Job]) -> dict[str, int]:
@@ -39,48 +37,36 @@ class GlueData:
         Raises:
             UsageError: a file is missing or does not fit its task. A missing test file is not: see ``has_test``.
         """
-        train = {job.task.name: job.task for job in jobs if job.train}
-        dev = {job.task.name: job.task for job in jobs if job.reads_dev}
-        tests = {test: job.task for job in jobs for test in job.predict if self.has_test(job.task, test)}
-        counts = {name: len(self._noted(read_train(self.root(task), task))) for name, task in train.items()}
-        for task in dev.values():
-            for dev_set in task.dev:
-                self._noted(read_dev(self.root(task), task, dev_set))
-        for test, task in tests.items():
-            self._noted(read_test(self.root(task), test, task))
-        return counts
+        counts: dict[tuple[str, str], int] = {}
+        for job in jobs:
+            needed: list[tuple[str, TestSet | None]] = [(job.task.train, None)] if job.train else []
+            needed += [(dev_set.path, None) for dev_set in job.task.dev if job.reads_dev]
+            needed += [(test.path, test) for test in job.predict if self.has_test(job.task, test)]
+            for path, test in needed:
+                if (job.task.name, path) not in counts:
+                    counts[job.task.name, path] = len(self._read(job.task, path, test))
+        return {job.task.name: counts[job.task.name, job.task.train] for job in jobs if job.train}
 
     def train_hash(self, task: Task) -> str | None:
         """Return the SHA-256 of a task's training examples; None where there is no such file."""
-        path = self.root(task) / task.train_path
+        path = self.root(task) / task.train
         if path not in self._hashes and task.dataset is not None:
-            self._noted(read_train(self.root(task), task))
+            self._read(task, task.train)
         elif path not in self._hashes and path.is_file():
             self._hashes[path] = files.sha256(path)
         return self._hashes.get(path)
 
     def train(self, tokenizer: PreTrainedTokenizerBase, task: Task) -> EncodedExamples:
         """Return a task's training examples."""
-        return self._encode(tokenizer, task, task.train_path, lambda: read_train(self.root(task), task))
+        return self._encode(tokenizer, task, task.train)
 
     def dev(self, tokenizer: PreTrainedTokenizerBase, task: Task) -> dict[DevSet, EncodedExamples]:
         """Return a task's development sets."""
-        return {
-            dev_set: self._encode(
-                tokenizer, task, task.dev_path(dev_set), partial(read_dev, self.root(task), task, dev_set)
-            )
-            for dev_set in task.dev
-        }
+        return {dev_set: self._encode(tokenizer, task, dev_set.path) for dev_set in task.dev}
 
-    def test(self, tokenizer: PreTrainedTokenizerBase, task: Task, test: TestSet) -> tuple[EncodedExamples, list[int]]:
-        """Return a test set and the index of each of its examples."""
-
-        def read() -> Examples:
-            examples = read_test(self.root(task), test, task)
-            self._indices[examples.path] = examples.indices or []
-            return examples
-
-        return self._encode(tokenizer, task, test.path, read), self._indices[self.root(task) / test.path]
+    def test(self, tokenizer: PreTrainedTokenizerBase, task: Task, test: TestSet) -> EncodedExamples:
+        """Return a test set."""
+        return self._encode(tokenizer, task, test.path, test)
 
     def has_test(self, task: Task, test: TestSet) -> bool:
         """Whether a test file is there."""
@@ -97,16 +83,17 @@ class GlueData:
         return root
 
     def _encode(
-        self, tokenizer: PreTrainedTokenizerBase, task: Task, path: str, read: Callable[[], Examples]
+        self, tokenizer: PreTrainedTokenizerBase, task: Task, path: str, test: TestSet | None = None
     ) -> EncodedExamples:
         key = (tokenizer_hash(tokenizer), task.name, self.root(task) / path)
         if key not in self._encoded:
             encoder = encode_words if task.per_token else encode
-            self._encoded[key] = encoder(tokenizer, self._noted(read()), self.max_seq_length)
+            self._encoded[key] = encoder(tokenizer, self._read(task, path, test), self.max_seq_length)
         return self._encoded[key]
 
-    def _noted(self, examples: Examples) -> Examples:
-        """The examples, whose file must be the same whenever it is read."""
+    def _read(self, task: Task, path: str, test: TestSet | None = None) -> Examples:
+        """The examples of a file, which must be the same whenever it is read."""
+        examples = read_examples(self.root(task) / path, task, test)
         if self._hashes.setdefault(examples.path, examples.sha256) != examples.sha256:
             raise UsageError(f"{examples.path} has changed since this run began: start it again")
         return examples

@@ -4,7 +4,7 @@ A task is tokenised once and shared by all its rounds. Legend: N examples, R row
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from transformers import (
 
 from bert_convolutions.data.masking import IGNORED
 from bert_convolutions.data.packing import Rows
+from bert_convolutions.data.pieces import flatten
 from bert_convolutions.glue.reading import Examples
 from bert_convolutions.model.modeling import CompositeBertPreTrainedModel
 from bert_convolutions.training.sampling import Slice, StepPlan
@@ -41,12 +42,14 @@ class EncodedExamples(Dataset[dict[str, Any]]):
         offsets: (N + 1,) int64; example i is ``offsets[i]:offsets[i + 1]``.
         labels: (N,) int64 label ids or float32 scores; None for a test file, and of a task of words.
         sentence_lengths: of a task of words, how many each sentence of the file has; None elsewhere.
+        indices: what the predictions of a test file are numbered by; None elsewhere.
     """
 
     columns: dict[str, np.ndarray]
     offsets: np.ndarray
     labels: np.ndarray | None
     sentence_lengths: np.ndarray | None = None
+    indices: list[int] | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -73,7 +76,7 @@ class EncodedExamples(Dataset[dict[str, Any]]):
         """(N + 1,) where the outputs of each example begin among all O: one for an example, or one for each word."""
         if "labels" not in self.columns:
             return np.arange(len(self) + 1)
-        return np.concatenate([[0], np.cumsum(self.columns["labels"] != IGNORED)])[self.offsets]
+        return _offsets(self.columns["labels"] != IGNORED)[self.offsets]
 
     def select(self, indices: np.ndarray) -> "EncodedExamples":
         """Return the examples of ``indices`` (M,), in that order."""
@@ -81,9 +84,10 @@ class EncodedExamples(Dataset[dict[str, Any]]):
         return dataclasses.replace(
             self,
             columns={name: values[tokens] for name, values in self.columns.items()},
-            offsets=np.concatenate([[0], np.cumsum(self.lengths[indices])]),
+            offsets=_offsets(self.lengths[indices]),
             labels=None if self.labels is None else self.labels[indices],
             sentence_lengths=None,
+            indices=None,
         )
 
 
@@ -103,18 +107,20 @@ def encode(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_seq_lengt
         max_seq_length: most tokens of an example, special tokens included.
     """
     parts: dict[str, list[np.ndarray]] = {}
-    lengths: list[np.ndarray] = []
+    all_lengths = []
     for start in range(0, len(examples), TEXTS_PER_CALL):
         texts = [column[start : start + TEXTS_PER_CALL] for column in examples.texts]
         batch = tokenizer(*texts, truncation="longest_first", max_length=max_seq_length, return_attention_mask=False)
-        lengths.append(np.array([len(ids) for ids in batch["input_ids"]], dtype=np.int64))
-        for name, values in batch.items():
-            parts.setdefault(name, []).append(_flatten(values))
-    return EncodedExamples(
-        columns={name: np.concatenate(arrays) for name, arrays in parts.items()},
-        offsets=np.concatenate([[0], np.cumsum(np.concatenate(lengths))]),
-        labels=_label_array(examples),
-    )
+        for name, rows in batch.items():
+            values, lengths = flatten(rows)
+            parts.setdefault(name, []).append(values)
+        all_lengths.append(lengths)
+    labels = None
+    if examples.labels is not None:
+        whole = all(isinstance(label, int) for label in examples.labels)
+        labels = np.array(examples.labels, dtype=np.int64 if whole else np.float32)
+    columns = {name: np.concatenate(arrays) for name, arrays in parts.items()}
+    return EncodedExamples(columns, _offsets(np.concatenate(all_lengths)), labels, indices=examples.indices)
 
 
 def encode_words(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_seq_length: int) -> EncodedExamples:
@@ -142,24 +148,17 @@ def encode_words(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_seq
                 rows.append(([], []))
             rows[-1][0].extend(pieces[word])
             rows[-1][1].extend([label] + [IGNORED] * (len(pieces[word]) - 1))
-    ids = _flatten([[tokenizer.cls_token_id, *row, tokenizer.sep_token_id] for row, _ in rows])
-    columns = {"input_ids": ids, "labels": _flatten([[IGNORED, *row, IGNORED] for _, row in rows])}
+    ids, lengths = flatten([[tokenizer.cls_token_id, *row, tokenizer.sep_token_id] for row, _ in rows])
+    columns = {"input_ids": ids, "labels": flatten([[IGNORED, *row, IGNORED] for _, row in rows])[0]}
     if "token_type_ids" in tokenizer.model_input_names:
         columns["token_type_ids"] = np.zeros_like(ids)
-    lengths = np.array([len(row) + 2 for row, _ in rows], dtype=np.int64)
-    sentence_lengths = np.array([len(sentence) for sentence in examples.texts[0]], dtype=np.int64)
-    return EncodedExamples(columns, np.concatenate([[0], np.cumsum(lengths)]), None, sentence_lengths)
+    sentence_lengths = np.array([len(sentence) for sentence in examples.texts[0]])
+    return EncodedExamples(columns, _offsets(lengths), None, sentence_lengths, examples.indices)
 
 
-def _flatten(values: Sequence[Sequence[int]]) -> np.ndarray:
-    return np.fromiter((value for row in values for value in row), dtype=np.int32)
-
-
-def _label_array(examples: Examples) -> np.ndarray | None:
-    if examples.labels is None:
-        return None
-    whole = all(isinstance(label, int) for label in examples.labels)
-    return np.array(examples.labels, dtype=np.int64 if whole else np.float32)
+def _offsets(lengths: np.ndarray) -> np.ndarray:
+    """Where each of some rows begins in a flat array (N,), and where the last ends: (N + 1,)."""
+    return np.concatenate([[0], np.cumsum(lengths)])
 
 
 Layout = Callable[[EncodedExamples], Mapping[str, Any]]
@@ -168,11 +167,7 @@ Layout = Callable[[EncodedExamples], Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class PackedRows:
-    """Lays examples out in as few rows as hold them, for the models that take such rows.
-
-    Attributes:
-        pad_id: id of the padding token.
-    """
+    """Lays examples out in as few rows as hold them, for the models that take such rows."""
 
     pad_id: int
 
@@ -198,11 +193,7 @@ class PackedRows:
 
 @dataclass(frozen=True)
 class PaddedRows:
-    """One example a row, padded to the longest: for any model of ``transformers``.
-
-    Attributes:
-        collator: pads a list of examples.
-    """
+    """One example a row, padded to the longest by a collator of ``transformers``: for any of its models."""
 
     collator: Callable[[list[dict[str, Any]]], Mapping[str, Any]]
 
@@ -263,17 +254,10 @@ class Counted:
 
 
 def token_budget_batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
-    """Cut all examples, longest first, into batches that padded to their longest hold at most ``budget`` tokens.
+    """Cut examples of ``lengths`` (N,) into batches that padded to their longest hold at most ``budget`` tokens.
 
     For predictions, whose batches may be any. The largest comes first, so that too little memory shows at once. An
-    example longer than the budget is alone.
-
-    Args:
-        lengths: (N,) tokens of each example.
-        budget: most tokens of a padded batch.
-
-    Returns:
-        Indices of each batch; together they hold every example once.
+    example longer than the budget is alone. Returns the indices of each batch's examples.
     """
     order = np.argsort(-lengths, kind="stable")
     batches = []

@@ -7,19 +7,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainerControl,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerControl
 
-from bert_convolutions.files import sync_tree
+from bert_convolutions.files import sha256, sync_tree
 from bert_convolutions.glue.examples import Counted, EncodedExamples, Layout, Shuffled
-from bert_convolutions.glue.models import quiet_transformers
 from bert_convolutions.glue.predict import evaluate
-from bert_convolutions.glue.state import ENCODER_FOLDER, saved_files
+from bert_convolutions.glue.state import ENCODER_FOLDER
 from bert_convolutions.glue.tasks import DevSet, Task
-from bert_convolutions.model.loading import as_long_as
+from bert_convolutions.model.loading import as_long_as, quiet_transformers
 from bert_convolutions.training.resumable import ResumableTrainer
 from bert_convolutions.training.sampling import StepPlan
 
@@ -118,12 +113,10 @@ def finetune(
 ) -> tuple[PreTrainedModel, dict[str, str]]:
     """Train a model and save it, its tokenizer and its encoder in the trainer's output folder.
 
-    All steps are run: the name of the folder that the model came from has no say in it.
-
     Args:
         trainer: made for the task.
         tokenizer: saved beside the model.
-        checkpoint: of this very run, to go on from; None starts at the first step.
+        checkpoint: of this very run, to go on from; None starts at the first step, wherever the model came from.
 
     Returns:
         The trained model, unwrapped; and the SHA-256 of what was saved, on the process that saves.
@@ -137,21 +130,20 @@ def finetune(
     trained = trainer.accelerator.unwrap_model(trainer.model)
     saved: dict[str, str] = {}
     if trainer.is_world_process_zero():
-        saved = save_finetuned(trained, tokenizer, Path(str(trainer.args.output_dir)))
+        saved = _save(trained, tokenizer, Path(str(trainer.args.output_dir)))
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.free_memory()
     return trained, saved
 
 
-def save_finetuned(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> dict[str, str]:
+def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> dict[str, str]:
     """Save a model as safetensors with its tokenizer, and its encoder alone below it, and sync both to the disk.
 
     Returns:
         The files' names below ``folder`` with their SHA-256.
     """
     encoder = model.base_model
-    if not isinstance(encoder, PreTrainedModel):
-        raise TypeError(f"{type(model).__name__} has no encoder to save")
+    assert isinstance(encoder, PreTrainedModel)  # as in all that an Auto class for classification makes
     with quiet_transformers():
         model.save_pretrained(folder)
         encoder.save_pretrained(folder / ENCODER_FOLDER)
@@ -160,4 +152,4 @@ def save_finetuned(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, f
     sync_tree(folder)
     of_model = [folder / "config.json", *folder.glob("model*.safetensors*")]
     files = {path for path in (*of_model, *of_tokenizer, *(folder / ENCODER_FOLDER).rglob("*")) if path.is_file()}
-    return saved_files(folder, sorted(str(path.relative_to(folder)) for path in files))
+    return {str(path.relative_to(folder)): sha256(path) for path in sorted(files)}

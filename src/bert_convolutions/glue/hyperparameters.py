@@ -19,7 +19,7 @@ DEFAULT = "electra"
 WARMUP_PART = 10
 """One step in this many is warm-up (``stable``: 2 epochs of 20)."""
 
-_STEPS = {  # of electra, and of each of stable's epochs
+_STEPS = {  # of electra, and of each of stable's 20 epochs
     "MNLI": (12121, 24243),
     "CoLA": (851, 567),
     "SST-2": (6409, 4273),
@@ -30,15 +30,13 @@ _STEPS = {  # of electra, and of each of stable's epochs
     "RTE": (777, 155),
     "WNLI": (100, 100),
 }
-_STABLE_EPOCHS = 20
-_LARGE_TASKS = ("MNLI", "QQP")
 
 
-def _electra(learning_rate: float, qnli_learning_rate: float) -> dict[str, Hyperparameters]:
+def _electra(learning_rate: float) -> dict[str, Hyperparameters]:
     return {
         name: Hyperparameters(
-            learning_rate=qnli_learning_rate if name == "QNLI" else learning_rate,
-            batch_size=128 if name in _LARGE_TASKS else 32,
+            learning_rate=1e-4 if name == "QNLI" else learning_rate,
+            batch_size=128 if name in ("MNLI", "QQP") else 32,
             steps=steps,
         )
         for name, (steps, _) in _STEPS.items()
@@ -46,10 +44,10 @@ def _electra(learning_rate: float, qnli_learning_rate: float) -> dict[str, Hyper
 
 
 HYPERPARAMETERS: Mapping[str, Mapping[str, Hyperparameters]] = {
-    "electra": _electra(3e-4, qnli_learning_rate=1e-4),
-    "electra_base": _electra(1e-4, qnli_learning_rate=1e-4),
+    "electra": _electra(3e-4),
+    "electra_base": _electra(1e-4),
     "stable": {
-        name: Hyperparameters(learning_rate=2e-5, batch_size=16, steps=_STABLE_EPOCHS * steps)
+        name: Hyperparameters(learning_rate=2e-5, batch_size=16, steps=20 * steps)
         for name, (_, steps) in _STEPS.items()
     },
 }
@@ -71,16 +69,16 @@ def load_hyperparameters(name_or_path: str, tasks: tuple[Task, ...] = TASKS) -> 
         return {}
     if name_or_path in HYPERPARAMETERS:
         return HYPERPARAMETERS[name_or_path]
-    path = Path(name_or_path)
     if not is_file_name(name_or_path):
         raise UsageError(
             f"{FLAG}: unknown hyper-parameters {name_or_path!r}; choose {', '.join(HYPERPARAMETERS)}, {OF_FLAGS} "
             "(the Trainer's) or the path of a .yaml file"
         )
-    entries = _read(path, tasks)
+    where = f"{FLAG} {name_or_path}"
+    entries = _read(Path(name_or_path), where, tasks)
     default = entries.get("default", {})
     return {
-        task.name: parse(Hyperparameters, {**default, **entries.get(task.name, {})}, f"{FLAG} {path}: {task.name}")
+        task.name: parse(Hyperparameters, {**default, **entries.get(task.name, {})}, f"{where}: {task.name}")
         for task in tasks
     }
 
@@ -90,9 +88,8 @@ def is_file_name(name_or_path: str) -> bool:
     return Path(name_or_path).suffix in (".yaml", ".yml")
 
 
-def _read(path: Path, tasks: tuple[Task, ...]) -> dict[str, dict[str, object]]:
+def _read(path: Path, where: str, tasks: tuple[Task, ...]) -> dict[str, dict[str, object]]:
     """Read the file: task (or ``default``) to the values given for it, all of which are checked."""
-    where = f"{FLAG} {path}"
     content = read_yaml(path, where)
     if not isinstance(content, dict) or not content:
         raise UsageError(f"{where} must map tasks (or default) to learning_rate, batch_size and steps")
@@ -115,13 +112,9 @@ def _read(path: Path, tasks: tuple[Task, ...]) -> dict[str, dict[str, object]]:
 def device_batch_size(batch_size: int, maximum: int, num_devices: int, accumulation: int) -> int:
     """Return the examples a device takes at once so that an optimizer step sees ``batch_size`` over all of them.
 
-    The batch of hyper-parameters is the global one: it is shared among the devices and accumulation steps. ``maximum``
-    (``--per_device_train_batch_size``) wins where the share is larger, as in the original; the step is then smaller
-    than it.
-
     Args:
-        batch_size: the global batch wanted.
-        maximum: most examples a device takes at once.
+        batch_size: of the hyper-parameters; it is shared among the devices and accumulation steps.
+        maximum: ``--per_device_train_batch_size``, which wins where the share is larger, as in the original.
         num_devices: processes times GPUs of each.
         accumulation: ``--gradient_accumulation_steps``.
     """

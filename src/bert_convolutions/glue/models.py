@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,12 +15,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 
 from bert_convolutions.errors import UsageError, first_line
 from bert_convolutions.files import sha256
 from bert_convolutions.glue.tasks import Task
-from bert_convolutions.model.loading import load_strictly
+from bert_convolutions.model.loading import load_strictly, quiet_transformers
 from bert_convolutions.parsing import read_json
 
 SCORE_LABEL = "score"
@@ -83,9 +80,8 @@ def load_pretrained(folder: str | Path, task: Task) -> PreTrainedModel:
         UsageError: weights or configuration can't be read, or they are not each other's.
     """
     config = load_config(folder)
-    labels = task.labels or (SCORE_LABEL,)
-    config.id2label = dict(enumerate(labels))
-    config.label2id = {label: number for number, label in enumerate(labels)}
+    config.id2label = dict(enumerate(task.labels or (SCORE_LABEL,)))
+    config.label2id = {label: number for number, label in config.id2label.items()}
     config.problem_type = "single_label_classification" if task.labels else "regression"
     return _load_weights(folder, config, task, new_classifier=True)
 
@@ -99,18 +95,14 @@ def load_finetuned(folder: Path, task: Task) -> PreTrainedModel:
     if not folder.is_dir():
         raise UsageError(f"{folder} is not there: fine-tune {task.name} first (--do_train)")
     config = load_config(folder)
-    words = sorted(_words(config))
+    words = sorted(label_words(config))
     if len(words) != task.num_outputs or (task.labels and words != sorted(task.labels)):
         raise UsageError(f"{folder} has the labels {', '.join(words)}, which are not {task.name}'s")
     return _load_weights(folder, config, task, new_classifier=False)
 
 
-def label_words(model: PreTrainedModel) -> list[str]:
+def label_words(config: PreTrainedConfig) -> list[str]:
     """Return the label word of each output, in the model's own order, which need not be ours (MNLI's often is not)."""
-    return _words(model.config)
-
-
-def _words(config: PreTrainedConfig) -> list[str]:
     words = {int(number): str(word) for number, word in (config.id2label or {}).items()}
     return [words[number] for number in sorted(words)]
 
@@ -118,14 +110,9 @@ def _words(config: PreTrainedConfig) -> list[str]:
 def check_fit(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokenizer_is_the_models: bool, max_seq_length: int
 ) -> None:
-    """Check that a model can take what a tokenizer makes.
+    """Check that a model can take what a tokenizer makes, examples of ``max_seq_length`` tokens at most.
 
-    Args:
-        model: the model.
-        tokenizer: the tokenizer.
-        tokenizer_is_the_models: it comes from the model's own folder: the model's table may then be larger, as some
-            architectures round it up.
-        max_seq_length: longest example in tokens.
+    The table of a model may be larger than its own tokenizer, the one in its folder: some architectures round it up.
 
     Raises:
         UsageError: another vocabulary size, or too few positions.
@@ -161,17 +148,3 @@ def _load_weights(folder: str | Path, config: PreTrainedConfig, task: Task, new_
     auto_class = AutoModelForTokenClassification if task.per_token else AutoModelForSequenceClassification
     with quiet_transformers():
         return load_strictly(auto_class, folder, config, new_head=new_classifier, dtype=torch.float32)
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Without ``transformers``' progress bars and its report of the weights that a fine-tuned model has anew."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -1,9 +1,10 @@
 """Which (task, round) there are, where each goes, and which of its stages are still to be done."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from transformers import IntervalStrategy, TrainingArguments
 
@@ -19,11 +20,9 @@ from bert_convolutions.glue.hyperparameters import (
     load_hyperparameters,
 )
 from bert_convolutions.glue.options import GlueOptions
-from bert_convolutions.glue.state import ENCODER_FOLDER, read_state, refuse_strange_model, strangers
+from bert_convolutions.glue.state import ENCODER_FOLDER, read_state, refuse_strangers
 from bert_convolutions.glue.tasks import MNLI, ROUND_SEEDS, Task, TestSet, parse_tasks, round_seed
 from bert_convolutions.schemas import Hyperparameters, TaskState
-
-ArgumentsT = TypeVar("ArgumentsT", bound=TrainingArguments)
 
 SHORTEST_PAIR = 5
 """Tokens of ``[CLS] a [SEP] b [SEP]`` with texts of one token."""
@@ -42,7 +41,6 @@ class Job:
     Attributes:
         task: the task.
         round_number: from 0; None for a task that runs once.
-        folder: where its model and results go.
         arguments: the Trainer's, with the folder, the seed and the task's hyper-parameters.
         state: what a former run left there.
         train: whether it is to be fine-tuned.
@@ -53,7 +51,6 @@ class Job:
 
     task: Task
     round_number: int | None
-    folder: Path
     arguments: TrainingArguments
     state: TaskState | None
     train: bool
@@ -62,9 +59,20 @@ class Job:
     wanted_batch_size: int | None
 
     @property
+    def folder(self) -> Path:
+        """Where its model and results go."""
+        return Path(str(self.arguments.output_dir))
+
+    @property
     def name(self) -> str:
         """Name of the folder in a run of several rounds, such as ``RTE3``; the task's name otherwise."""
-        return self.task.name if self.round_number is None else f"{self.task.name}{self.round_number}"
+        return self.task.name if self.round_number is None else self.folder.name
+
+    @property
+    def batch_size(self) -> int:
+        """Examples of one optimizer step over all devices."""
+        arguments = self.arguments
+        return arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
 
     @property
     def finished(self) -> bool:
@@ -83,6 +91,12 @@ class Job:
             return None
         return self.folder.parent / f"{MNLI.name}{self.round_number}" / ENCODER_FOLDER
 
+    def steps(self, num_examples: int) -> int:
+        """Return the optimizer steps that its training takes on so many examples."""
+        if self.arguments.max_steps > 0:
+            return self.arguments.max_steps
+        return math.ceil(-(-num_examples // self.batch_size) * self.arguments.num_train_epochs)
+
     def settings(self, max_seq_length: int) -> dict[str, Any]:
         """Return the flags that the result depends on, to be kept beside it and compared by a later run."""
         flags = self.arguments.to_dict()
@@ -93,28 +107,24 @@ class Job:
             task = self.task
             columns = f"{' + '.join('/'.join(map(str, text)) for text in task.texts)} -> {task.label_column}"
             settings |= {"columns": columns, "labels": list(task.labels), "metric": task.metric}
-        return {**settings, "batch_size": global_batch_size(self.arguments), "max_seq_length": max_seq_length}
-
-
-def num_devices(arguments: TrainingArguments) -> int:
-    """Return the devices of all processes that share a step."""
-    return arguments.world_size * max(1, arguments.n_gpu)
-
-
-def global_batch_size(arguments: TrainingArguments) -> int:
-    """Return the examples of one optimizer step over all devices."""
-    return arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+        return {**settings, "batch_size": self.batch_size, "max_seq_length": max_seq_length}
 
 
 def plan_jobs(options: GlueOptions, arguments: TrainingArguments) -> list[Job]:
     """Return the jobs in the order in which they run: all tasks of round 0, then of round 1, and so on.
 
+    Args:
+        options: tasks, rounds and hyper-parameters; these and the arguments have passed ``check_flags``.
+        arguments: the Trainer's; each job has its own copy.
+
     Raises:
-        UsageError: a flag out of range, nothing to do, or a folder in the way.
+        UsageError: tasks, rounds or hyper-parameters that there aren't, or a folder in the way.
     """
-    check_flags(options, arguments)
     tasks = parse_tasks(options.task_name, options.dataset)
-    refuse_overlap_with_files(tasks, Path(str(arguments.output_dir)))
+    for task in tasks:
+        for path in (task.train, *(dev.path for dev in task.dev), *(test.path for test in task.tests)):
+            if task.root is not None and task.dataset is None:
+                refuse_overlap(str(arguments.output_dir), "--output_dir", {f"{task.name}: files:": task.root / path})
     if arguments.do_predict and not any(task.tests for task in tasks):
         raise UsageError(f"--do_predict: the .yaml file of {tasks[0].name} names no test file; add test: to its files")
     rounds = _rounds(options, several=len(tasks) > 1)
@@ -125,17 +135,11 @@ def plan_jobs(options: GlueOptions, arguments: TrainingArguments) -> list[Job]:
         raise UsageError(
             f"{FLAG} {chosen} has nothing for {', '.join(uncovered)}: give {OF_FLAGS}, or a .yaml file with a default"
         )
-    output_dir = Path(str(arguments.output_dir))
-    jobs = []
-    for round_number in rounds:
-        for task in tasks:
-            name = task.name if round_number is None else f"{task.name}{round_number}"
-            folder = output_dir if round_number is None else output_dir / name
-            seed = arguments.seed if round_number is None else round_seed(round_number, arguments.seed)
-            of_task = hyperparameters.get(task.name)
-            own = task_arguments(arguments, folder, seed, of_task)
-            jobs.append(_plan_job(options, task, round_number, own, of_task))
-    return jobs
+    return [
+        _plan_job(options, arguments, task, round_number, hyperparameters.get(task.name))
+        for round_number in rounds
+        for task in tasks
+    ]
 
 
 def check_flags(options: GlueOptions, arguments: TrainingArguments) -> None:
@@ -168,48 +172,6 @@ def check_flags(options: GlueOptions, arguments: TrainingArguments) -> None:
     refuse_overlap(str(arguments.output_dir), "--output_dir", inputs)
 
 
-def refuse_overlap_with_files(tasks: tuple[Task, ...], output_dir: Path) -> None:
-    """Refuse an output that is or holds a file that a task's YAML file names.
-
-    Raises:
-        UsageError: names both.
-    """
-    for task in tasks:
-        if task.root is not None and task.dataset is None:
-            for path in (task.train_path, *map(task.dev_path, task.dev), *(test.path for test in task.tests)):
-                refuse_overlap(output_dir, "--output_dir", {f"{task.name}: files:": task.root / path})
-
-
-def task_arguments(
-    arguments: ArgumentsT, folder: Path, seed: int, hyperparameters: Hyperparameters | None
-) -> ArgumentsT:
-    """Return the Trainer's arguments for one task and round.
-
-    Args:
-        arguments: as given on the command line.
-        folder: where the task is trained.
-        seed: seed of the round.
-        hyperparameters: of the task; None keeps the arguments' own learning rate, batch, steps and warm-up. Their
-            steps are cut to ``--max_steps`` where that is given.
-    """
-    changes: dict[str, Any] = {"output_dir": str(folder), "seed": seed}
-    if hyperparameters is not None:
-        steps = hyperparameters.steps
-        steps = min(steps, arguments.max_steps) if arguments.max_steps > 0 else steps
-        changes |= {
-            "learning_rate": hyperparameters.learning_rate,
-            "max_steps": steps,
-            "warmup_steps": steps // WARMUP_PART,
-            "per_device_train_batch_size": device_batch_size(
-                hyperparameters.batch_size,
-                arguments.per_device_train_batch_size,
-                num_devices(arguments),
-                arguments.gradient_accumulation_steps,
-            ),
-        }
-    return dataclasses.replace(arguments, **changes)
-
-
 def _rounds(options: GlueOptions, several: bool) -> list[int] | list[None]:
     """Return the rounds' numbers, or one None for a task that runs once, straight into the output folder."""
     rounds = options.rounds if options.rounds is not None else (len(ROUND_SEEDS) if several else 1)
@@ -220,37 +182,61 @@ def _rounds(options: GlueOptions, several: bool) -> list[int] | list[None]:
 
 def _plan_job(
     options: GlueOptions,
+    arguments: TrainingArguments,
     task: Task,
     round_number: int | None,
-    arguments: TrainingArguments,
     hyperparameters: Hyperparameters | None,
 ) -> Job:
-    folder = Path(str(arguments.output_dir))
+    own = _task_arguments(arguments, task, round_number, hyperparameters)
+    folder = Path(str(own.output_dir))
     again = options.overwrite_output_dir
     state = None if again and arguments.do_train else read_state(folder)
     if state is not None and state.task != task.name:
         raise UsageError(f"{folder} holds a run of {state.task}: use another --output_dir, or --overwrite_output_dir")
-    if arguments.do_train and again:
-        refuse_strange_model(folder)
-    elif arguments.do_train and (found := strangers(folder)):
-        raise UsageError(
-            f"{folder} is not empty and was not made by bertconv glue ({found[0]}): move it away, or use another "
-            f"--output_dir; --overwrite_output_dir writes into it, and runs {'' if round_number is None else 'all '}"
-            "finished tasks again"
-        )
+    if arguments.do_train:
+        refuse_strangers(folder, again, "finished tasks" if round_number is None else "all finished tasks")
     train = arguments.do_train and (state is None or not state.trained)
-    known = TaskState(task=task.name, settings={}) if train or again or state is None else state
+    done = None if train or again else state
+    scored, predicted = (done.dev, done.predicted) if done else ({}, {})
     return Job(
         task,
         round_number,
-        folder,
-        arguments,
+        own,
         state,
         train,
-        arguments.do_eval and any(dev.score not in known.dev.get(dev.name, {}) for dev in task.dev),
-        tuple(test for test in task.tests if test.name not in known.predicted) if arguments.do_predict else (),
-        hyperparameters.batch_size if hyperparameters else None,
+        evaluate=arguments.do_eval and any(dev.score not in scored.get(dev.name, {}) for dev in task.dev),
+        predict=tuple(test for test in task.tests if arguments.do_predict and test.name not in predicted),
+        wanted_batch_size=hyperparameters.batch_size if hyperparameters else None,
     )
+
+
+def _task_arguments(
+    arguments: TrainingArguments, task: Task, round_number: int | None, hyperparameters: Hyperparameters | None
+) -> TrainingArguments:
+    """The Trainer's arguments for one task and round.
+
+    Without hyper-parameters they keep their own learning rate, batch, steps and warm-up; with them the steps are cut to
+    ``--max_steps`` where that is given.
+    """
+    changes: dict[str, Any] = {}
+    if round_number is not None:
+        changes["output_dir"] = str(Path(str(arguments.output_dir)) / f"{task.name}{round_number}")
+        changes["seed"] = round_seed(round_number, arguments.seed)
+    if hyperparameters is not None:
+        steps = hyperparameters.steps
+        steps = min(steps, arguments.max_steps) if arguments.max_steps > 0 else steps
+        changes |= {
+            "learning_rate": hyperparameters.learning_rate,
+            "max_steps": steps,
+            "warmup_steps": steps // WARMUP_PART,
+            "per_device_train_batch_size": device_batch_size(
+                hyperparameters.batch_size,
+                arguments.per_device_train_batch_size,
+                arguments.world_size * max(1, arguments.n_gpu),
+                arguments.gradient_accumulation_steps,
+            ),
+        }
+    return dataclasses.replace(arguments, **changes)
 
 
 def refuse_other_settings(job: Job, settings: dict[str, Any]) -> None:
@@ -286,16 +272,7 @@ def _difference(key: str, before: dict[str, Any], now: dict[str, Any]) -> str:
 
 def describe_training(job: Job, num_examples: int) -> str:
     """Return what a job's training is going to do, for the user."""
-    size = global_batch_size(job.arguments)
-    wanted = job.wanted_batch_size
+    size, wanted = job.batch_size, job.wanted_batch_size
     cut = f" ({FLAG} has {wanted}, cut by --per_device_train_batch_size)" if wanted and size < wanted else ""
     rate, seed = job.arguments.learning_rate, job.arguments.seed
-    return f"{planned_steps(job, num_examples)} steps of {size} examples{cut}, learning rate {rate:g}, seed {seed}"
-
-
-def planned_steps(job: Job, num_examples: int) -> int:
-    """Return the optimizer steps that a job's training takes on so many examples."""
-    if job.arguments.max_steps > 0:
-        return job.arguments.max_steps
-    per_epoch = max(1, -(-num_examples // global_batch_size(job.arguments)))
-    return round(per_epoch * job.arguments.num_train_epochs)
+    return f"{job.steps(num_examples)} steps of {size} examples{cut}, learning rate {rate:g}, seed {seed}"

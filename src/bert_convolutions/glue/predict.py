@@ -6,6 +6,7 @@ The metrics are scikit-learn's and SciPy's.
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ def predict_logits(
     Args:
         model: on any device; it is moved to the arguments' and left in evaluation mode.
         examples: N examples.
-        layout: makes batches of examples.
+        layout: makes batches of them.
         arguments: device, precision, batch size, process.
         before_batch: called equally often on every process; may raise to stop.
     """
@@ -80,7 +81,7 @@ def evaluate(
     before_batch: Callable[[], None] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Return the scores of each development set by its name; the arguments are those of :func:`predict_logits`."""
-    order = [label_words(model).index(word) for word in task.labels] if task.labels else [0]
+    order = [label_words(model.config).index(word) for word in task.labels] if task.labels else [0]
     results = {}
     for dev_set, examples in dev.items():
         if examples.targets is None:
@@ -95,26 +96,20 @@ def accuracy(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     return {"acc": float(accuracy_score(labels, predictions))}
 
 
-def accuracy_and_f1(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Return accuracy, F1 of label 1 (0 where it is undefined), and the mean of both."""
-    acc = float(accuracy_score(labels, predictions))
-    f1 = float(f1_score(labels, predictions, zero_division=0))
-    return {"acc": acc, "f1": f1, "acc_and_f1": (acc + f1) / 2}
+def accuracy_and_f1(predictions: np.ndarray, labels: np.ndarray, average: str = "binary") -> dict[str, float]:
+    """Return accuracy, F1 and the mean of both.
 
-
-def accuracy_and_macro_f1(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Return accuracy, the mean of all labels' F1 (0 where it is undefined), and the mean of both, as for CB."""
+    F1 (0 where it is undefined) is that of label 1 or, if ``average`` is ``"macro"``, the mean over all labels.
+    """
     acc = float(accuracy_score(labels, predictions))
-    f1 = float(f1_score(labels, predictions, average="macro", zero_division=0))
+    f1 = float(f1_score(labels, predictions, average=average, zero_division=0))
     return {"acc": acc, "f1": f1, "acc_and_f1": (acc + f1) / 2}
 
 
 def entity_f1(predictions: list[list[str]], labels: list[list[str]]) -> dict[str, float]:
     """Return seqeval's precision, recall and F1 over entities (conlleval's), and the share of words labelled right.
 
-    Args:
-        predictions: of each sentence a label word such as ``B-PER``, ``I-PER`` or ``O`` for each word.
-        labels: what is right.
+    Both arguments have for each sentence a label word such as ``B-PER``, ``I-PER`` or ``O`` for each word.
     """
     from seqeval import metrics
 
@@ -149,7 +144,7 @@ def correlation(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]
 METRICS: Mapping[str, Callable[[Any, Any], dict[str, float]]] = {
     "accuracy": accuracy,
     "accuracy_and_f1": accuracy_and_f1,
-    "accuracy_and_macro_f1": accuracy_and_macro_f1,
+    "accuracy_and_macro_f1": partial(accuracy_and_f1, average="macro"),  # as for CB
     "entity_f1": entity_f1,
     "matthews": matthews,
     "correlation": correlation,
@@ -169,7 +164,7 @@ def dev_scores(
     MNLI's are named ``eval_mnli/acc`` and ``eval_mnli-mm/acc``, as the original names them.
 
     Args:
-        logits: (N, num_outputs).
+        logits: (N, num_outputs), of the task's labels in its order.
         labels: (N,) label ids or scores.
         task: the task.
         dev_set: which of its development files.
@@ -197,33 +192,25 @@ def mean_loss(logits: np.ndarray, labels: np.ndarray, task: Task) -> float:
     return float(-log_softmax(logits, axis=-1)[np.arange(len(labels)), labels.astype(int)].mean())
 
 
-def format_predictions(
-    logits: np.ndarray,
-    indices: list[int],
-    model: PreTrainedModel,
-    task: Task,
-    sentence_lengths: np.ndarray | None = None,
-) -> str:
+def format_predictions(logits: np.ndarray, examples: EncodedExamples, model: PreTrainedModel, task: Task) -> str:
     r"""Return the content of ``test_results_<task>.txt``: ``index\tprediction``, label words or three decimals.
 
     A sentence of a task of words has its label words one after the other, with a space between.
 
     Args:
-        logits: (N, num_outputs) in the model's own order of outputs.
-        indices: the test file's index of each row.
-        model: whose configuration names the outputs.
+        logits: (O, num_outputs) in the model's own order of outputs, which its configuration names.
+        examples: the test set, with its indices.
+        model: the model.
         task: the task.
-        sentence_lengths: of a task of words, how many each sentence has.
     """
-    decided = decide(logits, task)
     if task.labels:
-        words = label_words(model)
-        cells = [words[number] for number in decided]
-        if sentence_lengths is not None:
-            cells = [" ".join(sentence) for sentence in by_sentence(cells, sentence_lengths)]
+        words = label_words(model.config)
+        cells = [words[number] for number in decide(logits, task)]
     else:
-        cells = [f"{score:.3f}" for score in decided]
-    rows = [f"{index}\t{cell}\n" for index, cell in zip(indices, cells, strict=True)]
+        cells = [f"{score:.3f}" for score in decide(logits, task)]
+    if examples.sentence_lengths is not None:
+        cells = [" ".join(sentence) for sentence in by_sentence(cells, examples.sentence_lengths)]
+    rows = [f"{index}\t{cell}\n" for index, cell in zip(examples.indices or (), cells, strict=True)]
     return "".join(["index\tprediction\n", *rows])
 
 

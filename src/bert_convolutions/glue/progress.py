@@ -20,46 +20,37 @@ class Progress:
 
     def __init__(self, console: Console, work: Mapping[str, int], total: int) -> None:
         self.console = console
-        self.work = dict(work)
+        self.work = work
         self.total = total
-        self.started = 0
+        self._started, self._begun = 0, 0.0
         self._seconds: dict[str, float] = {}
-        self._begun: float | None = None
+
+    def say(self, line: str, style: str = "") -> None:
+        """Print a line."""
+        self.console.print(Text(line, style=style))
 
     def start(self, name: str, what: str) -> None:
         """Announce a job."""
-        self.started += 1
-        self._begun = time.monotonic()
+        self._started, self._begun = self._started + 1, time.monotonic()
         left = self.time_left()
-        line = f"[{self.started}/{self.total}] {name}: {what}" + (f"; about {left} left" if left else "")
-        self.console.print(Text(line, style="bold"))
+        self.say(f"[{self._started}/{self.total}] {name}: {what}" + (f"; about {left} left" if left else ""), "bold")
 
-    def trained(self, name: str) -> float:
-        """Note that a job's training has ended; return the seconds it took."""
-        seconds = time.monotonic() - (self._begun or time.monotonic())
-        self._seconds[name] = seconds
-        return seconds
-
-    def say(self, line: str) -> None:
-        """Print a line."""
-        self.console.print(Text(line))
+    def trained(self, name: str) -> str:
+        """Note that the training of the job announced last has ended; return the time it took."""
+        self._seconds[name] = time.monotonic() - self._begun
+        return duration(self._seconds[name])
 
     def time_left(self) -> str:
         """Return the time that the jobs not yet trained will take, or nothing before the first has ended.
 
         A task that was trained before takes its own time again; the others go by the examples.
         """
-        done = sum(self.work.get(name, 0) for name in self._seconds)
-        if not done:
+        if not self._seconds:
             return ""
-        per_example = sum(self._seconds.values()) / done
-        by_task = {_task_of(name): seconds / max(1, self.work[name]) for name, seconds in self._seconds.items()}
-        left = sum(
-            work * by_task.get(_task_of(name), per_example)
-            for name, work in self.work.items()
-            if name not in self._seconds
-        )
-        return duration(left)
+        per_example = sum(self._seconds.values()) / sum(self.work[name] for name in self._seconds)
+        by_task = {_task_of(name): seconds / self.work[name] for name, seconds in self._seconds.items()}
+        waiting = [name for name in self.work if name not in self._seconds]
+        return duration(sum(self.work[name] * by_task.get(_task_of(name), per_example) for name in waiting))
 
 
 def _task_of(name: str) -> str:

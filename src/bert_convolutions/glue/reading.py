@@ -9,13 +9,13 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bert_convolutions.errors import UsageError, brief, first_line
-from bert_convolutions.glue.tasks import LAST, MAX_SCORE, MIN_SCORE, DevSet, Task, TestSet
+from bert_convolutions.glue.tasks import LAST, MAX_SCORE, MIN_SCORE, Task, TestSet
 
 logger = logging.getLogger(__name__)
 
@@ -49,64 +49,45 @@ class Examples:
         return len(self.texts[0])
 
 
-def read_train(data_dir: Path, task: Task) -> Examples:
-    """Read a task's training file; see :func:`read_dev`."""
-    return _read(data_dir / task.train_path, task.texts, task, labelled=True)
+def read_examples(path: Path, task: Task, test: TestSet | None = None) -> Examples:
+    """Read a training or development file of a task, or the file of one of its test sets.
 
-
-def read_dev(data_dir: Path, task: Task, dev_set: DevSet) -> Examples:
-    """Read a development file of a task.
+    Args:
+        path: the file; of a data set ``<data set>/<configuration>/<split>``.
+        task: whose file it is.
+        test: the test set, which has no labels; the first column of GLUE's TSVs is the index that a submission gives.
 
     Raises:
         UsageError: a missing or empty file, or a line that does not fit the task's declaration.
     """
-    return _read(data_dir / task.dev_path(dev_set), task.texts, task, labelled=True)
-
-
-def read_test(data_dir: Path, test_set: TestSet, task: Task | None = None) -> Examples:
-    """Read a test file. In one of GLUE's TSVs the first column is the index that a submission refers to.
-
-    Args:
-        data_dir: folder of the task's files.
-        test_set: the file.
-        task: needed for one with named columns.
-
-    Raises:
-        UsageError: a missing or empty file, too few columns, or an index that is not a whole number or comes twice.
-    """
-    return _read(data_dir / test_set.path, test_set.texts, task, labelled=False)
-
-
-def _read(path: Path, texts: tuple[Any, ...], task: Task | None, *, labelled: bool) -> Examples:
-    named = task is not None and task.named
-    digest = ""
-    if task is not None and task.dataset is not None:
-        rows = _dataset_rows(task.dataset, str(path.relative_to(task.dataset)))
+    if task.dataset is not None:
+        digest, rows = "", _dataset_rows(task.dataset, str(path.relative_to(task.dataset)))
+    elif not path.is_file():
+        advice = "see files: in the task's YAML file" if task.named else "--data_dir must hold GLUE's TSV files"
+        raise UsageError(f"{path}: no such file; {advice}")
     else:
-        content = _content(
-            path, "see files: in the task's YAML file" if named else "--data_dir must hold GLUE's TSV files"
-        )
+        content = path.read_bytes()
         digest = hashlib.sha256(content).hexdigest()
-        of_format = _FORMATS.get(path.suffix, _conll_rows)
-        rows = of_format(path, content) if named else _glue_rows(path, content, texts, task if labelled else None)
-    columns = [column if isinstance(column, tuple) else (column,) for column in texts]
+        own_rows = _FORMATS.get(path.suffix, _conll_rows)
+        rows = own_rows(path, content) if task.named else _glue_rows(path, content, task, test)
+    columns = test.texts if test else task.texts
     found: tuple[list[Any], ...] = tuple([] for _ in columns)
     labels: list[Any] = []
     places: dict[int, str] = {}
     for place, row in rows:
         where = f"{path}, {place}"
         for names, values in zip(columns, found, strict=True):
-            values.append(_text(where, row, names, per_token=task is not None and task.per_token))
-        if task is not None and labelled:
+            values.append(_text(where, row, names, task.per_token))
+        if test is None:
             labels.append(_labels(where, row, task, found[0][-1]))
             continue
-        index = len(places) if named else _index(where, row[0])
+        index = len(places) if task.named else _index(where, row[0])
         if places.setdefault(index, place) != place:
             raise UsageError(f"{where}: index {index} was already on {places[index]}")
     if not found[0]:
         raise UsageError(f"{path}: the file has no examples")
     digest = digest or hashlib.sha256(json.dumps([found, labels]).encode()).hexdigest()
-    return Examples(path, found, labels if labelled else None, None if labelled else list(places), digest)
+    return Examples(path, found, None if test else labels, list(places) if test else None, digest)
 
 
 def _text(where: str, row: Any, columns: tuple[str | int, ...], per_token: bool) -> str | list[str]:
@@ -117,7 +98,7 @@ def _text(where: str, row: Any, columns: tuple[str | int, ...], per_token: bool)
             raise UsageError(f"{where}: column {column!r} has {brief(cell)}, which is not text")
         if per_token and not (isinstance(cell, list) and cell and all(isinstance(word, str) for word in cell)):
             raise UsageError(f"{where}: column {column!r} has {brief(cell)}, which is not a list of words")
-    return cells[0] if per_token or len(cells) == 1 else " ".join(cells)
+    return cells[0] if per_token else " ".join(cells)
 
 
 def _labels(where: str, row: Any, task: Task, words: Any) -> int | float | list[int]:
@@ -145,13 +126,7 @@ def _index(where: str, cell: str) -> int:
 
 
 def _label(where: str, value: Any, task: Task) -> int | float:
-    """A label's id, or its number for a task of real numbers.
-
-    Args:
-        where: file and line, for the message.
-        value: a word; in files that have types also a truth value, or the number of the label.
-        task: whose label it is.
-    """
+    """A label's id, or its number for a task of real numbers; files with types may have a truth value or the id."""
     if task.labels:
         word = str(value).lower() if isinstance(value, bool) else str(value)
         numbers = task.numbers or task.labels
@@ -164,17 +139,10 @@ def _label(where: str, value: Any, task: Task) -> int | float:
         score = float(value)
     except (TypeError, ValueError):
         score = math.nan
-    is_own = task.named and task.dataset is None
-    if not (math.isfinite(score) if is_own else MIN_SCORE <= score <= MAX_SCORE):
-        allowed = "a finite number" if is_own else f"a number from {MIN_SCORE:g} to {MAX_SCORE:g}"
+    if not (math.isfinite(score) if task.is_own else MIN_SCORE <= score <= MAX_SCORE):
+        allowed = "a finite number" if task.is_own else f"a number from {MIN_SCORE:g} to {MAX_SCORE:g}"
         raise UsageError(f"{where}: {value!r} is not {allowed}")
     return score
-
-
-def _content(path: Path, advice: str) -> bytes:
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file; {advice}")
-    return path.read_bytes()
 
 
 def _lines(path: Path, content: bytes) -> Iterator[tuple[int, str]]:
@@ -193,41 +161,35 @@ def _lines(path: Path, content: bytes) -> Iterator[tuple[int, str]]:
             raise UsageError(f"{path}, line {number}: not UTF-8 (byte {error.start} of the line)") from None
 
 
-def _glue_rows(path: Path, content: bytes, texts: tuple[int, ...], task: Task | None) -> Rows:
-    """Cells of GLUE's TSV: tab separated, quotes literal, one example a line.
-
-    Args:
-        path: the file.
-        content: its bytes.
-        texts: columns that must be there.
-        task: whose labels must be there too; None for a test file, which always has a header.
-    """
+def _glue_rows(path: Path, content: bytes, task: Task, test: TestSet | None) -> Rows:
+    """Cells of GLUE's TSV: tab separated, quotes literal, one example a line; a test file always has a header."""
     lines = _lines(path, content)
-    needed, width = max(texts) + 1, None
-    if task is None or task.header:
-        first = next(lines, None)
-        if first is None:
-            raise UsageError(f"{path}: the file is empty")
+    first = next(lines, None) if test or task.header else (0, "")
+    if first is None:
+        raise UsageError(f"{path}: the file is empty")
+    needed = 1 + max(int(column) for text in (test.texts if test else task.texts) for column in text)
+    width = None
+    if test is None:
         header = first[1].split("\t")
-        width = len(header)
-    if task is not None:
-        label_column = width - 1 if width and task.label_column == LAST else int(task.label_column)
+        width = len(header) if task.header else None
+        label_column = len(header) - 1 if task.label_column == LAST else int(task.label_column)
         needed = max(needed, label_column + 1)
-        if width:
+        if task.header:
             _refuse_missing_header(path, header, label_column, needed, task)
+    skips = test is None and task.skips_short_lines
     count, short = 0, []
     for number, line in lines:
         cells = line.split("\t")
         if len(cells) >= needed:
             count += 1
-            yield f"line {number}", cells if task is None else cells[:width]
+            yield f"line {number}", cells[:width]
             continue
         short.append((number, len(cells)))
-        if task is None or not task.skips_short_lines:
+        if not skips:
             break
-    if short and (task is None or not task.skips_short_lines or len(short) > SHORT_LINES_PER_LINE * count):
+    if short and not (skips and len(short) <= SHORT_LINES_PER_LINE * count):
         raise UsageError(_too_few(path, *short[0], needed))
-    if short and task is not None:
+    if short:
         logger.warning(
             "%s: skipped %d lines with too few columns (first: line %d), as every reader of %s does",
             *(path, len(short), short[0][0], task.name),
@@ -281,8 +243,7 @@ def _parquet_rows(path: Path, content: bytes) -> Rows:
 
     try:
         batches = parquet.ParquetFile(pa.BufferReader(content)).iter_batches()
-        rows = (row for batch in batches for row in batch.to_pylist())
-        yield from ((f"row {number}", row) for number, row in enumerate(rows))
+        yield from _numbered(row for batch in batches for row in batch.to_pylist())
     except pa.ArrowException as error:
         raise UsageError(f"{path}: not a parquet file ({str(error).splitlines()[0]})") from error
 
@@ -307,13 +268,7 @@ def _conll_rows(path: Path, content: bytes) -> Rows:
             cells.append(parts)
 
 
-_FORMATS = {
-    ".csv": _csv_rows,
-    ".tsv": _csv_rows,
-    ".jsonl": _json_rows,
-    ".json": _json_rows,
-    ".parquet": _parquet_rows,
-}
+_FORMATS = {".csv": _csv_rows, ".tsv": _csv_rows, ".jsonl": _json_rows, ".json": _json_rows, ".parquet": _parquet_rows}
 
 
 def has_split(dataset: str, path: str) -> bool:
@@ -329,4 +284,8 @@ def _dataset_rows(dataset: str, path: str) -> Rows:
         rows = datasets.load_dataset(dataset, data_files=f"{path}*.parquet", split="train")
     except Exception as error:  # of the network, of the hub, of the disk
         raise UsageError(f"--dataset {dataset}: {path} can't be read ({first_line(error)})") from error
-    yield from ((f"row {number}", row) for number, row in enumerate(rows))
+    yield from _numbered(rows)
+
+
+def _numbered(rows: Iterable[Any]) -> Rows:
+    return ((f"row {number}", row) for number, row in enumerate(rows))

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,46 +12,25 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from bert_convolutions.data.tokenizer import load_tokenizer, tokenizer_hash
 from bert_convolutions.errors import RunInterrupted, TrainingDiverged, UsageError
 from bert_convolutions.files import ASIDE_NAME, discard_aside, make_folder, run_lock, write_text
+from bert_convolutions.glue import models, state
 from bert_convolutions.glue.data import GlueData
-from bert_convolutions.glue.examples import Layout, layout_for
+from bert_convolutions.glue.examples import layout_for
 from bert_convolutions.glue.finetune import GlueTrainer, finetune
 from bert_convolutions.glue.hyperparameters import DEFAULT, FLAG, OF_FLAGS
-from bert_convolutions.glue.models import (
-    check_fit,
-    fingerprint,
-    load_config,
-    load_finetuned,
-    load_pretrained,
-    locate_model,
-)
 from bert_convolutions.glue.options import GlueOptions
-from bert_convolutions.glue.plan import (
-    Job,
-    check_flags,
-    describe_training,
-    global_batch_size,
-    plan_jobs,
-    planned_steps,
-    refuse_other_settings,
-)
+from bert_convolutions.glue.plan import Job, check_flags, describe_training, plan_jobs, refuse_other_settings
 from bert_convolutions.glue.predict import evaluate, format_predictions, predict_logits
 from bert_convolutions.glue.progress import Progress
-from bert_convolutions.glue.state import (
-    begin,
-    delete_checkpoints,
-    fault_in,
-    format_results,
-    read_state,
-    settle,
-    write_state,
-)
 from bert_convolutions.glue.submit import collect_scores, score_table
 from bert_convolutions.glue.tasks import TASKS
 from bert_convolutions.schemas import TaskState
-from bert_convolutions.terminal import duration, make_console
+from bert_convolutions.terminal import make_console
 from bert_convolutions.training import checkpoints
 from bert_convolutions.training.collectives import Collectives
 from bert_convolutions.training.signals import SignalWatch, resume_command
+
+Finetuned = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+"""A fine-tuned model and the tokenizer it was trained with."""
 
 
 def run_glue(options: GlueOptions, arguments: TrainingArguments) -> None:
@@ -73,11 +51,11 @@ def run_glue(options: GlueOptions, arguments: TrainingArguments) -> None:
     check_flags(options, arguments)
     with SignalWatch().ending_at_once(_advice()):  # but in training, where there is something to save
         if processes.is_main_process:
-            settle_killed_runs(output_dir)
+            _settle_killed_runs(output_dir)
         processes.wait_for_everyone()
         jobs = plan_jobs(options, arguments)
         processes.wait_for_everyone()  # all have planned from the same folders before one writes to them
-        run = GlueRun(options, jobs, processes)
+        run = _GlueRun(options, jobs, processes)
         if processes.is_main_process:
             make_folder(output_dir, "--output_dir")
             with run_lock(output_dir):
@@ -90,38 +68,19 @@ def _advice() -> str:
     return f"what is done is kept; go on with: {resume_command()}"
 
 
-def settle_killed_runs(output_dir: Path) -> None:
+def _settle_killed_runs(output_dir: Path) -> None:
     """Finish or take back the overwrites that were killed in an output folder or in its tasks' folders."""
     places = [path for path in (output_dir, *output_dir.glob("*")) if (path / ASIDE_NAME).is_dir()]
     if places:
         with run_lock(output_dir):
             for place in places:
-                settle(place)
+                state.settle(place)
 
 
-@dataclass
-class Finetuned:
-    """A fine-tuned model in memory, with the tokenizer it was trained with."""
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    per_token: bool
-
-    @property
-    def layout(self) -> Layout:
-        """How its batches are laid out."""
-        return layout_for(self.model, self.tokenizer, self.per_token)
-
-
-class GlueRun:
+class _GlueRun:
     """The jobs of one command, one after the other.
 
     All files and the tokenizer are read, and former results are compared, before anything is written.
-
-    Args:
-        options: tasks, model, data.
-        jobs: what is to be done.
-        processes: those that do it together.
 
     Raises:
         UsageError: bad input, or results or checkpoints of other settings.
@@ -130,23 +89,21 @@ class GlueRun:
     def __init__(self, options: GlueOptions, jobs: list[Job], processes: PartialState) -> None:
         self.options = options
         self.jobs = jobs
+        self.arguments = jobs[0].arguments
         self.processes = processes
         self.data = GlueData(Path(options.data_dir) if options.data_dir else None, options.max_seq_length)
         self.left_out: list[str] = []
         self.damaged: list[str] = []
-        self.num_predicted = sum(len(job.state.predicted) for job in jobs if job.state and not job.predict)
+        self.has_predictions = any(job.state.predicted for job in jobs if job.state and not job.predict)
         self._fingerprints: dict[Path, str] = {}
         open_jobs = [job for job in jobs if not job.finished]
         counts = self.data.check(open_jobs)
-        steps = {job.name: planned_steps(job, counts[job.task.name]) for job in open_jobs if job.train}
-        work = {job.name: steps[job.name] * global_batch_size(job.arguments) for job in open_jobs if job.train}
-        console = make_console(quiet=not processes.is_main_process)
-        self.progress = Progress(console, work, len(open_jobs))
-        self.console = console
-        trains = jobs[0].arguments.do_train
-        self.model_folder = locate_model(str(options.model_name_or_path)) if trains else None
+        work = {job.name: job.steps(counts[job.task.name]) * job.batch_size for job in open_jobs if job.train}
+        self.progress = Progress(make_console(quiet=not processes.is_main_process), work, len(open_jobs))
+        trains = self.arguments.do_train
+        self.model_folder = models.locate_model(str(options.model_name_or_path)) if trains else None
         if self.model_folder is not None:
-            load_config(self.model_folder)
+            models.load_config(self.model_folder)
         tokenizer_path = options.tokenizer_name or self.model_folder
         self.tokenizer = load_tokenizer(tokenizer_path) if tokenizer_path is not None else None
         if trains and not options.overwrite_output_dir:
@@ -165,12 +122,20 @@ class GlueRun:
                 self.progress.say(f"{job.name}: done before")
                 continue
             finetuned = self._train(job) if job.train else self._load(job)
-            if finetuned is None:
-                continue
-            if job.evaluate:
-                self._evaluate(job, finetuned)
-            self._predict(job, finetuned)
-        self._summarise()
+            if finetuned is not None:
+                self._evaluate(job, *finetuned)
+                self._predict(job, *finetuned)
+        if several:
+            self._print_scores()
+        if self.left_out:
+            self.progress.say(f"Left out: {', '.join(self.left_out)}")
+        if self.damaged:
+            raise UsageError(f"{'; '.join(self.damaged)}: fine-tune it again, or put back what was saved")
+        if self.arguments.do_predict and not self.has_predictions:
+            raise UsageError(
+                f"nothing could be predicted: {', '.join(self.left_out)}; fine-tune first (--do_train), and see "
+                "that --output_dir and --data_dir are the right ones"
+            )
 
     def _refuse_other_settings(self) -> None:
         to_be_trained = {job.folder for job in self.jobs if job.train}
@@ -185,7 +150,7 @@ class GlueRun:
     def _settings(self, job: Job, start: Path, pending: bool = False) -> dict[str, Any]:
         """What a job's result depends on, as it is kept; a model ``pending`` is yet to be trained."""
         if not pending and start not in self._fingerprints:
-            self._fingerprints[start] = fingerprint(start)
+            self._fingerprints[start] = models.fingerprint(start)
         settings = {
             **job.settings(self.options.max_seq_length),
             "train_data": self.data.train_hash(job.task),
@@ -199,33 +164,30 @@ class GlueRun:
     def _start(self, job: Job) -> Path:
         """Return the folder of the model that a job starts from."""
         encoder = job.mnli_encoder
-        if encoder is not None:
-            mnli = read_state(encoder.parent)
-            if mnli is not None and mnli.trained and encoder.is_dir():
-                return encoder
-        if self.model_folder is None:
-            raise RuntimeError("a job is trained from a model")
+        mnli = state.read_state(encoder.parent) if encoder else None
+        if encoder and mnli and mnli.trained and encoder.is_dir():
+            return encoder
+        assert self.model_folder is not None  # --do_train needs it
         return self.model_folder
 
     def _train(self, job: Job) -> Finetuned:
         """Fine-tune and save; only then is the folder's state set to trained."""
         tokenizer = self.tokenizer
-        if tokenizer is None:
-            raise RuntimeError("a job is trained with a tokenizer")
+        assert tokenizer is not None  # it comes with the model
         start = self._start(job)
         settings = self._settings(job, start)
         train = self.data.train(tokenizer, job.task)
         dev = self.data.dev(tokenizer, job.task) if job.reads_dev else {}
         self.progress.start(job.name, f"{describe_training(job, len(train))}, from {settings['model']}")
-        if job.mnli_encoder is not None and start != job.mnli_encoder:
+        if job.mnli_encoder not in (None, start):
             self.progress.say(
                 f"{job.name}: no encoder fine-tuned on MNLI in this round ({job.mnli_encoder} is not there): starts "
                 f"from {start}; scores of the paper start from MNLI's (put MNLI into --task_name)"
             )
         set_seed(job.arguments.seed)
-        model = load_pretrained(start, job.task)
+        model = models.load_pretrained(start, job.task)
         own = self.options.tokenizer_name in (None, self.options.model_name_or_path)
-        check_fit(model, tokenizer, own, self.options.max_seq_length)
+        models.check_fit(model, tokenizer, own, self.options.max_seq_length)
         trainer = GlueTrainer(
             job.task,
             train,
@@ -238,19 +200,19 @@ class GlueRun:
         )
         try:
             trained, saved = finetune(trainer, tokenizer, self._prepare_folder(job, settings))
-            self._update(job, TaskState(task=job.task.name, settings=settings, trained=True, saved=saved))
+            self._note(job, settings=settings, trained=True, saved=saved)
         except BaseException:
             if self.processes.is_main_process:
                 with contextlib.suppress(OSError):  # of a full disk, which must not hide what happened
-                    settle(job.folder)
+                    state.settle(job.folder)
             raise
         if self.processes.is_main_process:
             discard_aside(job.folder)
-            delete_checkpoints(job.folder)
-        self.progress.say(f"{job.name}: trained in {duration(self.progress.trained(job.name))}")
+            state.delete_checkpoints(job.folder)
+        self.progress.say(f"{job.name}: trained in {self.progress.trained(job.name)}")
         if trainer.watch.received is not None:  # too late to stop a step
             raise RunInterrupted(f"stopped by {trainer.watch.cause}; {_advice()}")
-        return Finetuned(trained, tokenizer, job.task.per_token)
+        return trained, tokenizer
 
     def _prepare_folder(self, job: Job, settings: dict[str, Any]) -> Path | None:
         """Return the checkpoint that a half-finished run of the same settings left; otherwise begin anew."""
@@ -263,7 +225,7 @@ class GlueRun:
                 for path, fault in skipped:
                     self.progress.say(f"{job.name}: skipped {path}: {fault}")
             if checkpoint is None:
-                begin(job.folder, TaskState(task=job.task.name, settings=settings))
+                state.begin(job.folder, TaskState(task=job.task.name, settings=settings))
             else:
                 refuse_other_settings(job, settings)
                 checkpoints.refuse_unsafe_files(checkpoint)
@@ -277,78 +239,73 @@ class GlueRun:
         try:
             if job.state is not None and not job.state.trained:
                 raise UsageError(f"{job.folder} was not trained to the end: run it again with --do_train")
-            fault = fault_in(job.folder, job.state) if job.state else ""
+            fault = state.fault_in(job.folder, job.state) if job.state else ""
             if fault:
                 self.damaged.append(fault)
                 raise UsageError(fault)
-            model = load_finetuned(job.folder, job.task)
-            tokenizer = self.tokenizer if self.options.tokenizer_name else load_tokenizer(str(job.folder))
+            model = models.load_finetuned(job.folder, job.task)
+            named = self.tokenizer if self.options.tokenizer_name else None
+            tokenizer = named or load_tokenizer(job.folder)
         except UsageError as error:
             self.left_out.append(job.name)
             self.progress.say(f"{job.name}: left out: {error}")
             return None
-        if tokenizer is None:
-            raise RuntimeError("--tokenizer_name was given and loaded")
-        check_fit(model, tokenizer, self.options.tokenizer_name is None, self.options.max_seq_length)
-        return Finetuned(model, tokenizer, job.task.per_token)
+        models.check_fit(model, tokenizer, named is None, self.options.max_seq_length)
+        return model, tokenizer
 
-    def _evaluate(self, job: Job, finetuned: Finetuned) -> None:
-        """Score the development sets and write ``eval_results_<task>.txt``."""
-        dev = self.data.dev(finetuned.tokenizer, job.task)
-        results = evaluate(finetuned.model, job.task, dev, finetuned.layout, job.arguments)
+    def _evaluate(self, job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Score the development sets, if that is to be done, and write ``eval_results_<task>.txt``."""
+        if not job.evaluate:
+            return
+        layout = layout_for(model, tokenizer, job.task.per_token)
+        results = evaluate(model, job.task, self.data.dev(tokenizer, job.task), layout, job.arguments)
         for name, scores in results.items():
             if not all(math.isfinite(value) for value in scores.values()):
                 raise TrainingDiverged(f"{job.name}: its scores on {name} are not finite: {scores}; run it again")
         if self.processes.is_main_process:
             for name, scores in results.items():
-                write_text(job.folder / f"eval_results_{name}.txt", format_results(scores))
-        self._update(job, self._state(job).model_copy(update={"dev": results}))
+                lines = "".join(f"{score} = {value}\n" for score, value in scores.items())
+                write_text(job.folder / f"eval_results_{name}.txt", lines)
+        self._note(job, dev=results)
         for scores in results.values():
-            line = ", ".join(f"{name} = {value:.4f}" for name, value in scores.items())
-            self.progress.say(f"{job.name}: {line}")
+            self.progress.say(f"{job.name}: " + ", ".join(f"{name} = {value:.4f}" for name, value in scores.items()))
 
-    def _predict(self, job: Job, finetuned: Finetuned) -> None:
+    def _predict(self, job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write ``test_results_<task>.txt`` of each test set that is there."""
+        layout = layout_for(model, tokenizer, job.task.per_token)
+        before = state.read_state(job.folder)
+        predicted = dict(before.predicted) if before else {}
         for test in job.predict:
             if not self.data.has_test(job.task, test):
                 self.left_out.append(f"{job.name} ({test.path})")
                 self.progress.say(f"{job.name}: no test file {self.data.root(job.task) / test.path}: not predicted")
                 continue
-            examples, indices = self.data.test(finetuned.tokenizer, job.task, test)
-            logits = predict_logits(finetuned.model, examples, finetuned.layout, job.arguments)
+            examples = self.data.test(tokenizer, job.task, test)
+            logits = predict_logits(model, examples, layout, job.arguments)
             path = job.folder / f"test_results_{test.name}.txt"
             if self.processes.is_main_process:
-                lengths = examples.sentence_lengths
-                write_text(path, format_predictions(logits, indices, finetuned.model, job.task, lengths))
-            state = self._state(job)
-            self._update(job, state.model_copy(update={"predicted": {**state.predicted, test.name: len(indices)}}))
-            self.num_predicted += 1
-            self.progress.say(f"{job.name}: {len(indices)} predictions in {path}")
+                write_text(path, format_predictions(logits, examples, model, job.task))
+            predicted[test.name] = len(examples.indices or ())
+            self._note(job, predicted=dict(predicted))
+            self.has_predictions = True
+            self.progress.say(f"{job.name}: {predicted[test.name]} predictions in {path}")
 
-    def _state(self, job: Job) -> TaskState:
-        return read_state(job.folder) or TaskState(task=job.task.name, settings={}, trained=True)
+    def _note(self, job: Job, **changes: Any) -> None:
+        """Change the state of a job's folder, of which an older version may have left none; all processes wait for it.
 
-    def _update(self, job: Job, state: TaskState) -> None:
+        Args:
+            job: the job.
+            changes: fields of ``TaskState``.
+        """
         if self.processes.is_main_process:
-            write_state(job.folder, state)
+            before = state.read_state(job.folder) or TaskState(task=job.task.name, settings={}, trained=True)
+            state.write_state(job.folder, before.model_copy(update=changes))
         self.processes.wait_for_everyone()
 
-    def _summarise(self) -> None:
-        """Print the dev table of a run of several rounds, and what could not be predicted."""
-        arguments = self.jobs[0].arguments
-        if self.jobs[0].round_number is not None:
-            folder = self.jobs[0].folder.parent
-            own = {job.task.name: job.task for job in self.jobs if job.task.named and job.task.dataset is None}
-            found = collect_scores(folder, (*TASKS, *own.values()))
-            scores = {title: column for title, column in found.items() if column}
-            if scores:
-                self.console.print(score_table(scores, f"Dev scores of {folder}, times 100"))
-        if self.left_out:
-            self.progress.say(f"Left out: {', '.join(self.left_out)}")
-        if self.damaged:
-            raise UsageError(f"{'; '.join(self.damaged)}: fine-tune it again, or put back what was saved")
-        if arguments.do_predict and not self.num_predicted:
-            raise UsageError(
-                f"nothing could be predicted: {', '.join(self.left_out)}; fine-tune first (--do_train), and see "
-                "that --output_dir and --data_dir are the right ones"
-            )
+    def _print_scores(self) -> None:
+        """Print the dev table of all tasks in the folder of the rounds."""
+        folder = self.jobs[0].folder.parent
+        own = {job.task.name: job.task for job in self.jobs if job.task.is_own}
+        scores = {title: column for title, column in collect_scores(folder, (*TASKS, *own.values())).items() if column}
+        if scores:
+            self.progress.console.print(score_table(scores, f"Dev scores of {folder}, times 100"))

@@ -5,7 +5,6 @@ a killed run leaves a stage undone, never half-done and taken for good. What an 
 comes back unless a checkpoint or the result of the new run stands. Imports neither torch nor transformers.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from bert_convolutions import files
@@ -18,8 +17,10 @@ from bert_convolutions.training import checkpoints
 STATE_FILE = "glue_state.json"
 ENCODER_FOLDER = "transformer_subgraph"
 """Below a fine-tuned task: its encoder without the classifier, for other tasks to start from."""
-_RESULTS = ("eval_results_*.txt", "test_results_*.txt", "diverged.json")
-_MODEL = ("config.json", "model*.safetensors*", CODE_PATTERN, ENCODER_FOLDER)
+_WRITTEN = (
+    *("eval_results_*.txt", "test_results_*.txt", "diverged.json"),
+    *("config.json", "model*.safetensors*", CODE_PATTERN, ENCODER_FOLDER),
+)
 
 
 def read_state(folder: Path) -> TaskState | None:
@@ -42,29 +43,29 @@ def write_state(folder: Path, state: TaskState) -> None:
     files.write_json(folder / STATE_FILE, state.model_dump())
 
 
-def format_results(results: Mapping[str, float]) -> str:
-    """Return scores as the original's ``name = value`` lines."""
-    return "".join(f"{name} = {value}\n" for name, value in results.items())
+def refuse_strangers(folder: Path, overwrite: bool, tasks: str) -> None:
+    """Refuse to train in a folder with files and no state; an overwrite replaces no model of somebody else's.
 
-
-def strangers(folder: Path) -> list[str]:
-    """Return the names in a folder without a state of ``bertconv glue``; those with a dot in front don't count."""
-    if not folder.is_dir() or (folder / STATE_FILE).is_file():
-        return []
-    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-
-
-def refuse_strange_model(folder: Path) -> None:
-    """Refuse a folder without a state that holds what a fine-tuned model would replace.
+    Args:
+        folder: where a task is to be trained; need not exist.
+        overwrite: ``--overwrite_output_dir``.
+        tasks: which ones that runs again, for the message.
 
     Raises:
-        UsageError: names the file.
+        UsageError: names a file.
     """
-    found = [] if (folder / STATE_FILE).is_file() else _paths(folder, None)
-    if found:
+    if not folder.is_dir() or (folder / STATE_FILE).is_file():
+        return
+    if overwrite and (models := _paths(folder, None)):
         raise UsageError(
-            f"{found[0]} was not made by bertconv glue, and --overwrite_output_dir replaces only what was: use another "
-            f"--output_dir, or move {folder} away"
+            f"{models[0]} was not made by bertconv glue, and --overwrite_output_dir replaces only what was: use "
+            f"another --output_dir, or move {folder} away"
+        )
+    found = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if found and not overwrite:
+        raise UsageError(
+            f"{folder} is not empty and was not made by bertconv glue ({found[0]}): move it away, or use another "
+            f"--output_dir; --overwrite_output_dir writes into it, and runs {tasks} again"
         )
 
 
@@ -82,14 +83,10 @@ def begin(folder: Path, state: TaskState) -> None:
 
 
 def settle(folder: Path) -> None:
-    """Decide over what was set aside: it goes if the new run stands, and comes back otherwise."""
-    files.settle_aside(folder, new_stands=stands(folder), debris=[*_paths(folder, None), folder / STATE_FILE])
-
-
-def stands(folder: Path) -> bool:
-    """Whether the run in a folder has a checkpoint to go on from, or its result."""
+    """Decide over what was set aside: it goes if a checkpoint or the result of the new run stands, or comes back."""
     state = read_state(folder)
-    return state is not None and (state.trained or checkpoints.newest_complete(folder) is not None)
+    stands = state is not None and (state.trained or checkpoints.newest_complete(folder) is not None)
+    files.settle_aside(folder, new_stands=stands, debris=[*_paths(folder, None), folder / STATE_FILE])
 
 
 def delete_checkpoints(folder: Path) -> None:
@@ -97,11 +94,6 @@ def delete_checkpoints(folder: Path) -> None:
     checkpoints.sweep(folder)
     for checkpoint in checkpoints.list_checkpoints(folder):
         checkpoints.delete(checkpoint)
-
-
-def saved_files(folder: Path, names: list[str]) -> dict[str, str]:
-    """Return the SHA-256 of files below a folder."""
-    return {name: files.sha256(folder / name) for name in names}
 
 
 def fault_in(folder: Path, state: TaskState) -> str:
@@ -117,6 +109,6 @@ def fault_in(folder: Path, state: TaskState) -> str:
 
 def _paths(folder: Path, state: TaskState | None) -> list[Path]:
     """What a run writes, the state apart: its model, results and checkpoints, and the tokenizer that a state names."""
-    found = [path for pattern in (*_RESULTS, *_MODEL) for path in sorted(folder.glob(pattern))]
+    found = [path for pattern in _WRITTEN for path in sorted(folder.glob(pattern))]
     named = {folder / name for name in (state.saved if state else {}) if "/" not in name}
     return [*found, *sorted(named - set(found)), *checkpoints.list_checkpoints(folder)]

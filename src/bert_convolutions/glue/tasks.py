@@ -15,6 +15,8 @@ from bert_convolutions.errors import UsageError
 from bert_convolutions.parsing import parse, read_yaml
 from bert_convolutions.schemas import TaskFile
 
+Texts = tuple[tuple[str | int, ...], ...]
+"""Of each text its column, or several that are joined by a space: names, or numbers from 0 where there are none."""
 LAST = -1
 """The last column of a file, as its header counts them."""
 ROUND_SEEDS = (42, 97, 834, 622, 329, 75, 213, 101, 123, 57)
@@ -29,13 +31,13 @@ class DevSet:
     Attributes:
         name: as in ``eval_results_<name>.txt``.
         title: column of the dev table.
-        file: path below the task's folder.
+        path: below the root of the task's files.
         score: the entry of ``eval_results_<name>.txt`` by which rounds are compared.
     """
 
     name: str
     title: str
-    file: str
+    path: str
     score: str
 
 
@@ -45,8 +47,8 @@ class TestSet:
 
     Attributes:
         name: as in ``test_results_<name>.txt``.
-        path: path below the data folder.
-        texts: columns of the texts, 0-based; see ``Task`` for those with names.
+        path: below the root of the task's files.
+        texts: columns of its texts.
         submission: file name that the GLUE site expects.
         rows: rows of the official file.
         chosen_by: name of the :class:`DevSet` whose best round is submitted.
@@ -54,7 +56,7 @@ class TestSet:
 
     name: str
     path: str
-    texts: tuple[Any, ...]
+    texts: Texts
     submission: str
     rows: int
     chosen_by: str
@@ -66,53 +68,49 @@ class Task:
 
     Attributes:
         name: folder of the data, and of the results before the round's number.
-        texts: columns of one or two texts in the train and dev files, 0-based.
-        label_column: column of the label there, 0-based or ``LAST``.
+        texts: columns of one or two texts in the train and dev files.
+        label_column: column of the label there.
         labels: label words in the order of their ids; empty for real numbers from 0 to 5.
         metric: name of a function in ``METRICS`` of :mod:`bert_convolutions.glue.predict`.
+        train: training file, below the root of the task's files.
         dev: development files.
         tests: test files, all predicted by the same fine-tuned model.
         header: whether the train and dev files have a header line (test files always have one).
         starts_from_mnli: whether it starts from the encoder fine-tuned on MNLI in the same round.
         skips_short_lines: whether a few lines with too few columns are skipped, as the official QQP files need.
-        named: whether it has named columns, or CoNLL's: ``texts`` are then tuples of columns, to be joined by a space,
-            ``label_column`` is one, and all files are paths below the ``root``.
-        root: folder of its files; None for the data folder.
+        named: whether its files are no TSVs of GLUE but have names for their columns, or are CoNLL's.
+        root: folder of its files; None for the data folder of the command.
         dataset: what ``datasets`` loads, name or folder, which ``root`` repeats; None for files.
         numbers: label words in the order of the numbers that a file may have for them; empty: that of ``labels``.
         per_token: whether a text is a list of words with a label each.
     """
 
     name: str
-    texts: tuple[Any, ...]
+    texts: Texts
     label_column: int | str
     labels: tuple[str, ...]
     metric: str
+    train: str
     dev: tuple[DevSet, ...]
     tests: tuple[TestSet, ...]
     header: bool = True
     starts_from_mnli: bool = False
     skips_short_lines: bool = False
     named: bool = False
-    train: str = ""
     root: Path | None = None
     dataset: str | None = None
     numbers: tuple[str, ...] = ()
     per_token: bool = False
 
     @property
-    def train_path(self) -> str:
-        """Path of the training file below the data folder."""
-        return self.train or f"{self.name}/train.tsv"
-
-    @property
     def num_outputs(self) -> int:
         """Width of the classifier: the number of labels, or 1 for real numbers."""
         return len(self.labels) or 1
 
-    def dev_path(self, dev_set: DevSet) -> str:
-        """Path of a development file below the data folder."""
-        return dev_set.file if self.named else f"{self.name}/{dev_set.file}"
+    @property
+    def is_own(self) -> bool:
+        """Whether a YAML file describes it: one's own, or one of SuperGLUE."""
+        return self.named and self.dataset is None
 
 
 MIN_SCORE, MAX_SCORE = 0.0, 5.0
@@ -138,40 +136,36 @@ def _task(
     metric: str,
     test_texts: tuple[int, ...],
     test_rows: int,
-    header: bool = True,
-    starts_from_mnli: bool = False,
-    skips_short_lines: bool = False,
+    **peculiarities: Any,
 ) -> Task:
     """Make a task with one dev and one test file, named as GLUE names them."""
     short = name.lower()
-    return Task(
-        name,
-        texts,
-        label_column,
-        labels,
-        metric,
-        dev=(DevSet(short, name, "dev.tsv", _SCORES[metric]),),
-        tests=(TestSet(short, f"{name}/test.tsv", test_texts, f"{name}.tsv", test_rows, chosen_by=short),),
-        header=header,
-        starts_from_mnli=starts_from_mnli,
-        skips_short_lines=skips_short_lines,
-    )
+    dev = DevSet(short, name, f"{name}/dev.tsv", _SCORES[metric])
+    test = TestSet(short, f"{name}/test.tsv", _each(test_texts), f"{name}.tsv", test_rows, chosen_by=short)
+    train = f"{name}/train.tsv"
+    return Task(name, _each(texts), label_column, labels, metric, train, dev=(dev,), tests=(test,), **peculiarities)
+
+
+def _each(columns: tuple[str | int, ...]) -> Texts:
+    """Texts of one column each."""
+    return tuple((column,) for column in columns)
 
 
 MNLI = Task(
     "MNLI",
-    texts=(8, 9),
+    texts=((8,), (9,)),
     label_column=LAST,
     labels=("contradiction", "entailment", "neutral"),
     metric="accuracy",
+    train="MNLI/train.tsv",
     dev=(
-        DevSet("mnli", "MNLI-m", "dev_matched.tsv", "eval_mnli/acc"),
-        DevSet("mnli-mm", "MNLI-mm", "dev_mismatched.tsv", "eval_mnli-mm/acc"),
+        DevSet("mnli", "MNLI-m", "MNLI/dev_matched.tsv", "eval_mnli/acc"),
+        DevSet("mnli-mm", "MNLI-mm", "MNLI/dev_mismatched.tsv", "eval_mnli-mm/acc"),
     ),
     tests=(
-        TestSet("mnli", "MNLI/test_matched.tsv", (8, 9), "MNLI-m.tsv", 9796, chosen_by="mnli"),
-        TestSet("mnli-mm", "MNLI/test_mismatched.tsv", (8, 9), "MNLI-mm.tsv", 9847, chosen_by="mnli-mm"),
-        TestSet("diagnostic", "diagnostic/diagnostic.tsv", (1, 2), "AX.tsv", 1104, chosen_by="mnli"),
+        TestSet("mnli", "MNLI/test_matched.tsv", ((8,), (9,)), "MNLI-m.tsv", 9796, chosen_by="mnli"),
+        TestSet("mnli-mm", "MNLI/test_mismatched.tsv", ((8,), (9,)), "MNLI-mm.tsv", 9847, chosen_by="mnli-mm"),
+        TestSet("diagnostic", "diagnostic/diagnostic.tsv", ((1,), (2,)), "AX.tsv", 1104, chosen_by="mnli"),
     ),
 )
 
@@ -202,7 +196,6 @@ def all_test_sets() -> Iterator[tuple[Task, TestSet]]:
 
 
 SUPERGLUE = ("BoolQ", "CB", "WiC")
-_SUPERGLUE_FILES = Path(__file__).parent / "superglue"
 
 
 def find_task(name: str) -> Task:
@@ -213,18 +206,16 @@ def find_task(name: str) -> Task:
     """
     if Path(name).suffix in (".yaml", ".yml"):
         return own_task(Path(name), Path(name).parent)
-    by_name = {task.name.lower(): task for task in TASKS}
-    shipped = {word.lower(): word for word in SUPERGLUE}
-    wanted = name.strip().lower()
-    if wanted in shipped:
-        return own_task(_SUPERGLUE_FILES / f"{shipped[wanted]}.yaml", None)
-    try:
-        return by_name[wanted]
-    except KeyError:
-        raise UsageError(
-            f"--task_name: there is no GLUE task {name.strip()!r}; choose from {', '.join((*TASK_NAMES, *SUPERGLUE))}, "
-            f"a list such as RTE,MRPC, ALL, or the path of your own task's .yaml file"
-        ) from None
+    for task in TASKS:
+        if task.name.lower() == name.lower():
+            return task
+    for shipped in SUPERGLUE:
+        if shipped.lower() == name.lower():
+            return own_task(Path(__file__).parent / "superglue" / f"{shipped}.yaml", None)
+    raise UsageError(
+        f"--task_name: there is no GLUE task {name!r}; choose from {', '.join((*TASK_NAMES, *SUPERGLUE))}, "
+        f"a list such as RTE,MRPC, ALL, or the path of your own task's .yaml file"
+    )
 
 
 def own_task(path: Path, root: Path | None) -> Task:
@@ -240,20 +231,20 @@ def own_task(path: Path, root: Path | None) -> Task:
     name = read.name or path.stem
     if root is not None and name.lower() in {known.lower() for known in (*TASK_NAMES, *SUPERGLUE)}:
         raise UsageError(f"{where}: name: {name} is a task of its own; give yours another")
-    texts = ((read.columns.tokens,),) if read.columns.tokens is not None else tuple(map(tuple, read.columns.text))
-    test = TestSet(name, read.files.test, texts, "", 0, chosen_by=name) if read.files.test else None
+    per_token = read.columns.tokens is not None
+    texts: Texts = tuple(map(tuple, read.columns.text)) if read.columns.tokens is None else ((read.columns.tokens,),)
     return Task(
         name,
         texts,
         read.columns.label,
         tuple(read.labels),
         read.metric,
+        read.files.train,
         dev=(DevSet(name, name, read.files.dev, _SCORES[read.metric]),),
-        tests=(test,) if test else (),
+        tests=(TestSet(name, read.files.test, texts, "", 0, chosen_by=name),) if read.files.test else (),
         named=True,
-        train=read.files.train,
         root=root,
-        per_token=read.columns.tokens is not None,
+        per_token=per_token,
     )
 
 
@@ -280,24 +271,23 @@ def of_dataset(task: Task, dataset: str) -> Task:
     if task.name not in _OF_DATASET:
         raise UsageError(f"--dataset has the tasks of GLUE, not {task.name}, whose files its YAML file names")
     configuration, columns = _OF_DATASET[task.name]
-    texts = tuple((column,) for column in columns)
+    texts = _each(columns)
 
-    def split(file: str, config: str = configuration) -> str:
+    def split(config: str, file: str) -> str:
         return f"{config}/{Path(file).stem.replace('dev', 'validation').replace('diagnostic', 'test')}"
+
+    def renamed(test: TestSet) -> TestSet:
+        config = "ax" if test.name == "diagnostic" else configuration
+        return dataclasses.replace(test, path=split(config, test.path), texts=texts)
 
     return dataclasses.replace(
         task,
         texts=texts,
         label_column="label",
-        dev=tuple(dataclasses.replace(dev_set, file=split(dev_set.file)) for dev_set in task.dev),
-        tests=tuple(
-            dataclasses.replace(
-                test, path=split(test.path, "ax" if test.name == "diagnostic" else configuration), texts=texts
-            )
-            for test in task.tests
-        ),
+        train=split(configuration, task.train),
+        dev=tuple(dataclasses.replace(dev_set, path=split(configuration, dev_set.path)) for dev_set in task.dev),
+        tests=tuple(map(renamed, task.tests)),
         named=True,
-        train=split("train.tsv"),
         root=Path(dataset),
         dataset=dataset,
         numbers=("entailment", "neutral", "contradiction") if task.name == "MNLI" else (),
@@ -305,9 +295,7 @@ def of_dataset(task: Task, dataset: str) -> Task:
 
 
 def parse_tasks(task_name: str, dataset: str | None = None) -> tuple[Task, ...]:
-    """Return the tasks that ``--task_name`` asks for, each once, in the order of ``TASKS`` (so MNLI comes first).
-
-    Tasks of YAML files follow, in the order given.
+    """Return the tasks that ``--task_name`` asks for, each once: GLUE's in their order, then YAML files' as given.
 
     Args:
         task_name: the flag.

@@ -1,10 +1,13 @@
 """Models from folders: no weight is dropped, and none is left random, without the user's knowledge."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
+from transformers.utils import logging
 
 from bert_convolutions.errors import UsageError, first_line
 from bert_convolutions.model.configuration import CompositeBertConfig
@@ -66,3 +69,17 @@ def load_strictly(
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise UsageError(f"{folder} {fault} {names[0]}{more}; give the configuration that belongs to the weights")
     return model
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without ``transformers``' progress bars and its report of the weights that a fine-tuned model has anew."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

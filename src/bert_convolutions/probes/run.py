@@ -17,7 +17,7 @@ import bert_convolutions.model  # noqa: F401  registers CompositeBert* with the 
 from bert_convolutions import files
 from bert_convolutions.data.tokenizer import load_tokenizer
 from bert_convolutions.errors import UsageError, first_line
-from bert_convolutions.glue.models import quiet_transformers
+from bert_convolutions.model.loading import quiet_transformers
 from bert_convolutions.parsing import read_model
 from bert_convolutions.probes.options import LocalOrderOptions, MinimalPairsOptions, ProbeOptions
 from bert_convolutions.probes.pairs import Paradigm, moved_words, read_paradigms
