@@ -165,6 +165,10 @@ def test_an_interrupted_cell_stops_the_sweep(tmp_path: Path, monkeypatch: pytest
         ({"surprise": 1}, "surprise"),
         ({"evaluate": {"minimal_pairs": {"pretrain": {"data_dir": "x"}}}}, "can't be named pretrain"),
         ({"evaluate": {"local_order": {"txt": "x"}}}, "local_order: there is no flag txt"),
+        (
+            {"evaluate": {"glue": {"task_name": ["CoLA", "RTE"]}}},
+            "glue: task_name takes one value.* task_name: CoLA,RTE",
+        ),
     ],
 )
 def test_bad_experiments_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -225,18 +225,18 @@ def _refuse_equal_variants(path: Path, experiment: Experiment) -> None:
 
 
 def _check_flags(path: Path, experiment: Experiment) -> None:
-    """Refuse flags that there are not; their values are for the commands to judge."""
+    """Refuse flags that there are not, and several values for one; the values are for the commands to judge."""
     from bert_convolutions.training.arguments import BertTrainingArguments
 
-    trainer = _names(BertTrainingArguments)
+    trainer = _kinds(BertTrainingArguments)
     asked = experiment.evaluate
-    parts = [("base", experiment.base, _names(PretrainOptions) | trainer)]
-    parts += [(name, flags, _names(PretrainOptions) | trainer) for name, flags in experiment.variants.items()]
-    parts += [(name, flags, _names(MinimalPairsOptions)) for name, flags in asked.minimal_pairs.items()]
-    parts.append(("local_order", asked.local_order or {}, _names(LocalOrderOptions)))
-    parts.append(("glue", asked.glue or {}, _names(GlueOptions) | trainer))
+    parts = [("base", experiment.base, _kinds(PretrainOptions) | trainer)]
+    parts += [(name, flags, _kinds(PretrainOptions) | trainer) for name, flags in experiment.variants.items()]
+    parts += [(name, flags, _kinds(MinimalPairsOptions)) for name, flags in asked.minimal_pairs.items()]
+    parts.append(("local_order", asked.local_order or {}, _kinds(LocalOrderOptions)))
+    parts.append(("glue", asked.glue or {}, _kinds(GlueOptions) | trainer))
     for part, flags, known in parts:
-        for flag in flags:
+        for flag, value in flags.items():
             if flag in _SET_BY_THE_SWEEP:
                 raise UsageError(f"{path}: {part} sets {flag}, which the sweep sets for each cell; leave it out")
             if flag not in known:
@@ -244,10 +244,14 @@ def _check_flags(path: Path, experiment: Experiment) -> None:
                 raise UsageError(
                     f"{path}: {part}: there is no flag {flag}{f', did you mean {hint[0]}?' if hint else ''}"
                 )
+            if isinstance(value, list) and "list" not in known[flag].lower():
+                joined = ",".join(map(_as_text, value))
+                raise UsageError(f"{path}: {part}: {flag} takes one value, not a list; perhaps {flag}: {joined}")
 
 
-def _names(options: type) -> set[str]:
-    return {field.name for field in dataclasses.fields(options)}
+def _kinds(options: type) -> dict[str, str]:
+    """Flag to its type, as it is written."""
+    return {field.name: str(field.type) for field in dataclasses.fields(options)}
 
 
 def _scientific_words(argv: Sequence[str]) -> Iterable[str]:
