@@ -1,7 +1,8 @@
 """The convolution terms on the scores: written to them, and read off their gradient.
 
-They come as columns (``fused`` derives them), near and later. Near the diagonal a few strides make them scores; beyond
-it they are added to a triangle.
+They come as columns (``fused`` derives them), near and later. What is later is written everywhere and cut to a triangle
+by its bits, as many at once as fit a register whatever the dtype. The strided elements near the diagonal are gathered,
+worked on side by side and put back: in bfloat16 arithmetic on strides is ten times slower than moving them.
 
 Legend: G = batch x heads matrices of scores, S sequence, d head size, R rows of scores, n reach, w = 2n-1 offsets near.
 """
@@ -13,24 +14,28 @@ from torch import Tensor
 
 from bert_convolutions.attention.cpu.tiles import Tile, with_room
 
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""The integers as wide as a floating-point number, by its bytes."""
 
-def band(scores: Tensor, first_row: int, near: int) -> Tensor:
-    """The scores near the diagonal, (g, R, w): [.., i, r] is the pair of query i and the key at offset r - (n-1).
 
-    A view by strides. Where the key is no position, it is some other element; no two of the view are the same one.
+def band(scores: Tensor, first_row: int, columns: int) -> Tensor:
+    """The scores near the diagonal, (g, R, 2n): [.., i, r] is the pair of query i and the key at offset r - (n-1).
+
+    A view by strides. Where the key is no position, it is some other element: in the last rows, one of the next
+    matrix's first rows, and the other way round. The last column, offset n, is there for the sake of alignment.
 
     Args:
-        scores: (g, R, S), side by side in memory, with room for n-1 elements.
+        scores: (g, R, S), side by side in memory, with room for n elements.
         first_row: the query of row 0.
-        near: w.
+        columns: 2n, or 1 where n is 0.
     """
     matrices, rows, length = scores.shape
-    offset = scores.storage_offset() + first_row - near // 2
-    return scores.as_strided((matrices, rows, near), (rows * length, length + 1, 1), offset)
+    offset = scores.storage_offset() + first_row - (columns - 1) // 2
+    return scores.as_strided((matrices, rows, columns), (rows * length, length + 1, 1), offset)
 
 
 def seen_from_query(key_columns: Tensor, near: int) -> Tensor:
-    """The same pairs as ``band``'s in the keys' columns (G, S, 2n), whose offsets are counted from the key.
+    """The same pairs as ``band``'s, but its last column's, in the keys' columns (G, S, 2n), counted from the key.
 
     A view by strides: [.., i, r] is key i + r - (n-1), column w-1-r. It needs room for n-1 keys.
     """
@@ -41,17 +46,26 @@ def seen_from_query(key_columns: Tensor, near: int) -> Tensor:
 
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)  # kept for training too, which takes no inference tensors
-def _inside(length: int, near: int, dtype: torch.dtype) -> Tensor:
-    """(S, w): 1 where the position plus the offset is a position, else 0."""
-    other = torch.arange(length).unsqueeze(1) + torch.arange(near) - near // 2
-    return ((other >= 0) & (other < length)).to(dtype)
+def _inside(length: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """(S, 2n): 1 where the position plus the offset is a position, else 0; 1 in the last column."""
+    other = torch.arange(length).unsqueeze(1) + torch.arange(columns) - (columns - 1) // 2
+    inside = ((other >= 0) & (other < length)).to(dtype)
+    inside[:, -1] = 1
+    return inside
 
 
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)
-def _later(rows: int, dtype: torch.dtype) -> Tensor:
-    """(R, R): 1 where the key is after the query, else 0."""
-    return torch.ones(rows, rows, dtype=dtype).triu_(1)
+def _later_bits(rows: int, dtype: torch.dtype) -> Tensor:
+    """(R, R): all bits where the key is after the query, else none."""
+    return torch.full((rows, rows), -1, dtype=_BITS[dtype.itemsize]).triu_(1)
+
+
+def _keep_later(scores: Tensor, out: Tensor) -> Tensor:
+    """Scores (g, R, R), zero where the key is not after the query; written to ``out``."""
+    bits = _later_bits(scores.shape[-1], scores.dtype)
+    torch.bitwise_and(scores.view(bits.dtype), bits, out=out.view(bits.dtype))
+    return out
 
 
 class Bias:
@@ -62,49 +76,56 @@ class Bias:
     """
 
     def __init__(self, query_columns: Tensor | None, key_columns: Tensor | None) -> None:
-        near, self._later_query, self._later_key = [], None, None
-        if query_columns is not None:
-            self._later_query = query_columns[..., -1:]  # (G, S, 1)
-            near.append(query_columns[..., :-1])
+        self._later_query = self._later_key = None
+        columns = key_columns if query_columns is None else query_columns
+        assert columns is not None
+        self._near = torch.zeros_like(columns)  # (G, S, 2n), by the query and the offset
         if key_columns is not None:
             self._later_key = key_columns[..., -1].contiguous().unsqueeze(1)  # (G, 1, S)
-            near.append(seen_from_query(key_columns, key_columns.shape[-1] - 1))
-        self._near = near[0] if len(near) == 1 else near[0] + near[1]  # (G, S, w)
+            near = columns.shape[-1] - 1
+            self._near[..., :-1].copy_(seen_from_query(key_columns, near))
+        if query_columns is not None:
+            self._later_query = query_columns[..., -1:].contiguous()  # (G, S, 1)
+            self._near.add_(query_columns)
+        self._near[..., -1].zero_()
+        self._near.mul_(_inside(*self._near.shape[1:], self._near.dtype))
 
     def write(self, scores: Tensor, tile: Tile, mask: Tensor | None) -> None:
         """Write the bias and the mask.
 
         Args:
-            scores: (g, R, S) of the tile, with room for n-1 elements.
+            scores: (g, R, S) of the tile, with room for n elements.
             tile: which they are.
             mask: theirs, (b, 1 or h, R, S), or None.
         """
-        write_mask(scores, mask)
-        later = _later(scores.shape[1], scores.dtype)
-        square = scores if tile.is_whole else scores[..., tile.rows]  # (g, R, R)
-        after = slice(tile.rows.stop, None)
-        if self._later_query is not None:
-            later_query = tile.of_queries(self._later_query)
-            square.addcmul_(later_query, later)
-            if not tile.is_whole:
-                scores[..., after].add_(later_query)
-        if self._later_key is not None:
-            later_key = tile.of_keys(self._later_key)
-            square.addcmul_(later_key if tile.is_whole else later_key[..., tile.rows], later)
-            if not tile.is_whole:
-                scores[..., after].add_(later_key[..., after])
-        near = self._near.shape[-1]
-        inside = _inside(tile.length, near, scores.dtype)[tile.rows]
-        band(scores, tile.rows.start, near).addcmul_(tile.of_queries(self._near), inside)
+        self._write_later(scores, tile)
+        near, number = tile.of_queries(self._near), self._near.shape[-1]
+        first, last = number // 2, max(scores.shape[1] - number // 2, number // 2)
+        for rows in (slice(0, first), slice(first, last), slice(last, None)):  # no element is twice in one of these
+            part = band(scores, tile.rows.start, number)[:, rows]
+            part.copy_(part + near[:, rows])
+        if mask is not None:
+            by_example = scores.unflatten(0, (mask.shape[0], -1))
+            by_example.add_(mask)
+
+    def _write_later(self, scores: Tensor, tile: Tile) -> None:
+        """What the columns are for later keys; zero for the others."""
+        later_query = None if self._later_query is None else tile.of_queries(self._later_query)
+        later_key = None if self._later_key is None else tile.of_keys(self._later_key)
+        if later_query is None or later_key is None:
+            scores.copy_(later_key if later_query is None else later_query)
+        else:
+            torch.add(later_query, later_key, out=scores)
+        square = scores if tile.is_whole else scores[..., tile.rows]
+        _keep_later(square, out=square)
+        if not tile.is_whole:
+            scores[..., : tile.rows.start].zero_()
 
 
-def write_mask(scores: Tensor, mask: Tensor | None) -> None:
-    """Write a mask (b, 1 or h, R, S) to the scores (b*h, R, S); zeros without any."""
-    if mask is None:
-        scores.zero_()
-    else:
-        by_example = scores.unflatten(0, (mask.shape[0], -1))
-        by_example.copy_(mask.expand_as(by_example))
+def write_mask(scores: Tensor, mask: Tensor) -> None:
+    """Write a mask (b, 1 or h, R, S) to the scores (b*h, R, S)."""
+    by_example = scores.unflatten(0, (mask.shape[0], -1))
+    by_example.copy_(mask.expand_as(by_example))
 
 
 class BiasGrad:
@@ -117,26 +138,24 @@ class BiasGrad:
     """
 
     def __init__(self, like: Tensor, width: int, with_key: bool) -> None:
-        shape, self._near = like.shape[:2], max(width - 2, 0)
-        self.query_columns = like.new_empty(*shape, self._near + 1)
-        """The gradient of the queries' columns (G, S, 2n), complete after the last tile."""
+        shape = like.shape[:2]
+        self._query_columns = like.new_empty(*shape, max(width - 1, 1))
         self._later_key = like.new_zeros(shape) if with_key else None
 
     def read(self, grad_scores: Tensor, tile: Tile, scratch: Tensor) -> None:
         """Take what a tile adds.
 
         Args:
-            grad_scores: (g, R, S), with room for n-1 elements.
+            grad_scores: (g, R, S), with room for n elements.
             tile: which they are.
             scratch: overwritten, (g, R, S).
         """
-        columns = tile.of_queries(self.query_columns)
-        inside = _inside(tile.length, self._near, grad_scores.dtype)[tile.rows]
-        torch.mul(band(grad_scores, tile.rows.start, self._near), inside, out=columns[..., :-1])
-        later, after = _later(grad_scores.shape[1], grad_scores.dtype), slice(tile.rows.stop, None)
+        columns = tile.of_queries(self._query_columns)
+        columns.copy_(band(grad_scores, tile.rows.start, columns.shape[-1]))
         square = grad_scores if tile.is_whole else grad_scores[..., tile.rows]  # (g, R, R)
-        triangle = torch.mul(square, later, out=scratch if tile.is_whole else scratch[..., tile.rows])
+        triangle = _keep_later(square, out=scratch if tile.is_whole else scratch[..., tile.rows])
         torch.sum(triangle, -1, out=columns[..., -1])
+        after = slice(tile.rows.stop, None)
         if not tile.is_whole:
             columns[..., -1] += grad_scores[..., after].sum(-1)
         if self._later_key is not None:
@@ -145,14 +164,18 @@ class BiasGrad:
             if not tile.is_whole:
                 later_key[..., after] += grad_scores[..., after].sum(-2)
 
-    def key_columns(self) -> Tensor:
-        """The gradient of the keys' columns (G, S, 2n), after the last tile."""
-        assert self._later_key is not None
-        number, room = self._near + 1, self._near // 2
-        columns = with_room(self.query_columns, self.query_columns.shape, room * number)
+    def columns(self) -> tuple[Tensor, Tensor | None]:
+        """After the last tile, the gradients of the queries' and the keys' columns, (G, S, 2n)."""
+        query_columns = self._query_columns
+        _, length, number = query_columns.shape
+        query_columns.mul_(_inside(length, number, query_columns.dtype))
+        if self._later_key is None:
+            return query_columns, None
+        near, room = number - 1, (number - 1) // 2
+        key_columns = with_room(query_columns, query_columns.shape, room * number)
         if room:  # of the first and the last keys, what no query sees
-            columns.view(-1, number)[:room].zero_()
-            columns.view(-1, number)[-room:].zero_()
-        seen_from_query(columns, self._near).copy_(self.query_columns[..., :-1])
-        columns[..., -1] = self._later_key
-        return columns
+            key_columns.view(-1, number)[:room].zero_()
+            key_columns.view(-1, number)[-room:].zero_()
+        seen_from_query(key_columns, near).copy_(query_columns[..., :-1])
+        key_columns[..., -1] = self._later_key
+        return query_columns, key_columns

@@ -90,7 +90,7 @@ class Columns:
             grad_fixed = (sums @ self._basis.mT).sum_to_size(self._fixed_shape)
         if self._dynamic is not None and projection is not None:
             flat = grad_columns.flatten(0, 1)
-            grad_product = projection.flatten(0, 1).mT @ flat  # of the dynamic terms' columns, (d, 2n)
+            grad_product = (flat.mT @ projection.flatten(0, 1)).mT  # of the dynamic terms' columns, (d, 2n)
             if shift is not None:
                 grad_product -= torch.outer(shift, flat.sum(0))
             grad_dynamic = (grad_product @ self._basis.mT).mul_(self._scaling)

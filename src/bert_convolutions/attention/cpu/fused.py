@@ -52,8 +52,8 @@ class _Settings(NamedTuple):
 
     @property
     def room(self) -> int:
-        """n-1: elements around the scores that their band touches."""
-        return max(self.width - 2, 0) // 2
+        """n: elements around the scores that their band touches."""
+        return self.width // 2
 
 
 def attend_fused(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tensor, Tensor | None]:
@@ -162,10 +162,11 @@ class _FusedAttention(torch.autograd.Function):
             grad_query = None
         query_kernels: Any = (None, None)
         key_kernels: Any = (None, None)
-        if bias is not None and "query" in columns:
-            grad_query, *query_kernels = columns["query"].grads(bias.query_columns, query, in_query, grad_query)
-        if bias is not None and "key" in columns:
-            grad_key, *key_kernels = columns["key"].grads(bias.key_columns(), key, None, grad_key)
+        query_columns, key_columns = (None, None) if bias is None else bias.columns()
+        if query_columns is not None and "query" in columns:
+            grad_query, *query_kernels = columns["query"].grads(query_columns, query, in_query, grad_query)
+        if key_columns is not None:
+            grad_key, *key_kernels = columns["key"].grads(key_columns, key, None, grad_key)
         if grad_shift is not None:
             key_kernels[0][:, -1] += grad_shift
         grad_query, grad_key = (None if grad is None else grad.view(shape) for grad in (grad_query, grad_key))
