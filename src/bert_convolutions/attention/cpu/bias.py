@@ -110,12 +110,13 @@ class Bias:
 
     def _write_later(self, scores: Tensor, tile: Tile) -> None:
         """What the columns are for later keys; zero for the others."""
-        later_query = None if self._later_query is None else tile.of_queries(self._later_query)
-        later_key = None if self._later_key is None else tile.of_keys(self._later_key)
-        if later_query is None or later_key is None:
-            scores.copy_(later_key if later_query is None else later_query)
+        later = [] if self._later_query is None else [tile.of_queries(self._later_query)]
+        if self._later_key is not None:
+            later.append(tile.of_keys(self._later_key))
+        if len(later) == 1:
+            scores.copy_(later[0])
         else:
-            torch.add(later_query, later_key, out=scores)
+            torch.add(*later, out=scores)
         square = scores if tile.is_whole else scores[..., tile.rows]
         _keep_later(square, out=square)
         if not tile.is_whole:
