@@ -5,6 +5,7 @@ bad line after hours. A line ends at a newline, a carriage return, or both.
 """
 
 import hashlib
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from bert_convolutions.files import whole_file
 
 _CHUNK_BYTES = 4 << 20
 _LINE_BYTES, _DIGEST_BYTES = 16, 32
-_NEWLINE, _SPACE, _RETURN, _ZERO, _NINE = b"\n \r09"
+_ALLOWED = b"0123456789 \r\n"
+_NEWLINE, _RETURN, _SPACE = b"\n\r "
 _MAX_DIGITS = 9
 
 
@@ -99,30 +101,16 @@ def _check_lines(
     raw = np.frombuffer(data, dtype=np.uint8)
     is_newline = raw == _NEWLINE
     ends = np.flatnonzero(is_newline | ((raw == _RETURN) & ~np.append(is_newline[1:], False)))
-    is_digit = (raw >= _ZERO) & (raw <= _NINE)
-    is_space = (raw == _SPACE) | (raw == _NEWLINE) | (raw == _RETURN)
-    bad = np.flatnonzero(~is_digit & ~is_space)
-    if bad.size:
-        _refuse(path, data, int(bad[0]), ends, line_number, vocabulary_size)
-    edges = np.flatnonzero(np.diff(is_digit, prepend=False, append=False))
-    starts, lengths = edges[::2], edges[1::2] - edges[::2]
-    values = np.zeros(starts.size, dtype=np.int64)
-    for digit in range(min(int(lengths.max(initial=0)), _MAX_DIGITS)):
-        inside = lengths > digit
-        values[inside] = values[inside] * 10 + raw[starts[inside] + digit] - _ZERO
-    bad = np.flatnonzero((lengths > _MAX_DIGITS) | (values >= vocabulary_size))
-    if bad.size:
-        _refuse(path, data, int(starts[bad[0]]), ends, line_number, vocabulary_size)
+    edges = np.flatnonzero(np.diff(raw > _SPACE, prepend=False, append=False))  # where words begin and end
+    has_others = data.translate(None, _ALLOWED) or (edges[1::2] - edges[::2]).max(initial=0) > _MAX_DIGITS
+    if has_others or np.fromstring(data, np.int64, sep=" ").max(initial=0) >= vocabulary_size:
+        for word in re.finditer(rb"[^ \r\n]+", data):
+            if not word[0].isdigit() or len(word[0]) > _MAX_DIGITS or int(word[0]) >= vocabulary_size:
+                raise UsageError(
+                    f"{path}, line {line_number + int(np.searchsorted(ends, word.start())) + 1}: "
+                    f"{word[0][:40].decode('utf-8', 'replace')!r} is not a token id between 0 and "
+                    f"{vocabulary_size - 1}; one example a line, ids separated by single spaces"
+                )
     begins = np.concatenate([[0], ends[:-1] + 1]).astype(np.int64)[: ends.size]
-    has_ids = np.diff(np.searchsorted(starts, np.append(begins, len(data)))) > 0
-    return np.stack([begins, ends], axis=1)[has_ids] + position, ends.size
-
-
-def _refuse(path: Path, data: bytes, at: int, ends: np.ndarray, line_number: int, vocabulary_size: int) -> None:
-    line = line_number + int(np.searchsorted(ends, at)) + 1
-    begin = max(data.rfind(separator, 0, at) for separator in (b" ", b"\n", b"\r")) + 1
-    word = (data[begin : begin + 40].split(maxsplit=1) or [data[at : at + 1]])[0].decode("utf-8", "replace")
-    raise UsageError(
-        f"{path}, line {line}: {word!r} is not a token id between 0 and {vocabulary_size - 1}; one example a line, ids "
-        "separated by single spaces"
-    )
+    is_filled = np.diff(np.searchsorted(edges[::2], np.append(begins, len(data)))) > 0
+    return np.stack([begins, ends], axis=1)[is_filled] + position, ends.size
