@@ -19,7 +19,7 @@ from bert_convolutions.errors import UsageError
 from bert_convolutions.model.backends import _attend_interface, attention_backend
 
 SUBSETS = ["_".join(terms) for size in range(1, 5) for terms in itertools.combinations(SCORE_TERMS, size)]
-CONVOLUTIONS = ["", "_convolution", "_convolution_scaled"]
+CONVOLUTIONS = ["", "_convolution", "_convolution_scaled", "_convspan"]
 
 
 def make(kernel, hidden_size=16, heads=2, **options):
@@ -198,7 +198,7 @@ def test_every_kernel_trains_all_its_parameters(subset, convolution, remove_quer
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None, name
-    assert ("convolution_scalar" in module.state_dict()) == bool(convolution)
+    assert ("convolution_scalar" in module.state_dict()) == convolution.startswith("_convolution")
     assert ("convolution_scalar" in dict(module.named_parameters())) == (convolution == "_convolution_scaled")
 
 
@@ -358,9 +358,10 @@ def test_a_floating_point_mask_of_pairs_is_added_whatever_its_values(attend):
 COUNTED = [(numbered(4, 3, 1, row_length=10), 3), (numbered(7, row_length=10) > 0, None)]
 
 
+@pytest.mark.parametrize("kernel", ["qk_convolution 3", "qk_convspan 3"])
 @pytest.mark.parametrize(("mask", "count"), COUNTED)
-def test_convolutions_over_tokens_ask_the_device_for_no_number(mask, count, no_number):
-    module = make("qk_convolution 3", value=parse_projection("convolution 2 4", "value_forward"))
+def test_convolutions_over_tokens_ask_the_device_for_no_number(mask, count, kernel, no_number):
+    module = make(kernel, value=parse_projection("convolution 2 4", "value_forward"))
     hidden = torch.randn(1, 10, 16, dtype=torch.float64)
     expected, _ = module(hidden, mask)
     with no_number:

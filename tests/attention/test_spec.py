@@ -10,7 +10,7 @@ KERNELS = [
     "_".join([*terms, *convolution]) + " 8"
     for size in range(5)
     for terms in itertools.combinations(SCORE_TERMS, size)
-    for convolution in ([], ["convolution"], ["convolution_scaled"])
+    for convolution in ([], *([name] for name in OUTPUT_TERMS))
     if terms or convolution
 ]
 PROJECTIONS = [
@@ -50,6 +50,7 @@ def test_plain_projections_keep_their_names():
         ("qk_qk 8", "twice"),
         ("qk_scaled 8", '"scaled"'),
         ("qk_convolution_convolution_scaled 8", "choose one"),
+        ("qk_convspan_convolution 8", "convspan and convolution; choose one"),
         ("qk_convq", "reach"),
         ("qk_convq eight", '"eight"'),
         ("qk_convq -1", '"-1"'),

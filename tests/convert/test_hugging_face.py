@@ -15,9 +15,12 @@ from transformers import (
     BertForSequenceClassification,
     BertModel,
     BertTokenizer,
+    ConvBertConfig,
+    ConvBertForMaskedLM,
     ElectraConfig,
     ElectraForMaskedLM,
     ElectraForPreTraining,
+    ElectraForQuestionAnswering,
     ElectraModel,
     MPNetConfig,
     PreTrainedModel,
@@ -47,12 +50,13 @@ SOURCES = {
     "BertForQuestionAnswering": (BertForQuestionAnswering, BertConfig),
     "ElectraModel": (ElectraModel, ElectraConfig),
     "ElectraForMaskedLM": (ElectraForMaskedLM, ElectraConfig),
+    "ElectraForQuestionAnswering": (ElectraForQuestionAnswering, ElectraConfig),
 }
 
 
 def made(model_class: Any, config_class: Any, folder: Path, **fields: Any) -> PreTrainedModel:
     torch.manual_seed(0)
-    if config_class is ElectraConfig:
+    if config_class in (ElectraConfig, ConvBertConfig):
         fields["embedding_size"] = 8
     model = model_class(config_class(**{**SIZES, **fields})).eval()
     for parameter in model.parameters():
@@ -137,6 +141,37 @@ def test_the_command_takes_terms_and_the_tokenizer_along_and_refuses_them_for_th
     config = json.loads((tmp_path / "bert" / "config.json").read_text()) | {"attention_kernel": "dot_product"}
     (tmp_path / "bert" / "config.json").write_text(json.dumps(config))
     assert main(["convert", *flags, "--overwrite_output_dir", "--add", f"attention_kernel={KERNEL}"]) == 2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fields", [{}, {"num_groups": 2, "head_ratio": 4, "conv_kernel_size": 5}])
+@pytest.mark.parametrize("head", ["Model", "ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering"])
+def test_convberts_span_based_convolution_is_converted(head: str, fields: dict[str, int], tmp_path: Path) -> None:
+    """The size of its heads follows from their ratio; its grouped layers are block-diagonal."""
+    theirs = made(getattr(transformers, f"ConvBert{head}"), ConvBertConfig, tmp_path / "theirs", **fields)
+    converted = convert_model(tmp_path / "theirs", {})
+    converted.save_pretrained(tmp_path / "ours")
+    reach = 2 if fields else 4
+    assert type(converted) is getattr(bert_convolutions, f"CompositeBert{head}")
+    assert converted.config.attention_kernel == f"qk_convspan {reach}" and converted.config.num_attention_heads == 1
+    ours = type(converted).from_pretrained(tmp_path / "ours").eval()
+    inputs = {"input_ids": torch.arange(5, 35).view(2, 15), "token_type_ids": torch.tensor([[0] * 4 + [1] * 11] * 2)}
+    got, expected = ours(**inputs, output_hidden_states=True), theirs(**inputs, output_hidden_states=True)
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-5, atol=1e-5)
+    with pytest.raises(UsageError, match="nothing can be added"):
+        convert_model(tmp_path / "theirs", {"attention_kernel": KERNEL})
+
+
+@pytest.mark.parametrize(
+    ("model_class", "config_class"), [(ConvBertForMaskedLM, ConvBertConfig), (ElectraForMaskedLM, ElectraConfig)]
+)
+def test_a_head_that_has_another_activation_than_its_encoder_is_refused(
+    model_class: Any, config_class: Any, tmp_path: Path
+) -> None:
+    made(model_class, config_class, tmp_path, hidden_act="relu")
+    with pytest.raises(UsageError, match="hidden_act is relu, and its head for masked tokens has gelu always"):
+        convert_model(tmp_path, {})
 
 
 @torch.no_grad()

@@ -226,6 +226,7 @@ def test_sentence_order_swaps_the_sentences():
         {"attention_kernel": "qk_convfixed_convq_convk 8", "remove_position_embeddings": True},
         {"attention_kernel": "dot_product"},
         {"attention_kernel": "convfixed_convolution_scaled 3"},
+        {"attention_kernel": "qk_convspan 3"},
         {
             "attention_kernel": "qk_convk_convolution 2",
             "value_forward": "convolution_depth_mixed 3 1",

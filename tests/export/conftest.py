@@ -16,6 +16,7 @@ SIZES = {"hidden_size": 32, "embedding_size": 16, "num_hidden_layers": 2, "num_a
 MODELS = {
     "composite": {"attention_kernel": "qk_convfixed_convq_convk 3"},
     "convolved": {"value_forward": "convolution_depth 3 1", "qk": "convolution_mixed 2 2"},
+    "spans": {"attention_kernel": "qk_convspan 2", "attention_head_size": 4},
     "positionless": {"attention_kernel": "convfixed_convolution_scaled 2", "remove_position_embeddings": True},
 }
 

@@ -38,12 +38,12 @@ def without_layers(head):
 
 def of_every_term():
     """Two layers whose kernels have every term between them, the second with convolutional projections."""
-    kernels = ("convfixed_convk 5", "qk_convq_convolution_scaled 2")
+    kernels = ("convfixed_convk_convspan 5", "qk_convq_convolution_scaled 2")
     model = CompositeBertForMaskedLM(
         config(num_hidden_layers=2, attention_kernel=kernels[1], remove_position_embeddings=True)
     )
     first, second = model.bert.encoder.layer
-    first.attention.self = CompositeAttention(16, 2, parse_kernel(kernels[0]))
+    first.attention.self = CompositeAttention(16, 2, parse_kernel(kernels[0]), head_size=4)
     second.attention.self = CompositeAttention(
         *(16, 2, parse_kernel(kernels[1])),
         query_key=parse_projection("convolution_depth 2 1", "qk"),

@@ -33,6 +33,14 @@ def test_dynamic_terms_count_once_a_head() -> None:
     assert count_flops(CompositeBertForMaskedLM(config)).encoder_weights == 8 * 16 + 3 * (LAYER + 2 * term)
 
 
+def test_span_based_convolution_counts_its_projections_and_its_weights_for_values() -> None:
+    config = CompositeBertConfig(**SIZES, attention_kernel="qk_convspan 2", attention_head_size=4)
+    attention = 3 * 16 * 8 + 16 * 16  # query, key, value; the output of both
+    span = 5 * 16 + 2 * 16 * 8 + 8 * 2 * 5 + 2 * 5 * 4  # key in two parts and value; kernel; kernel for values
+    expected = 8 * 16 + 3 * (LAYER - 4 * 16 * 16 + attention + span)
+    assert count_flops(CompositeBertForMaskedLM(config)).encoder_weights == expected
+
+
 def test_a_new_term_counts_by_its_declaration(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, dynamic in (("lookahead", True), ("steady", False)):
         new = Term("key", dynamic, lambda heads, head_size, width: (head_size, width), "zeros")

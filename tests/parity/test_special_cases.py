@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import T5Config, Wav2Vec2BertConfig
+from transformers import ConvBertConfig, T5Config, Wav2Vec2BertConfig
+from transformers.models.convbert.modeling_convbert import ConvBertSelfAttention
 from transformers.models.t5.modeling_t5 import T5Attention
 from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import Wav2Vec2BertSelfAttention
 
@@ -127,6 +128,27 @@ def test_relative_biases_of_raffel_et_al_2020_section_2_1_are_convfixed() -> Non
     buckets = t5._relative_position_bucket(torch.arange(-distance, distance + 1), True, 10, distance)
     parameter(module, "convfixed_param").copy_(t5.relative_attention_bias(buckets).T[None, :, None])
     torch.testing.assert_close(t5.o(module(hidden)[0]), t5(hidden)[0], rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_mixed_attention_of_jiang_et_al_2020_equation_4_is_qk_beside_convspan() -> None:
+    """Against ConvBERT's own; its heads are half as many, and half as wide, as its configuration says."""
+    config = ConvBertConfig(
+        hidden_size=HIDDEN, num_attention_heads=2 * HEADS, embedding_size=HIDDEN, conv_kernel_size=2 * REACH + 1
+    )
+    mixed = ConvBertSelfAttention(config).eval()
+    for weight in mixed.parameters():
+        nn.init.normal_(weight, std=0.3)
+    module = CompositeAttention(HIDDEN, HEADS, parse_kernel(f"qk_convspan {REACH}"), head_size=SIZE // 2)
+    for name in ("query", "key", "value"):
+        copy_linear(module.get_submodule(name), mixed.get_submodule(name))
+    copy_linear(module.span.kernel, mixed.conv_kernel_layer)
+    copy_linear(module.span.value, mixed.conv_out_layer)
+    module.span.key_conv.weight.copy_(mixed.key_conv_attn_layer.depthwise.weight)
+    module.span.key_pointwise.weight.copy_(mixed.key_conv_attn_layer.pointwise.weight.squeeze(-1))
+    module.span.key_pointwise.bias.copy_(mixed.key_conv_attn_layer.bias.squeeze(-1))
+    hidden = torch.randn(BATCH, LENGTH, HIDDEN)
+    torch.testing.assert_close(module(hidden)[0], mixed(hidden)[0], rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()

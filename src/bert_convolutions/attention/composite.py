@@ -7,7 +7,8 @@ For head h, query position i and key position j, any sum of these, then softmax 
                    +  q_i . Cq[:, clip(j - i)] / sqrt(d)  convq    dynamic lightweight convolution from the query
                    +  k_j . Ck[:, clip(i - j)] / sqrt(d)  convk    the same from the key
 
-with clip to the reach n. The output is softmax(score) . v, plus, if asked for, a depthwise convolution of v.
+with clip to the reach n. The output is softmax(score) . v, plus, if asked for, a depthwise convolution of v; or beside
+it stand the heads of ConvBERT's span-based dynamic convolution (``span``).
 
 Legend: B batch, S sequence, H heads, d head size, D hidden, n reach (a kernel is 2n+1 wide).
 """
@@ -23,6 +24,7 @@ from torch.nn import functional
 from bert_convolutions.attention.offsets import expand_offsets
 from bert_convolutions.attention.projections import check_projection, depthwise_convolution, project, projection_parts
 from bert_convolutions.attention.segments import Segments
+from bert_convolutions.attention.span import SpanConvolution
 from bert_convolutions.attention.spec import AttentionKernel, Projection
 from bert_convolutions.attention.terms import TERMS, Term
 
@@ -109,7 +111,7 @@ class CompositeAttention(nn.Module):
     Args:
         hidden_size: D.
         num_heads: H.
-        kernel: which terms make the score, their reach, and the depthwise convolution of the values.
+        kernel: which terms make the score, their reach, and the convolution beside attention.
         head_size: d; D/H where None.
         query_key, value: how the projections are made.
         remove_query_key: use the hidden states themselves as queries and keys (then H*d must be D).
@@ -156,7 +158,10 @@ class CompositeAttention(nn.Module):
         for name in self.kernel.convolution_terms:
             shape = TERMS[name].shape(num_heads, self.head_size, 2 * kernel.reach + 1)
             self.register_parameter(f"{name}_param", nn.Parameter(torch.empty(shape)))
-        if kernel.convolution:
+        self.output_size = 2 * size if kernel.convolution == "convspan" else size
+        if kernel.convolution == "convspan":
+            self.span = SpanConvolution(hidden_size, num_heads, self.head_size, kernel.reach)
+        elif kernel.convolution:
             self.convolution = depthwise_convolution(size, size, kernel.reach, groups=hidden_size)
             ones = torch.ones(1, num_heads, 1, 1)
             if kernel.convolution == "convolution_scaled":
@@ -173,7 +178,7 @@ class CompositeAttention(nn.Module):
                 nn.init.zeros_(parameter)
             else:
                 nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
-        if self.kernel.convolution:
+        if hasattr(self, "convolution_scalar"):
             nn.init.ones_(self.convolution_scalar)
 
     def _parameter_of(self, term: str) -> Tensor:
@@ -184,6 +189,7 @@ class CompositeAttention(nn.Module):
         """The projections that some term needs; the others are not created."""
         needed = {"query", "key"} if "qk" in self.kernel.score_terms else set()
         needed |= {TERMS[name].side for name in self.kernel.convolution_terms if TERMS[name].dynamic}
+        needed |= {"query"} if self.kernel.convolution == "convspan" else set()
         return [*(() if self.remove_query_key else sorted(needed, reverse=True)), "value"]
 
     def _heads(self, hidden: Tensor) -> Tensor:
@@ -223,7 +229,8 @@ class CompositeAttention(nn.Module):
             attend: the backend.
 
         Returns:
-            Output (B, S, H*d) and the probabilities (B, H, S, S) before dropout, or None where the backend keeps none.
+            Output (B, S, H*d), with ``convspan`` (B, S, 2*H*d); and the probabilities (B, H, S, S) before dropout, or
+            None where the backend keeps none.
         """
         if not isinstance(segments, Segments):
             segments = Segments.from_mask(segments)
@@ -231,7 +238,10 @@ class CompositeAttention(nn.Module):
         assert value is not None
         parts = self.score_parts(query, key, segments, value.dtype)
         context, probabilities = attend(parts, value, self.dropout if self.training else 0.0)
-        if self.kernel.convolution:
+        if self.kernel.convolution == "convspan":
+            assert query is not None
+            context = torch.cat([context, self.span(hidden, query, segments)], dim=1)
+        elif self.kernel.convolution:
             flat = value.transpose(1, 2).flatten(2)  # (B, S, H*d)
             convolved = self._heads(segments.convolve(self.convolution, self.kernel.reach, flat))
             context = context + convolved * self.convolution_scalar

@@ -15,8 +15,9 @@ from bert_convolutions.attention.terms import TERMS
 SCORE_TERMS = ("qk", *TERMS)
 """Terms of the score equation, in canonical order: the dot product, and those that ``attention.terms`` declares."""
 
-OUTPUT_TERMS = ("convolution", "convolution_scaled")
-"""A depthwise convolution added to the output of attention, without and with a trained scale per head."""
+OUTPUT_TERMS = ("convolution", "convolution_scaled", "convspan")
+"""A convolution beside attention: a depthwise one added to its output, without and with a trained scale per head; or
+ConvBERT's span-based dynamic one, whose heads are put beside those of attention."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def parse_kernel(text: str) -> AttentionKernel:
     _check_names(said, "term", names, (*SCORE_TERMS, *OUTPUT_TERMS))
     output_terms = [name for name in names if name in OUTPUT_TERMS]
     if len(output_terms) > 1:
-        raise ValueError(f"{said} names convolution and convolution_scaled; choose one of them")
+        raise ValueError(f"{said} names {' and '.join(output_terms)}; choose one of them")
     return AttentionKernel(
         terms=tuple(name for name in SCORE_TERMS if name in names),
         convolution=output_terms[0] if output_terms else None,

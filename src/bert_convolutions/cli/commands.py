@@ -182,7 +182,7 @@ COMMANDS = {command.name: command for command in (
     Command("plot-kernels", "Draw the convolution kernels that a model's attention has learned.",
             ".report.options:PlotKernelsOptions", ".report.sweep:run_plot_kernels", result="kernels"),
     Command("convert",
-            "Convert the original's checkpoints, or BERT, ELECTRA and MPNet, into ours, terms added where asked.",
+            "Convert the original's checkpoints, or BERT, ELECTRA and their kin, into ours, terms added where asked.",
             ".convert.options:ConvertOptions", ".convert.original:run_convert", result="converted checkpoint"),
     Command("export", "Write a model as a folder for those who don't have this package: for the Hugging Face Hub.",
             ".export.options:ExportOptions", ".export.run:run_export", result="exported model"),

@@ -1,10 +1,12 @@
-"""BERT, ELECTRA and MPNet of ``transformers`` as composite attention, with convolution terms added that change nothing.
+"""Encoders of ``transformers`` as composite attention, with convolution terms added that change nothing.
 
 Their attention is the term ``qk`` alone, and BERT's parameters have the same names here. An added term starts from
 zeros, which add nothing to the scores: the model computes what it did, and continued pre-training or fine-tuning turns
 the term into something useful. The relative positions that some have (Shaw et al. 2018, arXiv 1803.02155; Huang et al.
 2020, arXiv 2009.13658) are dynamic terms whose reach is the longest distance; MPNet's, a number for each bucket of
-distances as in T5 (Raffel et al. 2020, arXiv 1910.10683), are a fixed term that reaches to the last bucket.
+distances as in T5 (Raffel et al. 2020, arXiv 1910.10683), are a fixed term that reaches to the last bucket. ConvBERT's
+span-based dynamic convolution (Jiang et al. 2020, arXiv 2008.02496) is ``convspan``; its grouped linear layers, where a
+model has them, become block-diagonal ones, whose zeros further training may fill.
 """
 
 import re
@@ -15,7 +17,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoConfig, BertConfig, ElectraConfig, MPNetConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, BertConfig, ConvBertConfig, MPNetConfig, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_utils import load_state_dict
 
 import bert_convolutions
@@ -23,10 +25,15 @@ from bert_convolutions.attention.terms import TERMS
 from bert_convolutions.errors import UsageError
 from bert_convolutions.model import CompositeBertConfig, CompositeBertModel
 
-MODEL_TYPES = ("bert", "electra", "mpnet")
-_ELECTRA_HEADS = {"ElectraForMaskedLM": "ForMaskedLM", "ElectraForTokenClassification": "ForTokenClassification"}
+_HEADS = {
+    "bert": (),
+    "mpnet": (),
+    "electra": ("ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering"),
+    "convbert": ("ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering"),
+}
+"""The types of models there are, and those of their heads that are BERT's; all where none is named."""
 _NAMES = (  # theirs, as regular expressions, to ours
-    (r"^(electra|mpnet)\.", "bert."),
+    (r"^(electra|mpnet|convbert)\.", "bert."),
     (r"^(generator_predictions|lm_head)\.dense\.", "cls.predictions.transform.dense."),
     (r"^(generator_predictions\.LayerNorm|lm_head\.layer_norm)\.", "cls.predictions.transform.LayerNorm."),
     (r"^(generator_lm_head|lm_head\.decoder)\.weight", "cls.predictions.decoder.weight"),
@@ -36,6 +43,10 @@ _NAMES = (  # theirs, as regular expressions, to ours
     (r"\.attention\.attn\.v\.", ".attention.self.value."),
     (r"\.attention\.attn\.o\.", ".attention.output.dense."),
     (r"\.attention\.LayerNorm\.", ".attention.output.LayerNorm."),
+    (r"\.key_conv_attn_layer\.depthwise\.", ".span.key_conv."),
+    (r"\.key_conv_attn_layer\.(pointwise\.)?", ".span.key_pointwise."),
+    (r"\.conv_kernel_layer\.", ".span.kernel."),
+    (r"\.conv_out_layer\.", ".span.value."),
     (r"^classifier\.dense\.", "bert.pooler.dense."),
     (r"^classifier\.out_proj\.", "classifier."),
 )
@@ -43,7 +54,6 @@ _MPNET_DISTANCE, _MPNET_FIRST_POSITION = 128, 2
 """From where on all distances are in the last bucket; the first row of its position embeddings that is of a token."""
 _REFUSED = {
     "roberta": "its positions are counted from the padding index + 1, which this model's are not",
-    "convbert": "its span-based dynamic convolution is no term of composite attention",
     "deberta-v2": "its position buckets grow logarithmically, while these terms clip at a reach",
 }
 _RELATIVE = {"absolute": "", "relative_key": "qk_convq", "relative_key_query": "qk_convq_convk"}
@@ -60,7 +70,7 @@ def convert_model(source: Path, add: Mapping[str, str]) -> PreTrainedModel:
 
     Args:
         source: folder with ``config.json`` and ``model.safetensors`` or ``pytorch_model.bin``.
-        add: fields of ``CompositeBertConfig`` to change, of those in ``ADDABLE``.
+        add: fields of ``CompositeBertConfig`` to change, of those in ``ADDABLE``; where the source becomes no terms.
 
     Raises:
         UsageError: the model is of another type, uses something that has no counterpart, or can't be extended so.
@@ -74,6 +84,8 @@ def convert_model(source: Path, add: Mapping[str, str]) -> PreTrainedModel:
     weights = {_renamed(name): value for name, value in theirs.state_dict().items()}
     if isinstance(config, MPNetConfig):
         weights = _mpnet_weights(weights, theirs.base_model, fields)
+    elif isinstance(config, ConvBertConfig):
+        weights = {name: _convbert_weight(name, value) for name, value in weights.items()}
     elif fields.remove_position_embeddings:
         weights = {name: value for name, value in weights.items() if "position_embeddings." not in name}
         weights |= _relative_terms(source, fields, has_prefix=bool(head))
@@ -99,17 +111,20 @@ def _counterpart(source: Path, config: PreTrainedConfig, architecture: str) -> s
     Raises:
         UsageError: there is no counterpart, with the reason.
     """
-    if config.model_type not in MODEL_TYPES:
-        reason = _REFUSED.get(config.model_type, f"only {' and '.join(MODEL_TYPES)} have the same layers")
+    if config.model_type not in _HEADS:
+        reason = _REFUSED.get(config.model_type, f"only {', '.join(_HEADS)} have the same layers")
         raise UsageError(f"{source} holds a {config.model_type} model, which can't be converted: {reason}")
     for name, possible in (("position_embedding_type", tuple(_RELATIVE)), ("is_decoder", (False,))):
         if getattr(config, name, possible[0]) not in possible:
             valid = " or ".join(map(str, possible))
             raise UsageError(f"{source}: {name} is {getattr(config, name)}; only {valid} can be converted")
-    if isinstance(config, ElectraConfig):
-        return _ELECTRA_HEADS.get(architecture, "")
-    head = architecture.removeprefix("MPNet" if isinstance(config, MPNetConfig) else "Bert")
-    return head if hasattr(bert_convolutions, f"CompositeBert{head}") and head != "Model" else ""
+    head = architecture.removeprefix(type(config).__name__.removesuffix("Config"))
+    if head == "Model" or not hasattr(bert_convolutions, f"CompositeBert{head}"):
+        return ""
+    heads = _HEADS[config.model_type]
+    if heads and head == "ForMaskedLM" and config.hidden_act != "gelu":
+        raise UsageError(f"{source}: hidden_act is {config.hidden_act}, and its head for masked tokens has gelu always")
+    return head if head in heads or not heads else ""
 
 
 def _config(config: PreTrainedConfig, add: Mapping[str, str], source: Path) -> CompositeBertConfig:
@@ -124,14 +139,18 @@ def _config(config: PreTrainedConfig, add: Mapping[str, str], source: Path) -> C
     if isinstance(config, MPNetConfig):
         fields["attention_kernel"] = f"qk_convfixed {_MPNET_DISTANCE}"
         fields["max_position_embeddings"] -= _MPNET_FIRST_POSITION
+    elif isinstance(config, ConvBertConfig):
+        heads = max(config.num_attention_heads // config.head_ratio, 1)
+        fields |= {"num_attention_heads": heads, "attention_head_size": config.hidden_size // heads // 2}
+        fields["attention_kernel"] = f"qk_convspan {(config.conv_kernel_size - 1) // 2}"
     elif relative:
         kernel = f"{relative} {config.max_position_embeddings - 1}"
         fields |= {"attention_kernel": kernel, "remove_position_embeddings": True}
     if add and "attention_kernel" in fields:
         kernel = fields["attention_kernel"]
-        raise UsageError(f'--add: {source} has relative positions, which become "{kernel}"; nothing can be added to it')
+        raise UsageError(f'--add: {source} becomes "{kernel}", and nothing can be added to it')
     ours = CompositeBertConfig(**fields | dict(add))
-    if "qk" not in ours.kernel.score_terms or ours.kernel.convolution:
+    if add and ("qk" not in ours.kernel.score_terms or ours.kernel.convolution):
         raise UsageError(
             f'--add attention_kernel="{ours.attention_kernel}": {source} has a dot product and no convolution of the '
             f"values; name qk and any of {', '.join(TERMS)}"
@@ -143,6 +162,13 @@ def _renamed(name: str) -> str:
     for theirs, ours in _NAMES:
         name = re.sub(theirs, ours, name)
     return name
+
+
+def _convbert_weight(name: str, value: Tensor) -> Tensor:
+    """A linear layer's: of a pointwise convolution, or of a grouped layer (groups, in, out) block by block."""
+    if "span.key_pointwise." in name:
+        return value.squeeze(-1)
+    return torch.block_diag(*value.mT) if value.dim() == 3 and name.endswith("dense.weight") else value
 
 
 def _mpnet_weights(weights: dict[str, Tensor], encoder: Any, config: CompositeBertConfig) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ class ConvertOptions:
 
     input: Path = field(
         metadata={
-            "help": "checkpoint folder: of the original code, or a BERT, ELECTRA or MPNet of transformers",
+            "help": "checkpoint folder: of the original code, or a BERT, ELECTRA, MPNet or ConvBERT of transformers",
             "metavar": "DIR",
         }
     )

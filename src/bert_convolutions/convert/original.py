@@ -75,8 +75,8 @@ def convert_checkpoint(
     """Convert a checkpoint folder, heads and tokenizer included.
 
     Args:
-        input_dir: a folder with the original's ``config.json`` and ``pytorch_model.bin``, or with a BERT,
-            ELECTRA or MPNet of ``transformers``.
+        input_dir: a folder with the original's ``config.json`` and ``pytorch_model.bin``, or with one of the models of
+            ``transformers`` that ``convert_model`` takes.
         output_dir: the folder to make. It appears whole; an old one loses nothing before the new files are written.
         overwrite_output_dir: replace the model in a folder that is there; other files in it stay.
         add: fields that ``convert_model`` adds to a BERT or ELECTRA.

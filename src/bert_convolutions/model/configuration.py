@@ -35,7 +35,8 @@ class CompositeBertConfig(BertConfig):
 
     Attributes:
         embedding_size: size of the word, position and token-type embeddings; projected to ``hidden_size`` if different.
-        attention_kernel: terms of the score and their reach, as ``qk_convfixed_convq_convk 8``, or ``dot_product``.
+        attention_kernel: terms of the score, maybe a convolution beside attention, and their reach, as
+            ``qk_convfixed_convq_convk 8``; or ``dot_product``.
         value_forward: ``feedforward`` or ``convolution[_depth][_mixed][_no_act] REACH GROUPS``.
         qk: ``linear`` or a convolution of the same form, for queries and keys.
         remove_qk: use the hidden states as queries and keys.

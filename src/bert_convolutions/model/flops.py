@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from bert_convolutions.attention.composite import CompositeAttention
+from bert_convolutions.attention.span import SpanConvolution
 from bert_convolutions.attention.terms import TERMS
 
 TRAINING_FACTOR = 3
@@ -75,6 +76,8 @@ def _weights(module: nn.Module) -> int:
     if isinstance(module, CompositeAttention):  # a convolution weight made of each head's query or key
         dynamic = sum(TERMS[name].dynamic for name in module.kernel.convolution_terms)
         return dynamic * module.num_heads * module.head_size * (2 * module.kernel.reach + 1)
+    if isinstance(module, SpanConvolution):  # its weights for each head's values
+        return module.kernel.out_features * module.head_size
     return 0
 
 

@@ -86,7 +86,7 @@ class BertSelfOutput(nn.Module):
 
 
 class BertAttention(nn.Module):
-    """Composite attention and its output projection H*d -> D."""
+    """Composite attention and its output projection H*d (2*H*d with ``convspan``) -> D."""
 
     def __init__(self, config: CompositeBertConfig) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class BertAttention(nn.Module):
             dropout=config.attention_probs_dropout_prob,
             activation=ACT2FN[config.hidden_act],
         )
-        self.output = BertSelfOutput(config.num_attention_heads * config.head_size, config)
+        self.output = BertSelfOutput(self.self.output_size, config)
 
     def forward(
         self, hidden: Tensor, inputs: AttentionInputs, positions: Tensor | None = None
