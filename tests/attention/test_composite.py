@@ -18,7 +18,8 @@ from bert_convolutions.attention.terms import TERMS, Term
 from bert_convolutions.errors import UsageError
 from bert_convolutions.model.backends import _attend_interface, attention_backend
 
-SUBSETS = ["_".join(terms) for size in range(1, 5) for terms in itertools.combinations(SCORE_TERMS, size)]
+SUBSETS = ["_".join(terms) for size in range(1, 5) for terms in itertools.combinations(SCORE_TERMS[:4], size)]
+SUBSETS += ["convqhead", "qk_convkhead", "qk_convqhead_convkhead", "_".join(SCORE_TERMS)]  # a kernel for each head
 CONVOLUTIONS = ["", "_convolution", "_convolution_scaled", "_convspan"]
 
 
@@ -53,20 +54,24 @@ def test_the_score_is_the_sum_of_the_named_terms(subset):
     hidden = torch.randn(1, length, 16, dtype=torch.float64)
     query, key = (module.project(name, hidden, Segments()) for name in ("query", "key"))
     _, probabilities = module(hidden)
-    scores = torch.zeros(2, length, length, dtype=torch.float64)
+    scores, names = torch.zeros(2, length, length, dtype=torch.float64), set(subset.split("_"))
     for head, i, j in itertools.product(range(2), range(length), range(length)):
         ahead, behind = (min(max(r, -reach), reach) + reach for r in (j - i, i - j))
-        if "qk" in subset.split("_"):
+        if "qk" in names:
             scores[head, i, j] += query[0, head, i] @ key[0, head, j] / 8**0.5
-        if "convfixed" in subset:
+        if "convfixed" in names:
             scores[head, i, j] += module.convfixed_param[0, head, 0, ahead]
-        if "convq" in subset:
+        if "convq" in names:
             scores[head, i, j] += query[0, head, i] @ module.convq_param[:, ahead] / 8**0.5
-        if "convk" in subset:
+        if "convk" in names:
             scores[head, i, j] += key[0, head, j] @ module.convk_param[:, behind] / 8**0.5
+        if "convqhead" in names:
+            scores[head, i, j] += query[0, head, i] @ module.convqhead_param[head, :, ahead] / 8**0.5
+        if "convkhead" in names:
+            scores[head, i, j] += key[0, head, j] @ module.convkhead_param[head, :, behind] / 8**0.5
     assert torch.allclose(probabilities[0], scores.softmax(-1))
-    assert (query is None) == (not {"qk", "convq"} & set(subset.split("_")))
-    assert (key is None) == (not {"qk", "convk"} & set(subset.split("_")))
+    assert (query is None) == (not {"qk", "convq", "convqhead"} & names)
+    assert (key is None) == (not {"qk", "convk", "convkhead"} & names)
 
 
 BACKENDS = {"fused": attend_fused, "sdpa": lambda *arguments: _attend_interface("sdpa", *arguments)}

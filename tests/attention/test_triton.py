@@ -17,7 +17,8 @@ from bert_convolutions.attention.triton import engine, tiling
 from bert_convolutions.attention.triton.engine import attend_triton
 
 DEVICE = "cpu" if engine.INTERPRETED else "cuda"
-SUBSETS = ["_".join(terms) for size in range(1, 5) for terms in itertools.combinations(SCORE_TERMS, size)]
+SUBSETS = ["_".join(terms) for size in range(1, 5) for terms in itertools.combinations(SCORE_TERMS[:4], size)]
+SUBSETS += ["convqhead", "qk_convkhead", "qk_convqhead_convkhead", "_".join(SCORE_TERMS)]  # a kernel for each head
 ALL = "qk_convfixed_convq_convk"
 
 

@@ -17,12 +17,15 @@ from transformers import (
     BertTokenizer,
     ConvBertConfig,
     ConvBertForMaskedLM,
+    DebertaV2Config,
+    DebertaV2Model,
     ElectraConfig,
     ElectraForMaskedLM,
     ElectraForPreTraining,
     ElectraForQuestionAnswering,
     ElectraModel,
     MPNetConfig,
+    MPNetForMaskedLM,
     PreTrainedModel,
     RobertaConfig,
     RobertaModel,
@@ -164,7 +167,8 @@ def test_convberts_span_based_convolution_is_converted(head: str, fields: dict[s
 
 
 @pytest.mark.parametrize(
-    ("model_class", "config_class"), [(ConvBertForMaskedLM, ConvBertConfig), (ElectraForMaskedLM, ElectraConfig)]
+    ("model_class", "config_class"),
+    [(ConvBertForMaskedLM, ConvBertConfig), (ElectraForMaskedLM, ElectraConfig), (MPNetForMaskedLM, MPNetConfig)],
 )
 def test_a_head_that_has_another_activation_than_its_encoder_is_refused(
     model_class: Any, config_class: Any, tmp_path: Path
@@ -196,6 +200,58 @@ def test_mpnets_distances_become_a_fixed_term(head: str, tmp_path: Path) -> None
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
     with pytest.raises(UsageError, match="nothing can be added"):
         convert_model(tmp_path / "theirs", {"attention_kernel": KERNEL})
+
+
+BUCKETS = {"position_buckets": 8, "max_relative_positions": 14, "norm_rel_ebd": "layer_norm", "share_att_key": True}
+DEBERTAS = {  # version, head, fields, and the kernel that they become
+    "v1": ("Deberta", "ForMaskedLM", {"position_biased_input": False}, "qk_convqhead_convkhead 20"),
+    "v1 with positions": ("Deberta", "Model", {"pos_att_type": "p2c", "type_vocab_size": 2}, "qk_convkhead 20"),
+    "v1 clipped": ("Deberta", "Model", {"max_relative_positions": 5, "pos_att_type": "c2p"}, "qk_convqhead 5"),
+    "v1, its other head": ("Deberta", "ForMaskedLM", {"legacy": False}, "qk_convqhead_convkhead 20"),
+    "without distances": ("Deberta", "Model", {"relative_attention": False}, "dot_product"),
+    "v3": ("DebertaV2", "ForMaskedLM", {**BUCKETS, "position_biased_input": False}, "qk_convqhead_convkhead 14"),
+    "v2": ("DebertaV2", "ForQuestionAnswering", {}, "qk_convqhead_convkhead 20"),
+    "v2 with an odd number": ("DebertaV2", "ForTokenClassification", {**BUCKETS, "position_buckets": 7}, None),
+    "v2 without a term": ("DebertaV2", "ForTokenClassification", {"pos_att_type": None}, "dot_product"),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", DEBERTAS)
+def test_debertas_disentangled_attention_becomes_terms_with_a_kernel_for_each_head(kind: str, tmp_path: Path) -> None:
+    """Also beyond the last bucket, and where a text is padded."""
+    version, head, fields, kernel = DEBERTAS[kind]
+    fields = {"relative_attention": True, "pos_att_type": "c2p|p2c", **fields}
+    config_class = getattr(transformers, f"{version}Config")
+    theirs = made(getattr(transformers, f"{version}{head}"), config_class, tmp_path / "theirs", **fields)
+    convert_model(tmp_path / "theirs", {}).save_pretrained(tmp_path / "ours")
+    ours = getattr(bert_convolutions, f"CompositeBert{head}").from_pretrained(tmp_path / "ours").eval()
+    assert kernel in (None, ours.config.attention_kernel)
+    length = 60 if ours.config.remove_position_embeddings else 20
+    ids, mask = torch.randint(1, 50, (2, length)), torch.ones(2, length, dtype=torch.long)
+    mask[1, length // 2 :] = 0
+    inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": ids % 2, "output_hidden_states": True}
+    got, expected = ours(**inputs), theirs(**inputs)
+    for name, value in expected.items():
+        values = zip(got[name], value, strict=True) if name == "hidden_states" else [(got[name], value)]
+        for one, other in values:
+            torch.testing.assert_close(one[mask == 1], other[mask == 1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"conv_kernel_size": 3}, "conv_kernel_size is 3, .* no convolution between layers"),
+        ({"embedding_size": 8}, "embedding_size is 8, .* before they are projected"),
+        ({"pos_att_type": "c2p|p2p"}, "pos_att_type has p2p; only c2p and p2c"),
+    ],
+)
+def test_what_a_deberta_has_and_this_model_has_not_is_refused(
+    fields: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    made(DebertaV2Model, DebertaV2Config, tmp_path, relative_attention=True, **fields)
+    with pytest.raises(UsageError, match=message):
+        convert_model(tmp_path, {})
 
 
 @torch.no_grad()

@@ -38,7 +38,7 @@ def without_layers(head):
 
 def of_every_term():
     """Two layers whose kernels have every term between them, the second with convolutional projections."""
-    kernels = ("convfixed_convk_convspan 5", "qk_convq_convolution_scaled 2")
+    kernels = ("convfixed_convk_convqhead_convspan 5", "qk_convq_convkhead_convolution_scaled 2")
     model = CompositeBertForMaskedLM(
         config(num_hidden_layers=2, attention_kernel=kernels[1], remove_position_embeddings=True)
     )

@@ -28,7 +28,7 @@ def test_dot_product_and_electra_have_the_same_counts() -> None:
 
 
 def test_dynamic_terms_count_once_a_head() -> None:
-    config = CompositeBertConfig(**SIZES, attention_kernel="qk_convfixed_convq_convk 2")
+    config = CompositeBertConfig(**SIZES, attention_kernel="qk_convfixed_convq_convkhead 2")
     term = 2 * 8 * 5  # heads x head size x width
     assert count_flops(CompositeBertForMaskedLM(config)).encoder_weights == 8 * 16 + 3 * (LAYER + 2 * term)
 

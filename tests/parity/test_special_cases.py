@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import ConvBertConfig, T5Config, Wav2Vec2BertConfig
+from transformers import ConvBertConfig, DebertaConfig, T5Config, Wav2Vec2BertConfig
 from transformers.models.convbert.modeling_convbert import ConvBertSelfAttention
+from transformers.models.deberta.modeling_deberta import DisentangledSelfAttention, build_relative_position
 from transformers.models.t5.modeling_t5 import T5Attention
 from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import Wav2Vec2BertSelfAttention
 
@@ -149,6 +150,34 @@ def test_mixed_attention_of_jiang_et_al_2020_equation_4_is_qk_beside_convspan() 
     module.span.key_pointwise.bias.copy_(mixed.key_conv_attn_layer.bias.squeeze(-1))
     hidden = torch.randn(BATCH, LENGTH, HIDDEN)
     torch.testing.assert_close(module(hidden)[0], mixed(hidden)[0], rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_disentangled_attention_of_he_et_al_2021_equation_4_is_qk_convqhead_convkhead() -> None:
+    """Against DeBERTa's own; its table has a row for each distance i - j from -n to n-1, and scores are over 3d."""
+    config = DebertaConfig(
+        hidden_size=HIDDEN,
+        num_attention_heads=HEADS,
+        relative_attention=True,
+        max_relative_positions=REACH,
+        pos_att_type=["c2p", "p2c"],
+    )
+    deberta, table = DisentangledSelfAttention(config).eval(), torch.randn(2 * REACH, HIDDEN)
+    module, hidden = attention(f"qk_convqhead_convkhead {REACH}"), torch.randn(BATCH, LENGTH, HIDDEN)
+    parts = deberta.in_proj.weight.unflatten(0, (HEADS, 3, SIZE)).unbind(1)
+    biases = (nn.init.normal_(deberta.q_bias), torch.zeros(HIDDEN), nn.init.normal_(deberta.v_bias))
+    for name, weight, bias in zip(("query", "key", "value"), parts, biases, strict=True):
+        module.get_submodule(name).weight.copy_(weight.flatten(0, 1))
+        module.get_submodule(name).bias.copy_(bias)
+    for weight in (module.query.weight, module.query.bias):
+        weight.div_(math.sqrt(3))
+    rows = torch.cat([table, table[-1:]])  # by i - j from -n to n
+    keys, queries = (project(rows).unflatten(-1, (HEADS, SIZE)) for project in (deberta.pos_proj, deberta.pos_q_proj))
+    parameter(module, "convqhead_param").copy_(keys.flip(0).permute(1, 2, 0))
+    parameter(module, "convkhead_param").copy_(queries.permute(1, 2, 0) / math.sqrt(3))
+    everywhere = torch.ones(BATCH, 1, LENGTH, LENGTH)
+    expected = deberta(hidden, everywhere, relative_pos=build_relative_position(hidden, hidden), rel_embeddings=table)
+    torch.testing.assert_close(module(hidden)[0], expected[0], rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ For head h, query position i and key position j, any sum of these, then softmax 
                    +  f[h, clip(j - i)]                 convfixed  fixed lightweight convolution
                    +  q_i . Cq[:, clip(j - i)] / sqrt(d)  convq    dynamic lightweight convolution from the query
                    +  k_j . Ck[:, clip(i - j)] / sqrt(d)  convk    the same from the key
+                   +  q_i . Cq[h, :, clip(j - i)] / sqrt(d)  convqhead, and convkhead likewise: a kernel for each head
 
 with clip to the reach n. The output is softmax(score) . v, plus, if asked for, a depthwise convolution of v; or beside
 it stand the heads of ConvBERT's span-based dynamic convolution (``span``).
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bert_convolutions.attention.offsets import expand_offsets
+from bert_convolutions.attention.offsets import expand_offsets, occurring
 from bert_convolutions.attention.projections import check_projection, depthwise_convolution, project, projection_parts
 from bert_convolutions.attention.segments import Segments
 from bert_convolutions.attention.span import SpanConvolution
@@ -56,27 +57,31 @@ class ScoreParts:
         return self.segments.score_mask(self.dtype)
 
     def kernel(self, side: str) -> tuple[Tensor | None, Tensor | None]:
-        """The summed dynamic terms of a side, (d, 2n+1), and the summed fixed ones, (1, H or 1, 1, 2n+1)."""
+        """The summed dynamic terms of a side, (d, 2n+1) or (H, d, 2n+1), and the fixed ones, (1, H or 1, 1, 2n+1)."""
         terms = self.terms.get(side, [])
         dynamic = [term.kernel(parameter) for term, parameter in terms if term.dynamic]
         fixed = [term.kernel(parameter) for term, parameter in terms if not term.dynamic]
         return (sum(dynamic[1:], dynamic[0]) if dynamic else None), (sum(fixed[1:], fixed[0]) if fixed else None)
 
-    def offset_weights(self, side: str) -> Tensor | None:
-        """The summed weights by offset, broadcastable to (B, H, S, 2n+1); None without a term."""
+    def offset_weights(self, side: str, length: int | None = None) -> Tensor | None:
+        """The summed weights by offset, broadcastable to (B, H, S, 2n+1), or those that occur in ``length`` tokens."""
         projection = self.query if side == "query" else self.key
         dynamic, fixed = self.kernel(side)
+        if length is not None:
+            dynamic, fixed = (None if part is None else occurring(part, length) for part in (dynamic, fixed))
         if dynamic is None or projection is None:
             return fixed
-        # In memory a projection is (B, S, H, d): seen so, the product needs no copy of it.
-        weights = (projection.transpose(1, 2) @ (dynamic * self.scaling)).transpose(1, 2)
+        if dynamic.dim() == 3:  # a kernel for each head
+            weights = projection @ (dynamic * self.scaling)
+        else:  # In memory a projection is (B, S, H, d): seen so, the product needs no copy of it.
+            weights = (projection.transpose(1, 2) @ (dynamic * self.scaling)).transpose(1, 2)
         return weights if fixed is None else weights + fixed
 
     def bias(self, length: int) -> Tensor | None:
         """Everything but the dot product, broadcastable to (B, H, S, S): what other backends take as a mask."""
         bias = self.mask
         for side in ("query", "key"):
-            weights = self.offset_weights(side)
+            weights = self.offset_weights(side, length)
             if weights is not None:
                 scores = expand_offsets(weights.to(self.dtype), length)
                 scores = scores if side == "query" else scores.transpose(-1, -2)

@@ -8,6 +8,14 @@ import torch
 from torch import Tensor
 
 
+def occurring(weights: Tensor, length: int) -> Tensor:
+    """Leave out of the weights by offset (.., 2n+1) those that don't occur in a sequence of ``length`` tokens."""
+    reach = (weights.shape[-1] - 1) // 2
+    if torch.compiler.is_exporting() or torch.jit.is_tracing() or reach < length:  # a graph is for any length
+        return weights
+    return weights[..., reach - (length - 1) : reach + length]
+
+
 def expand_offsets(weights: Tensor, length: int) -> Tensor:
     """Lay out weights by offset as scores: ``scores[.., p, other] = weights[.., p, n + clip(other - p, -n, n)]``.
 
@@ -28,9 +36,8 @@ def expand_offsets(weights: Tensor, length: int) -> Tensor:
         positions = torch.arange(length, device=weights.device)
         index = (positions - positions.unsqueeze(1)).clamp(-reach, reach) + reach
         return weights.expand(*weights.shape[:-2], length, -1).gather(-1, index.expand(*weights.shape[:-2], -1, -1))
-    if reach > length - 1:  # offsets that don't occur in so short a sequence
-        weights = weights[..., reach - (length - 1) : reach + length]
-        reach = length - 1
+    weights = occurring(weights, length)
+    reach = (weights.shape[-1] - 1) // 2
     outside = length - 1 - reach
     left = weights[..., :1].expand(*weights.shape[:-1], outside)
     right = weights[..., -1:].expand(*weights.shape[:-1], outside + 1)

@@ -29,7 +29,8 @@ class Term:
             (then the projection need not exist).
         shape: (H, d, 2n+1) -> shape of the term's parameter, which is named ``<term>_param``.
         initial: zeros, or Kaiming-uniform with a = sqrt(5) as PyTorch's own convolutions.
-        kernel: parameter -> kernel, (d, 2n+1) where dynamic, else (1, H or 1, 1, 2n+1); the parameter itself as it is.
+        kernel: parameter -> kernel, (d, 2n+1) or (H, d, 2n+1) where dynamic, else (1, H or 1, 1, 2n+1); the parameter
+            itself as it is.
     """
 
     side: Literal["query", "key"]
@@ -39,9 +40,8 @@ class Term:
     kernel: Callable[[Tensor], Tensor] = lambda parameter: parameter
 
     def seen_from_query(self, parameter: Tensor) -> Tensor:
-        """The kernel, (d, 2n+1) where dynamic, else (H or 1, 2n+1), by the offset of the key from the query."""
-        kernel = self.kernel(parameter)
-        kernel = kernel if self.dynamic else kernel[0, :, 0]
+        """The kernel, (d or H*d, 2n+1) where dynamic, else (H or 1, 2n+1), by the offset of the key from the query."""
+        kernel = self.kernel(parameter).flatten(0, -2)
         return kernel if self.side == "query" else kernel.flip(-1)
 
 
@@ -65,6 +65,20 @@ TERMS = {
         side="key",
         dynamic=True,
         shape=lambda heads, head_size, width: (head_size, width),
+        initial="kaiming_uniform",
+    ),
+    # Both with a kernel for each head, q_i . Cq[h, :, j-i] / sqrt(d): DeBERTa's disentangled attention (He et al. 2021,
+    # arXiv 2006.03654, equation 4), in which Cq are its projected embeddings of distances. On a CPU only in ``eager``.
+    "convqhead": Term(
+        side="query",
+        dynamic=True,
+        shape=lambda heads, head_size, width: (heads, head_size, width),
+        initial="kaiming_uniform",
+    ),
+    "convkhead": Term(
+        side="key",
+        dynamic=True,
+        shape=lambda heads, head_size, width: (heads, head_size, width),
         initial="kaiming_uniform",
     ),
 }

@@ -6,7 +6,9 @@ the term into something useful. The relative positions that some have (Shaw et a
 2020, arXiv 2009.13658) are dynamic terms whose reach is the longest distance; MPNet's, a number for each bucket of
 distances as in T5 (Raffel et al. 2020, arXiv 1910.10683), are a fixed term that reaches to the last bucket. ConvBERT's
 span-based dynamic convolution (Jiang et al. 2020, arXiv 2008.02496) is ``convspan``; its grouped linear layers, where a
-model has them, become block-diagonal ones, whose zeros further training may fill.
+model has them, become block-diagonal ones, whose zeros further training may fill. DeBERTa's disentangled attention (He
+et al. 2021, arXiv 2006.03654), of all versions, is a dynamic term with a kernel for each head, from the query, the key
+or both: the embeddings of distances as each layer projects them, which further training then changes by themselves.
 """
 
 import re
@@ -17,23 +19,40 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoConfig, BertConfig, ConvBertConfig, MPNetConfig, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    BertConfig,
+    ConvBertConfig,
+    DebertaConfig,
+    DebertaV2Config,
+    MPNetConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_utils import load_state_dict
+from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
 
 import bert_convolutions
 from bert_convolutions.attention.terms import TERMS
 from bert_convolutions.errors import UsageError
 from bert_convolutions.model import CompositeBertConfig, CompositeBertModel
 
+_UNPOOLED = ("ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering")
 _HEADS = {
     "bert": (),
     "mpnet": (),
-    "electra": ("ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering"),
-    "convbert": ("ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering"),
+    "electra": _UNPOOLED,
+    "convbert": _UNPOOLED,
+    "deberta": _UNPOOLED,
+    "deberta-v2": _UNPOOLED,
 }
 """The types of models there are, and those of their heads that are BERT's; all where none is named."""
+_WITH_GELU = ("electra", "convbert", "mpnet")
+"""Those whose head for masked tokens has GELU, whatever the encoder has."""
 _NAMES = (  # theirs, as regular expressions, to ours
-    (r"^(electra|mpnet|convbert)\.", "bert."),
+    (r"^(electra|mpnet|convbert|deberta)\.", "bert."),
+    (r"^lm_predictions\.", ""),
+    (r"^lm_head\.LayerNorm\.", "lm_head.layer_norm."),
     (r"^(generator_predictions|lm_head)\.dense\.", "cls.predictions.transform.dense."),
     (r"^(generator_predictions\.LayerNorm|lm_head\.layer_norm)\.", "cls.predictions.transform.LayerNorm."),
     (r"^(generator_lm_head|lm_head\.decoder)\.weight", "cls.predictions.decoder.weight"),
@@ -43,6 +62,7 @@ _NAMES = (  # theirs, as regular expressions, to ours
     (r"\.attention\.attn\.v\.", ".attention.self.value."),
     (r"\.attention\.attn\.o\.", ".attention.output.dense."),
     (r"\.attention\.LayerNorm\.", ".attention.output.LayerNorm."),
+    (r"\.self\.(query|key|value)_proj\.", r".self.\1."),
     (r"\.key_conv_attn_layer\.depthwise\.", ".span.key_conv."),
     (r"\.key_conv_attn_layer\.(pointwise\.)?", ".span.key_pointwise."),
     (r"\.conv_kernel_layer\.", ".span.kernel."),
@@ -54,8 +74,11 @@ _MPNET_DISTANCE, _MPNET_FIRST_POSITION = 128, 2
 """From where on all distances are in the last bucket; the first row of its position embeddings that is of a token."""
 _REFUSED = {
     "roberta": "its positions are counted from the padding index + 1, which this model's are not",
-    "deberta-v2": "its position buckets grow logarithmically, while these terms clip at a reach",
 }
+_DEBERTA_TERMS = {"c2p": "convqhead", "p2c": "convkhead"}
+"""A ``pos_att_type`` to the term it is."""
+_DEBERTA_ONLY = re.compile(r"encoder\.(rel_embeddings|LayerNorm)\.|\.self\.(pos_(\w+_)?proj|in_proj|[qv]_bias)")
+"""What makes distances into terms, and queries, keys and values in version 1: here other weights are made of it."""
 _RELATIVE = {"absolute": "", "relative_key": "qk_convq", "relative_key_query": "qk_convq_convk"}
 """A ``position_embedding_type`` to the terms it is; transformers itself has forgotten all but the first."""
 _DISTANCES = "distance_embedding.weight"
@@ -86,6 +109,8 @@ def convert_model(source: Path, add: Mapping[str, str]) -> PreTrainedModel:
         weights = _mpnet_weights(weights, theirs.base_model, fields)
     elif isinstance(config, ConvBertConfig):
         weights = {name: _convbert_weight(name, value) for name, value in weights.items()}
+    elif isinstance(config, DebertaConfig | DebertaV2Config):
+        weights = _deberta_weights(weights, theirs.base_model, fields)
     elif fields.remove_position_embeddings:
         weights = {name: value for name, value in weights.items() if "position_embeddings." not in name}
         weights |= _relative_terms(source, fields, has_prefix=bool(head))
@@ -118,11 +143,13 @@ def _counterpart(source: Path, config: PreTrainedConfig, architecture: str) -> s
         if getattr(config, name, possible[0]) not in possible:
             valid = " or ".join(map(str, possible))
             raise UsageError(f"{source}: {name} is {getattr(config, name)}; only {valid} can be converted")
+    if isinstance(config, DebertaConfig | DebertaV2Config):
+        _check_deberta(config, source)
     head = architecture.removeprefix(type(config).__name__.removesuffix("Config"))
     if head == "Model" or not hasattr(bert_convolutions, f"CompositeBert{head}"):
         return ""
     heads = _HEADS[config.model_type]
-    if heads and head == "ForMaskedLM" and config.hidden_act != "gelu":
+    if head == "ForMaskedLM" and config.model_type in _WITH_GELU and config.hidden_act != "gelu":
         raise UsageError(f"{source}: hidden_act is {config.hidden_act}, and its head for masked tokens has gelu always")
     return head if head in heads or not heads else ""
 
@@ -143,6 +170,12 @@ def _config(config: PreTrainedConfig, add: Mapping[str, str], source: Path) -> C
         heads = max(config.num_attention_heads // config.head_ratio, 1)
         fields |= {"num_attention_heads": heads, "attention_head_size": config.hidden_size // heads // 2}
         fields["attention_kernel"] = f"qk_convspan {(config.conv_kernel_size - 1) // 2}"
+    elif isinstance(config, DebertaConfig | DebertaV2Config):
+        terms = [term for kind, term in _DEBERTA_TERMS.items() if kind in (config.pos_att_type or ())]
+        if config.relative_attention and terms:
+            fields["attention_kernel"] = f"{'_'.join(['qk', *terms])} {_deberta_reach(config)}"
+        fields["remove_position_embeddings"] = not config.position_biased_input
+        fields["type_vocab_size"] = config.type_vocab_size or BertConfig().type_vocab_size
     elif relative:
         kernel = f"{relative} {config.max_position_embeddings - 1}"
         fields |= {"attention_kernel": kernel, "remove_position_embeddings": True}
@@ -182,6 +215,69 @@ def _mpnet_weights(weights: dict[str, Tensor], encoder: Any, config: CompositeBe
     weights[positions] = weights[positions][_MPNET_FIRST_POSITION:]
     weights[types] = torch.zeros(config.type_vocab_size, config.embedding_size)
     return weights
+
+
+def _check_deberta(config: Any, source: Path) -> None:
+    """Refuse what has no counterpart, or another order of operations."""
+    for name, possible, reason in (
+        ("conv_kernel_size", (0,), "there is no convolution between layers here"),
+        ("talking_head", (False,), "heads don't mix their scores here"),
+        ("embedding_size", (config.hidden_size,), "embeddings are normalised here before they are projected"),
+    ):
+        if getattr(config, name, possible[0]) not in possible:
+            raise UsageError(f"{source}: {name} is {getattr(config, name)}, which can't be converted: {reason}")
+    unknown = sorted(set(config.pos_att_type or ()) - set(_DEBERTA_TERMS))
+    if unknown:
+        raise UsageError(f"{source}: pos_att_type has {unknown[0]}; only {' and '.join(_DEBERTA_TERMS)} are terms here")
+
+
+def _deberta_rows(config: Any, distances: Tensor) -> Tensor:
+    """The rows of its table of embeddings for distances i - j of a query i and a key j."""
+    longest, buckets = config.max_relative_positions, getattr(config, "position_buckets", -1)
+    longest = longest if longest > 0 else config.max_position_embeddings
+    if buckets > 0:
+        distances = make_log_bucket_position(distances, buckets, longest).long()
+    size = buckets if buckets > 0 else longest
+    return (distances + size).clamp(0, 2 * size - 1)
+
+
+def _deberta_reach(config: Any) -> int:
+    """From which distance on all have the first row, or the last."""
+    longest = max(config.max_relative_positions, config.max_position_embeddings)
+    return int((_deberta_rows(config, -torch.arange(2 * longest)) > 0).sum())
+
+
+def _deberta_weights(weights: dict[str, Tensor], encoder: Any, config: CompositeBertConfig) -> dict[str, Tensor]:
+    """Its distances as terms. Scores are over sqrt(d (1 + terms)) there, sqrt(d) here: the rest goes into weights."""
+    prefix = "bert." if "bert.embeddings.word_embeddings.weight" in weights else ""
+    weights = {name: value for name, value in weights.items() if not _DEBERTA_ONLY.search(name)}
+    types = f"{prefix}embeddings.token_type_embeddings.weight"
+    weights.setdefault(types, torch.zeros(config.type_vocab_size, config.embedding_size))
+    scale = (1 + len(encoder.config.pos_att_type or ())) ** -0.5
+    rows = _deberta_rows(encoder.config, torch.arange(-config.kernel.reach, config.kernel.reach + 1))
+    table = encoder.encoder.get_rel_embedding()
+    for number, layer in enumerate(encoder.encoder.layer):
+        name, theirs = f"{prefix}encoder.layer.{number}.attention.self.", layer.attention.self
+        if hasattr(theirs, "in_proj"):  # version 1: head by head its query, key and value, the key without a bias
+            parts = theirs.in_proj.weight.unflatten(0, (config.num_attention_heads, 3, -1)).unbind(1)
+            biases = (theirs.q_bias, torch.zeros_like(theirs.q_bias), theirs.v_bias)
+            for part, weight, bias in zip(("query", "key", "value"), parts, biases, strict=True):
+                weights[f"{name}{part}.weight"], weights[f"{name}{part}.bias"] = weight.flatten(0, 1), bias
+        for kind in ("weight", "bias"):
+            weights[f"{name}query.{kind}"] = weights[f"{name}query.{kind}"] * scale
+        for term in config.kernel.convolution_terms:
+            kernel = _deberta_projection(theirs, term)(table[rows])  # (2n+1, H*d)
+            kernel = kernel.flip(0) if term == "convqhead" else kernel * scale  # by j - i, and by i - j
+            weights[f"{name}{term}_param"] = kernel.unflatten(-1, (config.num_attention_heads, -1)).permute(1, 2, 0)
+    return weights
+
+
+def _deberta_projection(attention: Any, term: str) -> Any:
+    """What makes the keys of distances that queries meet, or their queries that keys meet."""
+    if getattr(attention, "share_att_key", False):
+        return attention.key_proj if term == "convqhead" else attention.query_proj
+    names = ("pos_proj", "pos_key_proj") if term == "convqhead" else ("pos_q_proj", "pos_query_proj")
+    return next(getattr(attention, name) for name in names if hasattr(attention, name))
 
 
 def _relative_terms(source: Path, config: CompositeBertConfig, has_prefix: bool) -> dict[str, Tensor]:

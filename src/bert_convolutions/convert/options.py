@@ -10,7 +10,8 @@ class ConvertOptions:
 
     input: Path = field(
         metadata={
-            "help": "checkpoint folder: of the original code, or a BERT, ELECTRA, MPNet or ConvBERT of transformers",
+            "help": "checkpoint folder: of the original code, or a BERT, ELECTRA, MPNet, ConvBERT or DeBERTa of "
+            "transformers",
             "metavar": "DIR",
         }
     )

@@ -59,16 +59,16 @@ class _Settings(NamedTuple):
 def attend_fused(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tensor, Tensor | None]:
     """``attend_eager`` without the probabilities, faster on a CPU.
 
-    Falls back to it where the band would wrap around (a sequence shorter than a kernel), where the gradient of the mask
-    is wanted, and in what needs to see the operations themselves: a compiled, exported or traced model, whose compiler
-    does its own fusing, and the transforms of ``torch.func``.
+    Falls back to it where the band would wrap around (a sequence shorter than a kernel), where heads have kernels of
+    their own, where the gradient of the mask is wanted, and in what needs to see the operations themselves: a compiled,
+    exported or traced model, whose compiler does its own fusing, and the transforms of ``torch.func``.
     """
     if _must_be_seen_through():
         return attend_eager(parts, value, dropout)
     kernels = (*parts.kernel("query"), *parts.kernel("key"))
     width = max((kernel.shape[-1] for kernel in kernels if kernel is not None), default=0)
-    mask = parts.mask
-    if value.shape[2] < width or (mask is not None and mask.requires_grad):
+    mask, by_head = parts.mask, any(kernel is not None and kernel.dim() == 3 for kernel in kernels)
+    if value.shape[2] < width or by_head or (mask is not None and mask.requires_grad):
         return attend_eager(parts, value, dropout)
     query, key = (None if part is None else part.to(value.dtype) for part in (parts.query, parts.key))
     if mask is not None:  # which may be shared by examples or queries, while tiles take theirs
