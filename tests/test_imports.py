@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "bert_convolutions"
-FOUNDATIONS = ("errors", "terminal", "files", "environment", "parsing", "schemas", "self_contained")
+FOUNDATIONS = ("errors", "flags", "terminal", "files", "environment", "parsing", "schemas", "self_contained")
 """Modules of the package itself that any room but ``attention`` may use; each knows only those before it."""
 ROOMS = (
     *("attention", "data", "model", "training", "glue", "probes", "convert", "sweep", "report", "export"),
@@ -17,7 +17,7 @@ ROOMS = (
 )
 """Packages, in the order in which data walks through them."""
 HEAVY = {"torch", "transformers", "accelerate", "datasets", "scipy", "sklearn", "matplotlib"}
-LIGHT = ("errors.py", "terminal.py", "attention/spec.py", "attention/terms.py", "cli/*.py", "*/options.py")
+LIGHT = ("errors.py", "flags.py", "terminal.py", "attention/spec.py", "attention/terms.py", "cli/*.py", "*/options.py")
 """Read for ``--help``, which is immediate."""
 
 

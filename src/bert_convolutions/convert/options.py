@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bert_convolutions.flags import flag
+
 
 @dataclass
 class ConvertOptions:
@@ -16,12 +18,10 @@ class ConvertOptions:
         }
     )
     output_dir: Path = field(metadata={"help": "folder for the converted checkpoint", "metavar": "DIR"})
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "replace a converted checkpoint there"})
-    add: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "terms for a BERT or ELECTRA, which change nothing before they are trained: "
-            "'attention_kernel=qk_convfixed_convq_convk 8'",
-            "metavar": "FIELD=VALUE",
-        },
+    overwrite_output_dir: bool = flag(False, "replace a converted checkpoint there")
+    add: list[str] = flag(
+        [],
+        "terms for a BERT or ELECTRA, which change nothing before they are trained: "
+        "'attention_kernel=qk_convfixed_convq_convk 8'",
+        metavar="FIELD=VALUE",
     )

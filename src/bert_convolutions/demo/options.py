@@ -1,25 +1,20 @@
 """The flags of ``bertconv demo``, and how large it is. Imports neither PyTorch nor transformers."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from bert_convolutions.flags import flag
 
 
 @dataclass
 class DemoOptions:
     """Where the demonstration leaves its files, and how much it does."""
 
-    output_dir: str = field(
-        default="demo-output", metadata={"help": "folder for everything the demo makes; run again, it goes on there"}
+    output_dir: str = flag("demo-output", "folder for everything the demo makes; run again, it goes on there")
+    seed: int = flag(42, "seed of everything random")
+    quick: bool = flag(
+        False, "a few steps on a few speeches, to see in about a minute that all parts work; learns nothing"
     )
-    seed: int = field(default=42, metadata={"help": "seed of everything random"})
-    quick: bool = field(
-        default=False,
-        metadata={
-            "help": "a few steps on a few speeches, to see in about a minute that all parts work; learns nothing"
-        },
-    )
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "delete what an earlier demo left in the folder and start anew"}
-    )
+    overwrite_output_dir: bool = flag(False, "delete what an earlier demo left in the folder and start anew")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from bert_convolutions.flags import flag
+
 
 @dataclass
 class ExportOptions:
@@ -11,32 +13,21 @@ class ExportOptions:
 
     model_name_or_path: Path = field(metadata={"help": "folder of one of our models", "metavar": "DIR"})
     output_dir: Path = field(metadata={"help": "folder to make", "metavar": "DIR"})
-    format: Literal["hub", "onnx", "torch"] = field(
-        default="hub",
-        metadata={
-            "help": "hub: weights, tokenizer, code and model card, which need no package of ours; onnx: model.onnx; "
-            "torch: model.pt2 of torch.export. These two are for any batch and length, and are compared with the model"
-        },
+    format: Literal["hub", "onnx", "torch"] = flag(
+        "hub",
+        "hub: weights, tokenizer, code and model card, which need no package of ours; onnx: model.onnx; "
+        "torch: model.pt2 of torch.export. These two are for any batch and length, and are compared with the model",
     )
-    quantize: Literal["int8"] | None = field(
-        default=None,
-        metadata={"help": "onnx: write model_int8.onnx too, and print what it loses, and gains in size and speed"},
+    quantize: Literal["int8"] | None = flag(
+        None, "onnx: write model_int8.onnx too, and print what it loses, and gains in size and speed"
     )
-    text: Path | None = field(
-        default=None,
-        metadata={"help": "text that --quantize measures on, a line an example; random tokens if not given"},
+    text: Path | None = flag(None, "text that --quantize measures on, a line an example; random tokens if not given")
+    license: str = flag("apache-2.0", "of the weights, as the Hugging Face Hub spells it, for the model card")
+    push_to_hub: str | None = flag(
+        None, "publish the folder as this repository of the Hugging Face Hub", metavar="USER/NAME"
     )
-    license: str = field(
-        default="apache-2.0", metadata={"help": "of the weights, as the Hugging Face Hub spells it, for the model card"}
-    )
-    push_to_hub: str | None = field(
-        default=None,
-        metadata={"help": "publish the folder as this repository of the Hugging Face Hub", "metavar": "USER/NAME"},
-    )
-    private: bool = field(default=False, metadata={"help": "make that repository a private one, if it isn't there yet"})
-    revisions: bool = field(
-        default=False, metadata={"help": "publish the model's checkpoints too, each as a branch of its folder's name"}
-    )
+    private: bool = flag(False, "make that repository a private one, if it isn't there yet")
+    revisions: bool = flag(False, "publish the model's checkpoints too, each as a branch of its folder's name")
 
     def __post_init__(self) -> None:
         """Refuse what only a published folder, or only ONNX, can have.

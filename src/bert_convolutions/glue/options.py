@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from bert_convolutions.flags import flag
+
 
 @dataclass
 class GlueOptions:
@@ -14,61 +16,40 @@ class GlueOptions:
             "into <output_dir>/<TASK><round>"
         }
     )
-    data_dir: str | None = field(
-        default=None,
-        metadata={
-            "help": "folder with CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE, WNLI and diagnostic in GLUE's TSVs, "
-            "or SuperGLUE's folders with JSONL; one's own files stand in their .yaml file"
-        },
+    data_dir: str | None = flag(
+        None,
+        "folder with CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE, WNLI and diagnostic in GLUE's TSVs, "
+        "or SuperGLUE's folders with JSONL; one's own files stand in their .yaml file",
     )
-    dataset: str | None = field(
-        default=None,
-        metadata={
-            "help": "instead of --data_dir: nyu-mll/glue of the Hugging Face hub, or a folder in its layout "
-            "(cola/train-00000-of-00001.parquet); needs the package datasets"
-        },
+    dataset: str | None = flag(
+        None,
+        "instead of --data_dir: nyu-mll/glue of the Hugging Face hub, or a folder in its layout "
+        "(cola/train-00000-of-00001.parquet); needs the package datasets",
     )
-    model_name_or_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "folder of the pre-trained model, ours or any encoder of transformers; needed by --do_train, "
-            "otherwise not opened"
-        },
+    model_name_or_path: str | None = flag(
+        None,
+        "folder of the pre-trained model, ours or any encoder of transformers; needed by --do_train, "
+        "otherwise not opened",
     )
-    tokenizer_name: str | None = field(
-        default=None,
-        metadata={"help": "an spm.model or a tokenizer folder; default: the folder of the model"},
+    tokenizer_name: str | None = flag(None, "an spm.model or a tokenizer folder; default: the folder of the model")
+    max_seq_length: int = flag(128, "longest example in tokens, special tokens included; longer ones are cut")
+    hyperparams: str | None = flag(
+        None,
+        "electra, electra_base, stable, or a YAML file of task: {learning_rate, batch_size, steps}. Sets "
+        "the learning rate, warm-up (a tenth of the steps), steps (at most --max_steps where that is given) and "
+        "global batch (never above --per_device_train_batch_size a device). flags: the Trainer's flags. Default: "
+        "electra for several tasks or rounds, flags for one task run once",
     )
-    max_seq_length: int = field(
-        default=128, metadata={"help": "longest example in tokens, special tokens included; longer ones are cut"}
+    rounds: int | None = flag(
+        None, "how often each task runs, each time with another seed, at most 10; default: 10, one task: once"
     )
-    hyperparams: str | None = field(
-        default=None,
-        metadata={
-            "help": "electra, electra_base, stable, or a YAML file of task: {learning_rate, batch_size, steps}. Sets "
-            "the learning rate, warm-up (a tenth of the steps), steps (at most --max_steps where that is given) and "
-            "global batch (never above --per_device_train_batch_size a device). flags: the Trainer's flags. Default: "
-            "electra for several tasks or rounds, flags for one task run once"
-        },
+    save_every_minutes: float | None = flag(
+        None, "save a checkpoint to go on from when this long has passed since the last"
     )
-    rounds: int | None = field(
-        default=None,
-        metadata={
-            "help": "how often each task runs, each time with another seed, at most 10; default: 10, one task: once"
-        },
+    overwrite_output_dir: bool = flag(
+        False, "run finished tasks again, also with other settings, and write into folders of something else"
     )
-    save_every_minutes: float | None = field(
-        default=None, metadata={"help": "save a checkpoint to go on from when this long has passed since the last"}
-    )
-    overwrite_output_dir: bool = field(
-        default=False,
-        metadata={
-            "help": "run finished tasks again, also with other settings, and write into folders of something else"
-        },
-    )
-    model_type: str | None = field(
-        default=None, metadata={"help": "accepted as in the original's commands and not used: config.json says it"}
-    )
+    model_type: str | None = flag(None, "accepted as in the original's commands and not used: config.json says it")
 
 
 @dataclass

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bert_convolutions.errors import UsageError
+from bert_convolutions.flags import flag
 
 
 @dataclass(kw_only=True)
@@ -12,15 +13,10 @@ class ProbeOptions:
 
     model_name_or_path: str = field(metadata={"help": "a masked language model, ours or any other of transformers"})
     output_dir: Path = field(metadata={"help": "folder for the table (CSV) and the results (JSON)"})
-    tokenizer_name: str | None = field(
-        default=None, metadata={"help": "an spm.model or a tokenizer folder; default: that of the model"}
-    )
-    pairs: int | None = field(
-        default=None,
-        metadata={"help": "pairs of each paradigm or distance; default: all, or 500 made from text"},
-    )
-    batch_tokens: int = field(default=2048, metadata={"help": "tokens at a time; changes the speed only"})
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "replace results of another model or data"})
+    tokenizer_name: str | None = flag(None, "an spm.model or a tokenizer folder; default: that of the model")
+    pairs: int | None = flag(None, "pairs of each paradigm or distance; default: all, or 500 made from text")
+    batch_tokens: int = flag(2048, "tokens at a time; changes the speed only")
+    overwrite_output_dir: bool = flag(False, "replace results of another model or data")
 
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""
@@ -49,11 +45,8 @@ class LocalOrderOptions(ProbeOptions):
     text: Path = field(
         metadata={"help": "text the model has not seen, UTF-8, one sentence a line; those of up to 24 words are used"}
     )
-    distances: list[int] = field(
-        default_factory=lambda: [1, 2, 3, 4, 6, 8],
-        metadata={"help": "by how many words a word is moved; 1 swaps it with its neighbour"},
-    )
-    seed: int = field(default=0, metadata={"help": "seed of the choice of sentences and words"})
+    distances: list[int] = flag([1, 2, 3, 4, 6, 8], "by how many words a word is moved; 1 swaps it with its neighbour")
+    seed: int = flag(0, "seed of the choice of sentences and words")
 
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""

@@ -3,26 +3,20 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bert_convolutions.flags import flag
+
 
 @dataclass
 class ReportOptions:
     """Which sweep to report on, and where."""
 
     sweep: Path = field(metadata={"help": "the --output_dir of bertconv sweep; --sweep may be left out", "bare": True})
-    output_dir: Path | None = field(
-        default=None,
-        metadata={"help": "folder for the page and what is behind it; default: report in the sweep's folder"},
+    output_dir: Path | None = flag(
+        None, "folder for the page and what is behind it; default: report in the sweep's folder"
     )
-    sentence: str | None = field(
-        default=None, metadata={"help": "a sentence whose attention is drawn, the sum split into its terms"}
-    )
-    head: int | None = field(
-        default=None, metadata={"help": "which head's attention of --sentence, from 1; left out, the mean of all"}
-    )
-    text: Path | None = field(
-        default=None,
-        metadata={"help": "held-out text, a sentence a line, to measure attention on; default: the runs' own"},
-    )
+    sentence: str | None = flag(None, "a sentence whose attention is drawn, the sum split into its terms")
+    head: int | None = flag(None, "which head's attention of --sentence, from 1; left out, the mean of all")
+    text: Path | None = flag(None, "held-out text, a sentence a line, to measure attention on; default: the runs' own")
 
 
 @dataclass
@@ -32,4 +26,4 @@ class PlotKernelsOptions:
     checkpoint: Path = field(
         metadata={"help": "model folder, ours or the original's; --checkpoint may be left out", "bare": True}
     )
-    output: Path = field(default=Path("kernels.png"), metadata={"help": "the PNG, SVG or PDF to write"})
+    output: Path = flag(Path("kernels.png"), "the PNG, SVG or PDF to write")

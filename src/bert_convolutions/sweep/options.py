@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from bert_convolutions.errors import UsageError
+from bert_convolutions.flags import flag
 
 
 @dataclass
@@ -13,32 +14,19 @@ class SweepOptions:
 
     experiment: Path = field(metadata={"help": "experiment file (YAML); --experiment may be left out", "bare": True})
     output_dir: Path = field(metadata={"help": "folder for the cells, <variant>/seed<k>/<command>"})
-    only: list[str] = field(
-        default_factory=list,
-        metadata={"help": "cells to run, by patterns such as 'composite/*' or '*/seed1/pretrain'; default: all"},
+    only: list[str] = flag([], "cells to run, by patterns such as 'composite/*' or '*/seed1/pretrain'; default: all")
+    set: list[str] = flag([], "flags of the base over what the file says, such as config_name=bert_base max_steps=1000")
+    dry_run: bool = flag(
+        False, "run nothing; print the commands, with parameters, FLOPs and estimated time of the variants"
     )
-    set: list[str] = field(
-        default_factory=list,
-        metadata={"help": "flags of the base over what the file says, such as config_name=bert_base max_steps=1000"},
+    format: Literal["table", "commands"] = flag(
+        "table", "with --dry_run; commands: those missing, one a line, for a scheduler of your own"
     )
-    dry_run: bool = field(
-        default=False,
-        metadata={"help": "run nothing; print the commands, with parameters, FLOPs and estimated time of the variants"},
+    executor: Literal["here", "local", "slurm"] = flag(
+        "here", "here: one after the other; slurm or local (for a try): a job for each variant and seed, by submitit"
     )
-    format: Literal["table", "commands"] = field(
-        default="table",
-        metadata={"help": "with --dry_run; commands: those missing, one a line, for a scheduler of your own"},
-    )
-    executor: Literal["here", "local", "slurm"] = field(
-        default="here",
-        metadata={
-            "help": "here: one after the other; slurm or local (for a try): a job for each variant and seed, by "
-            "submitit"
-        },
-    )
-    executor_options: list[str] = field(
-        default_factory=list,
-        metadata={"help": "submitit's parameters, such as timeout_min=600 slurm_partition=gpu gpus_per_node=1"},
+    executor_options: list[str] = flag(
+        [], "submitit's parameters, such as timeout_min=600 slurm_partition=gpu gpus_per_node=1"
     )
 
     def __post_init__(self) -> None:

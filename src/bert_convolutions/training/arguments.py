@@ -6,7 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
 from bert_convolutions.errors import EXTRAS, UsageError, install_command
+from bert_convolutions.flags import flag
 from bert_convolutions.terminal import say
 
 logger = logging.get_logger(__name__)
@@ -84,25 +85,20 @@ class BertTrainingArguments(TrainingArguments):
     however the examples are laid out in rows. One process uses one device: several need ``torchrun``.
     """
 
-    optim: OptimizerNames | str = field(
-        default=OptimizerNames.ADAMW_TORCH_FUSED, metadata={"help": "The optimizer; fused AdamW also on a CPU."}
+    optim: OptimizerNames | str = flag(OptimizerNames.ADAMW_TORCH_FUSED, "The optimizer; fused AdamW also on a CPU.")
+    logging_steps: float = flag(100, "Log every so many steps, or this share of them.")
+    logging_nan_inf_filter: bool = flag(
+        False, "Leave out losses that are NaN or infinite; here they stop the run instead."
     )
-    logging_steps: float = field(default=100, metadata={"help": "Log every so many steps, or this share of them."})
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Leave out losses that are NaN or infinite; here they stop the run instead."}
+    report_to: None | str | list[str] = flag(  # noqa: RUF036 - the order HfArgumentParser can read
+        "none", "Trackers to log to: tensorboard, wandb, trackio, any other the Trainer knows, or none."
     )
-    report_to: None | str | list[str] = field(  # noqa: RUF036 - the order HfArgumentParser can read
-        default="none",
-        metadata={"help": "Trackers to log to: tensorboard, wandb, trackio, any other the Trainer knows, or none."},
+    remove_unused_columns: bool = flag(False, "Drop inputs the model does not take; batches here hold none.")
+    ddp_find_unused_parameters: bool | None = flag(
+        False, "Search for parameters without gradient in each step; none are expected."
     )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Drop inputs the model does not take; batches here hold none."}
-    )
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Search for parameters without gradient in each step; none are expected."}
-    )
-    ddp_broadcast_buffers: bool | None = field(
-        default=False, metadata={"help": "Send buffers from the first process in each step; they are constants."}
+    ddp_broadcast_buffers: bool | None = flag(
+        False, "Send buffers from the first process in each step; they are constants."
     )
 
     def __post_init__(self) -> None:

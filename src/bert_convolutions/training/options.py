@@ -1,8 +1,10 @@
 """The flags of ``bertconv pretrain`` beside the Trainer's own. Imports neither PyTorch nor transformers."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from bert_convolutions.flags import flag
 
 ARCHITECTURE_FLAGS = (
     "attention_kernel",
@@ -21,93 +23,57 @@ ARCHITECTURE_FLAGS = (
 class PretrainOptions:
     """What ``bertconv pretrain`` trains, on which text. A field's name is its flag."""
 
-    tokenizer_name: str | None = field(
-        default=None,
-        metadata={"help": "path of an spm.model or of a tokenizer directory; left out, that of --model_name_or_path"},
+    tokenizer_name: str | None = flag(
+        None, "path of an spm.model or of a tokenizer directory; left out, that of --model_name_or_path"
     )
-    config_name: str | None = field(
-        default=None, metadata={"help": "architecture: bert_small, bert_base, or the path of a config.json"}
-    )
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "start from the weights of this directory, with a new schedule"}
-    )
-    model_type: Literal["bert", "composite_bert"] = field(
-        default="bert", metadata={"help": "accepted for the original's commands; both mean composite_bert"}
+    config_name: str | None = flag(None, "architecture: bert_small, bert_base, or the path of a config.json")
+    model_name_or_path: str | None = flag(None, "start from the weights of this directory, with a new schedule")
+    model_type: Literal["bert", "composite_bert"] = flag(
+        "bert", "accepted for the original's commands; both mean composite_bert"
     )
 
-    train_data_file: list[str] = field(
-        default_factory=list,
-        metadata={"help": "plain text (--line_by_line), an ids file (--train_iterable) or a build-dataset folder"},
+    train_data_file: list[str] = flag(
+        [], "plain text (--line_by_line), an ids file (--train_iterable) or a build-dataset folder"
     )
-    line_by_line: bool = field(
-        default=False, metadata={"help": "the data are plain text, one sentence a line, paired two by two"}
+    line_by_line: bool = flag(False, "the data are plain text, one sentence a line, paired two by two")
+    train_iterable: bool = flag(False, "the training data are an ids file, one example of token ids a line")
+    eval_data_file: list[str] = flag([], "evaluation data, in any of the forms of --train_data_file")
+    eval_fraction: float = flag(0.0, "share of the training data held out for evaluation, by document")
+    split_sentences: bool = flag(False, "cut the lines of plain text into sentences first")
+    pair_within_documents: bool = flag(False, "a blank line ends a document; pair no sentences across it")
+    data_cache_dir: Path | None = flag(None, "where examples built from plain text are kept; left out, beside the text")
+    language: str = flag("en", "language code for --split_sentences")
+    num_proc: int | None = flag(None, "processes that build examples from plain text; left out, one a core, at most 8")
+
+    mlm: bool = flag(True, "train by masked tokens, the only way there is here")
+    mlm_probability: float = flag(0.15, "share of the tokens to predict")
+    use_sop_head: bool = flag(False, "also learn whether the two sentences of a pair were swapped")
+    block_size: int = flag(128, "longest example in tokens; longer ones are cut")
+    pack: bool = flag(True, "lay several examples in a row; changes the speed and no result")
+
+    attention_kernel: str | None = flag(None, "attention scores, such as 'qk_convfixed_convq_convk 8', or dot_product")
+    value_forward: str | None = flag(
+        None, "value projection, such as 'convolution_depth_mixed_no_act 8 1' or feedforward"
     )
-    train_iterable: bool = field(
-        default=False, metadata={"help": "the training data are an ids file, one example of token ids a line"}
-    )
-    eval_data_file: list[str] = field(
-        default_factory=list, metadata={"help": "evaluation data, in any of the forms of --train_data_file"}
-    )
-    eval_fraction: float = field(
-        default=0.0, metadata={"help": "share of the training data held out for evaluation, by document"}
-    )
-    split_sentences: bool = field(default=False, metadata={"help": "cut the lines of plain text into sentences first"})
-    pair_within_documents: bool = field(
-        default=False, metadata={"help": "a blank line ends a document; pair no sentences across it"}
-    )
-    data_cache_dir: Path | None = field(
-        default=None, metadata={"help": "where examples built from plain text are kept; left out, beside the text"}
-    )
-    language: str = field(default="en", metadata={"help": "language code for --split_sentences"})
-    num_proc: int | None = field(
-        default=None,
-        metadata={"help": "processes that build examples from plain text; left out, one a core, at most 8"},
+    qk: str | None = flag(None, "query and key projections, in the forms of --value_forward, or linear")
+    remove_qk: bool = flag(False, "no query and key projections: use the hidden states")
+    remove_position_embeddings: bool = flag(False, "no absolute position embeddings")
+    num_attention_heads: int | None = flag(None, "attention heads a layer")
+    attention_head_size: int | None = flag(None, "dimensions of a head; -1 is the hidden size over the heads")
+    num_hidden_layers: int | None = flag(None, "layers of the encoder")
+    attn_implementation: str | None = flag(
+        None, "attention backend, such as sdpa or eager; changes the speed and no result"
     )
 
-    mlm: bool = field(default=True, metadata={"help": "train by masked tokens, the only way there is here"})
-    mlm_probability: float = field(default=0.15, metadata={"help": "share of the tokens to predict"})
-    use_sop_head: bool = field(
-        default=False, metadata={"help": "also learn whether the two sentences of a pair were swapped"}
+    train_minutes: float | None = flag(
+        None,
+        "train for so long: some steps of a copy are timed, and the number of steps is fixed by that and "
+        "not by --max_steps; evaluating and saving come on top",
     )
-    block_size: int = field(default=128, metadata={"help": "longest example in tokens; longer ones are cut"})
-    pack: bool = field(
-        default=True, metadata={"help": "lay several examples in a row; changes the speed and no result"}
+    save_at_words: list[str] = flag(
+        [], "save the model as chck_1M and so on when it has seen so many words, such as 1M 2M 5M 10M"
     )
-
-    attention_kernel: str | None = field(
-        default=None, metadata={"help": "attention scores, such as 'qk_convfixed_convq_convk 8', or dot_product"}
-    )
-    value_forward: str | None = field(
-        default=None, metadata={"help": "value projection, such as 'convolution_depth_mixed_no_act 8 1' or feedforward"}
-    )
-    qk: str | None = field(
-        default=None, metadata={"help": "query and key projections, in the forms of --value_forward, or linear"}
-    )
-    remove_qk: bool = field(default=False, metadata={"help": "no query and key projections: use the hidden states"})
-    remove_position_embeddings: bool = field(default=False, metadata={"help": "no absolute position embeddings"})
-    num_attention_heads: int | None = field(default=None, metadata={"help": "attention heads a layer"})
-    attention_head_size: int | None = field(
-        default=None, metadata={"help": "dimensions of a head; -1 is the hidden size over the heads"}
-    )
-    num_hidden_layers: int | None = field(default=None, metadata={"help": "layers of the encoder"})
-    attn_implementation: str | None = field(
-        default=None, metadata={"help": "attention backend, such as sdpa or eager; changes the speed and no result"}
-    )
-
-    train_minutes: float | None = field(
-        default=None,
-        metadata={
-            "help": "train for so long: some steps of a copy are timed, and the number of steps is fixed by that and "
-            "not by --max_steps; evaluating and saving come on top"
-        },
-    )
-    save_at_words: list[str] = field(
-        default_factory=list,
-        metadata={"help": "save the model as chck_1M and so on when it has seen so many words, such as 1M 2M 5M 10M"},
-    )
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "start anew in a folder that holds a run; deletes that run's checkpoints"}
-    )
-    save_every_minutes: float | None = field(
-        default=None, metadata={"help": "also save a checkpoint when this much time has passed since the last one"}
+    overwrite_output_dir: bool = flag(False, "start anew in a folder that holds a run; deletes that run's checkpoints")
+    save_every_minutes: float | None = flag(
+        None, "also save a checkpoint when this much time has passed since the last one"
     )
