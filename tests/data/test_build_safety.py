@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from bert_convolutions.data.build import pipeline, sources
+from bert_convolutions.data.build.examples import open_examples
 from bert_convolutions.data.build.train_tokenizer import train_tokenizer
 from bert_convolutions.data.options import TrainTokenizerOptions
 from bert_convolutions.data.store import ArrowStore
 from bert_convolutions.data.tokenizer import load_tokenizer
 from bert_convolutions.errors import RunInterrupted, UsageError
-from bert_convolutions.training.corpus import open_examples
 
 Build = Callable[..., Path]
 OLD, NEW = "the union\nof states\n", "in years\nof war\nas it was\nbefore\n"

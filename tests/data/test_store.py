@@ -11,12 +11,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bert_convolutions import data
+from bert_convolutions.data.build.examples import open_examples
 from bert_convolutions.data.pieces import PieceTokenizer
 from bert_convolutions.data.store import ArrowStore, ExampleView
 from bert_convolutions.data.store_ids import IdsStore, write_line_index
 from bert_convolutions.data.tokenizer import load_tokenizer
 from bert_convolutions.errors import UsageError
-from bert_convolutions.training.corpus import Corpus, open_examples
 
 Build = Callable[..., Path]
 
@@ -246,7 +246,6 @@ def test_a_fingerprint_tells_data_apart(build: Build, tmp_path: Path) -> None:
     assert copy.fingerprint == ids[0].fingerprint
     views = [ExampleView(arrow[0], np.array(indices)) for indices in ([0, 1], [1, 0], [0])]
     assert len({view.fingerprint for view in views}) == 3
-    assert Corpus(arrow[0], None).fingerprint == arrow[0].fingerprint and Corpus(None, arrow[0]).fingerprint is None
 
 
 def test_an_ids_file_that_is_not_what_its_manifest_says_is_refused(

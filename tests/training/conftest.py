@@ -13,6 +13,7 @@ import torch
 from bert_convolutions.model import CompositeBertConfig, CompositeBertForMaskedLM, CompositeBertForPreTraining
 from bert_convolutions.training.arguments import BertTrainingArguments
 from bert_convolutions.training.trainer import PretrainingTrainer
+from bert_convolutions.training.words import WordCounter
 from tests.training.helpers import CLS, NUM_EXAMPLES, PAD, PIECES, SEP, SIZE, MakeTrainer, make_collator
 
 
@@ -70,6 +71,7 @@ def make_trainer(store: list[np.ndarray]) -> MakeTrainer:
             eval_dataset=store[:21],
             data_collator=make_collator(pack=pack, sentence_order=sentence_order),
             eval_collator=make_collator(seed=0, pack=pack, sentence_order=sentence_order),
+            words=WordCounter(torch.zeros(SIZE, dtype=torch.bool), [], folder),
             **(trainer or {}),
         )
 

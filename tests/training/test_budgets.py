@@ -15,9 +15,9 @@ from bert_convolutions.cli.main import main
 from bert_convolutions.data.tokenizer import load_tokenizer
 from bert_convolutions.errors import UsageError
 from bert_convolutions.files import sha256
-from bert_convolutions.training import budgets
-from bert_convolutions.training.budgets import checkpoint_name, parse_words, word_starts
+from bert_convolutions.training import pretrain
 from bert_convolutions.training.sampling import StepPlan
+from bert_convolutions.training.words import checkpoint_name, parse_words, word_starts
 from tests.training.conftest import Corner
 
 TARGETS = ["60", "100"]
@@ -180,9 +180,9 @@ def test_minutes_fix_the_steps_and_the_run_is_that_of_the_steps(
     config = json.loads((corner.folder / "config.json").read_text()) | {"hidden_dropout_prob": 0.1}
     (corner.folder / "dropout.json").write_text(json.dumps(config))
     common = {"config_name": corner.folder / "dropout.json", "max_steps": None, "save_steps": 2}
-    monkeypatch.setattr(budgets._Stopwatch, "seconds_a_step", property(lambda clock: 60.0 * len(clock.ends)))
+    monkeypatch.setattr(pretrain._Stopwatch, "seconds_a_step", property(lambda clock: 60.0 * len(clock.ends)))
     assert run(corner, "timed", train_minutes=105, **common) == 0
-    measured = budgets._WARM_UP_STEPS + budgets._MEASURED_STEPS + 1
+    measured = pretrain._WARM_UP_STEPS + pretrain._MEASURED_STEPS + 1
     steps = results(corner.folder / "timed")["steps"]
     assert steps == 105 // measured == 7
     assert f"7 steps ({60 * measured} s a step" in capsys.readouterr().err
@@ -192,7 +192,7 @@ def test_minutes_fix_the_steps_and_the_run_is_that_of_the_steps(
     def measures_again(*_: Any) -> int:
         raise AssertionError
 
-    monkeypatch.setattr("bert_convolutions.training.pretrain.steps_in", measures_again)
+    monkeypatch.setattr(pretrain, "steps_in", measures_again)
     cut_back(corner.folder / "timed", 4)
     assert run(corner, "timed", resume_from_checkpoint="true", train_minutes=105, **common) == 0
     assert results(corner.folder / "timed")["steps"] == steps
@@ -223,10 +223,10 @@ def test_some_steps_are_timed_and_others_not(monkeypatch: pytest.MonkeyPatch) ->
         should_training_stop = False
 
     for costs, expected in (([9.0, 5.0, 5.0, 1.0, 2.0, 3.0], 2.0), ([9.0, 4.0], 4.0)):
-        clock = budgets._Stopwatch(Trainer(), enough=1000.0)  # type: ignore[arg-type]
+        clock = pretrain._Stopwatch(Trainer(), enough=1000.0)  # type: ignore[arg-type]
         clock.ends = np.cumsum([0.0, *costs]).tolist()
         assert clock.seconds_a_step == expected
-    clock = budgets._Stopwatch(Trainer(), enough=0.0)  # type: ignore[arg-type]
+    clock = pretrain._Stopwatch(Trainer(), enough=0.0)  # type: ignore[arg-type]
     stops = []
     clock.on_train_begin(None, None, None)
     for _ in range(2):

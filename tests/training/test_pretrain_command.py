@@ -19,7 +19,7 @@ from transformers import AutoModelForMaskedLM
 from bert_convolutions.cli.main import main
 from bert_convolutions.data.tokenizer import load_tokenizer
 from bert_convolutions.self_contained import CODE_FILES
-from bert_convolutions.training import arguments, checkpoints, pretrain
+from bert_convolutions.training import arguments, checkpoints, setup
 from bert_convolutions.training.trainer import PretrainingTrainer
 from tests.training.conftest import Corner
 
@@ -76,7 +76,7 @@ def test_a_signal_before_training_ends_the_run_with_its_message(
     output = f"before-{number.name}"
     assert run(corner, output, max_steps=1) == 0
     held = sorted((corner.folder / output).iterdir())
-    monkeypatch.setattr(pretrain, "open_corpus", lambda *_: os.kill(os.getpid(), number))
+    monkeypatch.setattr(setup, "open_corpus", lambda *_: os.kill(os.getpid(), number))
     assert run(corner, output, overwrite_output_dir="true") == 75
     said = capsys.readouterr().err
     assert f"stopped by {number.name}" in said and "run the same command again" in said

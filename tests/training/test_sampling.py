@@ -18,8 +18,7 @@ def epoch_by_step(steps: StepPlan, epoch: int) -> list[list[int]]:
     """The examples of each step, gathered from the slices of all processes."""
     found: list[list[int]] = [[] for _ in range(steps.steps_per_epoch)]
     for process in range(steps.processes):
-        slices = StepSlices(steps, process)
-        slices.epoch = epoch
+        slices = StepSlices(steps, process, lambda: epoch)
         parts = list(slices)
         assert len(parts) == len(slices) == steps.steps_per_epoch * steps.micro_batches
         for number, part in enumerate(parts):

@@ -12,7 +12,7 @@ from bert_convolutions.cli.main import main
 from bert_convolutions.errors import UsageError
 from bert_convolutions.training import arguments
 from bert_convolutions.training.arguments import BertTrainingArguments
-from bert_convolutions.training.tracking import kernel_pictures
+from bert_convolutions.training.progress import kernel_pictures
 from tests.training.conftest import Corner
 from tests.training.helpers import MakeTrainer
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from bert_convolutions import files
 from bert_convolutions.bench.options import BenchOptions
 from bert_convolutions.bench.plan import BASE_LENGTH, Group
+from bert_convolutions.data.build.examples import open_examples
 from bert_convolutions.data.build.sources import blocks, find_sources, read_text, split_lines
 from bert_convolutions.data.build.train_tokenizer import train_tokenizer
 from bert_convolutions.data.options import TrainTokenizerOptions
@@ -19,7 +20,6 @@ from bert_convolutions.data.tokenizer import load_tokenizer
 from bert_convolutions.demo.corpus import load_speeches, write_text
 from bert_convolutions.errors import UsageError
 from bert_convolutions.model.presets import load_config
-from bert_convolutions.training.corpus import open_examples
 
 VOCABULARY = 16_000
 """Pieces of a tokenizer trained here; the speeches are too few for 30,000."""

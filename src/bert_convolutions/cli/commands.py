@@ -12,7 +12,7 @@ from bert_convolutions.cli.config_file import read_config_file
 from bert_convolutions.cli.flags import FlagParser, make_options, options_parser, refuse_left_over, with_underscores
 from bert_convolutions.cli.trainer_flags import TrainerFlags, trainer_parser
 from bert_convolutions.errors import UsageError, in_flags
-from bert_convolutions.training.signals import FROM_OUTSIDE, SignalWatch, leaving_at_once
+from bert_convolutions.training.signals import SignalWatch, leaving_at_once
 
 _AGAIN = "run the same command again"
 _HELP = {"-h", "--help"}
@@ -76,7 +76,7 @@ class Command:
 
                 arguments = [trainer_flags.parse(BertTrainingArguments)]
             work = _locate(self.work)
-        with SignalWatch().ending_at_once(_AGAIN, FROM_OUTSIDE):
+        with SignalWatch().ending_at_once(_AGAIN):
             result = work(options, *arguments)
         if self.result:
             print(f"{self.result}: {result}")

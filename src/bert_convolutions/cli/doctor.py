@@ -5,7 +5,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from rich.text import Text
 
 from bert_convolutions.environment import processor
 from bert_convolutions.errors import EXTRAS, CommandError, install_command
+from bert_convolutions.flags import flag
 from bert_convolutions.terminal import make_console
 
 PACKAGE = "bert_convolutions"
@@ -26,9 +27,7 @@ _LITTLE_ROOM = 2 << 30
 class DoctorOptions:
     """Where a run would write."""
 
-    output_dir: Path = field(
-        default=Path(), metadata={"help": "folder that runs would be written to: its disk is looked at"}
-    )
+    output_dir: Path = flag(Path(), "folder that runs would be written to: its disk is looked at")
 
 
 def run_doctor(options: DoctorOptions) -> None:

@@ -16,7 +16,6 @@ from bert_convolutions.glue.state import ENCODER_FOLDER
 from bert_convolutions.glue.tasks import DevSet, Task
 from bert_convolutions.model.loading import as_long_as, quiet_transformers
 from bert_convolutions.training.resumable import ResumableTrainer
-from bert_convolutions.training.sampling import StepPlan
 
 
 class GlueTrainer(ResumableTrainer):
@@ -45,29 +44,13 @@ class GlueTrainer(ResumableTrainer):
         super().__init__(train_dataset=train, eval_dataset=eval_dataset, **kwargs)
         self.model_accepts_loss_kwargs = False
         self.task = task
-        self.train_examples = train
         self.dev = dev
         self.layout = layout
 
-    def train_plan(self) -> StepPlan:
-        """Which examples each process takes in each step: an epoch is a uniform shuffle, cut into batches."""
-        return StepPlan(
-            len(self.train_examples),
-            self.args.seed if self.args.data_seed is None else self.args.data_seed,
-            micro_batch_size=self.args.train_batch_size,
-            micro_batches=self.args.gradient_accumulation_steps,
-            processes=self.args.world_size,
-        )
-
-    def samples_of_step(self, step: int) -> list[int]:
-        """Rows of the training file, from 0, that a step (0-based) takes on all processes."""
-        return self.train_plan().samples_of_step(step)
-
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Micro-batches of this process, in order; nothing in it draws a random number."""
-        counted = Counted(self.layout, self.train_examples.select(np.array([0])))
-        plan = self.train_plan()
-        return self.training_loader(Shuffled(self.train_examples, plan), plan, counted)
+        counted = Counted(self.layout, self.train_dataset.select(np.array([0])))
+        return self.loader(Shuffled(self.train_dataset, self.train_plan()), self.train_plan(), counted)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

@@ -1,7 +1,7 @@
 """The Trainer's arguments: this project's defaults, the range of each, and what a resumed run makes of them."""
 
+import contextlib
 import ctypes
-import ctypes.util
 import math
 import os
 import sys
@@ -106,7 +106,7 @@ class BertTrainingArguments(TrainingArguments):
             value = getattr(self, name, None)
             if value is not None and not is_right(value):
                 raise UsageError(f"--{name} {value} {fault}")
-        self._refuse_missing_trackers()
+        _refuse_missing_trackers(self.report_to)
         if not torch.accelerator.is_available():
             self.use_cpu = True  # or else the Trainer refuses bf16 and does not see several processes
         super().__post_init__()
@@ -127,21 +127,17 @@ class BertTrainingArguments(TrainingArguments):
             self._n_gpu = 1
         _try_optimizer(self)
 
-    def _refuse_missing_trackers(self) -> None:
-        """Name a tracker that can't be logged to before anything is loaded.
 
-        Raises:
-            UsageError: its package isn't installed, or there is no such tracker.
-        """
-        asked = self.report_to if isinstance(self.report_to, list) else [self.report_to]
-        known = get_available_reporting_integrations()
-        for name in asked:
-            if name not in (None, "none", "all", *known):
-                install = install_command(name) if name in EXTRAS else f"pip install {name}"
-                raise UsageError(
-                    f"--report_to {name}: there is no package of this name here (of those known, these are: "
-                    f"{', '.join(known) or 'none'}); {install}, or leave the flag out"
-                )
+def _refuse_missing_trackers(report_to: str | list[str] | None) -> None:
+    """Name a tracker that is unknown or isn't installed, before anything is loaded."""
+    known = get_available_reporting_integrations()
+    for name in report_to if isinstance(report_to, list) else [report_to]:
+        if name not in (None, "none", "all", *known):
+            install = install_command(name) if name in EXTRAS else f"pip install {name}"
+            raise UsageError(
+                f"--report_to {name}: there is no package of this name here (of those known, these are: "
+                f"{', '.join(known) or 'none'}); {install}, or leave the flag out"
+            )
 
 
 _UNSUPPORTED: dict[str, tuple[bool, str]] = {
@@ -154,11 +150,7 @@ _UNSUPPORTED: dict[str, tuple[bool, str]] = {
 
 
 def _try_optimizer(arguments: TrainingArguments) -> None:
-    """Make the optimizer and its schedule once, for one number, so that they fail before anything is loaded.
-
-    Raises:
-        UsageError: one isn't installed, or doesn't take the arguments given.
-    """
+    """Make the optimizer and its schedule once, for one number, so that they fail before anything is loaded."""
     from transformers import Trainer
 
     steps = arguments.max_steps if arguments.max_steps > 0 else 1000
@@ -188,11 +180,8 @@ def optimizer_settings(optimizer: Any) -> list[dict[str, Any]]:
 def apply_settings(settings: list[dict[str, Any]], optimizer: Any, schedule: Any) -> None:
     """Let flags count over a loaded state: the schedule goes on, with their peak learning rate, warm-up and length.
 
-    Where they are those of before, nothing changes, to the last bit.
-
-    Args:
-        settings: of ``optimizer_settings``, before the state was loaded.
-        optimizer, schedule: with the state loaded.
+    Where ``settings``, of ``optimizer_settings`` before the state was loaded, are those of before, nothing changes, to
+    the last bit.
     """
     for group, given in zip(optimizer.param_groups, settings, strict=True):
         if group["initial_lr"] != given["initial_lr"]:
@@ -205,19 +194,13 @@ def apply_settings(settings: list[dict[str, Any]], optimizer: Any, schedule: Any
     schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
 
 
-def keep_freed_memory() -> bool:
-    """Have malloc keep large freed blocks, instead of returning them to the system and asking for them again.
+def keep_freed_memory() -> None:
+    """Have glibc's malloc, whence PyTorch's tensors on a CPU come, keep large freed blocks.
 
-    PyTorch on a CPU takes its tensors from malloc. glibc returns blocks of some megabytes at once, and each new one is
-    then faulted in page by page: about 5 % of a training step of ``bert_small``. The peak of memory stays as it is.
-
-    Returns:
-        Whether this system's malloc took the setting; nothing changes elsewhere than with glibc.
+    Returned to the system, they would be faulted in anew, page by page: about 5 % of a training step of ``bert_small``.
+    The peak of memory stays as it is.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        mallopt = ctypes.CDLL(ctypes.util.find_library("c") or "libc.so.6").mallopt
-    except (OSError, AttributeError):  # musl has no such function
-        return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, 2**30) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+    with contextlib.suppress(AttributeError):  # no other C library has this function
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 2**30)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

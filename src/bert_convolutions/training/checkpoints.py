@@ -56,15 +56,16 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def publish(staged: Path, place: Path, facts: Mapping[str, Any]) -> None:
-    """Give a completely written checkpoint its manifest and then its name.
+    """Give a completely written checkpoint its manifest, with the JSON values ``facts``, and then its name ``place``.
 
-    Args:
-        staged: the folder as written, on the same file system as ``place``.
-        place: ``.../checkpoint-<step>``. What stands there already is replaced.
-        facts: JSON values kept in the manifest under ``run``.
+    What stands at ``place`` already is replaced; it must be on the file system of ``staged``.
     """
     sync_tree(staged)
-    files = {str(path.relative_to(staged)): _describe(path) for path in sorted(staged.rglob("*")) if path.is_file()}
+    files = {
+        str(path.relative_to(staged)): {"size": path.stat().st_size, "sha256": sha256(path)}
+        for path in sorted(staged.rglob("*"))
+        if path.is_file()
+    }
     write_json(staged / MANIFEST_NAME, {"format": MANIFEST_FORMAT, "run": dict(facts), "files": files})
     replaced = place.with_name(_REPLACED + place.name)
     if place.exists():
@@ -81,11 +82,10 @@ def read_manifest(checkpoint: Path) -> CheckpointManifest:
     Raises:
         UsageError: there is none, or it is not of the right form; the message completes "... was skipped: ".
     """
-    path = checkpoint / MANIFEST_NAME
-    if not path.exists():
+    if not (checkpoint / MANIFEST_NAME).exists():
         raise UsageError(f"it has no {MANIFEST_NAME}, so it was not written to its end")
     try:
-        content = read_json(path)
+        content = read_json(checkpoint / MANIFEST_NAME)
     except UsageError as error:
         raise UsageError(f"its {MANIFEST_NAME} cannot be read ({error})") from error
     try:
@@ -112,12 +112,7 @@ def read_trainer_state(checkpoint: Path) -> StoredTrainerState:
 
 
 def fault_in(checkpoint: Path, *, contents: bool = True) -> str | None:
-    """What is wrong with a checkpoint, or None.
-
-    Args:
-        checkpoint: the folder.
-        contents: compare the checksums too, which reads every byte; otherwise names and sizes only.
-    """
+    """What is wrong with a checkpoint, or None; of its ``contents`` the checksums, or else names and sizes only."""
     try:
         files = read_manifest(checkpoint).files
         for name, expected in files.items():
@@ -158,14 +153,10 @@ def newest_complete(folder: Path) -> Path | None:
 
 
 def rotate(folder: Path, limit: int | None, *, keep: Path, best: Path | None = None) -> None:
-    """Delete the oldest complete checkpoints beyond ``limit``.
+    """Delete the oldest complete checkpoints beyond ``limit``; None or 0 deletes nothing.
 
-    Args:
-        folder: the output folder.
-        limit: how many may stay; None or 0 deletes nothing.
-        keep: the checkpoint just published, known to be good: it stays in any case, also where damaged ones of a
-            later step lie beside it.
-        best: another one that stays, the best by the run's own measure.
+    ``keep`` stays in any case, the one just published and known to be good, also where damaged ones of a later step lie
+    beside it; so does ``best``, by the run's own measure.
     """
     if not limit:
         return
@@ -213,7 +204,3 @@ def refuse_unsafe_files(checkpoint: Path) -> None:
                 f"{path} is refused: it holds more than tensors and plain values, or is damaged; "
                 f"resume from another checkpoint ({str(error).splitlines()[0]})"
             ) from error
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    return {"size": path.stat().st_size, "sha256": sha256(path)}

@@ -43,13 +43,17 @@ class Collectives:
         """Whether any process says yes."""
         return self.sum([int(flag)])[0] > 0
 
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's value in the order of the processes, on all of them."""
+        if not self._several:
+            return [value]
+        boxes: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(boxes, value, group=self._gloo())
+        return boxes
+
     def from_first(self, value: Any) -> Any:
         """The first process's value, on all of them."""
-        if not self._several:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0, group=self._gloo())
-        return box[0]
+        return self.gather(value)[0]
 
     def on_first(self, function: Callable[[], Result]) -> Result:
         """Call ``function`` on the first process only; its value, or its complaint, reaches all of them.
@@ -57,27 +61,19 @@ class Collectives:
         Raises:
             CommandError: what ``function`` raised of that kind, on all processes.
         """
+        if not self._several:
+            return function()
         value: Any = None
         complaint: CommandError | None = None
-        if not self._several or dist.get_rank() == 0:
+        if dist.get_rank() == 0:
             try:
                 value = function()
             except CommandError as error:
-                if not self._several:
-                    raise
                 complaint = error
         value, complaint = self.from_first((value, complaint))
         if complaint:
             raise complaint
         return value
-
-    def gather(self, value: bytes) -> list[bytes]:
-        """Every process's bytes in the order of the processes, on all of them."""
-        if not self._several:
-            return [value]
-        boxes: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(boxes, value, group=self._gloo())
-        return boxes
 
     def _gloo(self) -> Any:
         if self._group is None and dist.get_backend() != "gloo":

@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bert_convolutions import files
-from bert_convolutions.errors import UsageError
+from bert_convolutions.errors import TrainingDiverged, UsageError
 from bert_convolutions.parsing import read_model
 from bert_convolutions.schemas import TrainResults
 from bert_convolutions.self_contained import CODE_FILES
 from bert_convolutions.terminal import say
 from bert_convolutions.training import checkpoints
-from bert_convolutions.training.budgets import WORD_CHECKPOINTS
-from bert_convolutions.training.divergence import DIVERGED_NAME
+from bert_convolutions.training.words import WORD_CHECKPOINTS
 
 TRAIN_RESULTS_NAME = "train_results.json"
 """Moved in last: a folder that has it holds a finished run, and the model beside it is of the step it names."""
+DIVERGED_NAME = "diverged.json"
 _INSTALLING_NAME = ".installing"
+_SAMPLES_SHOWN = 64
 _OWN_NAMES = (
     TRAIN_RESULTS_NAME,
     "eval_results.json",
@@ -101,73 +102,51 @@ class Start(NamedTuple):
 
     Attributes:
         source: folder of the weights and the state to go on from; None for the beginning.
-        is_finished: whether the model and the results in the output folder are those of ``source`` already.
+        run: the facts of the run that ``source`` is of.
         step: of ``source``.
+        is_finished: whether the model and the results in the output folder are those of ``source`` already.
     """
 
-    source: Path | None
-    is_finished: bool
+    source: Path | None = None
+    run: Mapping[str, Any] = {}
     step: int = 0
+    is_finished: bool = False
 
 
-def find_start(folder: Path, wish: str | None, facts: Mapping[str, Any], last_step: int) -> Start:
-    """Look for what to go on from; what is skipped is told.
-
-    Args:
-        folder: the output folder, held.
-        wish: of ``resume_wish``.
-        facts: of the run that is to go on.
-        last_step: with which it ends.
+def find_start(folder: Path, wish: str | None) -> Start:
+    """Look in the output folder, which is held, for what ``wish`` asks to go on from; what is skipped is told.
 
     Raises:
-        UsageError: it is of another run, not valid, or a model stands there without any checkpoint.
+        UsageError: it is not valid, or a model stands there without any checkpoint.
     """
-    checkpoint = _find_checkpoint(folder, wish) if wish else None
-    results = _results_in(folder)
+    if wish is None:
+        return Start()
+    checkpoint, results = _find_checkpoint(folder, wish), _results_in(folder)
     if checkpoint:
-        refuse_other_run(checkpoint, checkpoints.read_manifest(checkpoint).run, facts)
         step = checkpoints.read_trainer_state(checkpoint).global_step
         own = checkpoint.resolve().parent == folder.resolve()
         if not own and not checkpoints.list_checkpoints(folder):
             _refuse_to_replace_model(folder)
-        return Start(checkpoint, own and results is not None and results.steps == step, step)
-    if wish and results and results.run and results.steps >= last_step:
-        refuse_other_run(folder, results.run, facts)
-        return Start(folder, True, results.steps)
-    if wish:
-        _refuse_to_replace_model(folder)
-        say(f"no valid checkpoint in {folder}: starting from the beginning")
-    return Start(None, False)
-
-
-def earlier_facts(folder: Path, wish: str | None) -> Mapping[str, Any] | None:
-    """The facts of the run that is to be gone on with, read without looking at its checkpoints' content; None if none.
-
-    Args:
-        folder: the output folder, held.
-        wish: of ``resume_wish``.
-    """
-    if wish is None:
-        return None
-    checkpoint = checkpoints.newest_complete(folder) if wish == "true" else Path(wish)
-    with contextlib.suppress(UsageError):
-        if checkpoint is not None:
-            return checkpoints.read_manifest(checkpoint).run
-    results = _results_in(folder)
-    return results.run if results else None
+        is_finished = own and results is not None and results.steps == step
+        return Start(checkpoint, checkpoints.read_manifest(checkpoint).run, step, is_finished)
+    if results and results.run:
+        return Start(folder, results.run, results.steps, True)
+    _refuse_to_replace_model(folder)
+    say(f"no valid checkpoint in {folder}: starting from the beginning")
+    return Start()
 
 
 def _find_checkpoint(folder: Path, wish: str) -> Path | None:
     """The checkpoint asked for, or the newest valid one, checked to the last byte."""
-    if wish != "true":
-        fault = "there is no such folder" if not Path(wish).is_dir() else checkpoints.fault_in(Path(wish))
+    found: Path | None = Path(wish)
+    if wish == "true":
+        found, skipped = checkpoints.newest_valid(folder)
+        for path, reason in skipped:
+            say(f"skipped {path}: {reason}")
+    else:
+        fault = checkpoints.fault_in(Path(wish)) if Path(wish).is_dir() else "there is no such folder"
         if fault:
             raise UsageError(f"--resume_from_checkpoint {wish}: {fault}; true takes the newest valid one")
-        found: Path | None = Path(wish)
-    else:
-        found, skipped = checkpoints.newest_valid(folder)
-        for path, fault in skipped:
-            say(f"skipped {path}: {fault}")
     if found:
         say(f"going on from {found}")
         checkpoints.refuse_unsafe_files(found)
@@ -182,35 +161,34 @@ def _results_in(folder: Path) -> TrainResults | None:
     return None
 
 
-def refuse_other_run(source: Path, before: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Going on is exact only with the data, the batch and the model of before.
+def refuse_other_run(folder: Path, start: Start, facts: Mapping[str, Any], last_step: int) -> None:
+    """Going on is exact only with the data, the batch and the model of before; what is not known of it isn't compared.
 
     Args:
-        source: the checkpoint or the finished run to go on from.
-        before: its facts; those it doesn't know, of an earlier version, aren't compared.
-        facts: of the run that is to go on.
+        folder: the output folder.
+        start: where to go on from.
+        facts, last_step: of the run that is to go on.
 
     Raises:
-        UsageError: names the first flag that differs, with both values.
+        UsageError: names the first flag that differs, with both values; or the model is of a shorter run.
     """
+    if start.source == folder and start.step < last_step:
+        _refuse_to_replace_model(folder)
     for name, value in json.loads(json.dumps(dict(facts))).items():
-        old, new = before.get(name, value), value
+        old, new = start.run.get(name, value), value
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             common = [key for key in new if key in old and old[key] != new[key]]
             old, new = ({key: side[key] for key in common} for side in (old, new))
         if old != new:
             raise UsageError(
-                f"{source} cannot be resumed: {_FLAGS_OF_FACTS[name]} was {_brief(old)} and is now {_brief(new)}; use "
-                f"the earlier value, or start from its weights alone with --model_name_or_path {source}"
+                f"{start.source} cannot be resumed: {_FLAGS_OF_FACTS[name]} was {_brief(old)} and is now "
+                f"{_brief(new)}; use the earlier value, or start from its weights alone with --model_name_or_path "
+                f"{start.source}"
             )
 
 
 def _refuse_to_replace_model(folder: Path) -> None:
-    """A model without a checkpoint (finished, converted, fine-tuned) can't be gone on with, and is not replaced.
-
-    Raises:
-        UsageError: there is one.
-    """
+    """A model without a checkpoint (finished, converted, fine-tuned) can't be gone on with, and is not replaced."""
     models = [path.name for pattern in _MODELS for path in folder.glob(pattern)]
     if models:
         raise UsageError(
@@ -221,23 +199,17 @@ def _refuse_to_replace_model(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(folder: Path, overwrites: bool) -> Iterator[None]:
+def replacing(folder: Path) -> Iterator[None]:
     """Set an earlier run aside; it comes back if the new one ends by an error before anything of it stands.
 
-    Files and folders other than a run's checkpoints, results and model stay where they are.
-
-    Args:
-        folder: the output folder, held.
-        overwrites: whether this process is to do so; else nothing is done.
+    Files and folders other than a run's checkpoints, results and model stay where they are. The folder must be held.
     """
-    if overwrites:
-        own = [*checkpoints.list_checkpoints(folder), *_word_checkpoints(folder)]
-        files.set_aside(folder, [*own, *(folder / name for name in _OWN_NAMES)])
+    own = [*checkpoints.list_checkpoints(folder), *_word_checkpoints(folder)]
+    files.set_aside(folder, [*own, *(folder / name for name in _OWN_NAMES)])
     try:
         yield
     except BaseException:
-        if overwrites:
-            files.settle_aside(folder, new_stands=_new_stands(folder))
+        files.settle_aside(folder, new_stands=_new_stands(folder))
         raise
 
 
@@ -283,3 +255,20 @@ def write_evaluation(folder: Path, metrics: Mapping[str, float]) -> None:
     lines = [f"{name.removeprefix('eval_')} = {value}\n" for name, value in sorted(metrics.items())]
     files.write_text(folder / "eval_results_lm.txt", "".join(lines))
     files.write_json(folder / "eval_results.json", dict(metrics))
+
+
+def diverged(folder: Path, what: str, step: int, samples: list[int], writes: bool) -> TrainingDiverged:
+    """The error that ends a run in ``step`` (0-based); the process that ``writes`` leaves ``diverged.json``."""
+    last = checkpoints.newest_complete(folder)
+    if writes:
+        facts = {"step": step + 1, "samples": samples, "last_good_checkpoint": str(last) if last else None}
+        with contextlib.suppress(OSError):  # a full disk must not hide the message
+            files.write_json(folder / DIVERGED_NAME, facts)
+    shown = ", ".join(map(str, samples[:_SAMPLES_SHOWN]))
+    more = f" and {len(samples) - _SAMPLES_SHOWN} more" if len(samples) > _SAMPLES_SHOWN else ""
+    way = "go on from it with --resume_from_checkpoint true and" if last else "start again with"
+    return TrainingDiverged(
+        f"{what} in step {step + 1} (samples {shown}{more}; all in {folder / DIVERGED_NAME}); the last good "
+        f"checkpoint is {last or 'none: this run has saved none yet'}; {way} a lower --learning_rate, a longer "
+        f"--warmup_steps or float32"
+    )

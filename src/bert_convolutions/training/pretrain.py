@@ -1,39 +1,32 @@
 """``bertconv pretrain``: check, set up, train, save, evaluate; one function for each, called in this order."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from transformers import PreTrainedTokenizerBase
+from transformers import TrainerCallback
 
 from bert_convolutions import files
 from bert_convolutions.errors import CommandError, RunInterrupted, UsageError
-from bert_convolutions.terminal import say
-from bert_convolutions.training import checkpoints
+from bert_convolutions.terminal import duration, say
+from bert_convolutions.training import checkpoints, output_folder, setup
 from bert_convolutions.training.arguments import BertTrainingArguments
-from bert_convolutions.training.budgets import steps_in
 from bert_convolutions.training.collectives import Collectives
-from bert_convolutions.training.corpus import Corpus, open_corpus
 from bert_convolutions.training.options import PretrainOptions
-from bert_convolutions.training.output_folder import (
-    TRAIN_RESULTS_NAME,
-    Start,
-    earlier_facts,
-    find_start,
-    held,
-    install,
-    refuse_if_in_use,
-    replacing,
-    resume_wish,
-    write_evaluation,
-)
+from bert_convolutions.training.output_folder import Start
 from bert_convolutions.training.resumable import EvaluationAbandonedError
-from bert_convolutions.training.setup import check_flags, choose_tokenizer, compose_config, compose_model, make_trainer
 from bert_convolutions.training.signals import SignalWatch, resume_command
 from bert_convolutions.training.trainer import PretrainingTrainer
+
+MakeTrainer = Callable[[BertTrainingArguments], PretrainingTrainer]
+_WARM_UP_STEPS, _MEASURED_STEPS = 3, 10
+_MEASURED_SHARE = 0.05
+"""Of the minutes of ``--train_minutes``, at most, that are spent on measuring."""
 
 
 def run_pretraining(options: PretrainOptions, arguments: BertTrainingArguments) -> None:
@@ -44,34 +37,39 @@ def run_pretraining(options: PretrainOptions, arguments: BertTrainingArguments) 
         RunInterrupted: a signal came; the run was saved, or had not begun.
         TrainingDiverged: the loss was NaN or infinite.
     """
-    check_flags(options, arguments)
+    setup.check_flags(options, arguments)
     collectives = Collectives(arguments.world_size)
     folder = Path(arguments.output_dir or "")
-    wish = resume_wish(arguments.resume_from_checkpoint)
+    wish = output_folder.resume_wish(arguments.resume_from_checkpoint)
     watch = SignalWatch()
     with watch.ending_at_once("nothing had been trained yet: run the same command again"):
-        tokenizer = choose_tokenizer(options)
-        config = compose_config(options, tokenizer)
+        tokenizer = setup.choose_tokenizer(options)
+        config = setup.compose_config(options, tokenizer)
         if arguments.do_train:
-            collectives.on_first(lambda: refuse_if_in_use(folder, wish, options.overwrite_output_dir))
-        corpus = _open_data(collectives, options, arguments, tokenizer)
-        model = compose_model(options, config, arguments.seed)
-        with _lost_process(arguments.world_size), _folder_held(collectives, folder):
-            if options.train_minutes is not None and arguments.do_train:
+            collectives.on_first(lambda: output_folder.refuse_if_in_use(folder, wish, options.overwrite_output_dir))
+        if arguments.world_size > 1:  # what has to be built first, the first process builds, and the others wait
+            collectives.on_first(lambda: setup.open_corpus(options, arguments, tokenizer) and None)
+        corpus = setup.open_corpus(options, arguments, tokenizer)
+        model = setup.compose_model(options, config, arguments.seed)
 
-                def trial(changed: BertTrainingArguments) -> PretrainingTrainer:
-                    return make_trainer(options, changed, copy.deepcopy(model), tokenizer, corpus, SignalWatch())
+        def trial(changed: BertTrainingArguments) -> PretrainingTrainer:
+            return setup.make_trainer(options, changed, copy.deepcopy(model), tokenizer, corpus, SignalWatch())
 
-                earlier = collectives.on_first(lambda: earlier_facts(folder, wish))
-                arguments.max_steps = _fixed_steps(options.train_minutes, arguments, earlier, trial)
-            trainer = make_trainer(options, arguments, model, tokenizer, corpus, watch)
-            start = Start(None, False)
+        with _lost_process(arguments.world_size), ExitStack() as stack:
+            collectives.on_first(lambda: stack.enter_context(output_folder.held(folder)))
+            start, minutes = Start(), options.train_minutes
             if arguments.do_train:
-                start = collectives.on_first(lambda: find_start(folder, wish, trainer.run_facts, trainer.last_step()))
+                start = collectives.on_first(lambda: output_folder.find_start(folder, wish))
+            if minutes is not None and arguments.do_train:
+                arguments.max_steps = _fixed_steps(start, lambda: steps_in(minutes, arguments, trial))
+            trainer = setup.make_trainer(options, arguments, model, tokenizer, corpus, watch)
+            if arguments.do_train:
+                facts, last_step = trainer.run_facts, trainer.last_step()
+                collectives.on_first(lambda: output_folder.refuse_other_run(folder, start, facts, last_step))
             with watch.installed(), _hard_end_explained(watch, folder), _lost_process(arguments.world_size):
                 if arguments.do_train:
                     overwrites = options.overwrite_output_dir and wish is None and trainer.is_world_process_zero()
-                    with replacing(folder, overwrites):
+                    with output_folder.replacing(folder) if overwrites else nullcontext():
                         _train(trainer, start, folder)
                 if arguments.do_eval:
                     _evaluate(trainer, folder)
@@ -79,41 +77,62 @@ def run_pretraining(options: PretrainOptions, arguments: BertTrainingArguments) 
         dist.destroy_process_group()
 
 
-def _open_data(
-    collectives: Collectives,
-    options: PretrainOptions,
-    arguments: BertTrainingArguments,
-    tokenizer: PreTrainedTokenizerBase,
-) -> Corpus:
-    """The examples; where they have to be built first, the first process does so and the others wait."""
-
-    def open_data() -> Corpus:
-        return open_corpus(options, tokenizer, arguments.do_train, arguments.do_eval)
-
-    if arguments.world_size > 1:
-        collectives.on_first(lambda: open_data() and None)
-    return open_data()
-
-
-def _fixed_steps(
-    minutes: float,
-    arguments: BertTrainingArguments,
-    earlier: Mapping[str, Any] | None,
-    trial: Callable[[BertTrainingArguments], PretrainingTrainer],
-) -> int:
-    """The steps of ``--train_minutes``: those of the run that is gone on with, or measured.
-
-    Raises:
-        UsageError: that run was begun with another limit.
-    """
-    if not earlier:
-        return steps_in(minutes, arguments, trial)
-    if "train_steps" not in earlier:
+def _fixed_steps(start: Start, measured: Callable[[], int]) -> int:
+    """The steps of ``--train_minutes``: those of the run that is gone on with, or measured."""
+    if not start.run:
+        return measured()
+    if "train_steps" not in start.run:
         raise UsageError(
             "--train_minutes: the run to go on with was begun with a number of steps; give --max_steps or "
             "--num_train_epochs"
         )
-    return int(earlier["train_steps"])
+    return int(start.run["train_steps"])
+
+
+def steps_in(minutes: float, arguments: BertTrainingArguments, make_trainer: MakeTrainer) -> int:
+    """Train some steps on a copy, to be thrown away, and say how many fit in what is left of ``minutes`` then.
+
+    Evaluation and saving are not counted. The random states are those of before for whoever sets its seed again.
+    """
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        trial = copy.copy(arguments)
+        trial.output_dir, trial.max_steps, trial.report_to = folder, _WARM_UP_STEPS + _MEASURED_STEPS, []
+        trial.save_strategy = trial.eval_strategy = trial.logging_strategy = "no"
+        trial.load_best_model_at_end, trial.disable_tqdm = False, True
+        trainer = make_trainer(trial)
+        clock = _Stopwatch(trainer, minutes * 60 * _MEASURED_SHARE)
+        trainer.add_callback(clock)
+        trainer.train()
+    spent = time.monotonic() - begun
+    steps = max(int((minutes * 60 - spent) / clock.seconds_a_step), 1)
+    steps = trainer.collectives.from_first(steps)
+    if trainer.is_world_process_zero():
+        took = f"{clock.seconds_a_step:.3g} s a step, {duration(spent)} of measuring"
+        say(f"--train_minutes {minutes:g}: {steps:,} steps ({took})")
+    return steps
+
+
+class _Stopwatch(TrainerCallback):
+    """Times steps until there are enough of them, or enough time has passed."""
+
+    def __init__(self, trainer: PretrainingTrainer, enough: float) -> None:
+        self.trainer, self.enough = trainer, enough
+        self.ends: list[float] = []
+
+    @property
+    def seconds_a_step(self) -> float:
+        """Of the steps after those that warm up, or of all but the first where there are too few."""
+        ends = self.ends[min(_WARM_UP_STEPS, len(self.ends) - 2) :]
+        return (ends[-1] - ends[0]) / (len(ends) - 1)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.ends.append(time.monotonic())
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.ends.append(time.monotonic())
+        enough = len(self.ends) > 2 and self.ends[-1] - self.ends[0] > self.enough
+        control.should_training_stop = self.trainer.collectives.from_first(enough)
 
 
 def _train(trainer: PretrainingTrainer, start: Start, folder: Path) -> None:
@@ -134,8 +153,8 @@ def _train(trainer: PretrainingTrainer, start: Start, folder: Path) -> None:
     if trainer.args.should_save:
         trainer.state.save_to_json(str(staged / "trainer_state.json"))
         results = {"steps": trainer.state.global_step, **metrics, "run": trainer.run_facts}
-        files.write_json(staged / TRAIN_RESULTS_NAME, results)
-        install(staged, folder)
+        files.write_json(staged / output_folder.TRAIN_RESULTS_NAME, results)
+        output_folder.install(staged, folder)
         rate = metrics["real_tokens_per_second"]
         say(f"trained {trainer.state.global_step} steps, {rate:,.0f} real tokens/s; the model is in {folder}")
 
@@ -149,16 +168,8 @@ def _evaluate(trainer: PretrainingTrainer, folder: Path) -> None:
             f"stopped during the evaluation, the model is saved; evaluate with: {resume_command()}"
         ) from None
     if trainer.is_world_process_zero():
-        write_evaluation(folder, metrics)
+        output_folder.write_evaluation(folder, metrics)
         say(f"evaluation loss {metrics['eval_loss']:.4f}, perplexity {metrics['eval_perplexity']:.2f}")
-
-
-@contextmanager
-def _folder_held(collectives: Collectives, folder: Path) -> Iterator[None]:
-    """The output folder, which the first process holds for all of them."""
-    with ExitStack() as stack:
-        collectives.on_first(lambda: stack.enter_context(held(folder)))
-        yield
 
 
 @contextmanager

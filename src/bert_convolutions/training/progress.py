@@ -1,41 +1,47 @@
-"""How many real tokens training has seen, how fast, and the progress line that says so."""
+"""What a run shows: how fast it trains, the progress line and the log, the learned kernels as pictures."""
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from transformers import ProgressCallback, TrainerState
+from transformers.integrations import TensorBoardCallback
 
+from bert_convolutions.attention.composite import CompositeAttention
+from bert_convolutions.attention.terms import TERMS
 from bert_convolutions.terminal import duration
+
+_PIXELS = 12
+"""Of an offset, in each direction."""
+_NEGATIVE, _POSITIVE = np.array([127, 59, 8]), np.array([45, 0, 75])
+"""Brown and violet, which the colour-blind tell apart; zero is white."""
 
 
 class Throughput:
-    """Tokens that are not padding, and the time training took.
+    """Tokens that are not padding, and how many a second of training, data loading included.
 
-    The clock runs from the first step on and stands still during evaluation and saving: the rate is that of the
-    training steps, data loading included.
+    The clock runs from ``start`` on and stands still during evaluation and saving.
 
     Attributes:
-        seen: real tokens seen since the start of the run, by all processes, earlier sessions included.
-        since_start: of those, the tokens of this session.
+        seen: real tokens since the start of the run, of all processes, earlier sessions included.
     """
 
     def __init__(self) -> None:
-        self.seen = 0
-        self.since_start = 0
-        self._begun: float | None = None
-        self._paused = 0.0
+        self.seen = self._seen_before = 0
+        self._begun = self._paused = 0.0
 
     def start(self, seen_before: int) -> None:
         """Begin a session that goes on from ``seen_before`` tokens."""
-        self.seen, self.since_start, self._paused = seen_before, 0, 0.0
-        self._begun = time.monotonic()
+        self.seen = self._seen_before = seen_before
+        self._begun, self._paused = time.monotonic(), 0.0
 
     def add(self, tokens: int) -> None:
         """Count the tokens of a step."""
         self.seen += tokens
-        self.since_start += tokens
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -48,14 +54,8 @@ class Throughput:
 
     @property
     def tokens_per_second(self) -> float:
-        """Real tokens per second of training in this session."""
-        if self._begun is None:
-            return 0.0
-        return self.since_start / max(time.monotonic() - self._begun - self._paused, 1e-9)
-
-    def figures(self) -> dict[str, float]:
-        """The two figures under the names they have in the logs and in ``train_results.json``."""
-        return {"non_padding_tokens_seen": self.seen, "real_tokens_per_second": round(self.tokens_per_second)}
+        """Of this session; 0 before anything was trained."""
+        return (self.seen - self._seen_before) / max(time.monotonic() - self._begun - self._paused, 1e-9)
 
 
 class RunProgress(ProgressCallback):
@@ -119,3 +119,40 @@ class RunProgress(ProgressCallback):
 
 def _figure(value: float) -> str:
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
+
+
+class KernelBoard(TensorBoardCallback):
+    """Writes ``kernels/<term>`` at each evaluation: a row a head (a layer, of a dynamic term), the layers downwards.
+
+    From left to right is the offset of the key from the query, from -n to n. Of a fixed term the weights less their
+    mean are drawn, of a dynamic one the norm of each offset's vector; the darkest colour is the largest in a picture.
+    """
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Draw the kernels of the model, after the evaluation's figures have been written."""
+        if self.tb_writer is None or model is None:
+            return
+        for name, picture in kernel_pictures(model):
+            self.tb_writer.add_image(f"kernels/{name}", picture, state.global_step, dataformats="HWC")
+        self.tb_writer.flush()
+
+
+def kernel_pictures(model: torch.nn.Module) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Term and picture, uint8 (rows x 12, offsets x 12, 3), of each convolution term that a model's attention has."""
+    attentions = [module for module in model.modules() if isinstance(module, CompositeAttention)]
+    for name, term in TERMS.items():
+        rows = []
+        for attention in attentions:
+            if name in attention.kernel.convolution_terms:
+                kernel = term.seen_from_query(getattr(attention, f"{name}_param").detach()).float().cpu().numpy()
+                norm, less_mean = np.linalg.norm(kernel, axis=0, keepdims=True), kernel - kernel.mean(1, keepdims=True)
+                rows.append(norm if term.dynamic else less_mean)
+        if rows:
+            yield name, _coloured(np.concatenate(rows))
+
+
+def _coloured(values: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """(rows, offsets) as squares of colour."""
+    share = values[..., None] / max(float(np.abs(values).max()), 1e-12)
+    colours = 255 + np.abs(share) * (np.where(share < 0, _NEGATIVE, _POSITIVE) - 255)
+    return colours.round().astype(np.uint8).repeat(_PIXELS, 0).repeat(_PIXELS, 1)

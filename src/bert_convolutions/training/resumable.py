@@ -4,24 +4,19 @@ What is built on in ``transformers.Trainer`` stands in ``OVERRIDDEN``, tested wi
 and the oldest that pyproject.toml allows; a test compares it with the code and with the version installed.
 """
 
+import contextlib
+import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Dataset
-from transformers import (
-    PrinterCallback,
-    ProgressCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-)
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerControl
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.utils import logging
@@ -31,11 +26,10 @@ from bert_convolutions.errors import RunInterrupted, UsageError
 from bert_convolutions.training import checkpoints
 from bert_convolutions.training.arguments import apply_settings, keep_freed_memory, optimizer_settings
 from bert_convolutions.training.collectives import Collectives
-from bert_convolutions.training.divergence import DivergenceGuard, all_finite, diverged
-from bert_convolutions.training.progress import RunProgress
+from bert_convolutions.training.output_folder import diverged
+from bert_convolutions.training.progress import KernelBoard, RunProgress
 from bert_convolutions.training.sampling import StepPlan, StepSlices, slices_loader
 from bert_convolutions.training.signals import SignalWatch, resume_command
-from bert_convolutions.training.tracking import KernelBoard
 
 logger = logging.get_logger(__name__)
 
@@ -43,12 +37,10 @@ OVERRIDDEN = {
     "_get_output_dir": "while a checkpoint is written, its staging folder",
     "_save_checkpoint": "written by the first process into the staging folder, checked in, renamed, thinned out",
     "_save": "the arguments as JSON, not as a pickle",
-    "_save_rng_state": "the random states of all processes, by the first",
+    "_save_rng_state": "of one process; those of several are gathered and written by the first",
     "_load_rng_state": "a run on another number of processes gets new, reproducible ones",
     "_load_optimizer_and_scheduler": "the flags given now count, not those of the checkpoint",
     "_issue_warnings_after_load": "weights of another model are refused",
-    "_init_training_state": "a resumed run logs, saves and evaluates as often as its own flags say",
-    "_run_epoch": "tells the sampler the epoch",
     "_maybe_log_save_evaluate": "leaves after the step if a signal has come",
     "training_step": "looks at the loss",
     "get_train_dataloader": "examples by step, see ``sampling``",
@@ -71,7 +63,6 @@ OVERRIDDEN = {
 _NEVER = 2**62
 _DISK_ERRORS = (OSError, RuntimeError, SafetensorError)
 """PyTorch and safetensors have their own."""
-_ELSEWHERE = "the first process could not write it"
 
 
 class EvaluationAbandonedError(Exception):
@@ -90,11 +81,12 @@ class ResumableTrainer(Trainer):
         All others are those of the ``Trainer``.
 
     Attributes:
+        output_folder: where checkpoints and results go.
         collectives: what the processes tell each other.
-        guard: what is known of the losses.
     """
 
     model: Any  # one that is always there, unlike the Trainer's own declaration says
+    train_dataset: Any
 
     def __init__(
         self,
@@ -106,35 +98,23 @@ class ResumableTrainer(Trainer):
     ) -> None:
         self.watch = watch or SignalWatch()
         self.run_facts = dict(run_facts or {})
-        self.save_every_minutes = save_every_minutes
+        self._save_every_seconds = (save_every_minutes or math.inf) * 60
         self._staging: Path | None = None
         self._published_step = -1
-        self._random_states: list[bytes] = []
-        self._train_slices: StepSlices | None = None
         self._last_saved = time.monotonic()
         self._must_stop = False
         super().__init__(*args, **kwargs)
         if self.args.device.type == "cpu":
             keep_freed_memory()
+        self.output_folder = Path(self.args.output_dir or ".")
         self.collectives = Collectives(self.args.world_size)
-        self.guard = DivergenceGuard(self.args.device)
+        self._first_bad = torch.tensor(_NEVER, device=self.args.device)
         for callback in (ProgressCallback, PrinterCallback):
             if self.pop_callback(callback) is not None:
                 self.add_callback(RunProgress(self.progress_note))
         if self.pop_callback(TensorBoardCallback) is not None:
             self.add_callback(KernelBoard())
-        self.add_callback(_StepControl(self))
-
-    @property
-    def output_folder(self) -> Path:
-        """Where checkpoints and results go."""
-        return Path(self.args.output_dir or ".")
-
-    # Hooks
-
-    def samples_of_step(self, step: int) -> list[int]:
-        """The examples of a step (0-based), for the message about a bad loss. Hook; nothing is known here."""
-        return []
+        self.add_callback(_Events(self))
 
     def progress_note(self) -> str:
         """What the progress line says at its end. Hook; nothing here."""
@@ -142,33 +122,42 @@ class ResumableTrainer(Trainer):
 
     # Data
 
-    def training_loader(self, dataset: Dataset[Any], plan: StepPlan, collate: Callable[[Any], Any]) -> DataLoader[Any]:
-        """This process's micro-batches of an epoch, see ``slices_loader``; the sampler is told of each new epoch."""
-        self._train_slices = StepSlices(plan, self.args.process_index)
-        return slices_loader(self.args, dataset, self._train_slices, collate)
+    def train_plan(self) -> StepPlan:
+        """Which examples each training step takes."""
+        return StepPlan.of_training(self.args, len(self.train_dataset))
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        if self._train_slices is not None:
-            self._train_slices.epoch = kwargs["epoch"]
-        super()._run_epoch(*args, **kwargs)
+    def samples_of_step(self, step: int) -> list[int]:
+        """The examples of a step (0-based) on all processes."""
+        return self.train_plan().samples_of_step(step)
+
+    def loader(self, dataset: Dataset[Any], plan: StepPlan, collate: Callable[[Any], Any]) -> DataLoader[Any]:
+        """This process's micro-batches of the epoch that training is in, see ``slices_loader``."""
+        slices = StepSlices(plan, self.args.process_index, lambda: self.state.global_step // plan.steps_per_epoch)
+        return slices_loader(self.args, dataset, slices, collate)
 
     # A step and what is due after it
 
+    def training_begins(self) -> None:
+        """The model is ready, and the state of a resumed run has been read: now its own flags count."""
+        self.state.compute_steps(self.args, self.state.max_steps)
+
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One micro-batch, with an eye on its loss."""
+        """One micro-batch; the first step of a bad loss is kept on the device, for which nobody waits."""
         loss = super().training_step(*args, **kwargs)
-        self.guard.watch(loss, self.state.global_step)
+        first_if_bad = self._first_bad.clamp(max=self.state.global_step)
+        self._first_bad = torch.where(torch.isfinite(loss), self._first_bad, first_if_bad)
         return loss
 
     def step_finished(self, control: TrainerControl) -> None:
         """Between a step and what is due after it (log, evaluate, save): what the processes want, agreed."""
-        wishes = [self.watch.received is not None, self._is_time_to_save()]
-        stop, save = (count > 0 for count in self.collectives.sum(wishes))
+        is_time = self.is_world_process_zero() and time.monotonic() - self._last_saved >= self._save_every_seconds
+        stop, save = self.collectives.sum([self.watch.received is not None, is_time])
         if stop:
-            self._must_stop, control.should_save, control.should_evaluate = True, True, False
-        if save:
+            self._must_stop, control.should_evaluate = True, False
+        if stop or save:
             control.should_save = True
-        if self.guard.immediate or control.should_log or control.should_save or control.should_evaluate:
+        waits = control.should_log or control.should_save or control.should_evaluate
+        if waits or self.args.device.type == "cpu":
             self.check_losses()
 
     def evaluation_batch_finished(self) -> None:
@@ -180,17 +169,8 @@ class ResumableTrainer(Trainer):
         if self.collectives.any(self.watch.received is not None):
             raise EvaluationAbandonedError
 
-    def _is_time_to_save(self) -> bool:
-        if self.save_every_minutes is None or not self.is_world_process_zero():
-            return False
-        return time.monotonic() - self._last_saved >= self.save_every_minutes * 60
-
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        """What the Trainer does after a step; then leave, if a signal came before or meanwhile.
-
-        Raises:
-            RunInterrupted: after the checkpoint has been saved.
-        """
+        """What the Trainer does after a step; then save and leave, if a signal came before or meanwhile."""
         busy = self.control.should_log or self.control.should_save or self.control.should_evaluate
         try:
             super()._maybe_log_save_evaluate(*args, **kwargs)
@@ -199,8 +179,11 @@ class ResumableTrainer(Trainer):
         if busy and not self._must_stop:
             self._must_stop = self.collectives.any(self.watch.received is not None)
         if self._must_stop:
-            self.save_now()
-            raise interrupted(self.watch, self.state.global_step, self.output_folder)
+            self._save_checkpoint(self.model_wrapped, trial=None)
+            raise RunInterrupted(
+                f"stopped by {self.watch.cause or 'a signal to another process'} after step {self.state.global_step}, "
+                f"saved as {checkpoints.newest_complete(self.output_folder)}; go on with: {resume_command()}"
+            )
 
     # Bad losses
 
@@ -211,92 +194,45 @@ class ResumableTrainer(Trainer):
             TrainingDiverged: on all processes, if any of them saw a bad loss or holds a bad weight.
         """
         self.check_losses()
-        if self.collectives.any(not all_finite(self.model)):
+        sums = torch.stack([weights.detach().float().abs().sum() for weights in self.model.parameters()])
+        if self.collectives.any(not torch.isfinite(sums).all()):
             self._stop_diverged(self.state.global_step - 1, "the weights are no longer finite")
 
     def check_losses(self) -> None:
-        """Stop on all processes if the loss has been NaN or infinite on any of them.
+        """Stop on all processes if the loss has been NaN or infinite on any of them; waits for an accelerator.
 
         Raises:
             TrainingDiverged: with the step, its samples and the last good checkpoint.
         """
-        bad = self.guard.settle()
-        first = self.collectives.smallest(_NEVER if bad is None else bad)
+        first = self.collectives.smallest(int(self._first_bad))
         if first != _NEVER:
             self._stop_diverged(first, "the loss was NaN or infinite")
 
-    def _stop_diverged(self, step: int, what: str) -> None:
-        raise diverged(what, step, self.samples_of_step(step), self.output_folder, self.is_world_process_zero())
+    def _stop_diverged(self, step: int, what: str) -> NoReturn:
+        raise diverged(self.output_folder, what, step, self.samples_of_step(step), self.is_world_process_zero())
 
     # Saving
 
-    def save_now(self) -> None:
-        """Save a checkpoint of the step just finished, unless this session has saved it already.
-
-        Raises:
-            NotSavedError: it could not be written.
-        """
-        self._save_checkpoint(self.model_wrapped, trial=None)
-
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """Save; where that fails and the run is not about to end, say so and train on."""
+        """Save, once a step; where that fails, say so and train on, or raise it if the run is to end here."""
         if self._published_step == self.state.global_step:
             return
         self.check_before_saving()
-        folder = Path(self._get_output_dir(trial))
-        self._random_states = self._gather_random_states()
-        failure: Exception | None = None if all(self._random_states) else OSError("no room for the random state")
-        if failure is None:
-            failure = self._write_checkpoint(model, trial, folder / f"checkpoint-{self.state.global_step}")
+        place = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        random_states = self._gather_random_states()
+        failure = self._failure_of(lambda: self._write_checkpoint(model, trial, place, random_states))
         self._last_saved = time.monotonic()
-        if not self.collectives.any(failure is not None):
+        if failure is None:
             self._published_step = self.state.global_step
             return
         message = (
-            f"the checkpoint of step {self.state.global_step} could not be written to {folder} "
-            f"({failure or _ELSEWHERE}); earlier checkpoints are untouched; make room there"
+            f"the checkpoint of step {self.state.global_step} could not be written to {place.parent} ({failure}); "
+            f"earlier checkpoints are untouched; make room there"
         )
         if self._must_stop:
             raise checkpoints.NotSavedError(message) from failure
         if self.is_world_process_zero():
             logger.error(f"{message}. Training goes on and tries again at the next checkpoint.")
-
-    @contextmanager
-    def _published(self, place: Path) -> Iterator[Path]:
-        """A new folder, to be filled by all processes; the first one gives it the name ``place`` if nothing fails."""
-        staging = place.parent / checkpoints.STAGING_NAME
-        with self.watch.scratch(staging):
-            try:
-                if self.args.should_save:
-                    shutil.rmtree(staging, ignore_errors=True)
-                    (staging / place.name).mkdir(parents=True)
-                yield staging / place.name
-                if self.args.should_save:
-                    checkpoints.publish(staging / place.name, place, self.run_facts)
-            finally:
-                if self.args.should_save:
-                    shutil.rmtree(staging, ignore_errors=True)
-
-    def _write_checkpoint(self, model: torch.nn.Module, trial: Any, place: Path) -> Exception | None:
-        """Write and publish; on all processes, of which only the first touches the disk. Returns what went wrong."""
-        best_step, self.state.best_global_step = self.state.best_global_step, None  # its path would be the staging's
-        try:
-            with self._published(place) as staged:
-                self._staging = staged.parent
-                super()._save_checkpoint(model, trial)
-                self.state.best_global_step = best_step
-                self._note_best(place)
-                if self.args.should_save:
-                    self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
-            if self.args.should_save:
-                best = Path(self.state.best_model_checkpoint) if self.state.best_model_checkpoint else None
-                checkpoints.rotate(place.parent, self.args.save_total_limit, keep=place, best=best)
-        except _DISK_ERRORS as error:
-            return error
-        finally:
-            self._staging = None
-            self.state.best_global_step = best_step
-        return None
 
     def save_model_as(self, place: Path) -> None:
         """Save model and tokenizer, without what resuming needs, in a folder of their own in the output folder.
@@ -305,26 +241,67 @@ class ResumableTrainer(Trainer):
             NotSavedError: they could not be written; what had the name before is untouched.
         """
         self.check_before_saving()
-        failure: Exception | None = None
-        try:
+
+        def write() -> None:
             with self._published(place) as staged:
                 self.save_model(str(staged))
+
+        failure = self._failure_of(write)
+        if failure is not None:
+            raise checkpoints.NotSavedError(
+                f"{place} could not be written ({failure}); make room there and go on with: {resume_command()}"
+            ) from failure
+
+    def _failure_of(self, write: Callable[[], None]) -> Exception | None:
+        """What went wrong while all processes wrote, of whom only the first touches the disk; None if nothing did."""
+        failure: Exception | None = None
+        try:
+            write()
         except _DISK_ERRORS as error:
             failure = error
-        if self.collectives.any(failure is not None):
-            raise checkpoints.NotSavedError(
-                f"{place} could not be written ({failure or _ELSEWHERE}); make room there and go on with: "
-                f"{resume_command()}"
-            ) from failure
+        failed = self.collectives.any(failure is not None)
+        return (failure or OSError("the first process could not write it")) if failed else None
+
+    @contextlib.contextmanager
+    def _published(self, place: Path) -> Iterator[Path]:
+        """A new folder, to be filled by all processes; the first one gives it the name ``place`` if nothing fails."""
+        staging = place.parent / checkpoints.STAGING_NAME
+        if not self.args.should_save:
+            yield staging / place.name
+            return
+        with self.watch.scratch(staging):
+            try:
+                shutil.rmtree(staging, ignore_errors=True)
+                (staging / place.name).mkdir(parents=True)
+                yield staging / place.name
+                checkpoints.publish(staging / place.name, place, self.run_facts)
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
+
+    def _write_checkpoint(self, model: torch.nn.Module, trial: Any, place: Path, random_states: list[bytes]) -> None:
+        if not all(random_states):
+            raise OSError("no room for the random state")
+        best_step, self.state.best_global_step = self.state.best_global_step, None  # its path would be the staging's
+        try:
+            with self._published(place) as staged:
+                self._staging = staged.parent
+                super()._save_checkpoint(model, trial)
+                self.state.best_global_step = best_step
+                best = place.with_name(f"checkpoint-{best_step}")
+                if best == place or best.is_dir():
+                    self.state.best_model_checkpoint = str(best)
+                if self.args.should_save:
+                    self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
+                    for process, state in enumerate(random_states):
+                        (staged / f"rng_state_{process}.pth").write_bytes(state)
+            if self.args.should_save:
+                best = Path(self.state.best_model_checkpoint or place)
+                checkpoints.rotate(place.parent, self.args.save_total_limit, keep=place, best=best)
+        finally:
+            self._staging, self.state.best_global_step = None, best_step
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging else super()._get_output_dir(trial)
-
-    def _note_best(self, place: Path) -> None:
-        if self.state.best_global_step:
-            best = place.with_name(f"checkpoint-{self.state.best_global_step}")
-            if best == place or best.is_dir():
-                self.state.best_model_checkpoint = str(best)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Save the model; the arguments as JSON instead of the Trainer's pickle."""
@@ -339,9 +316,9 @@ class ResumableTrainer(Trainer):
             files.write_text(folder / "training_args.json", self.args.to_json_string() + "\n")
 
     def _gather_random_states(self) -> list[bytes]:
-        """What ``_save_rng_state`` would write on each process; empty where that failed. One process needs none."""
-        if self.args.world_size == 1:
-            return [b"written in place"]
+        """What the Trainer would write on each process, empty where that failed; one process writes it itself."""
+        if self.args.world_size == 1 or self.args.save_only_model:
+            return []
         try:
             with tempfile.TemporaryDirectory() as scratch:
                 super()._save_rng_state(scratch)
@@ -353,16 +330,8 @@ class ResumableTrainer(Trainer):
     def _save_rng_state(self, output_dir: str) -> None:
         if self.args.world_size == 1:
             super()._save_rng_state(output_dir)
-        elif self.args.should_save:
-            for process, state in enumerate(self._random_states):
-                (Path(output_dir) / f"rng_state_{process}.pth").write_bytes(state)
 
     # Resuming
-
-    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> Any:
-        position = super()._init_training_state(max_steps, *args, **kwargs)
-        self.state.compute_steps(self.args, max_steps)
-        return position
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is None:
@@ -378,11 +347,7 @@ class ResumableTrainer(Trainer):
         torch.manual_seed(self.args.seed + self.state.global_step * self.args.world_size + self.args.process_index)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Restore both; then the flags given now count: the schedule goes on with their peak learning rate.
-
-        Raises:
-            UsageError: the checkpoint has no optimizer, so that going on would not be the same run.
-        """
+        """Restore both; then the flags given now count: the schedule goes on with their peak learning rate."""
         if checkpoint is None:
             return
         if not (Path(checkpoint) / OPTIMIZER_NAME).is_file():
@@ -396,35 +361,28 @@ class ResumableTrainer(Trainer):
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Refuse a checkpoint whose weights are not the model's; weights tied to others are rightly left out."""
-        missing = set(load_result.missing_keys) - set(self.model.all_tied_weights_keys)
-        if missing or load_result.unexpected_keys:
+        lacking = set(load_result.missing_keys) - set(self.model.all_tied_weights_keys)
+        if lacking or load_result.unexpected_keys:
+            missing, unknown = (
+                ", ".join(sorted(keys)[:3]) or "none" for keys in (lacking, load_result.unexpected_keys)
+            )
             raise UsageError(
-                f"the checkpoint is of another model (missing: {_some(missing)}; unknown: "
-                f"{_some(load_result.unexpected_keys)}); resume with the flags that the run was started with"
+                f"the checkpoint is of another model (missing: {missing}; unknown: {unknown}); resume with the flags "
+                f"that the run was started with"
             )
 
 
-class _StepControl(TrainerCallback):
-    """Brings the end of a step and of an evaluation batch to the trainer, after the Trainer's own callbacks."""
+class _Events(TrainerCallback):
+    """Brings what happens to the trainer, after the Trainer's own callbacks."""
 
     def __init__(self, trainer: ResumableTrainer) -> None:
         self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.training_begins()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.step_finished(control)
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.evaluation_batch_finished()
-
-
-def interrupted(watch: SignalWatch, step: int, folder: Path) -> RunInterrupted:
-    """The error that ends a run which was stopped and saved at ``step``."""
-    last = checkpoints.newest_complete(folder)
-    return RunInterrupted(
-        f"stopped by {watch.cause or 'a signal to another process'} after step {step}, saved as {last}; go on with: "
-        f"{resume_command()}"
-    )
-
-
-def _some(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names)[:3]) or "none"

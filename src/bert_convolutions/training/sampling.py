@@ -7,7 +7,7 @@ same way: every example is seen once an epoch, and a slice left empty becomes a 
 Resuming needs the number of the step and nothing else.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -91,30 +91,32 @@ class StepSlices(Sampler[Slice]):
     """The micro-batches of one process through an epoch, in order.
 
     It yields slices, not lists of examples: running past the steps that a resumed run has done costs next to nothing.
+
+    Args:
+        plan: of the run.
+        process: which one.
+        epoch: is asked for the number of the epoch when one begins.
     """
 
-    def __init__(self, plan: StepPlan, process: int) -> None:
-        self.plan, self.process, self.epoch = plan, process, 0
+    def __init__(self, plan: StepPlan, process: int, epoch: Callable[[], int]) -> None:
+        self.plan, self.process, self.epoch = plan, process, epoch
 
     def __len__(self) -> int:
         return self.plan.steps_per_epoch * self.plan.micro_batches
 
     def __iter__(self) -> Iterator[Slice]:
+        epoch = self.epoch()
         for step in range(self.plan.steps_per_epoch):
             for micro_batch in range(self.plan.micro_batches):
-                yield self.plan.slice(self.epoch, step, self.process, micro_batch)
+                yield self.plan.slice(epoch, step, self.process, micro_batch)
 
 
 def slices_loader(
     arguments: TrainingArguments, dataset: Dataset[Any], slices: StepSlices, collate: Callable[[Any], Any]
 ) -> DataLoader[Any]:
-    """Micro-batches of this process, in the order of ``slices``; nothing in it draws a random number.
+    """Batches that ``collate`` makes of what ``dataset`` answers (``__getitems__``) to each of ``slices``, in order.
 
-    Args:
-        arguments: how many workers, and what else the Trainer's flags say of them.
-        dataset: is asked for a ``Slice`` at a time (``__getitems__``).
-        slices: which ones.
-        collate: makes a batch of what the data set answers.
+    Nothing in it draws a random number.
     """
     workers = arguments.dataloader_num_workers
     return DataLoader(
@@ -131,12 +133,7 @@ def slices_loader(
 
 
 class SlicedExamples(Dataset[Any]):
-    """A data set that is asked for a whole ``Slice`` at a time and answers with the collator's features.
-
-    Args:
-        examples: the store.
-        plan: turns positions into example numbers.
-    """
+    """A store that is asked for a whole ``Slice`` of ``plan`` at a time and answers with the collator's features."""
 
     def __init__(self, examples: Examples, plan: StepPlan) -> None:
         self.examples, self.plan = examples, plan
@@ -145,26 +142,19 @@ class SlicedExamples(Dataset[Any]):
         return self.plan.num_examples
 
     def __getitem__(self, sample: int) -> Feature:
-        return self._feature(0, sample)
+        return {"epoch": 0, "sample": sample, "input_ids": self.examples[sample]}
 
     def __getitems__(self, part: Slice) -> list[Feature]:  # what the DataLoader calls, if it is there
-        return [self._feature(part.epoch, int(sample)) for sample in self.plan.samples(part)]
-
-    def _feature(self, epoch: int, sample: int) -> Feature:
-        return {"epoch": epoch, "sample": sample, "input_ids": self.examples[sample]}
+        return [{**self[int(sample)], "epoch": part.epoch} for sample in self.plan.samples(part)]
 
 
 class WithPlaceholder:
-    """A collator that also takes no features at all and then makes a batch that adds nothing to any loss.
+    """A collator that makes of no features at all a batch that adds nothing to any loss: ``stand_in`` without labels.
 
     Processes must all run a model step, even one that has no example left at the end of an epoch.
-
-    Args:
-        collate: the collator proper.
-        stand_in: a feature to fill the placeholder with.
     """
 
-    def __init__(self, collate: Callable[[list[Any]], dict[str, torch.Tensor]], stand_in: Mapping[str, Any]) -> None:
+    def __init__(self, collate: Callable[[list[Any]], dict[str, torch.Tensor]], stand_in: Feature) -> None:
         self.collate, self.stand_in = collate, stand_in
 
     def __call__(self, features: list[Any]) -> dict[str, torch.Tensor]:

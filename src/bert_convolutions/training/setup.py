@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from bert_convolutions import files
+from bert_convolutions.data.build.examples import open_examples
 from bert_convolutions.data.collate import PretrainingCollator
 from bert_convolutions.data.masking import Masking
+from bert_convolutions.data.store import ExampleStore
 from bert_convolutions.data.tokenizer import load_tokenizer, tokenizer_hash
 from bert_convolutions.errors import UsageError, in_flags
 from bert_convolutions.model import CompositeBertConfig, CompositeBertForMaskedLM, CompositeBertForPreTraining
@@ -21,15 +24,18 @@ from bert_convolutions.model.loading import as_long_as, load_strictly
 from bert_convolutions.model.presets import PRESETS, load_config, read_config
 from bert_convolutions.parsing import read_json
 from bert_convolutions.training.arguments import BertTrainingArguments
-from bert_convolutions.training.budgets import WordCounter, parse_words, word_starts
-from bert_convolutions.training.corpus import Corpus
 from bert_convolutions.training.options import ARCHITECTURE_FLAGS, PretrainOptions
 from bert_convolutions.training.sampling import StepPlan, data_seed
 from bert_convolutions.training.signals import SignalWatch
 from bert_convolutions.training.trainer import PretrainingTrainer
+from bert_convolutions.training.words import WordCounter, parse_words, word_starts
 
 EVALUATION_SEED = 0
 """Masks of the evaluation data are drawn from this one, whatever ``--seed`` is: losses of different runs compare."""
+
+HELD_OUT_SEED = 0
+"""Draws the documents that --eval_fraction holds out: the same ones whatever --seed is, so that runs compare."""
+_SNIFFED_BYTES = 4096
 
 COMPILED_ROW_BUCKET = 4
 """Rows of a batch are filled up to a multiple of this for a compiled model, which is compiled anew for each shape."""
@@ -43,8 +49,7 @@ def check_flags(options: PretrainOptions, arguments: TrainingArguments) -> None:
     Raises:
         UsageError: names the flag and the way out.
     """
-    faults = (_task_faults(options, arguments), _data_faults(options, arguments), _length_faults(options, arguments))
-    for fault in (*chain(*faults), *_range_faults(options)):
+    for fault in chain(_task_faults(options, arguments), _data_faults(options, arguments), _range_faults(options)):
         raise UsageError(fault)
     for text in options.save_at_words:
         parse_words(text)
@@ -76,6 +81,11 @@ def _task_faults(options: PretrainOptions, arguments: TrainingArguments) -> Iter
         yield "give --config_name (bert_small, bert_base or a config.json), or --model_name_or_path to go on from one"
     if not options.tokenizer_name and not options.model_name_or_path:
         yield "--tokenizer_name is required: the path of an spm.model or of a tokenizer directory"
+    if options.train_minutes is not None:
+        if arguments.max_steps > 0:
+            yield "--train_minutes and --max_steps contradict: each says how long to train; leave one out"
+        if arguments.num_train_epochs != TrainingArguments.num_train_epochs:
+            yield "--train_minutes and --num_train_epochs contradict: each says how long to train; leave one out"
 
 
 def _data_faults(options: PretrainOptions, arguments: TrainingArguments) -> Iterator[str]:
@@ -88,14 +98,6 @@ def _data_faults(options: PretrainOptions, arguments: TrainingArguments) -> Iter
         yield "--eval_data_file and --eval_fraction contradict: leave one out"
     if options.eval_fraction > 0 and not options.train_data_file:
         yield "--eval_fraction needs --train_data_file, of which it holds a part out"
-
-
-def _length_faults(options: PretrainOptions, arguments: TrainingArguments) -> Iterator[str]:
-    if options.train_minutes is None:
-        return
-    if arguments.max_steps > 0 or arguments.num_train_epochs != TrainingArguments.num_train_epochs:
-        given = "--max_steps" if arguments.max_steps > 0 else "--num_train_epochs"
-        yield f"--train_minutes and {given} contradict: each says how long to train; leave one out"
 
 
 def _range_faults(options: PretrainOptions) -> Iterator[str]:
@@ -120,6 +122,56 @@ def choose_tokenizer(options: PretrainOptions) -> PreTrainedTokenizerBase:
     if missing:
         raise UsageError(f"{options.tokenizer_name}: the tokenizer has no {' and no '.join(missing)} token")
     return tokenizer
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The stores of a run; None for what it does not need."""
+
+    train: ExampleStore | None
+    evaluation: ExampleStore | None
+
+
+def open_corpus(options: PretrainOptions, arguments: TrainingArguments, tokenizer: Any) -> Corpus:
+    """Open the data that training and evaluation need; from plain text the examples are built first, once.
+
+    Raises:
+        UsageError: a file is missing, damaged, of another tokenizer, or too small to be divided.
+    """
+
+    def opened(paths: list[str], train_iterable: bool) -> ExampleStore:
+        return open_examples(
+            paths,
+            tokenizer=tokenizer,
+            line_by_line=options.line_by_line and not train_iterable,  # of both the second wins, as in the original
+            train_iterable=train_iterable,
+            cache_dir=options.data_cache_dir,
+            num_proc=options.num_proc,
+            split_sentences=options.split_sentences,
+            pair_within_documents=options.pair_within_documents,
+            language=options.language,
+        )
+
+    train: ExampleStore | None = None
+    evaluation: ExampleStore | None = None
+    if arguments.do_train or options.eval_fraction > 0:
+        train = opened(options.train_data_file, options.train_iterable)
+    if options.eval_fraction > 0 and train is not None:
+        train, evaluation = train.split_by_document(options.eval_fraction, HELD_OUT_SEED)
+    elif arguments.do_eval:
+        evaluation = opened(options.eval_data_file, _evaluates_on_ids(options))
+    return Corpus(train if arguments.do_train else None, evaluation if arguments.do_eval else None)
+
+
+def _evaluates_on_ids(options: PretrainOptions) -> bool:
+    """Whether the evaluation file is one of ids: with --train_iterable either is accepted, told apart by its start."""
+    path = Path(options.eval_data_file[0])
+    if not options.train_iterable or not path.is_file():
+        return False
+    if not options.line_by_line:
+        return True
+    with path.open("rb") as file:
+        return not file.read(_SNIFFED_BYTES).translate(None, b"0123456789 \r\n")
 
 
 def compose_config(options: PretrainOptions, tokenizer: PreTrainedTokenizerBase) -> CompositeBertConfig:

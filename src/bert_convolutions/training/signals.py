@@ -1,6 +1,5 @@
 """What ends a run from outside: signals, and an output that takes no more. Imports no PyTorch."""
 
-import contextlib
 import os
 import shlex
 import shutil
@@ -8,15 +7,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from bert_convolutions.errors import EXIT_INTERRUPTED, CommandError, RunInterrupted
 
-FROM_OUTSIDE = (signal.SIGTERM, signal.SIGHUP)
-SIGNALS = (*FROM_OUTSIDE, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 LAUNCHER_ECHO_SECONDS = 2.0
 """torchrun passes a Ctrl-C on to processes that the terminal has already told; the second is no second wish."""
 
@@ -28,14 +26,14 @@ def ignore_signals(worker: int = 0) -> None:
 
 
 @contextmanager
-def leaving_at_once(advice: str, numbers: Sequence[signal.Signals] = FROM_OUTSIDE) -> Iterator[None]:
+def leaving_at_once(advice: str) -> Iterator[None]:
     """While modules are imported, whose loaders swallow exceptions: a signal ends the process where it is."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         _say(f"stopped by {signal.Signals(number).name}; {advice}")
         os._exit(EXIT_INTERRUPTED)
 
-    with _handled_by(handle, numbers):
+    with _handled_by(handle):
         yield
 
 
@@ -55,15 +53,11 @@ class SignalWatch:
         self._scratch: set[Path] = set()
 
     @contextmanager
-    def ending_at_once(self, advice: str, numbers: Sequence[signal.Signals] = SIGNALS) -> Iterator["SignalWatch"]:
+    def ending_at_once(self, advice: str) -> Iterator[None]:
         """While there is nothing to save yet: a signal ends the run where it is.
 
-        Args:
-            advice: how to go on, for the message.
-            numbers: which signals.
-
         Raises:
-            RunInterrupted: a signal came.
+            RunInterrupted: a signal came; the message ends with ``advice``, how to go on.
         """
 
         def handle(number: int, frame: FrameType | None) -> None:
@@ -71,12 +65,12 @@ class SignalWatch:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
                 return
-            self._note(signal.Signals(number), signal.Signals(number).name)
+            self._note(signal.Signals(number))
             raise RunInterrupted(f"stopped by {self.cause}; {advice}")
 
-        with _handled_by(handle, numbers):
+        with _handled_by(handle):
             try:
-                yield self
+                yield
             except Exception as error:
                 if self.received is None or isinstance(error, CommandError):
                     raise
@@ -88,7 +82,8 @@ class SignalWatch:
 
         An output that fails (the terminal is gone, the disk under the log is full) counts as one.
         """
-        with _handled_by(self._handle, SIGNALS), self._guarded_output():
+        stdout, stderr = (stream and _GuardedStream(stream, self._note) for stream in (sys.stdout, sys.stderr))
+        with _handled_by(self._handle), redirect_stdout(stdout), redirect_stderr(stderr):
             yield self
 
     @contextmanager
@@ -103,39 +98,26 @@ class SignalWatch:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a forked DataLoader worker: its parent decides
             return
+        is_echo = "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self._since < LAUNCHER_ECHO_SECONDS
         if self.received is None:
-            self._note(signal.Signals(number), signal.Signals(number).name)
+            self._note(signal.Signals(number))
             _say(f"{self.cause}: finishing this step and saving; a second Ctrl-C leaves at once")
-        elif number == signal.SIGINT and not self._is_echo():
+        elif number == signal.SIGINT and not is_echo:
             _say("second Ctrl-C: leaving at once, the last checkpoint stands")
             for folder in self._scratch:
                 shutil.rmtree(folder, ignore_errors=True)
             os._exit(128 + signal.SIGINT)
 
-    def _note(self, received: signal.Signals, cause: str) -> None:
+    def _note(self, received: signal.Signals, cause: str = "") -> None:
         if self.received is None:
-            self.received, self.cause, self._since = received, cause, time.monotonic()
-
-    def _is_echo(self) -> bool:
-        return "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self._since < LAUNCHER_ECHO_SECONDS
-
-    @contextmanager
-    def _guarded_output(self) -> Iterator[None]:
-        def lost(error: OSError) -> None:
-            self._note(signal.SIGPIPE, f"an output that failed ({error.strerror})")
-
-        with contextlib.ExitStack() as stack:
-            for name, redirect in (("stdout", contextlib.redirect_stdout), ("stderr", contextlib.redirect_stderr)):
-                if getattr(sys, name) is not None:
-                    stack.enter_context(redirect(_GuardedStream(getattr(sys, name), lost)))
-            yield
+            self.received, self.cause, self._since = received, cause or received.name, time.monotonic()
 
 
 class _GuardedStream:
-    """A standard stream whose first failure is told to ``lost`` and breaks nothing; what comes after it is dropped."""
+    """A standard stream whose first failure is noted and breaks nothing; what comes after it is dropped."""
 
-    def __init__(self, stream: Any, lost: Callable[[OSError], None]) -> None:
-        self._stream, self._lost = stream, lost
+    def __init__(self, stream: Any, note: Callable[[signal.Signals, str], None]) -> None:
+        self._stream, self._note = stream, note
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -154,15 +136,15 @@ class _GuardedStream:
             self._drop(error)
 
     def _drop(self, error: OSError) -> None:
-        self._lost(error)
-        with contextlib.suppress(OSError, ValueError):  # else what is buffered would fail again at the very end
+        self._note(signal.SIGPIPE, f"an output that failed ({error.strerror})")
+        with suppress(OSError, ValueError):  # else what is buffered would fail again at the very end
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self._stream.fileno())
             os.close(null)
 
 
 @contextmanager
-def _handled_by(handle: Callable[[int, FrameType | None], None], numbers: Sequence[signal.Signals]) -> Iterator[None]:
+def _handled_by(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Let ``handle`` have the signals that are not ignored (as by nohup), and give them back at the end.
 
     Of several processes one that ends by an exception goes on ignoring SIGTERM: the launcher sends it as soon as
@@ -175,7 +157,7 @@ def _handled_by(handle: Callable[[int, FrameType | None], None], numbers: Sequen
         yield
     except BaseException:
         if os.environ.get("WORLD_SIZE", "1") != "1" and before.pop(signal.SIGTERM, None) is not None:
-            signal.signal(signal.SIGTERM, _do_nothing)
+            signal.signal(signal.SIGTERM, lambda number, frame: None)
         raise
     finally:
         for number, handler in before.items():
@@ -184,29 +166,24 @@ def _handled_by(handle: Callable[[int, FrameType | None], None], numbers: Sequen
 
 def _say(message: str) -> None:
     if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
-        with contextlib.suppress(OSError):  # the terminal may be what is gone
+        with suppress(OSError):  # the terminal may be what is gone
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"\nbertconv: {message}\n".encode())
-
-
-def _do_nothing(number: int, frame: FrameType | None) -> None:
-    pass
 
 
 def resume_command(argv: Sequence[str] | None = None) -> str:
     """The command line, by default this process's, as it goes on from the newest checkpoint; launcher included."""
     argv = sys.argv if argv is None else argv
     words = _program(argv[1:])
-    skip_value = False
+    drops_value = False
     for word in argv[1:]:
-        if skip_value and not word.startswith("-"):
-            skip_value = False
+        if drops_value and not word.startswith("-"):
+            drops_value = False
             continue
-        skip_value = False
         flag = word.replace("-", "_").partition("=")[0].strip("_")
-        if word.startswith("--") and flag in ("overwrite_output_dir", "resume_from_checkpoint"):
-            skip_value = "=" not in word
-            continue
-        words.append(word)
+        drops = word.startswith("--") and flag in ("overwrite_output_dir", "resume_from_checkpoint")
+        drops_value = drops and "=" not in word
+        if not drops:
+            words.append(word)
     return shlex.join([*words, "--resume_from_checkpoint", "true"])
 
 

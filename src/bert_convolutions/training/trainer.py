@@ -12,23 +12,16 @@ import numpy as np
 import torch
 from torch.nn import functional
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerControl, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput
 
 from bert_convolutions.data.masking import IGNORED
 from bert_convolutions.errors import UsageError
-from bert_convolutions.training.budgets import WordCounter
 from bert_convolutions.training.progress import Throughput
 from bert_convolutions.training.resumable import ResumableTrainer
-from bert_convolutions.training.sampling import (
-    Examples,
-    SlicedExamples,
-    StepPlan,
-    StepSlices,
-    WithPlaceholder,
-    slices_loader,
-)
+from bert_convolutions.training.sampling import SlicedExamples, StepPlan, StepSlices, WithPlaceholder, slices_loader
+from bert_convolutions.training.words import WordCounter
 
 Collate = Callable[[list[Any]], dict[str, torch.Tensor]]
 _SPECIAL_TOKENS = 3
@@ -44,25 +37,19 @@ class PretrainingTrainer(ResumableTrainer):
         eval_dataset: store of the evaluation examples, or None.
         data_collator: makes a training batch of features ``{"epoch", "sample", "input_ids"}``.
         eval_collator: the same for evaluation, with a masking that never changes.
-        words: counts words and knows at how many to save; left out, nothing is counted.
+        words: counts words and knows at how many to save.
         mlm_probability: of a token to be masked; steps without any are refused when they can't be chance.
         All others are those of ``ResumableTrainer`` and the ``Trainer``.
     """
 
-    train_dataset: Any
     eval_dataset: Any
     loss_is_scaled_for_ga = True  # the model divides by the masked tokens of the whole global batch
 
     def __init__(
-        self,
-        *args: Any,
-        eval_collator: Collate | None = None,
-        mlm_probability: float = 0.15,
-        words: WordCounter | None = None,
-        **kwargs: Any,
+        self, *args: Any, eval_collator: Collate, words: WordCounter, mlm_probability: float = 0.15, **kwargs: Any
     ) -> None:
         self.eval_collator = eval_collator
-        self.words = words or WordCounter(None, [], Path())
+        self.words = words
         self.throughput = Throughput()
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = True
@@ -70,24 +57,13 @@ class PretrainingTrainer(ResumableTrainer):
         self._log_unmasked = math.log1p(-min(mlm_probability, 1 - 1e-9))
         self._blank_since: int | None = None
         self._chance = 0.0
-        self.add_callback(_StartClock(self.throughput))
-        self.add_callback(self.words)
 
     # Data
 
-    def train_plan(self) -> StepPlan:
-        """Which examples each training step takes."""
-        return StepPlan.of_training(self.args, len(self.train_dataset))
-
-    def samples_of_step(self, step: int) -> list[int]:
-        """The examples of a step (0-based) on all processes."""
-        return self.train_plan().samples_of_step(step)
-
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Micro-batches of this process, in order; nothing in it draws a random number."""
-        plan = self.train_plan()
-        dataset, collate = self._laid_out(self.train_dataset, plan, self.data_collator)
-        return self.training_loader(dataset, plan, collate)
+        dataset = SlicedExamples(self.train_dataset, self.train_plan())
+        return self.loader(dataset, dataset.plan, WithPlaceholder(self.data_collator, dataset[0]))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """The evaluation examples in their own order, each on one process."""
@@ -99,13 +75,8 @@ class PretrainingTrainer(ResumableTrainer):
             micro_batches=1,
             processes=self.args.world_size,
         )
-        dataset, collate = self._laid_out(store, plan, self.eval_collator or self.data_collator)
-        return slices_loader(self.args, dataset, StepSlices(plan, self.args.process_index), collate)
-
-    @staticmethod
-    def _laid_out(store: Examples, plan: StepPlan, collate: Collate) -> tuple[SlicedExamples, Collate]:
-        stand_in = {"epoch": 0, "sample": 0, "input_ids": store[0]}
-        return SlicedExamples(store, plan), WithPlaceholder(collate, stand_in)
+        dataset, slices = SlicedExamples(store, plan), StepSlices(plan, self.args.process_index, lambda: 0)
+        return slices_loader(self.args, dataset, slices, WithPlaceholder(self.eval_collator, dataset[0]))
 
     # A training step
 
@@ -128,16 +99,12 @@ class PretrainingTrainer(ResumableTrainer):
                 batch["num_examples_in_batch"] = torch.full((), examples, device=device)
         self._refuse_blank_steps(masked, max(tokens - _SPECIAL_TOKENS * examples, examples))
         self.throughput.add(tokens)
-        self.words.add(words)
+        self.words.add(words, self.state)
         self.state.num_input_tokens_seen = self.throughput.seen
         return batches, torch.full((), max(masked, 1), device=device)
 
     def _refuse_blank_steps(self, masked: int, maskable: int) -> None:
-        """Stop where nothing is left to predict, which looks like a loss of 0.
-
-        Raises:
-            UsageError: no token of this step and those before was masked, which is no chance.
-        """
+        """Stop where no token of this step and those before was masked: no chance, though the loss of 0 looks good."""
         if masked:
             self._blank_since, self._chance = None, 0.0
             return
@@ -186,18 +153,18 @@ class PretrainingTrainer(ResumableTrainer):
             model = self.accelerator.prepare_model(model, evaluation_mode=True)
         model.eval()
         self.callback_handler.eval_dataloader = dataloader
-        sums = EvaluationSums(self.args.device)
+        device = self.args.device
+        total = torch.zeros(len(_SUMS), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
         for batch in dataloader:
             del batch["num_real_tokens"], batch["sample_ids"]
             inputs = self._prepare_inputs(batch)
             with torch.no_grad(), self.compute_loss_context_manager():
-                sums.add(inputs, model(**inputs))
+                total += _evaluation_sums(inputs, model(**inputs)).to(total)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        metrics = sums.metrics(metric_key_prefix, self.collectives.sum(sums.total.tolist()))
         return EvalLoopOutput(
             predictions=np.empty(0),
             label_ids=None,
-            metrics=metrics,
+            metrics=_evaluation_metrics(metric_key_prefix, self.collectives.sum(total.tolist())),
             num_samples=len(dataloader.dataset),  # type: ignore[arg-type]
         )
 
@@ -218,14 +185,21 @@ class PretrainingTrainer(ResumableTrainer):
 
     # Time and logs
 
+    def training_begins(self) -> None:
+        """As before; then the clock starts, and the words go on being counted."""
+        super().training_begins()
+        self.throughput.start(self.state.num_input_tokens_seen)
+        self.words.restore(self.state)
+
     def progress_note(self) -> str:
         """The tokens seen and the tokens per second."""
         return f"{self.throughput.seen:,} tokens, {self.throughput.tokens_per_second:,.0f} tokens/s"
 
     def figures(self) -> dict[str, float]:
         """Tokens and words seen, and tokens per second, under their names in the logs and in ``train_results.json``."""
-        words = {} if self.words.seen is None else {"words_seen": self.words.seen}
-        return {**words, **self.throughput.figures()}
+        figures = {} if self.words.seen is None else {"words_seen": self.words.seen}
+        rate = round(self.throughput.tokens_per_second)
+        return {**figures, "non_padding_tokens_seen": self.throughput.seen, "real_tokens_per_second": rate}
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate, off the clock that measures training."""
@@ -243,69 +217,47 @@ class PretrainingTrainer(ResumableTrainer):
         super().log(logs, start_time)
 
 
-class _StartClock(TrainerCallback):
-    """Starts the clock when the model is ready and the state of a resumed run has been read."""
-
-    def __init__(self, throughput: Throughput) -> None:
-        self.throughput = throughput
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.throughput.start(state.num_input_tokens_seen)
-
-
 _SUMS = ("loss", "tokens", "correct", "sop_loss", "sop_pairs", "sop_correct")
 
 
-class EvaluationSums:
+def _evaluation_sums(batch: Mapping[str, torch.Tensor], outputs: Any) -> torch.Tensor:
     """Loss, count and hits of the masked tokens and, where there is a sentence-order head, of the pairs.
 
-    Summed in float64 on the device; ``total`` is what to add up over the processes.
+    Args:
+        batch: ``labels`` (M,) or (R, S) with -100 where nothing is to be predicted, and perhaps
+            ``next_sentence_label`` (E,).
+        outputs: the model's, with ``logits`` or ``prediction_logits`` (..., V), in the shape of ``labels``, and
+            perhaps ``seq_relationship_logits`` (E, 2).
+
+    Returns:
+        ``_SUMS`` of the batch, (6,), to be added up over batches and processes.
     """
-
-    def __init__(self, device: torch.device) -> None:
-        dtype = torch.float64 if device.type != "mps" else torch.float32
-        self.total = torch.zeros(len(_SUMS), dtype=dtype, device=device)
-
-    def add(self, batch: Mapping[str, torch.Tensor], outputs: Any) -> None:
-        """Count a batch.
-
-        Args:
-            batch: ``labels`` (M,) or (R, S) with -100 where nothing is to be predicted, and perhaps
-                ``next_sentence_label`` (E,).
-            outputs: the model's, with ``logits`` or ``prediction_logits`` (..., V), in the shape of ``labels``, and
-                perhaps ``seq_relationship_logits`` (E, 2).
-        """
-        logits = outputs.get("prediction_logits", outputs.get("logits"))
-        sums = _loss_count_hits(logits, batch["labels"])
-        if "next_sentence_label" in batch and "seq_relationship_logits" in outputs:
-            sums += _loss_count_hits(outputs["seq_relationship_logits"], batch["next_sentence_label"])
-        self.total[: len(sums)] += torch.stack([value.to(self.total) for value in sums])
-
-    @staticmethod
-    def metrics(prefix: str, total: list[float]) -> dict[str, float]:
-        """The figures under their names: loss per masked token, perplexity, accuracy, number of masked tokens.
-
-        Args:
-            prefix: of the names.
-            total: ``total`` of all processes, added up.
-        """
-        sums = dict(zip(_SUMS, total, strict=True))
-        tokens = sums["tokens"]
-        loss = sums["loss"] / tokens if tokens else math.nan
-        metrics = {
-            f"{prefix}_loss": loss,
-            f"{prefix}_perplexity": math.exp(loss) if loss < 700 else math.inf,  # float64 ends at exp(709)
-            f"{prefix}_masked_accuracy": sums["correct"] / tokens if tokens else math.nan,
-            f"{prefix}_masked_tokens": int(tokens),
-        }
-        if sums["sop_pairs"]:
-            metrics[f"{prefix}_sop_loss"] = sums["sop_loss"] / sums["sop_pairs"]
-            metrics[f"{prefix}_sop_accuracy"] = sums["sop_correct"] / sums["sop_pairs"]
-        return metrics
+    tokens = _loss_count_hits(outputs.get("prediction_logits", outputs.get("logits")), batch["labels"])
+    pairs = torch.zeros_like(tokens)
+    if "next_sentence_label" in batch and "seq_relationship_logits" in outputs:
+        pairs = _loss_count_hits(outputs["seq_relationship_logits"], batch["next_sentence_label"])
+    return torch.cat([tokens, pairs])
 
 
-def _loss_count_hits(logits: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
+def _loss_count_hits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     logits, labels = logits.flatten(0, -2).float(), labels.flatten()
     loss = functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
     counted = labels != IGNORED
-    return [loss, counted.sum(), ((logits.argmax(-1) == labels) & counted).sum()]
+    return torch.stack([loss, counted.sum(), ((logits.argmax(-1) == labels) & counted).sum()])
+
+
+def _evaluation_metrics(prefix: str, total: list[float]) -> dict[str, float]:
+    """What ``_SUMS`` of a data set come to: loss per masked token, perplexity, accuracy, number of masked tokens."""
+    sums = dict(zip(_SUMS, total, strict=True))
+    tokens = sums["tokens"]
+    loss = sums["loss"] / tokens if tokens else math.nan
+    metrics = {
+        f"{prefix}_loss": loss,
+        f"{prefix}_perplexity": math.exp(loss) if loss < 700 else math.inf,  # float64 ends at exp(709)
+        f"{prefix}_masked_accuracy": sums["correct"] / tokens if tokens else math.nan,
+        f"{prefix}_masked_tokens": int(tokens),
+    }
+    if sums["sop_pairs"]:
+        metrics[f"{prefix}_sop_loss"] = sums["sop_loss"] / sums["sop_pairs"]
+        metrics[f"{prefix}_sop_accuracy"] = sums["sop_correct"] / sums["sop_pairs"]
+    return metrics
