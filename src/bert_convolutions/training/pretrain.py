@@ -55,7 +55,7 @@ def run_pretraining(options: PretrainOptions, arguments: BertTrainingArguments) 
         def trial(changed: BertTrainingArguments) -> PretrainingTrainer:
             return setup.make_trainer(options, changed, copy.deepcopy(model), tokenizer, corpus, SignalWatch())
 
-        with _lost_process(arguments.world_size), ExitStack() as stack:
+        with _explained(arguments.world_size, folder), ExitStack() as stack:
             collectives.on_first(lambda: stack.enter_context(output_folder.held(folder)))
             start, minutes = Start(), options.train_minutes
             if arguments.do_train:
@@ -66,7 +66,7 @@ def run_pretraining(options: PretrainOptions, arguments: BertTrainingArguments) 
             if arguments.do_train:
                 facts, last_step = trainer.run_facts, trainer.last_step()
                 collectives.on_first(lambda: output_folder.refuse_other_run(folder, start, facts, last_step))
-            with watch.installed(), _hard_end_explained(watch, folder), _lost_process(arguments.world_size):
+            with watch.installed(), _explained(arguments.world_size, folder, watch):
                 if arguments.do_train:
                     overwrites = options.overwrite_output_dir and wish is None and trainer.is_world_process_zero()
                     with output_folder.replacing(folder) if overwrites else nullcontext():
@@ -173,34 +173,25 @@ def _evaluate(trainer: PretrainingTrainer, folder: Path) -> None:
 
 
 @contextmanager
-def _lost_process(world_size: int) -> Iterator[None]:
-    """Say what a broken connection between processes means."""
+def _explained(world_size: int, folder: Path, watch: SignalWatch | None = None) -> Iterator[None]:
+    """Say what a broken connection between processes means, and what an error of a step that a signal has hit too."""
     try:
         yield
-    except RuntimeError as error:
-        if world_size == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
-            raise
-        raise CommandError(
-            "another process of this run has ended, so this one stops too; look for that one's message above, and go "
-            f"on with: {resume_command()} ({_brief(error)})"
-        ) from error
-
-
-@contextmanager
-def _hard_end_explained(watch: SignalWatch, folder: Path) -> Iterator[None]:
-    """Say where a run stands whose step in hand could not be finished after a signal: a compiler that it hit too."""
-    try:
-        yield
+    except CommandError:
+        raise
     except Exception as error:
-        if watch.received is None or isinstance(error, CommandError):
+        brief = f"{type(error).__name__}: {str(error).strip()[:200].partition(chr(10))[0]}"
+        lost = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+        if world_size > 1 and lost:
+            raise CommandError(
+                "another process of this run has ended, so this one stops too; look for that one's message above, and "
+                f"go on with: {resume_command()} ({brief})"
+            ) from error
+        if watch is None or watch.received is None:
             raise
         last = checkpoints.newest_complete(folder)
         way = f"go on with: {resume_command()}" if last else "run the same command again"
         raise RunInterrupted(
-            f"stopped by {watch.cause} in a step that could not be finished ({_brief(error)}); the last checkpoint is "
+            f"stopped by {watch.cause} in a step that could not be finished ({brief}); the last checkpoint is "
             f"{last or 'none'}; {way}"
         ) from error
-
-
-def _brief(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip()[:200].partition(chr(10))[0]}"
