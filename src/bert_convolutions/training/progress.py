@@ -83,12 +83,10 @@ class RunProgress(ProgressCallback):
             self.training_bar.set_postfix_str(self.note() + self._loss, refresh=False)
             super().on_step_end(args, state, control, **kwargs)
 
-    def on_prediction_step(
-        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
-    ) -> None:
+    def on_prediction_step(self, args: Any, state: Any, control: Any, *more: Any, **kwargs: Any) -> None:
         """Move the line of an evaluation on."""
         if not args.disable_tqdm:
-            super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
+            super().on_prediction_step(args, state, control, *more, **kwargs)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Write a log as a line; what is only known at the end is said by others then."""

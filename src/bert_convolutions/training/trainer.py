@@ -139,14 +139,7 @@ class PretrainingTrainer(ResumableTrainer):
 
     # Evaluation
 
-    def evaluation_loop(
-        self,
-        dataloader: DataLoader[Any],
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
+    def evaluation_loop(self, dataloader: DataLoader[Any], *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Loss per masked token, perplexity and accuracy over the whole data set; nothing is kept but sums."""
         model = self._wrap_model(self.model, training=False)
         if not self.accelerator._models:  # evaluating without having trained: autocast is not set up yet
@@ -164,7 +157,7 @@ class PretrainingTrainer(ResumableTrainer):
         return EvalLoopOutput(
             predictions=np.empty(0),
             label_ids=None,
-            metrics=_evaluation_metrics(metric_key_prefix, self.collectives.sum(total.tolist())),
+            metrics=_evaluation_metrics(kwargs.get("metric_key_prefix", "eval"), self.collectives.sum(total.tolist())),
             num_samples=len(dataloader.dataset),  # type: ignore[arg-type]
         )
 
