@@ -35,7 +35,11 @@ def config_file(tmp_path):
     return path
 
 
-def test_a_preset_takes_the_size_of_the_tokenizer_and_of_the_block():
+def test_a_preset_takes_the_size_of_the_tokenizer_and_of_the_block(tmp_path, monkeypatch):
+    """Also beside a run that is called like it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bert_small").mkdir()
+    (tmp_path / "bert_small" / "config.json").write_text('{"vocab_size": 7}')
     config = compose(config_name="bert_small", block_size=512, attention_kernel="convk_qk 4", num_hidden_layers=3)
     assert (config.vocab_size, config.pad_token_id, config.max_position_embeddings) == (100, 98, 512)
     assert (config.attention_kernel, config.num_hidden_layers, config.hidden_size) == ("qk_convk 4", 3, 256)

@@ -17,10 +17,9 @@ from typing import Any, NamedTuple
 from bert_convolutions.errors import CommandError, UsageError
 from bert_convolutions.files import discard_aside, remove_temporaries, sha256, sync, sync_tree, write_json
 from bert_convolutions.parsing import parse, read_json
-from bert_convolutions.schemas import CheckpointManifest, StoredTrainerState
+from bert_convolutions.schemas import CheckpointManifest, StoredFile, StoredTrainerState
 
 MANIFEST_NAME = "manifest.json"
-MANIFEST_FORMAT = 1
 STAGING_NAME = ".saving"
 """Folder inside the output folder in which a checkpoint is written before it gets its place."""
 _DELETED, _REPLACED = ".deleting-", ".replaced-"
@@ -62,11 +61,11 @@ def publish(staged: Path, place: Path, facts: Mapping[str, Any]) -> None:
     """
     sync_tree(staged)
     files = {
-        str(path.relative_to(staged)): {"size": path.stat().st_size, "sha256": sha256(path)}
+        str(path.relative_to(staged)): StoredFile(size=path.stat().st_size, sha256=sha256(path))
         for path in sorted(staged.rglob("*"))
         if path.is_file()
     }
-    write_json(staged / MANIFEST_NAME, {"format": MANIFEST_FORMAT, "run": dict(facts), "files": files})
+    write_json(staged / MANIFEST_NAME, CheckpointManifest(format=1, run=dict(facts), files=files).model_dump())
     replaced = place.with_name(_REPLACED + place.name)
     if place.exists():
         place.rename(replaced)

@@ -37,22 +37,17 @@ _OWN_NAMES = (
     *(f"{name}.py" for name in CODE_FILES),
 )
 _MODELS = ("*.safetensors", "pytorch_model*.bin")
-_FLAGS_OF_FACTS = {
-    "train_minutes": "--train_minutes",
+_FACTS = {
     "train_steps": "the number of steps that --train_minutes came to",
-    "seed": "--seed",
-    "data_seed": "--data_seed",
     "num_examples": "the number of examples in --train_data_file",
     "global_batch_size": "the global batch (--per_device_train_batch_size x --gradient_accumulation_steps x processes)",
-    "block_size": "--block_size",
-    "mlm_probability": "--mlm_probability",
-    "use_sop_head": "--use_sop_head",
     "fingerprint": "the content of --train_data_file",
     "tokenizer": "the tokenizer (--tokenizer_name)",
     "optimizer": "the optimizer (--optim, --optim_args)",
     "schedule": "--lr_scheduler_type",
     "model": "the model (--config_name and the architecture flags)",
 }
+"""What a run's facts are called; those that are left out are flags."""
 
 
 def refuse_if_in_use(folder: Path, resume: str | None, overwrite: bool) -> None:
@@ -181,7 +176,7 @@ def refuse_other_run(folder: Path, start: Start, facts: Mapping[str, Any], last_
             old, new = ({key: side[key] for key in common} for side in (old, new))
         if old != new:
             raise UsageError(
-                f"{start.source} cannot be resumed: {_FLAGS_OF_FACTS[name]} was {_brief(old)} and is now "
+                f"{start.source} cannot be resumed: {_FACTS.get(name, f'--{name}')} was {_brief(old)} and is now "
                 f"{_brief(new)}; use the earlier value, or start from its weights alone with --model_name_or_path "
                 f"{start.source}"
             )

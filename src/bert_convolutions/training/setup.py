@@ -254,9 +254,10 @@ def _changed(config: CompositeBertConfig, options: PretrainOptions) -> Composite
 
 def _stated_vocab_size(config_name: str) -> int | None:
     """``vocab_size`` as a config file states it; None for a preset, which is of any size."""
+    if config_name in PRESETS:
+        return None
     path = Path(config_name)
-    path = path / "config.json" if path.is_dir() else path
-    return read_json(path).get("vocab_size") if path.is_file() else None
+    return read_json(path / "config.json" if path.is_dir() else path).get("vocab_size")
 
 
 def make_trainer(
