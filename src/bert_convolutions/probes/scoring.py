@@ -110,9 +110,14 @@ class PseudoLikelihood:
         encoded = self.tokenizer(text, verbose=False)
         ids = np.array(encoded["input_ids"], dtype=np.int64)
         positions = [position for position, token in enumerate(ids.tolist()) if token not in self._outside]
-        numbers = [encoded.word_ids()[position] for position in positions] if self.tokenizer.is_fast else None
         pieces = self.tokenizer.convert_ids_to_tokens(ids[positions].tolist())
-        return _Sentence(ids, positions, words_of_pieces(pieces, numbers))
+        # Who marks the words parts them at spaces alone, and a word's punctuation would be masked with it.
+        if self.tokenizer.is_fast and not any(piece.startswith(_WORD_START) for piece in pieces):
+            numbers = encoded.word_ids()
+            words = [-position if numbers[position] is None else numbers[position] for position in positions]
+        else:
+            words = words_of_pieces(pieces)
+        return _Sentence(ids, positions, words)
 
     @torch.inference_mode()
     def _log_probabilities(
@@ -176,26 +181,20 @@ def _logits_at(model: PreTrainedModel, inputs: Mapping[str, Tensor], masked: Ten
     return logits if logits.dim() == 2 else logits.flatten(0, 1)[masked]
 
 
-def words_of_pieces(pieces: Sequence[str], numbers: Sequence[int | None] | None = None) -> list[int]:
-    """The word that each piece belongs to; punctuation stands alone, or it would be masked with the word before it.
+def words_of_pieces(pieces: Sequence[str]) -> list[int]:
+    """The word that each piece belongs to, where the tokenizer itself doesn't say.
 
-    Args:
-        pieces: of a sentence.
-        numbers: the tokenizer's own ``word_ids``. Where it has none, a word begins at SentencePiece's mark (if no piece
-            has one, at each without BERT's ``##``).
+    A word begins at SentencePiece's mark (where no piece has one, at each without BERT's ``##``); punctuation stands
+    alone.
     """
-    if numbers is not None:
-        starts = [number is None or number != before for before, number in zip([None, *numbers], numbers, strict=False)]
-    elif any(piece.startswith(_WORD_START) for piece in pieces):
-        starts = [piece.startswith(_WORD_START) for piece in pieces]
-    else:
-        starts = [not piece.startswith(_CONTINUATION) for piece in pieces]
+    marked = any(piece.startswith(_WORD_START) for piece in pieces)
     words: list[int] = []
     word, after_punctuation = 0, False
-    for piece, is_start in zip(pieces, starts, strict=True):
+    for piece in pieces:
+        starts = piece.startswith(_WORD_START) if marked else not piece.startswith(_CONTINUATION)
         bare = piece.removeprefix(_WORD_START)
         is_punctuation = bool(bare) and all(unicodedata.category(character)[0] == "P" for character in bare)
-        word += is_start or is_punctuation or after_punctuation
+        word += starts or is_punctuation or after_punctuation
         after_punctuation = is_punctuation
         words.append(word)
     return words
