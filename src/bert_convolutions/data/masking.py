@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bert_convolutions.data.packing import positions_within
 from bert_convolutions.data.randomness import Stream, mix, uniform
 
 IGNORED = -100
@@ -56,7 +57,7 @@ class Masking:
         """
         lengths = np.array([len(ids)]) if lengths is None else lengths
         length = np.repeat(lengths, lengths)
-        position = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        position = positions_within(lengths)
         keys = [np.repeat(np.broadcast_to(key, lengths.shape), lengths) for key in (epoch, sample)]
         chosen = uniform(mix(position, self.seed, *keys, Stream.MASKING)) < self.probability
         chosen &= ~np.isin(ids, self.special_ids)

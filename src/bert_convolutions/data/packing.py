@@ -60,6 +60,11 @@ def one_per_row(lengths: Sequence[int]) -> tuple[list[Place], int]:
     return [Place(row, 0) for row in range(len(lengths))], len(lengths)
 
 
+def positions_within(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The position (T,) of each token in its example, from 0, for examples of ``lengths`` (X,) one after the other."""
+    return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+
+
 @dataclass(frozen=True)
 class Rows:
     """The tokens of X examples, one example after the other, laid out in rows. All arrays are int64.
@@ -93,13 +98,13 @@ class Rows:
         Raises:
             ValueError: for an example longer than a row.
         """
-        places, rows = (pack if packed else lambda given, _: one_per_row(given))(lengths.tolist(), row_length)
+        places, rows = pack(lengths.tolist(), row_length) if packed else one_per_row(lengths.tolist())
         row, column = np.array(places, dtype=np.int64).reshape(-1, 2).T
         starts = row * row_length + column
         order = np.argsort(starts)
         numbers = np.empty_like(row)
         numbers[order] = np.arange(1, len(row) + 1) - np.searchsorted(row[order], row[order])
-        positions = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        positions = positions_within(lengths)
         shape = -(-rows // row_bucket) * row_bucket, row_length
         return cls(shape, lengths, starts, numbers, positions, np.repeat(starts, lengths) + positions)
 

@@ -29,6 +29,11 @@ from bert_convolutions.errors import UsageError
 APPENDED_TOKENS = ("[CLS]", "[SEP]", "<pad>", "[MASK]")
 """Tokens added after the model's pieces, in the order of their ids."""
 UNKNOWN_TOKEN = "<unk>"
+SPECIAL_TOKENS = {
+    "unk_token": UNKNOWN_TOKEN,
+    **dict(zip(("cls_token", "sep_token", "pad_token", "mask_token"), APPENDED_TOKENS, strict=True)),
+}
+"""By the names that ``transformers`` has for them."""
 MODEL_FILE = "spm.model"
 """The model's name inside a tokenizer directory."""
 _SPECIAL_TOKENS = re.compile("(" + "|".join(re.escape(token) for token in (*APPENDED_TOKENS, UNKNOWN_TOKEN)) + ")")

@@ -46,11 +46,7 @@ class ExampleStore:
     def split_by_document(self, fraction: float, seed: int) -> "tuple[ExampleView, ExampleView]":
         """Hold out a share of the documents: views of the examples to train on and of those to evaluate on.
 
-        Which documents are held out is a function of their number and the seed alone.
-
-        Args:
-            fraction: share of the documents, between 0 and 1.
-            seed: of the draw.
+        Which documents are held out is a function of their number and the seed alone. ``fraction`` is between 0 and 1.
 
         Raises:
             UsageError: documents are not known here, or one of the two parts would be empty.
@@ -209,13 +205,16 @@ class ArrowStore(ExampleStore):
             is_held_out = mix(documents, seed, Stream.HELD_OUT) < threshold
             held_out.append(np.flatnonzero(is_held_out) + start)
             train.append(np.flatnonzero(~is_held_out) + start)
-        views = ExampleView(self, _compact(train, len(self))), ExampleView(self, _compact(held_out, len(self)))
-        if not len(views[0]) or not len(views[1]):
+        smallest = np.uint32 if len(self) < 1 << 32 else np.int64
+        train_view, held_out_view = (
+            ExampleView(self, np.concatenate(parts, dtype=smallest, casting="unsafe")) for parts in (train, held_out)
+        )
+        if not len(train_view) or not len(held_out_view):
             raise UsageError(
                 f"{self.folder}: {self._manifest.counts.documents} documents are too few to hold out a share of "
                 f"{fraction}; give another --eval_fraction, or --eval_data_file"
             )
-        return views
+        return train_view, held_out_view
 
     def verify(self) -> None:
         """Compare the checksum of every shard with the manifest; reads everything.
@@ -316,9 +315,3 @@ def _status(path: Path, size: int) -> tuple[int, ...]:
         state = f"has {found[1]:,} bytes instead of {size:,}: it was truncated or changed" if found else "is missing"
         raise UsageError(f"{path}: the shard {state}; run build-dataset again")
     return found
-
-
-def _compact(parts: list[np.ndarray], limit: int) -> np.ndarray:
-    """Join index arrays in the smallest type that holds them."""
-    dtype = np.uint32 if limit < 1 << 32 else np.int64
-    return np.concatenate([part.astype(dtype) for part in parts])

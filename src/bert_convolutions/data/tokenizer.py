@@ -17,7 +17,14 @@ from tokenizers.processors import BertProcessing
 from transformers import AddedToken, AutoTokenizer, BatchEncoding, PreTrainedConfig, PreTrainedTokenizer
 from transformers.tokenization_utils_base import PaddingStrategy, PreTrainedTokenizerBase, TruncationStrategy
 
-from bert_convolutions.data.pieces import MODEL_FILE, WORD_START, AlignedPiece, PieceTokenizer, find_model_file
+from bert_convolutions.data.pieces import (
+    MODEL_FILE,
+    SPECIAL_TOKENS,
+    WORD_START,
+    AlignedPiece,
+    PieceTokenizer,
+    find_model_file,
+)
 from bert_convolutions.errors import UsageError, first_line
 
 _Example = tuple[Any, Any]
@@ -55,17 +62,10 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
             token_id: AddedToken(token, special=True, normalized=False)
             for token, token_id in sorted(self.pieces.special_ids.items(), key=lambda item: item[1])
         }
-        special_tokens = {
-            "unk_token": "<unk>",
-            "cls_token": "[CLS]",
-            "sep_token": "[SEP]",
-            "pad_token": "<pad>",
-            "mask_token": "[MASK]",
-        }
         kwargs.pop("local_files_only", None)  # how it was loaded is no property of it
         kwargs.setdefault("special_tokens_pattern", "cls_sep")
         kwargs.setdefault("token_type_ids_pattern", "bert_style")
-        super().__init__(**{**special_tokens, **kwargs})
+        super().__init__(**{**SPECIAL_TOKENS, **kwargs})
 
     @property
     def vocab_size(self) -> int:

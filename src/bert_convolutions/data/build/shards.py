@@ -25,7 +25,8 @@ class ShardTask:
 
 def write_shard(task: ShardTask) -> None:
     """Merge the runs of a shard by shuffle key, write the shard and its record."""
-    keys, documents, lengths, ids = _read_runs(task)
+    runs = zip(*(_read_run(path, task.shard) for path in task.runs), strict=True)
+    keys, documents, lengths, ids = map(np.concatenate, runs)
     order = np.argsort(keys, kind="stable")
     ids = take_rows(ids, (np.cumsum(lengths) - lengths)[order], lengths[order])
     lengths, documents = lengths[order], documents[order]
@@ -47,22 +48,13 @@ def record_of(path: Path, num_examples: int, num_tokens: int) -> ShardRecord:
     )
 
 
-def _read_runs(task: ShardTask) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    keys, documents, lengths, ids = [], [], [], []
-    for path in task.runs:
-        with open_arrays(path) as read:
-            first, last = read("pair_starts", task.shard, task.shard + 2).tolist()
-            first_id, last_id = read("id_starts", task.shard, task.shard + 2).tolist()
-            keys.append(read("keys", first, last))
-            documents.append(read("documents", first, last))
-            lengths.append(read("lengths", first, last))
-            ids.append(read("ids", first_id, last_id))
-    return (
-        np.concatenate(keys),
-        np.concatenate(documents),
-        np.concatenate(lengths).astype(np.int64),
-        np.concatenate(ids),
-    )
+def _read_run(path: Path, shard: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The pairs of a shard among those of a block: keys, documents, lengths (int64) and ids."""
+    with open_arrays(path) as read:
+        first, last = read("pair_starts", shard, shard + 2).tolist()
+        first_id, last_id = read("id_starts", shard, shard + 2).tolist()
+        keys, documents, lengths = (read(name, first, last) for name in ("keys", "documents", "lengths"))
+        return keys, documents, lengths.astype(np.int64), read("ids", first_id, last_id)
 
 
 def _write_arrow(path: Path, ids: np.ndarray, lengths: np.ndarray, documents: np.ndarray) -> None:

@@ -86,12 +86,11 @@ class Target:
                     f"{self.result}: holds a dataset that differs in {difference}; choose another output or give "
                     "--overwrite_output_dir"
                 )
-        elif not (self.work.exists() or overwrite) and self._is_occupied():
+        elif self.work.exists() or overwrite or not self.result.exists():
+            return False
+        elif self.output_format == "ids" or any(self.result.iterdir()):
             raise UsageError(f"{self.result}: is not empty; choose another output or give --overwrite_output_dir")
         return False
-
-    def _is_occupied(self) -> bool:
-        return self.result.exists() and (self.output_format == "ids" or any(self.result.iterdir()))
 
     def _difference(self, settings: BuildSettings) -> str | None:
         """Say what keeps the dataset that is there from being the one that is wanted."""
@@ -119,7 +118,10 @@ class Target:
             try:
                 yield
             except UsageError:  # the text itself must change, and with it everything made so far
-                self._remove_shards(keep=self._finished_shards())
+                kept: set[str] = set()
+                with contextlib.suppress(UsageError):
+                    kept = {shard.file for shard in read_manifest(self.manifest).shards}
+                self._remove_shards(keep=kept)
                 shutil.rmtree(self.work)
                 raise
             shutil.rmtree(self.work, ignore_errors=True)
@@ -150,12 +152,6 @@ class Target:
         if self.output_format == "arrow":
             self._remove_shards(keep={shard.file for shard in manifest.shards})
             remove_temporaries(self.result)
-
-    def _finished_shards(self) -> set[str]:
-        try:
-            return {shard.file for shard in read_manifest(self.manifest).shards}
-        except UsageError:
-            return set()
 
     def _remove_shards(self, keep: set[str]) -> None:
         """Remove the shards of this and other builds, but for some; nothing else that lies there."""

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from bert_convolutions.data.build.sources import blocks, find_sources, read_text, refuse_changed, split_lines
 from bert_convolutions.data.options import TrainTokenizerOptions
-from bert_convolutions.data.pieces import APPENDED_TOKENS, MODEL_FILE, UNKNOWN_TOKEN, normalize
+from bert_convolutions.data.pieces import MODEL_FILE, SPECIAL_TOKENS, normalize
 from bert_convolutions.data.randomness import Stream, mix
 from bert_convolutions.errors import UsageError
 from bert_convolutions.files import refuse_overlap, whole_file, write_json
@@ -48,7 +48,8 @@ def train_tokenizer(options: TrainTokenizerOptions) -> Path:
     refuse_changed(sources)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write_config(folder / "tokenizer_config.json")
+        # What AutoTokenizer needs beside the model, without loading transformers.
+        write_json(folder / "tokenizer_config.json", {"tokenizer_class": "CompositeBertTokenizer", **SPECIAL_TOKENS})
         with whole_file(folder / MODEL_FILE) as file:
             file.write(model)
     except OSError as error:
@@ -147,17 +148,3 @@ def _explain(message: str, options: TrainTokenizerOptions) -> str:
         needed = max(int(found[1]), int(found[2])) + 1
         return f"--vocab_size {options.vocab_size}: too small for the characters of this text; give at least {needed}"
     return f"--input {options.input[0]}: SentencePiece cannot learn from this text ({message.splitlines()[0]})"
-
-
-def _write_config(path: Path) -> None:
-    """Write what ``AutoTokenizer`` needs beside the model, without loading ``transformers``."""
-    cls_token, sep_token, pad_token, mask_token = APPENDED_TOKENS
-    config = {
-        "tokenizer_class": "CompositeBertTokenizer",
-        "unk_token": UNKNOWN_TOKEN,
-        "cls_token": cls_token,
-        "sep_token": sep_token,
-        "pad_token": pad_token,
-        "mask_token": mask_token,
-    }
-    write_json(path, config)
