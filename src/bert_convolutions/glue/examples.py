@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from bert_convolutions.data.masking import IGNORED
-from bert_convolutions.data.packing import Rows
+from bert_convolutions.data.packing import Rows, positions_within
 from bert_convolutions.data.pieces import flatten
 from bert_convolutions.glue.reading import Examples
 from bert_convolutions.model.modeling import CompositeBertPreTrainedModel
@@ -94,18 +94,11 @@ class EncodedExamples(Dataset[dict[str, Any]]):
 def rows_of(offsets: np.ndarray, indices: np.ndarray) -> np.ndarray:
     """Return the positions of the rows ``indices`` (M,), one row after the other, in a flat array with ``offsets``."""
     lengths = np.diff(offsets)[indices]
-    ends = np.cumsum(lengths)
-    return np.repeat(offsets[indices] - (ends - lengths), lengths) + np.arange(lengths.sum())
+    return np.repeat(offsets[indices], lengths) + positions_within(lengths)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_seq_length: int) -> EncodedExamples:
-    """Tokenise examples as ``[CLS] a [SEP]`` or ``[CLS] a [SEP] b [SEP]``, the longer text cut first.
-
-    Args:
-        tokenizer: any tokenizer of ``transformers``.
-        examples: as read.
-        max_seq_length: most tokens of an example, special tokens included.
-    """
+    """Tokenise examples as ``[CLS] a [SEP]`` or ``[CLS] a [SEP] b [SEP]``, the longer text cut first."""
     parts: dict[str, list[np.ndarray]] = {}
     all_lengths = []
     for start in range(0, len(examples), TEXTS_PER_CALL):
@@ -128,12 +121,7 @@ def encode_words(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_seq
 
     Each word is tokenised for itself, after a space, as in running text. A sentence that is too long goes on in
     another example from the word that doesn't fit; a word too long on its own is cut, one without a piece becomes
-    unknown.
-
-    Args:
-        tokenizer: any tokenizer of ``transformers``.
-        examples: as read; without labels each word gets label 0.
-        max_seq_length: most tokens of an example, special tokens included.
+    unknown. Without labels each word gets label 0.
     """
     words = sorted({word for sentence in examples.texts[0] for word in sentence})
     encoded = tokenizer([f" {word}" for word in words], add_special_tokens=False, verbose=False)["input_ids"]
@@ -213,12 +201,7 @@ def layout_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, per_t
 
 @dataclass(frozen=True)
 class Shuffled(Dataset[Any]):
-    """Training examples that are asked for a whole ``Slice`` of an epoch's uniform shuffle at a time.
-
-    Attributes:
-        examples: N examples.
-        plan: which of them each step and process takes.
-    """
+    """Training examples that are asked for a whole ``Slice`` of an epoch's uniform shuffle at a time."""
 
     examples: EncodedExamples
     plan: StepPlan
@@ -235,13 +218,9 @@ class Shuffled(Dataset[Any]):
 
 @dataclass(frozen=True)
 class Counted:
-    """Lays examples out and counts what is to be predicted as ``num_examples``; of none it makes a batch of none.
+    """Lays examples out and counts what is to be predicted as ``num_examples``.
 
-    Processes must all run a model step, even one that has no example left at the end of an epoch.
-
-    Attributes:
-        layout: makes a batch.
-        stand_in: examples to fill such a batch with.
+    Processes must all run a model step, so one that has no example left in an epoch gets ``stand_in`` that count as 0.
     """
 
     layout: Layout

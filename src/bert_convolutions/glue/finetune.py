@@ -23,8 +23,7 @@ class GlueTrainer(ResumableTrainer):
 
     Args:
         task: what is trained.
-        train: training examples.
-        dev: development sets, for evaluation during training.
+        train, dev: the examples; of the development sets those for evaluation during training.
         layout: makes batches of examples.
         kwargs: those of ``ResumableTrainer`` and the ``Trainer``.
     """

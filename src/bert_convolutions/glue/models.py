@@ -52,6 +52,7 @@ def locate_model(path: str) -> Path:
     config = read_json(config_file)
     if isinstance(config, dict) and config.get("model_type") == "bert" and "attention_kernel" in config:
         raise UsageError(f"{path} is a checkpoint of the original code: run bertconv convert on it first")
+    load_config(folder)
     return folder
 
 
@@ -72,9 +73,7 @@ def fingerprint(folder: Path) -> str:
 def load_pretrained(folder: str | Path, task: Task) -> PreTrainedModel:
     """Load an encoder with a new classifier for a task, whose weights are drawn from PyTorch's global generator.
 
-    Args:
-        folder: of a model of ``transformers``; its name has no meaning (``checkpoint-1000`` is a name as any).
-        task: sets the number of outputs, the label words and the loss.
+    The folder's name has no meaning (``checkpoint-1000`` is a name as any).
 
     Raises:
         UsageError: weights or configuration can't be read, or they are not each other's.

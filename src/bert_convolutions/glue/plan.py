@@ -113,9 +113,7 @@ class Job:
 def plan_jobs(options: GlueOptions, arguments: TrainingArguments) -> list[Job]:
     """Return the jobs in the order in which they run: all tasks of round 0, then of round 1, and so on.
 
-    Args:
-        options: tasks, rounds and hyper-parameters; these and the arguments have passed ``check_flags``.
-        arguments: the Trainer's; each job has its own copy.
+    The flags have passed ``check_flags``.
 
     Raises:
         UsageError: tasks, rounds or hyper-parameters that there aren't, or a folder in the way.

@@ -102,8 +102,6 @@ class _GlueRun:
         self.progress = Progress(make_console(quiet=not processes.is_main_process), work, len(open_jobs))
         trains = self.arguments.do_train
         self.model_folder = models.locate_model(str(options.model_name_or_path)) if trains else None
-        if self.model_folder is not None:
-            models.load_config(self.model_folder)
         tokenizer_path = options.tokenizer_name or self.model_folder
         self.tokenizer = load_tokenizer(tokenizer_path) if tokenizer_path is not None else None
         if trains and not options.overwrite_output_dir:

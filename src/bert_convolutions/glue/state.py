@@ -46,13 +46,8 @@ def write_state(folder: Path, state: TaskState) -> None:
 def refuse_strangers(folder: Path, overwrite: bool, tasks: str) -> None:
     """Refuse to train in a folder with files and no state; an overwrite replaces no model of somebody else's.
 
-    Args:
-        folder: where a task is to be trained; need not exist.
-        overwrite: ``--overwrite_output_dir``.
-        tasks: which ones that runs again, for the message.
-
     Raises:
-        UsageError: names a file.
+        UsageError: names a file, and ``tasks`` as what an overwrite runs again.
     """
     if not folder.is_dir() or (folder / STATE_FILE).is_file():
         return

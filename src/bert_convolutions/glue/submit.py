@@ -43,9 +43,6 @@ def compile_glue(options: CompileGlueOptions) -> None:
 def compile_submission(options: CompileGlueOptions) -> str:
     """Print the dev table, and write the scores and the submission of the best rounds.
 
-    Args:
-        options: the folder of the fine-tuned tasks, and where to write.
-
     Returns:
         Why the GLUE site will refuse the archive that was written, if there is one and it will.
 

@@ -186,7 +186,7 @@ TASK_NAMES = tuple(task.name for task in TASKS)
 
 
 def all_dev_sets() -> Iterator[tuple[Task, DevSet]]:
-    """Yield every development file with its task, in the order of the table."""
+    """Yield every development set with its task, in the order of the table."""
     return ((task, dev_set) for task in TASKS for dev_set in task.dev)
 
 
@@ -295,11 +295,7 @@ def of_dataset(task: Task, dataset: str) -> Task:
 
 
 def parse_tasks(task_name: str, dataset: str | None = None) -> tuple[Task, ...]:
-    """Return the tasks that ``--task_name`` asks for, each once: GLUE's in their order, then YAML files' as given.
-
-    Args:
-        task_name: the flag.
-        dataset: what to read GLUE's tasks from instead of TSV files.
+    """Return the tasks that ``--task_name`` and ``--dataset`` ask for, each once: GLUE's in order, then YAML files'.
 
     Raises:
         UsageError: an unknown or empty name, a bad YAML file, or two tasks of one name.
