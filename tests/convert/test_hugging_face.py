@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -35,6 +36,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import bert_convolutions
 from bert_convolutions.cli.main import main
 from bert_convolutions.convert.hugging_face import convert_model
+from bert_convolutions.convert.original import convert_checkpoint
+from bert_convolutions.data.tokenizer import load_tokenizer
 from bert_convolutions.errors import UsageError
 
 SIZES: dict[str, Any] = {
@@ -94,9 +97,10 @@ def test_added_terms_learn_from_the_first_step_on(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_of_a_discriminator_the_encoder_is_taken(tmp_path: Path) -> None:
+def test_of_a_discriminator_the_encoder_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     theirs = made(ElectraForPreTraining, ElectraConfig, tmp_path)
     ours = convert_model(tmp_path, {}).eval()
+    assert "the head of ElectraForPreTraining has no counterpart here" in capsys.readouterr().err
     ids = torch.arange(5, 25).view(2, 10)
     torch.testing.assert_close(ours(ids).last_hidden_state, theirs.electra(ids).last_hidden_state, rtol=1e-5, atol=1e-5)
 
@@ -119,6 +123,10 @@ def test_models_without_a_counterpart_are_refused_with_the_reason(tmp_path: Path
     made(RobertaModel, RobertaConfig, tmp_path)
     with pytest.raises(UsageError, match=r"roberta model.*positions are counted from the padding index"):
         convert_model(tmp_path, {})
+    for kind, reason in (("ltgbert", "feed-forward parts are gated"), ("unheard-of", "only bert, mpnet, ")):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))  # neither is known to transformers
+        with pytest.raises(UsageError, match=f"{kind} model.*{reason}"):
+            convert_model(tmp_path, {})
 
 
 def test_weights_that_are_not_there_are_refused_and_not_drawn(tmp_path: Path) -> None:
@@ -252,6 +260,40 @@ def test_what_a_deberta_has_and_this_model_has_not_is_refused(
     made(DebertaV2Model, DebertaV2Config, tmp_path, relative_attention=True, **fields)
     with pytest.raises(UsageError, match=message):
         convert_model(tmp_path, {})
+
+
+def test_a_debertas_tokenizer_is_not_taken_for_the_papers(tmp_path: Path) -> None:
+    """Its file has the same name, and it cases and splits words otherwise."""
+    made(DebertaV2Model, DebertaV2Config, tmp_path / "deberta", relative_attention=True)
+    pieces = {"[PAD]": "pad", "[CLS]": "bos", "[SEP]": "eos", "[UNK]": "unk"}
+    ids = {f"{name}_id": index for index, name in enumerate(pieces.values())}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["The Cat sat on a mat", "a Dog ran to the big house"] * 9),
+        model_prefix=str(tmp_path / "deberta" / "spm"),
+        vocab_size=22,
+        minloglevel=2,
+        **ids,
+        **{f"{name}_piece": piece for piece, name in pieces.items()},
+    )
+    (tmp_path / "deberta" / "tokenizer_config.json").write_text('{"do_lower_case": false, "vocab_type": "spm"}')
+    expected = AutoTokenizer.from_pretrained(tmp_path / "deberta")
+    convert_checkpoint(tmp_path / "deberta", tmp_path / "ours")
+    for load in (AutoTokenizer.from_pretrained, load_tokenizer):
+        assert load(tmp_path / "ours")("The Cat ran")["input_ids"] == expected("The Cat ran")["input_ids"]
+
+
+@pytest.mark.parametrize("longest", [128, 129])
+def test_what_a_far_reach_costs_is_said(longest: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made(
+        DebertaV2Model,
+        DebertaV2Config,
+        tmp_path,
+        relative_attention=True,
+        pos_att_type="c2p",
+        max_relative_positions=longest,
+    )
+    convert_model(tmp_path, {})
+    assert (f"reach {longest} tokens" in capsys.readouterr().err) == (longest > 128)
 
 
 @torch.no_grad()

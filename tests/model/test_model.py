@@ -345,9 +345,11 @@ OVER_TOKENS = {
     "value_forward": "convolution 2 4",
 }
 
+SPANS = {**COMPOSITE, "attention_kernel": "qk_convqhead_convkhead_convspan 3"}
+
 
 @pytest.mark.parametrize("backend", ["sdpa", "interface"])
-@pytest.mark.parametrize("options", [COMPOSITE, OVER_TOKENS])
+@pytest.mark.parametrize("options", [COMPOSITE, OVER_TOKENS, SPANS])
 def test_the_model_is_one_graph_for_a_compiler(options, backend, monkeypatch):
     """No graph break, and no change of the result, also on the way that attention takes on a GPU."""
     if backend == "interface":
@@ -359,7 +361,7 @@ def test_the_model_is_one_graph_for_a_compiler(options, backend, monkeypatch):
     assert torch.allclose(compiled(**batch).loss, model(**batch).loss, atol=1e-6)
 
 
-@pytest.mark.parametrize("options", [COMPOSITE, OVER_TOKENS])
+@pytest.mark.parametrize("options", [COMPOSITE, OVER_TOKENS, SPANS])
 def test_the_model_is_exported_and_traced_for_any_length(options):
     model = CompositeBertForMaskedLM(config(**options)).eval()
     given = {"input_ids": tokens(2, 35), "attention_mask": (torch.arange(35) < 30).long().expand(2, -1)}

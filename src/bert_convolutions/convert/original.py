@@ -98,10 +98,10 @@ def convert_checkpoint(
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
     try:
         model.save_pretrained(temporary)
-        if (source / MODEL_FILE).is_file():
-            as_long_as(model.config, load_tokenizer(source / MODEL_FILE)).save_pretrained(temporary)
-        elif of_transformers and (source / "tokenizer_config.json").is_file():
-            as_long_as(model.config, load_tokenizer(source)).save_pretrained(temporary)
+        signs = (MODEL_FILE, "tokenizer_config.json") if of_transformers else (MODEL_FILE,)
+        if any((source / name).is_file() for name in signs):
+            tokenizer = load_tokenizer(source if of_transformers else source / MODEL_FILE)
+            as_long_as(model.config, tokenizer).save_pretrained(temporary)
         sync_tree(temporary)
         _put(temporary, target)
     finally:
