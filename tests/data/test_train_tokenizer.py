@@ -24,7 +24,8 @@ def test_the_folder_loads_offline(tokenizer_dir: Path) -> None:
     assert isinstance(tokenizer, CompositeBertTokenizer)
     assert len(tokenizer) == 1004
     assert json.loads((tokenizer_dir / "tokenizer_config.json").read_bytes())["mask_token"] == "[MASK]"
-    assert sorted(file.name for file in tokenizer_dir.iterdir()) == ["spm.model", "tokenizer_config.json"]
+    names = ["spm.model", "tokenization_composite_bert.py", "tokenizer_config.json"]
+    assert sorted(file.name for file in tokenizer_dir.iterdir()) == names
 
 
 def test_it_learns_from_lower_case_without_accents(encoder: PieceTokenizer) -> None:

@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_imports
 
 import bert_convolutions
-from bert_convolutions import CompositeBertConfig, CompositeBertForMaskedLM, self_contained
+from bert_convolutions import CompositeBertConfig, CompositeBertForMaskedLM, CompositeBertTokenizer, self_contained
 from bert_convolutions.model.configuration import AUTO_CLASSES
 from bert_convolutions.self_contained import CODE_FILES, code, write_code
 
@@ -50,7 +50,7 @@ def outputs(name, folder):
     found["grad"] = model.bert.embeddings.word_embeddings.weight.grad.tolist()
     return found, model, tokenizer
 
-folders, TEXTS, again = json.loads(sys.argv[1])
+folders, trained, TEXTS, again = json.loads(sys.argv[1])
 result = {}
 for name, folder in folders.items():
     result[name], model, tokenizer = outputs(name, folder)
@@ -62,6 +62,7 @@ result["filled"] = [[found["token"], found["score"]] for found in fill("the [MAS
 rows = datasets.Dataset.from_dict({"text": TEXTS})
 result["mapped"] = rows.map(lambda row: tokenizer(row["text"]), batched=True, num_proc=2)["input_ids"][:]
 result["called"] = tokenizer(TEXTS)["input_ids"]
+result["trained"] = dict(AutoTokenizer.from_pretrained(trained, trust_remote_code=True)(TEXTS, padding=True))
 try:
     AutoModelForMaskedLM.from_pretrained(folders["composite"])
 except ValueError as error:
@@ -85,14 +86,16 @@ def outputs(folder: Path) -> tuple[dict[str, Any], PreTrainedModel]:
     return found, model
 
 
-def test_a_stranger_gets_the_same(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_stranger_gets_the_same(folders: dict[str, Path], tokenizer: CompositeBertTokenizer, tmp_path: Path) -> None:
+    """From saved models, and from a folder of ``train-tokenizer``."""
+    trained = Path(tokenizer.vocab_file).parent
     stranger = subprocess.run(
         [
             sys.executable,
             "-I",
             "-c",
             STRANGER,
-            json.dumps([{k: str(v) for k, v in folders.items()}, TEXTS, str(tmp_path / "again")]),
+            json.dumps([{k: str(v) for k, v in folders.items()}, str(trained), TEXTS, str(tmp_path / "again")]),
         ],
         capture_output=True,
         text=True,
@@ -110,6 +113,7 @@ def test_a_stranger_gets_the_same(folders: dict[str, Path], tmp_path: Path) -> N
     theirs = json.loads(stranger.stdout.splitlines()[-1])
     assert "trust_remote_code=True" in theirs.pop("advice")
     assert theirs.pop("mapped") == theirs.pop("called")
+    assert theirs.pop("trained") == tokenizer(TEXTS, padding=True)
     filled = theirs.pop("filled")
     for name, folder in {**folders, "saved again": folders["classifier"]}.items():
         ours, model = outputs(folder)

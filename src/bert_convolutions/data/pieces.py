@@ -36,6 +36,9 @@ SPECIAL_TOKENS = {
 """By the names that ``transformers`` has for them."""
 MODEL_FILE = "spm.model"
 """The model's name inside a tokenizer directory."""
+CODE_FILE = "tokenization_composite_bert"
+AUTO_MAP = {"AutoTokenizer": [f"{CODE_FILE}.CompositeBertTokenizer", None]}
+"""What ``tokenizer_config.json`` says of the code beside it, which loads the tokenizer without this package."""
 _SPECIAL_TOKENS = re.compile("(" + "|".join(re.escape(token) for token in (*APPENDED_TOKENS, UNKNOWN_TOKEN)) + ")")
 WORD_START = "▁"
 _RULES_VERSION = "composite-bert-tokenizer-1"

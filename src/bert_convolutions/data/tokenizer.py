@@ -18,6 +18,8 @@ from transformers import AddedToken, AutoTokenizer, BatchEncoding, PreTrainedCon
 from transformers.tokenization_utils_base import PaddingStrategy, PreTrainedTokenizerBase, TruncationStrategy
 
 from bert_convolutions.data.pieces import (
+    AUTO_MAP,
+    CODE_FILE,
     MODEL_FILE,
     SPECIAL_TOKENS,
     WORD_START,
@@ -53,7 +55,7 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
     vocab_files_names = {"vocab_file": MODEL_FILE}  # noqa: RUF012 (the base class's declaration)
     model_input_names = ["input_ids", "token_type_ids", "attention_mask"]  # noqa: RUF012
     padding_side = "right"
-    _auto_map = {"AutoTokenizer": ["tokenization_composite_bert.CompositeBertTokenizer", None]}  # noqa: RUF012
+    _auto_map = AUTO_MAP
 
     def __init__(self, vocab_file: str | Path, **kwargs: Any) -> None:
         self.pieces = PieceTokenizer(vocab_file)
@@ -283,7 +285,7 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
             return (str(path),)
         from bert_convolutions.self_contained import write_code
 
-        return (str(path), *map(str, write_code(save_directory, "tokenization_composite_bert")))
+        return (str(path), *map(str, write_code(save_directory, CODE_FILE)))
 
 
 class _TokenizerOnlyConfig(PreTrainedConfig):

@@ -12,11 +12,12 @@ from tqdm import tqdm
 
 from bert_convolutions.data.build.sources import blocks, find_sources, read_text, refuse_changed, split_lines
 from bert_convolutions.data.options import TrainTokenizerOptions
-from bert_convolutions.data.pieces import MODEL_FILE, SPECIAL_TOKENS, normalize
+from bert_convolutions.data.pieces import AUTO_MAP, CODE_FILE, MODEL_FILE, SPECIAL_TOKENS, normalize
 from bert_convolutions.data.randomness import Stream, mix
 from bert_convolutions.errors import UsageError
 from bert_convolutions.files import refuse_overlap, whole_file, write_json
 from bert_convolutions.schemas import TextRecord
+from bert_convolutions.self_contained import write_code
 
 _MAX_LINE_BYTES = 4192
 """SentencePiece leaves longer lines out; here they are cut into several instead."""
@@ -27,13 +28,13 @@ _KEYS_AT_A_TIME = 1 << 16
 
 
 def train_tokenizer(options: TrainTokenizerOptions) -> Path:
-    """Learn a unigram vocabulary and write ``spm.model`` and ``tokenizer_config.json``.
+    """Learn a unigram vocabulary and write ``spm.model``, ``tokenizer_config.json`` and the code that needs no package.
 
     The text is read twice: to count its lines, then to draw ``input_sentence_size`` of them. Only those are held in
     memory.
 
     Returns:
-        The output folder, which ``AutoTokenizer`` loads.
+        The output folder, which ``AutoTokenizer`` loads; without this package by ``trust_remote_code=True``.
 
     Raises:
         UsageError: bad text or options, an output that is already there, or too little text for the vocabulary.
@@ -49,7 +50,9 @@ def train_tokenizer(options: TrainTokenizerOptions) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # What AutoTokenizer needs beside the model, without loading transformers.
-        write_json(folder / "tokenizer_config.json", {"tokenizer_class": "CompositeBertTokenizer", **SPECIAL_TOKENS})
+        config = {"tokenizer_class": "CompositeBertTokenizer", **SPECIAL_TOKENS, "auto_map": AUTO_MAP}
+        write_json(folder / "tokenizer_config.json", config)
+        write_code(folder, CODE_FILE)
         with whole_file(folder / MODEL_FILE) as file:
             file.write(model)
     except OSError as error:
