@@ -22,7 +22,7 @@ from bert_convolutions.bench.jobs import StepClock, pretrain_options, training_a
 from bert_convolutions.bench.options import BenchOptions
 from bert_convolutions.bench.plan import BASE_LENGTH, Group, Job
 from bert_convolutions.bench.run import Bench
-from bert_convolutions.bench.turns import Turns, Work
+from bert_convolutions.bench.worker import Turns, Work
 from bert_convolutions.data.tokenizer import load_tokenizer
 from bert_convolutions.glue.examples import EncodedExamples, Layout, PackedRows, PaddedRows, encode
 from bert_convolutions.glue.finetune import GlueTrainer
@@ -63,6 +63,11 @@ class GlueJob(Job):
     def run(self) -> str:
         """What its process does."""
         return f"{__name__}:run_{self.task}_job"
+
+    @property
+    def reads_pairs(self) -> bool:
+        """Not these: they read GLUE's examples."""
+        return False
 
     def baseline(self, jobs: tuple[Job, ...]) -> Job | None:
         """The same with every example padded."""
@@ -125,11 +130,12 @@ def run_prediction_job(job: GlueJob, setup: Setup, turns: Turns) -> None:
     model.to(arguments.device)
     if setup.options.torch_compile:
         model = torch.compile(model)
-    while True:
-        steps = turns.next()
-        for _ in range(steps):
-            predict_logits(model, examples, _layout(job, tokenizer), arguments)
-        turns.report(steps, sum((_work(np.diff(examples.offsets)) for _ in range(steps)), Work()))
+
+    def step() -> Work:
+        predict_logits(model, examples, _layout(job, tokenizer), arguments)
+        return _work(np.diff(examples.offsets))
+
+    turns.take(step)
 
 
 def _classifier(job: GlueJob, setup: Setup, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -228,7 +234,7 @@ def main() -> None:
     options = BenchOptions(**flags)
     groups = make_groups(options.precision, options.batch_size, options.rounds or 1, options.steps or 1, data_dir)
     Path(options.output_dir).mkdir(parents=True, exist_ok=True)
-    Bench(options, groups, Path(options.output_dir), reads_pairs=False).run()
+    Bench(options, groups, Path(options.output_dir)).run()
 
 
 if __name__ == "__main__":

@@ -4,11 +4,9 @@
 
 In this order: correctness (golden files and parity tests on the GPU; nothing is measured if they fail), the attention
 core alone, training steps of ``bert_small`` and ``bert_base``, and where the time of a step goes. After each figure
-``results.json`` is written whole, so a call that is cut off leaves what it had. A contestant that isn't installed is
-left out, one that fails is noted with its error. What ``--minutes`` leaves no time for is named at the end;
+``results.json`` is written whole, so a call that is cut off leaves what it had. A contestant that isn't installed, or
+fails, is noted with the reason. What ``--minutes`` leaves no time for is named at the end;
 ``--phases`` asks for it alone.
-
-Legend: B rows, S sequence, H heads, d head size, n reach.
 """
 
 import argparse
@@ -19,37 +17,38 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional
 from transformers import TrainerCallback
 
 from benchmarks.breakdown import break_down
 from bert_convolutions import files
-from bert_convolutions.attention.composite import ScoreParts, attend_eager
-from bert_convolutions.attention.segments import Segments
-from bert_convolutions.attention.terms import TERMS
+from bert_convolutions.bench.attention import Core
 from bert_convolutions.bench.corpus import Setup, prepare
 from bert_convolutions.bench.jobs import PairsRun
 from bert_convolutions.bench.options import BenchOptions
 from bert_convolutions.bench.plan import Job, make_plan
+from bert_convolutions.bench.run import find_device
 from bert_convolutions.errors import CommandError
-from bert_convolutions.model.backends import _attend_interface
 from bert_convolutions.model.flops import peak_flops
+from bert_convolutions.model.presets import load_config
 from bert_convolutions.terminal import say
 
 PHASES = ("correctness", "core", "training", "profile")
 TESTS = ("tests/parity/test_golden.py", "tests/attention/test_triton.py", "tests/model/test_backends.py")
-HEADS, HEAD_SIZE, REACH = 12, 64, 8
-TOKENS = 2**15
-"""Of a measurement of the core: B = TOKENS / S rows."""
-LENGTHS = (512, 128, 2048, 1024, 256, 4096, 8192)
-LONGEST = {"eager": 1024, "SDPA with a bias": 4096, "FlexAttention": 2048}
-"""What needs memory for all scores, or minutes to compile for each length, stops there."""
+CORE = BenchOptions(
+    tasks=["attention"],
+    config_name="bert_base",
+    precision=["bf16"],
+    batch_size=256,
+    sequence_lengths=[512, 128, 2048, 1024, 256, 4096, 8192],
+)
+"""Of the attention core: 2^15 positions at each length, in the order of measuring."""
+LONGEST_FLEX = 2048
+"""FlexAttention takes minutes to compile, for each length anew."""
+WITHOUT_DROPOUT = ("flex", "flashdeberta", "disentangled_flash")
 TRAINED = (("bert_base", 128), ("bert_small", 128), ("bert_base", 512), ("bert_small", 512))
 CONTESTANTS = (("composite", "triton"), ("dot_product", "sdpa"), ("composite", "sdpa"))
 
@@ -95,143 +94,27 @@ def check_correctness() -> dict[str, Any]:
     return {"passed": result.returncode == 0, "said": said[-1] if result.returncode == 0 else said[-40:]}
 
 
-@dataclass
-class Core:
-    """The inputs of the attention core: bf16, all terms.
-
-    Attributes:
-        parts: queries, keys and terms.
-        value: (B, H, S, d).
-        leaves: all that gets a gradient.
-        dropout: of the probabilities.
-    """
-
-    parts: ScoreParts
-    value: Tensor
-    leaves: list[Tensor]
-    dropout: float
-
-    @classmethod
-    def make(cls, length: int, packed: bool, dropout: float) -> "Core":
-        """Of ``TOKENS`` positions; packed, rows are filled with examples of 16 to 128 tokens."""
-        new = partial(torch.randn, device="cuda", dtype=torch.bfloat16)
-        heads = [new(TOKENS // length, length, HEADS, HEAD_SIZE, requires_grad=True) for _ in range(3)]
-        query, key, value = (part.transpose(1, 2) for part in heads)
-        terms: dict[str, list[Any]] = {}
-        leaves = [*heads]
-        for term in TERMS.values():
-            leaves.append(new(term.shape(HEADS, HEAD_SIZE, 2 * REACH + 1), requires_grad=True))
-            terms.setdefault(term.side, []).append((term, leaves[-1]))
-        segments = Segments()
-        if packed:
-            starts = torch.rand(TOKENS // length, length, device="cuda") < 1 / 72
-            segments = Segments((starts.cumsum(1) + 1).long()).with_spans().with_mask(torch.bfloat16)
-        return cls(ScoreParts(query, key, True, terms, segments, value.dtype, HEAD_SIZE**-0.5), value, leaves, dropout)
-
-
-def flex(core: Core) -> Callable[[], Tensor]:
-    """PyTorch's FlexAttention, with the terms read by offset; it has no dropout of probabilities."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    compiled = torch.compile(flex_attention, dynamic=False)
-    rows, _, length, _ = core.value.shape
-    examples, block_mask = core.parts.segments.examples, None
-    if examples is not None:
-        same = lambda b, h, i, j: examples[b, i] == examples[b, j]  # noqa: E731
-        block_mask = create_block_mask(same, rows, None, length, length, device="cuda")
-
-    def attend() -> Tensor:
-        by_query, by_key = core.parts.offset_weights("query"), core.parts.offset_weights("key")
-        assert by_query is not None and by_key is not None
-
-        def score(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-            offset = torch.clamp(j - i, -REACH, REACH)
-            return score + by_query[b, h, i, REACH + offset] + by_key[b, h, j, REACH - offset]
-
-        scaling = core.parts.scaling
-        return compiled(core.parts.query, core.parts.key, core.value, score, block_mask=block_mask, scale=scaling)
-
-    return attend
-
-
-def flash_deberta(core: Core) -> Callable[[], Tensor]:
-    """FlashDeBERTa with its own terms, of 256 buckets, at our shapes."""
-    from flashdeberta.ops.flash_attention import flash_attention_with_disentangled
-
-    positions = [torch.randn(1, HEADS, 512, HEAD_SIZE, device="cuda", dtype=torch.bfloat16) for _ in range(2)]
-    inputs = [part.contiguous() for part in (core.parts.query, core.parts.key, core.value) if part is not None]
-    options = {"sm_scale": (3 * HEAD_SIZE) ** -0.5, "position_buckets": 256, "max_relative_distance": 512}
-    core.leaves = [part.requires_grad_() for part in positions] + core.leaves[:3]
-    return lambda: flash_attention_with_disentangled(*inputs, None, *positions, **options)
-
-
-def disentangled_flash(core: Core) -> Callable[[], Tensor]:
-    """disentangled-flash's attention layer with its own terms, projections included, which the others don't have."""
-    from disentangled_flash import TritonTrainingDisentangledSelfAttention
-    from transformers import DebertaV2Config
-
-    rows, heads, length, size = core.value.shape
-    config = DebertaV2Config(hidden_size=heads * size, num_attention_heads=heads, attention_probs_dropout_prob=0.0)
-    for name, value in {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 256}.items():
-        setattr(config, name, value)
-    module = TritonTrainingDisentangledSelfAttention(config).to("cuda", torch.bfloat16)
-    new = partial(torch.randn, device="cuda", dtype=torch.bfloat16, requires_grad=True)
-    hidden, positions, mask = new(rows, length, heads * size), new(512, heads * size), torch.ones(rows, length)
-    core.leaves = [hidden, positions, *module.parameters()]
-    return lambda: module(hidden, mask.to("cuda"), rel_embeddings=positions)[0]
-
-
-def ours(core: Core) -> Callable[[], Tensor]:
-    """The kernels of this project."""
-    from bert_convolutions.attention.triton.engine import attend_triton
-
-    return lambda: attend_triton(core.parts, core.value, core.dropout)[0]
-
-
-CORES: dict[str, Callable[[Core], Callable[[], Tensor]]] = {
-    # The floor: no term, and the whole row where it is packed
-    "plain SDPA": lambda core: partial(
-        functional.scaled_dot_product_attention, core.parts.query, core.parts.key, core.value, dropout_p=core.dropout
-    ),
-    "ours": ours,
-    "SDPA with a bias": lambda core: lambda: _attend_interface("sdpa", core.parts, core.value, core.dropout)[0],
-    "FlexAttention": flex,
-    "eager": lambda core: lambda: attend_eager(core.parts, core.value, core.dropout)[0],
-    "flashdeberta": flash_deberta,
-    "disentangled_flash": disentangled_flash,
-}
-"""Name to what makes it, in the order of measuring; those with the name of a package need it."""
-FOREIGN = ("flashdeberta", "disentangled_flash")
-
-
-def time_core(name: str, length: int, packed: bool, dropout: float) -> dict[str, Any]:
+def time_core(job: Job, dropout: float) -> dict[str, Any]:
     """Milliseconds of forward, and of forward and backward; bytes of the second at their peak."""
     from triton.testing import do_bench
 
-    core = Core.make(length, packed, dropout)
-    attend = CORES[name](core)
-    incoming = torch.randn_like(attend())
-
-    def both() -> None:
-        torch.autograd.grad(attend(), core.leaves, incoming, allow_unused=True)
-
-    figures = {"forward_ms": do_bench(attend, return_mode="median"), "both_ms": do_bench(both, return_mode="median")}
+    core = Core(job, load_config(CORE.config_name), dropout)
+    forward, both = (do_bench(run, return_mode="median") for run in (core.attend, core.forward_and_backward))
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    both()
-    return {**figures, "peak_bytes": torch.cuda.max_memory_allocated() - before}
+    core.forward_and_backward()
+    return {"forward_ms": forward, "both_ms": both, "peak_bytes": torch.cuda.max_memory_allocated() - before}
 
 
-def kernels_of_core(length: int, packed: bool) -> dict[str, Any]:
+def kernels_of_core(job: Job) -> dict[str, Any]:
     """Microseconds of each GPU kernel in a forward and backward pass of ours."""
-    core = Core.make(length, packed, dropout=0.1)
-    attend = ours(core)
+    core = Core(job, load_config(CORE.config_name), dropout=0.1)
     steps = 10
     for _ in range(3):
-        torch.autograd.grad(attend().sum(), core.leaves)
+        core.forward_and_backward()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         for _ in range(steps):
-            torch.autograd.grad(attend().sum(), core.leaves)
+            core.forward_and_backward()
         torch.cuda.synchronize()
     events = sorted(profiler.key_averages(), key=lambda event: -event.self_device_time_total)
     return {"kernels": {event.key[:80]: event.self_device_time_total / steps for event in events[:20]}}
@@ -277,17 +160,25 @@ def time_training(job: Job, setup: Setup, steps: int, warmup_steps: int) -> dict
 
 def measure_core(results: Results) -> None:
     """The table: every contestant at every length, then packed, then with dropout; then the kernels of ours."""
-    settings = [(length, False, 0.0) for length in LENGTHS]
-    settings += [(length, True, 0.0) for length in LENGTHS[:3]] + [(length, False, 0.1) for length in LENGTHS[:3]]
-    for length, packed, dropout in settings:
-        for name in CORES:
-            foreign = name in FOREIGN and (packed or dropout > 0 or find_spec(name) is None)
-            if foreign or length > LONGEST.get(name, length) or (name == "FlexAttention" and dropout > 0):
-                continue
-            setting = {"contestant": name, "length": length, "packed": packed, "dropout": dropout}
-            results.add("core", setting, partial(time_core, name, length, packed, dropout))
-    for packed in (False, True):
-        results.add("core kernels", {"length": 512, "packed": packed}, partial(kernels_of_core, 512, packed))
+    groups = make_plan(CORE, find_device())
+    jobs = [job for group in groups for job in group.jobs if job.contestant != "flex" or job.length <= LONGEST_FLEX]
+    results.content["not_measured"] = [
+        {"phase": "core", "contestant": job.contestant, "length": job.length, "packed": job.packed, "reason": reason}
+        for group in groups
+        for job, reason in group.left_out.items()
+    ]
+    first = set(CORE.sequence_lengths[:3])
+    settings = [(job, 0.0) for job in jobs if not job.packed]
+    settings += [(job, 0.0) for job in jobs if job.packed and job.length in first]
+    settings += [
+        (job, 0.1) for job in jobs if not job.packed and job.length in first and job.contestant not in WITHOUT_DROPOUT
+    ]
+    for job, dropout in settings:
+        setting = {"contestant": job.contestant, "length": job.length, "packed": job.packed, "dropout": dropout}
+        results.add("core", setting, partial(time_core, job, dropout))
+    for job in jobs:
+        if job.contestant == "ours" and job.length == 512:
+            results.add("core kernels", {"length": 512, "packed": job.packed}, partial(kernels_of_core, job))
 
 
 def measure_steps(results: Results, flags: argparse.Namespace, phases: list[str]) -> None:

@@ -16,7 +16,7 @@ from bert_convolutions.attention.segments import Segments
 from bert_convolutions.attention.spec import SCORE_TERMS, AttentionKernel, parse_kernel, parse_projection
 from bert_convolutions.attention.terms import TERMS, Term
 from bert_convolutions.errors import UsageError
-from bert_convolutions.model.backends import _attend_interface, attention_backend
+from bert_convolutions.model.backends import attend_interface, attention_backend
 
 SUBSETS = ["_".join(terms) for size in range(1, 5) for terms in itertools.combinations(SCORE_TERMS[:4], size)]
 SUBSETS += ["convqhead", "qk_convkhead", "qk_convqhead_convkhead", "_".join(SCORE_TERMS)]  # a kernel for each head
@@ -74,7 +74,7 @@ def test_the_score_is_the_sum_of_the_named_terms(subset):
     assert (key is None) == (not {"qk", "convk", "convkhead"} & names)
 
 
-BACKENDS = {"fused": attend_fused, "sdpa": lambda *arguments: _attend_interface("sdpa", *arguments)}
+BACKENDS = {"fused": attend_fused, "sdpa": lambda *arguments: attend_interface("sdpa", *arguments)}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -6,18 +6,20 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from bert_convolutions.bench.contestants import CONTESTANTS
+from bert_convolutions.bench.attention import LONGEST, SHORTEST, packed_rows
+from bert_convolutions.bench.attention import Core as AttentionCore
+from bert_convolutions.bench.contestants import CONTESTANTS, Core
 from bert_convolutions.bench.corpus import Setup
 from bert_convolutions.bench.jobs import PairsRun, pretrain_options
 from bert_convolutions.bench.plan import Job
-from bert_convolutions.bench.turns import FinishedError, Report, Turns
-from bert_convolutions.bench.worker import run_job
+from bert_convolutions.bench.worker import FinishedError, Report, Turns, run_job
 from bert_convolutions.data.collate import PretrainingCollator
+from bert_convolutions.model.presets import load_config
 from bert_convolutions.training.arguments import BertTrainingArguments
 from bert_convolutions.training.options import PretrainOptions
 from tests.bench.conftest import ScriptedConnection
 
-OURS = [name for name, contestant in CONTESTANTS.items() if contestant.is_ours]
+MODELS = [name for name, contestant in CONTESTANTS.items() if not isinstance(contestant, Core)]
 
 
 def reports(job: Job, setup: Setup, turns: int = 1) -> list[Report]:
@@ -28,7 +30,7 @@ def reports(job: Job, setup: Setup, turns: int = 1) -> list[Report]:
     return connection.sent[1:]
 
 
-@pytest.mark.parametrize("name", CONTESTANTS)
+@pytest.mark.parametrize("name", MODELS)
 def test_every_contestant_trains(name: str, bench_setup: Setup) -> None:
     first, second = reports(Job("pretraining", name, "float32", 128, 4), bench_setup, turns=2)
     for report in (first, second):
@@ -99,3 +101,42 @@ def test_settings_reach_the_model(backend: str, bench_setup: Setup) -> None:
     assert run.trainer.model.config._attn_implementation == backend and run.trainer.args.bf16
     (report,) = reports(job, bench_setup)
     assert report.work.examples == 2
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", ["plain_sdpa", "ours", "sdpa_bias", "eager"])
+def test_attention_is_measured_forward_and_backward(name: str, packed: bool, bench_setup: Setup) -> None:
+    job = Job("attention", name, "float32", 128, 2, packed=packed)
+    (report,) = reports(job, bench_setup)
+    assert report.work.tokens == 2 * 128 and (report.work.examples > 2) == packed
+    assert report.seconds > 0 and report.forward_seconds is not None and report.forward_seconds > 0
+    width = 16
+    assert report.work.flops == pytest.approx(3 * 4 * width * 2 * 128**2) or packed
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_all_that_have_our_terms_compute_the_same(packed: bool, bench_setup: Setup) -> None:
+    config = load_config(bench_setup.configs[128])
+    contexts = {}
+    for name in ("ours", "sdpa_bias", "eager"):
+        core = AttentionCore(Job("attention", name, "float32", 128, 2, packed=packed), config)
+        core.forward_and_backward()
+        contexts[name] = core.attend()
+    for name in ("ours", "sdpa_bias"):
+        assert torch.allclose(contexts[name], contexts["eager"], atol=1e-5)
+
+
+def test_packed_rows_are_full_of_examples() -> None:
+    segments, lengths = packed_rows(3, 300, torch.device("cpu"))
+    assert segments.examples is not None and segments.examples.shape == (3, 300) and int(segments.examples.min()) == 1
+    assert int(lengths.sum()) == 3 * 300 and int(lengths.max()) <= LONGEST
+    assert sum(int(length) < SHORTEST for length in lengths) <= 3, "the last of a row is cut"
+
+
+@pytest.mark.parametrize("backend", ["PyTorch", "onnxruntime int8"])
+def test_an_exported_model_computes_a_padded_batch(backend: str, bench_setup: Setup) -> None:
+    if backend != "PyTorch":
+        pytest.importorskip("onnxscript")
+        pytest.importorskip("onnxruntime")
+    (report,) = reports(Job("onnx", "composite", "float32", 128, 2, backend=backend), bench_setup)
+    assert report.work.examples == 2 and 128 < report.work.tokens <= 2 * 128 and report.seconds > 0

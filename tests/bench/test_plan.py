@@ -1,16 +1,17 @@
 import pytest
 
+from bert_convolutions.bench import plan
 from bert_convolutions.bench.contestants import CONTESTANTS
 from bert_convolutions.bench.options import TASK_NAMES, BenchOptions
-from bert_convolutions.bench.plan import Job, make_plan
-from bert_convolutions.bench.results import Measurement, fastest_setting, ratio
-from bert_convolutions.bench.turns import Report, Work
+from bert_convolutions.bench.plan import Device, Group, Job, make_plan
+from bert_convolutions.bench.results import fastest_setting, group_results
+from bert_convolutions.bench.worker import Report, Work
 from bert_convolutions.errors import UsageError
 
 
 def test_full_plan_covers_all() -> None:
     groups = make_plan(BenchOptions())
-    jobs = [job for group in groups for job in group.jobs]
+    jobs = [job for group in groups for job in (*group.jobs, *group.left_out)]
     assert {job.task for job in jobs} == set(TASK_NAMES)
     assert {job.length for job in jobs if job.task == "pretraining"} == {128, 512, 2048}
     assert {job.contestant for job in jobs} == {name for name, entry in CONTESTANTS.items() if entry.default}
@@ -61,9 +62,47 @@ def test_senseless_numbers_name_their_flag(flags: dict) -> None:
         make_plan(BenchOptions(**flags))
 
 
-def test_tasks_of_our_models_need_one() -> None:
-    with pytest.raises(UsageError, match="add composite"):
-        make_plan(BenchOptions(tasks=["settings"], contestants=["electra"]))
+@pytest.mark.parametrize(
+    ("task", "contestant", "known"),
+    [("settings", "electra", "composite"), ("onnx", "ours", "composite"), ("attention", "composite", "plain_sdpa")],
+)
+def test_a_task_without_contestants_says_who_takes_part(task: str, contestant: str, known: str) -> None:
+    with pytest.raises(UsageError, match=f"--tasks {task}; add {known}"):
+        make_plan(BenchOptions(tasks=[task], contestants=[contestant]))  # type: ignore[list-item]
+
+
+def test_attention_is_measured_on_a_gpu_at_every_length_in_full_and_packed_rows() -> None:
+    groups = make_plan(BenchOptions(tasks=["attention"], config_name="bert_base", batch_size=256), Device(True))
+    settings = [(group.jobs[0].length, group.jobs[0].packed) for group in groups]
+    assert settings == [(2**power, packed) for power in range(7, 14) for packed in (False, True)]
+    for group in groups:
+        assert {"plain_sdpa", "ours", "flex"} <= {job.contestant for job in group.jobs}
+        assert {job.precision for job in group.jobs} == {"bf16"} and group.steps == 40
+        assert all(job.baseline(group.jobs) == group.jobs[0] for job in group.jobs)
+
+
+def test_who_can_not_attend_here_is_named_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reasons(device: Device, packed: bool = False) -> dict[str, str]:
+        options = BenchOptions(tasks=["attention"], precision=["float32"], sequence_lengths=[8192])
+        return {job.contestant: reason for job, reason in make_plan(options, device)[packed].left_out.items()}
+
+    found = reasons(Device(memory=2**30))
+    assert found["flex"].startswith("needs a GPU") and found["flashdeberta"].startswith("needs a GPU")
+    assert found["eager"] == "would hold 8 GiB of scores, more than a quarter of the memory here"
+    assert set(reasons(Device(memory=2**40))) == {"flex", "flashdeberta", "disentangled_flash"}
+    monkeypatch.setattr(plan, "find_spec", lambda name: None)
+    assert reasons(Device(True, memory=2**40))["flashdeberta"].endswith("pip install flashdeberta")
+    monkeypatch.setattr(plan, "find_spec", lambda name: name)
+    assert reasons(Device(True, memory=2**40)) == {}
+    assert reasons(Device(True, memory=2**40), packed=True)["flashdeberta"] == "takes no packed rows"
+
+
+def test_onnx_without_its_packages_says_which_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "find_spec", lambda name: None if name == "onnxruntime" else name)
+    (group,) = make_plan(BenchOptions(tasks=["onnx"]))
+    assert [job.backend for job in group.jobs] == ["PyTorch"]
+    assert {job.backend for job in group.left_out} == {"onnxruntime", "onnxruntime int8"}
+    assert "pip install 'bert-convolutions[onnx]'" in next(iter(group.left_out.values()))
 
 
 def test_baselines() -> None:
@@ -77,15 +116,16 @@ def test_baselines() -> None:
 
 def test_ratios_are_taken_round_by_round() -> None:
     """A round in which everything was half as fast changes nothing."""
-    job = Job("pretraining", "composite", "float32", 128, 4)
-    reports = [Report(1, seconds, Work(4, 100, None), 1, 1) for seconds in (1.0, 2.0, 1.0)]
-    others = [Report(1, seconds, Work(4, 100, None), 1, 1) for seconds in (3.0, 6.0, 3.3)]
-    result = ratio(Measurement(job, reports).speeds, Measurement(job, others).speeds)
-    assert result["median"] == pytest.approx(3.0) and result["rounds"] == pytest.approx([3.0, 3.0, 3.3])
+    ours, electra = (Job("pretraining", name, "float32", 128, 4) for name in ("composite", "electra"))
+    seconds = {ours: (1.0, 2.0, 1.0), electra: (3.0, 6.0, 3.3)}
+    reports = {job: [Report(1, each, Work(4, 100, None), 1, 1) for each in taken] for job, taken in seconds.items()}
+    entry, _ = group_results(Group("", (ours, electra), 3, 1, 0), reports, {}, None)
+    assert entry["ratios"]["speed"]["rounds"] == pytest.approx([3.0, 3.0, 3.3])
+    assert entry["ratios"]["speed"]["median"] == pytest.approx(3.0) and "forward_ms_per_step" not in entry["medians"]
 
 
 def test_settings_are_every_precision_and_backend_and_other_batches() -> None:
-    (group,) = make_plan(BenchOptions(tasks=["settings"]), backends=("sdpa", "eager", "triton"))
+    (group,) = make_plan(BenchOptions(tasks=["settings"]), Device(True, ("sdpa", "eager", "triton")))
     settings = {(job.precision, job.backend, job.batch_size) for job in group.jobs}
     expected = {("float32", "sdpa", 32), *(("bf16", backend, 32) for backend in ("sdpa", "eager", "triton"))}
     assert settings == expected | {("bf16", "sdpa", 16), ("bf16", "sdpa", 64)} and len(group.jobs) == len(settings)

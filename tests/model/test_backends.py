@@ -143,7 +143,7 @@ def attention(kernel):
 
 def attend_sdpa(*arguments):
     """``sdpa`` as on a GPU."""
-    return backends._attend_interface("sdpa", *arguments)
+    return backends.attend_interface("sdpa", *arguments)
 
 
 def test_a_mask_keeps_sdpa_from_cudnn(monkeypatch):

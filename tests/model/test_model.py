@@ -353,7 +353,7 @@ SPANS = {**COMPOSITE, "attention_kernel": "qk_convqhead_convkhead_convspan 3"}
 def test_the_model_is_one_graph_for_a_compiler(options, backend, monkeypatch):
     """No graph break, and no change of the result, also on the way that attention takes on a GPU."""
     if backend == "interface":
-        monkeypatch.setattr(backends, "_attend_sdpa", partial(backends._attend_interface, "sdpa"))
+        monkeypatch.setattr(backends, "_attend_sdpa", partial(backends.attend_interface, "sdpa"))
     model = CompositeBertForMaskedLM(config(**options)).eval()
     ids = tokens()
     batch = {"input_ids": ids, "labels": ids.flatten()[::5], **PACKED}

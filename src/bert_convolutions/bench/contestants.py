@@ -25,7 +25,7 @@ class Contestant:
 
     name: str
     description: str
-    flags: dict[str, Any] | None
+    flags: dict[str, Any] | None = None
     default: bool = True
     quick: bool = False
 
@@ -35,14 +35,30 @@ class Contestant:
         return self.flags is not None
 
 
+@dataclass(frozen=True)
+class Core(Contestant):
+    """A way to compute attention, of the task ``attention``; its code is in ``bench.attention``.
+
+    Attributes:
+        score_tensors: B x H x S x S tensors that it holds at a time, about.
+        only_gpu: why it is for GPUs, if it is.
+        package: that it needs and no extra of ours brings, or None.
+    """
+
+    score_tensors: int = 0
+    only_gpu: str | None = None
+    package: str | None = None
+
+
 def _kernel(terms: str, **others: str) -> dict[str, Any]:
     return {"attention_kernel": f"{terms} {REACH}", "remove_position_embeddings": True, **others}
 
 
 _FULL = "qk_convfixed_convq_convk"
 _DEPTHWISE = f"convolution_depth_mixed_no_act {REACH} 1"
+_KERNELS = "its kernels are Triton's"
 
-COMPOSITE, DOT_PRODUCT, ELECTRA = "composite", "dot_product", "electra"
+COMPOSITE, DOT_PRODUCT, ELECTRA, PLAIN_SDPA = "composite", "dot_product", "electra", "plain_sdpa"
 
 CONTESTANTS = {
     contestant.name: contestant
@@ -55,9 +71,16 @@ CONTESTANTS = {
         Contestant("composite_convolution", "composite + convolution", _kernel(f"{_FULL}_convolution"), default=False),
         Contestant("value_convolution", "depthwise-separable values", _kernel(_FULL, value_forward=_DEPTHWISE), False),
         Contestant("qk_convolution", "depthwise-separable queries and keys", _kernel(_FULL, qk=_DEPTHWISE), False),
-        Contestant(ELECTRA, "Hugging Face ELECTRA, SDPA", None, quick=True),
-        Contestant("convbert", "Hugging Face ConvBERT", None),
-        Contestant("modernbert", "Hugging Face ModernBERT, SDPA", None),
+        Contestant(ELECTRA, "Hugging Face ELECTRA, SDPA", quick=True),
+        Contestant("convbert", "Hugging Face ConvBERT"),
+        Contestant("modernbert", "Hugging Face ModernBERT, SDPA"),
+        Core(PLAIN_SDPA, "PyTorch's SDPA without terms or borders in a row: the floor", quick=True),
+        Core("ours", "composite, our kernels for this device", quick=True),
+        Core("sdpa_bias", "composite, PyTorch's SDPA with the terms as a mask", score_tensors=4),
+        Core("flex", "composite, PyTorch's FlexAttention", only_gpu="it has no backward on a CPU"),
+        Core("eager", "composite, the equation as it stands", score_tensors=8, quick=True),
+        Core("flashdeberta", "FlashDeBERTa, DeBERTa's terms", only_gpu=_KERNELS, package="flashdeberta"),
+        Core("disentangled_flash", "DeBERTa's, with projections", only_gpu=_KERNELS, package="disentangled_flash"),
     )
 }
 """All of them, by name."""

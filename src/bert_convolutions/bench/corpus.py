@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -35,7 +35,7 @@ class Setup:
     Attributes:
         options: the flags.
         pairs: S to the folder of sentence pairs.
-        tokenizer: its path.
+        tokenizer: its path, empty where no job has a model.
         configs: S to the configuration file of our models.
         vocabulary: embeddings of all models, those of ``--config_name`` where the tokenizer has fewer pieces.
         steps: of the longest group, and some to spare.
@@ -49,53 +49,47 @@ class Setup:
     steps: int
 
 
-def prepare(
-    options: BenchOptions, groups: Sequence[Group], say: Callable[[str], None], reads_pairs: bool = True
-) -> Setup:
-    """Make what is not there yet.
+def prepare(options: BenchOptions, groups: Sequence[Group], say: Callable[[str], None]) -> Setup:
+    """Make what the jobs need and is not there yet.
 
     Args:
         options: of the bench.
         groups: its plan.
         say: takes a line for the user.
-        reads_pairs: whether the jobs read sentence pairs.
 
     Raises:
         UsageError: bad or too little text, a bad tokenizer or configuration.
     """
-    folder = Path(options.output_dir)
-    shape = load_config(options.config_name)
+    folder, shape = Path(options.output_dir), load_config(options.config_name)
+    (folder / "configs").mkdir(exist_ok=True)
+    jobs = [job for group in groups for job in group.jobs]
+    configs = {length: str(folder / "configs" / f"{length}.json") for length in sorted({job.length for job in jobs})}
+    values = {key: value for key, value in shape.to_diff_dict().items() if key != "vocab_size"}
+    for length, path in configs.items():
+        files.write_json(Path(path), {**values, "max_position_embeddings": length})
+    # Loading may go round: for it, what the others take is enough.
+    steps = max((group.total_steps + SPARE_STEPS for group in groups if group.title != "loading"), default=1)
+    setup = Setup(options, {}, "", configs, shape.vocab_size or 0, steps)
+    if not any(job.has_model for job in jobs):
+        return setup
     texts = _texts(options, folder, say)
     tokenizer_path = options.tokenizer_name or _own_tokenizer(texts, folder, say)
     tokenizer = load_tokenizer(tokenizer_path)
-    needed: dict[int, int] = {}
-    steps = 1
-    for group in groups:
-        if group.jobs[0].task != "loading":  # which may go round
-            steps = max(steps, group.total_steps + SPARE_STEPS)
-        for job in group.jobs:
-            needed[job.length] = max(needed.get(job.length, 0), job.batch_size * steps)
-    pairs, configs = {}, {}
-    for length, count in sorted(needed.items()):
-        values = {key: value for key, value in shape.to_diff_dict().items() if key != "vocab_size"}
-        path = folder / "configs" / f"{length}.json"
-        path.parent.mkdir(exist_ok=True)
-        files.write_json(path, {**values, "max_position_embeddings": length})
-        configs[length] = str(path)
-        if not reads_pairs:
-            continue
-        lines = texts if length <= BASE_LENGTH else [_joined(texts, tokenizer, length, count, folder)]
-        say(f"Sentence pairs for S = {length} from {', '.join(lines)}")
-        store = open_examples(lines, tokenizer=tokenizer, line_by_line=True, cache_dir=folder / "pairs")
-        assert isinstance(store, ArrowStore)
-        if len(store) < count:
-            raise UsageError(
-                f"{', '.join(texts)}: {len(store)} examples for S = {length} where {count} are measured; give more "
-                "text, or fewer --rounds or --steps"
-            )
-        pairs[length] = str(store.folder)
-    vocabulary = max(shape.vocab_size or 0, len(tokenizer))
-    return Setup(options, pairs, str(tokenizer_path), configs, vocabulary, steps)
+    setup = replace(setup, tokenizer=str(tokenizer_path), vocabulary=max(setup.vocabulary, len(tokenizer)))
+    for length in configs:
+        count = max((job.batch_size * steps for job in jobs if job.length == length and job.reads_pairs), default=0)
+        if count:
+            lines = texts if length <= BASE_LENGTH else [_joined(texts, tokenizer, length, count, folder)]
+            say(f"Sentence pairs for S = {length} from {', '.join(lines)}")
+            store = open_examples(lines, tokenizer=tokenizer, line_by_line=True, cache_dir=folder / "pairs")
+            assert isinstance(store, ArrowStore)
+            if len(store) < count:
+                raise UsageError(
+                    f"{', '.join(texts)}: {len(store)} examples for S = {length} where {count} are measured; give more "
+                    "text, or fewer --rounds or --steps"
+                )
+            setup.pairs[length] = str(store.folder)
+    return setup
 
 
 def _texts(options: BenchOptions, folder: Path, say: Callable[[str], None]) -> list[str]:

@@ -1,12 +1,17 @@
-"""Jobs that read sentence pairs: training steps, encoder passes, and loading alone."""
+"""Jobs of models: training steps, encoder passes, loading alone, and an exported model beside the one it is made of."""
 
+import itertools
+import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import (
+    PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -18,9 +23,11 @@ from transformers import (
 from bert_convolutions.bench.contestants import CONTESTANTS, ELECTRA
 from bert_convolutions.bench.corpus import Setup
 from bert_convolutions.bench.peers import make_peer_trainer
-from bert_convolutions.bench.plan import Job
-from bert_convolutions.bench.turns import Turns, Work
+from bert_convolutions.bench.plan import ONNX_INT8, PYTORCH, Job
+from bert_convolutions.bench.worker import Turns, Work
 from bert_convolutions.data.store import ArrowStore
+from bert_convolutions.export import graphs
+from bert_convolutions.model import CompositeBertConfig
 from bert_convolutions.model.flops import count_flops
 from bert_convolutions.training.arguments import BertTrainingArguments
 from bert_convolutions.training.options import PretrainOptions
@@ -65,6 +72,15 @@ def pretrain_options(job: Job, setup: Setup) -> PretrainOptions:
     )
 
 
+def _described(job: Job, setup: Setup) -> tuple[PretrainOptions, PreTrainedTokenizerBase, CompositeBertConfig]:
+    """The flags of a job's model, the tokenizer, and the configuration that they make."""
+    options = pretrain_options(job, setup)
+    tokenizer = choose_tokenizer(options)
+    config = compose_config(options, tokenizer)
+    config.vocab_size = setup.vocabulary
+    return options, tokenizer, config
+
+
 class PairsRun:
     """The Trainer of a contestant, set up by the code behind its command, and what each of its steps does.
 
@@ -78,10 +94,7 @@ class PairsRun:
         self.store = ArrowStore(setup.pairs[job.length])
         seed = setup.options.seed
         self.plan = StepPlan(len(self.store), seed, micro_batch_size=job.batch_size, micro_batches=1, processes=1)
-        options = pretrain_options(job, setup)
-        tokenizer = choose_tokenizer(options)
-        config = compose_config(options, tokenizer)
-        config.vocab_size = setup.vocabulary
+        options, tokenizer, config = _described(job, setup)
         arguments = training_arguments(job, setup)
         if CONTESTANTS[job.contestant].is_ours:
             model = compose_model(options, config, seed)
@@ -142,21 +155,18 @@ def run_inference_job(job: Job, setup: Setup, turns: Turns) -> None:
         FinishedError: there are no more turns.
     """
     run = PairsRun(job, setup)
-    device = run.trainer.args.device
+    device, steps, batches = run.trainer.args.device, itertools.count(), _forever(run.trainer)
     encoder: Any = run.trainer.model.base_model.eval()  # type: ignore[union-attr]
     if setup.options.torch_compile:
         encoder = torch.compile(encoder)
-    batches = _forever(run.trainer)
-    step = 0
-    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=job.precision == "bf16")
-    with torch.inference_mode(), autocast:
-        while True:
-            steps = turns.next()
-            for _ in range(steps):
-                batch = next(batches)
-                encoder(**{name: batch[name].to(device) for name in _MODEL_INPUTS if name in batch})
-            turns.report(steps, sum((run.work(each, training=False) for each in range(step, step + steps)), Work()))
-            step += steps
+
+    def step() -> Work:
+        batch = next(batches)
+        encoder(**{name: batch[name].to(device) for name in _MODEL_INPUTS if name in batch})
+        return run.work(next(steps), training=False)
+
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=job.precision == "bf16"):
+        turns.take(step)
 
 
 def run_loading_job(job: Job, setup: Setup, turns: Turns) -> None:
@@ -166,15 +176,41 @@ def run_loading_job(job: Job, setup: Setup, turns: Turns) -> None:
         FinishedError: there are no more turns.
     """
     batches = _forever(PairsRun(job, setup).trainer)
-    while True:
-        steps = turns.next()
-        work = Work(flops=None)
-        for _ in range(steps):
-            batch = next(batches)
-            work += Work(len(batch["sample_ids"]), int(batch["num_real_tokens"]), None)
-        turns.report(steps, work)
+
+    def step() -> Work:
+        batch = next(batches)
+        return Work(len(batch["sample_ids"]), int(batch["num_real_tokens"]), None)
+
+    turns.take(step)
 
 
 def _forever(trainer: Trainer) -> Iterator[Any]:
     while True:
         yield from trainer.get_train_dataloader()
+
+
+def run_graph_job(job: Job, setup: Setup, turns: Turns) -> None:
+    """Compute a masked language model's logits of one padded batch, by PyTorch or as a graph under onnxruntime.
+
+    Raises:
+        FinishedError: there are no more turns.
+    """
+    options, _, config = _described(replace(job, backend=None), setup)
+    model = compose_model(options, config, setup.options.seed).eval()
+    batch = graphs.example_inputs(model, job.batch_size, job.length)
+    work = Work(job.batch_size, int(batch["attention_mask"].sum()), None)
+    run: graphs.Run = partial(graphs.torch_outputs, model)
+    if job.backend != PYTORCH:
+        with tempfile.TemporaryDirectory() as folder:
+            path = int8 = Path(folder, graphs.ONNX_FILE)
+            graphs.save_onnx(model, graphs.export(model), path)
+            if job.backend == ONNX_INT8:
+                int8 = path.with_name(graphs.INT8_FILE)
+                graphs.save_int8(path, int8)
+            run = graphs.onnx_run(int8)
+
+    def step() -> Work:
+        run(batch)
+        return work
+
+    turns.take(step)

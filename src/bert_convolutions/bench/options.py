@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-TaskName = Literal["pretraining", "settings", "loading", "inference"]
+TaskName = Literal["pretraining", "settings", "loading", "inference", "onnx", "attention"]
 TASK_NAMES: tuple[TaskName, ...] = get_args(TaskName)
 Precision = Literal["float32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -34,7 +34,9 @@ class BenchOptions:
     )
     tasks: list[TaskName] = field(
         default_factory=list,
-        metadata={"help": "which of the tasks; left out, all. settings: which precision, batch and backend is fastest"},
+        metadata={
+            "help": "which of the tasks; left out, all. settings tells which precision, batch and backend is fastest"
+        },
     )
     contestants: list[str] = field(
         default_factory=list,
@@ -42,11 +44,15 @@ class BenchOptions:
     )
     precision: list[Precision] = field(
         default_factory=list,
-        metadata={"help": "left out, both (quick: bf16 in pretraining only); float32 on a CPU without bf16"},
+        metadata={
+            "help": "left out, both (attention: bf16; quick: bf16 for training only); float32 on a CPU without bf16"
+        },
     )
     sequence_lengths: list[int] = field(
         default_factory=list,
-        metadata={"help": "longest example of all but GLUE's tasks; left out, 128 512 2048 (settings: the first)"},
+        metadata={
+            "help": "longest example; left out, 128 512 2048 (settings, onnx: the first; attention on a GPU: to 8192)"
+        },
     )
     batch_size: int = field(
         default=32,

@@ -1,6 +1,7 @@
 """``bertconv bench``: prepare, measure group by group, show, and write what there is after each group."""
 
 import contextlib
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,10 @@ from bert_convolutions import files
 from bert_convolutions.bench.contestants import CONTESTANTS
 from bert_convolutions.bench.corpus import Setup, prepare
 from bert_convolutions.bench.options import BenchOptions
-from bert_convolutions.bench.plan import START_WORK, Group, make_plan
-from bert_convolutions.bench.results import Measurement, document, fastest_setting, group_results, machine
+from bert_convolutions.bench.plan import START_WORK, Device, Group, Job, make_plan
+from bert_convolutions.bench.results import document, fastest_setting, group_results
 from bert_convolutions.bench.tables import draw, group_table
-from bert_convolutions.bench.turns import Report
-from bert_convolutions.bench.worker import Worker
+from bert_convolutions.bench.worker import Report, Worker
 from bert_convolutions.errors import CommandError, UsageError
 from bert_convolutions.files import run_lock
 from bert_convolutions.model.backends import attention_backend
@@ -38,7 +38,7 @@ def run_bench(options: BenchOptions) -> None:
         if "bf16" in options.precision:
             raise UsageError("--precision bf16: this CPU has no instructions for it; measure float32")
         options.precision = ["float32"]
-    groups = make_plan(options, _backends())
+    groups = make_plan(options, find_device())
     folder = Path(options.output_dir)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--output_dir {folder} is a file; give a folder")
@@ -47,19 +47,22 @@ def run_bench(options: BenchOptions) -> None:
         Bench(options, groups, folder).run()
 
 
-def _backends() -> list[str]:
-    """Of our attention on this machine, the default first."""
-    with contextlib.suppress(UsageError, ValueError):
+def find_device() -> Device:
+    """What is measured on: a GPU where PyTorch sees one."""
+    if not torch.cuda.is_available():
+        return Device(memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    backends = ["sdpa", "eager"]
+    with contextlib.suppress(UsageError):  # Triton may not be installed
         attention_backend("triton")
-        return ["sdpa", "eager", *(["triton"] if torch.cuda.is_available() else [])]
-    return ["sdpa", "eager"]
+        backends.append("triton")
+    return Device(True, backends, torch.cuda.get_device_properties(0).total_memory)
 
 
 class Bench:
-    """The groups of a bench over one output folder; ``reads_pairs``: whether their jobs read sentence pairs."""
+    """The groups of a bench over one output folder."""
 
-    def __init__(self, options: BenchOptions, groups: list[Group], folder: Path, *, reads_pairs: bool = True) -> None:
-        self.options, self.groups, self.folder, self.reads_pairs = options, groups, folder, reads_pairs
+    def __init__(self, options: BenchOptions, groups: list[Group], folder: Path) -> None:
+        self.options, self.groups, self.folder = options, groups, folder
         self.console = make_console()
         self.entries: dict[str, list[dict[str, Any]]] = {}
         on_gpu = torch.cuda.is_available()
@@ -69,24 +72,24 @@ class Bench:
 
     def run(self) -> None:
         """Measure all groups and write the results after each."""
-        setup = prepare(self.options, self.groups, self.say, self.reads_pairs)
-        facts = machine()
-        self.say(f"{facts['gpu'] or facts['cpu']}, {self.options.threads or facts['threads']} threads")
+        setup = prepare(self.options, self.groups, self.say)
+        machine = self._document(complete=False)["machine"]
+        self.say(f"{machine['gpu'] or machine['cpu']}, {machine['threads']} threads")
         for name in dict.fromkeys(job.contestant for group in self.groups for job in group.jobs):
             self.say(f"  {name:<22}{CONTESTANTS[name].description}", style="dim")
         self._begun = time.monotonic()
         for number, group in enumerate(self.groups, start=1):
             self.say(f"\n[{number}/{len(self.groups)}] {group.title}{self._time_left()}", style="bold cyan")
-            measurements = self._measure(group, setup)
-            self.entries[group.title] = group_results(group, measurements, self.peak)
-            self._write(complete=number == len(self.groups))
+            reports, failures = self._measure(group, setup)
+            self.entries[group.title] = group_results(group, reports, failures, self.peak)
+            results = self._document(complete=number == len(self.groups))
+            files.write_json(self.folder / RESULTS, results)
             self.console.print(group_table(group.title, self.entries[group.title]))
-        results = self._write(complete=True)
         if not any("medians" in entry for entry in results["measurements"]):
             raise CommandError(f"nothing could be measured: {results['measurements'][0]['failure']}")
         if fastest := fastest_setting(results["measurements"]):
             self.say(f"\nFastest here: {fastest}" + (", roughly" if self.options.quick else ""), style="bold")
-        draw(self.entries, results["machine"], self.folder / PICTURE)
+        draw(self.entries, machine, self.folder / PICTURE)
         spent = duration(time.monotonic() - self._begun)
         self.say(f"\nMeasured in {spent}: {self.folder / RESULTS}, {self.folder / PICTURE}", style="bold")
 
@@ -94,39 +97,32 @@ class Bench:
         """Print a line."""
         self.console.print(Text(line, style=style))
 
-    def _measure(self, group: Group, setup: Setup) -> list[Measurement]:
-        """Let the jobs of a group take turns, each in a process of its own; every other round in reverse order."""
+    def _measure(self, group: Group, setup: Setup) -> tuple[dict[Job, list[Report]], dict[Job, str]]:
+        """Let the jobs of a group take turns; return the reports of those that took all, and why the others did not."""
         workers = [Worker(job, setup) for job in group.jobs]
-        measurements = [Measurement(job) for job in group.jobs]
+        reports: dict[Job, list[Report]] = {job: [] for job in group.jobs}
         try:
             with self.console.status("") as status:
                 for worker in workers:
                     status.update(f"{worker.job.name}: starting")
                     worker.wait_until_ready()
-                self._work_done += START_WORK * len(workers)
-                for worker in workers:
-                    status.update(f"{worker.job.name}: warm-up")
-                    self._take(worker, group.warmup_steps)
-                for number in range(group.rounds):
-                    self.say(f"round {number + 1} of {group.rounds}{self._time_left()}", style="dim")
-                    forwards = range(len(workers))
-                    for index in forwards if number % 2 == 0 else reversed(forwards):  # what drifts favours nobody
-                        status.update(f"{group.jobs[index].name}: round {number + 1} of {group.rounds}")
-                        report = self._take(workers[index], group.steps)
-                        if report is not None:
-                            measurements[index].reports.append(report)
+                    self._work_done += START_WORK
+                for number in range(group.rounds + 1):
+                    steps = group.steps if number else group.warmup_steps
+                    what = f"round {number} of {group.rounds}" if number else "warm-up"
+                    self.say(f"{what}{self._time_left()}", style="dim")
+                    # Every other round in reverse order, so that what drifts favours nobody
+                    for worker in (workers[::-1] if number % 2 == 0 else workers) if steps else ():
+                        status.update(f"{worker.job.name}: {what}")
+                        report = worker.take(steps)
+                        self._work_done += steps
+                        if number and report is not None:
+                            reports[worker.job].append(report)
         finally:
             for worker in workers:
                 worker.close()
-        for worker, measurement in zip(workers, measurements, strict=True):
-            if worker.failure is not None:  # the rounds before would be compared with all rounds of the others
-                measurement.failure, measurement.reports = worker.failure, []
-        return measurements
-
-    def _take(self, worker: Worker, steps: int) -> Report | None:
-        report = worker.take(steps) if steps else None
-        self._work_done += steps
-        return report
+        failures = {worker.job: worker.failure for worker in workers if worker.failure is not None}
+        return {job: reports[job] for job in group.jobs if job not in failures}, {**failures, **group.left_out}
 
     def _time_left(self) -> str:
         """How long it will still take, by the time of what is done."""
@@ -136,9 +132,7 @@ class Bench:
         left = sum(group.work for group in self.groups) - self._work_done
         return f" ({duration(spent)} since the start, about {duration(spent * left / self._work_done)} left)"
 
-    def _write(self, complete: bool) -> dict[str, Any]:
-        """Write ``results.json`` and return its content."""
+    def _document(self, complete: bool) -> dict[str, Any]:
+        """The content of ``results.json`` so far."""
         entries = [entry for group in self.entries.values() for entry in group]
-        results = document(self.options, entries, self.peak, complete)
-        files.write_json(self.folder / RESULTS, results)
-        return results
+        return document(self.options, entries, self.peak, complete)

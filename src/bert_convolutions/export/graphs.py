@@ -79,23 +79,28 @@ def write_onnx(options: ExportOptions, folder: Path) -> None:
     save_onnx(model, export(model), folder / ONNX_FILE)
     check(model, onnx_run(folder / ONNX_FILE), ONNX_FILE)
     if options.quantize:
-        import onnx
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-
-        graph = onnx.load(folder / ONNX_FILE)
-        del graph.graph.value_info[:]  # shapes between the inputs and the outputs, some of which int8 turns around
-        with _without_advice():
-            quantize_dynamic(graph, folder / INT8_FILE, weight_type=QuantType.QInt8)
+        save_int8(folder / ONNX_FILE, folder / INT8_FILE)
         _say_what_int8_does(model, folder, _batch(model, options))
 
 
 def save_onnx(model: PreTrainedModel, program: torch.export.ExportedProgram, path: Path) -> None:
     """Write what ``export`` made of a model as ONNX; weights above 2 GB lie in a file beside it."""
-    names = list(_torch_outputs(model, example_inputs(model, 2, 5)))
+    names = list(torch_outputs(model, example_inputs(model, 2, 5)))
     with _without_advice():
         converted = torch.onnx.export(program, verbose=False, output_names=names, dynamic_shapes=_sizes(model))
     assert converted is not None
     converted.save(path)
+
+
+def save_int8(source: Path, path: Path) -> None:
+    """Write an ONNX file again with the weights of its matrix products in int8."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    graph = onnx.load(source)
+    del graph.graph.value_info[:]  # shapes between the inputs and the outputs, some of which int8 turns around
+    with _without_advice():
+        quantize_dynamic(graph, path, weight_type=QuantType.QInt8)
 
 
 @contextlib.contextmanager
@@ -168,7 +173,7 @@ def check(model: PreTrainedModel, run: Run, name: str) -> None:
     longest = 150 if model.config.remove_position_embeddings else model.config.max_position_embeddings
     for rows, length in ((1, 1), (1, 12), (5, 4), (2, min(longest, 150))):
         batch = example_inputs(model, rows, min(length, longest))
-        expected, found = _torch_outputs(model, batch), run(batch)
+        expected, found = torch_outputs(model, batch), run(batch)
         for output, value in expected.items():
             if not torch.allclose(found[output], value, atol=TOLERANCE, rtol=TOLERANCE):
                 off = (found[output] - value).abs().max().item()
@@ -179,7 +184,8 @@ def check(model: PreTrainedModel, run: Run, name: str) -> None:
 
 
 @torch.no_grad()
-def _torch_outputs(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def torch_outputs(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the model itself gives for inputs by name."""
     return _Graph(model)(**batch)
 
 
@@ -226,7 +232,7 @@ def _batch(model: PreTrainedModel, options: ExportOptions) -> dict[str, Tensor]:
 def _say_what_int8_does(model: PreTrainedModel, folder: Path, batch: dict[str, Tensor]) -> None:
     """Print size and speed of the three, and how far int8's first output is from the model's."""
     runs: dict[str, tuple[Path | None, Run]] = {
-        "PyTorch": (None, lambda inputs: _torch_outputs(model, inputs)),
+        "PyTorch": (None, lambda inputs: torch_outputs(model, inputs)),
         "onnxruntime": (folder / ONNX_FILE, onnx_run(folder / ONNX_FILE)),
         "onnxruntime, int8": (folder / INT8_FILE, onnx_run(folder / INT8_FILE)),
     }

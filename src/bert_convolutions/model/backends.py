@@ -46,7 +46,7 @@ def attention_backend(name: str | None) -> Attend:
         return _attend_triton
     if name.startswith(_WITHOUT_BIAS) or name not in ALL_ATTENTION_FUNCTIONS:
         raise UsageError(f'attn_implementation "{name}" can\'t take the convolution terms; use sdpa or eager')
-    return partial(_attend_interface, name)
+    return partial(attend_interface, name)
 
 
 def keep_shared(segments: Segments, name: str | None, dtype: torch.dtype) -> Segments:
@@ -59,7 +59,7 @@ def keep_shared(segments: Segments, name: str | None, dtype: torch.dtype) -> Seg
 def _attend_sdpa(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tensor, Tensor | None]:
     if value.device.type == "cpu":
         return attend_fused(parts, value, dropout)
-    return _attend_interface("sdpa", parts, value, dropout)
+    return attend_interface("sdpa", parts, value, dropout)
 
 
 def _attend_triton(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tensor, Tensor | None]:
@@ -70,7 +70,7 @@ def _attend_triton(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Te
     return engine.attend_triton(parts, value, dropout)
 
 
-def _attend_interface(name: str, parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tensor, Tensor | None]:
+def attend_interface(name: str, parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tensor, Tensor | None]:
     """Call a function of the attention interface by its name; otherwise an ``Attend``.
 
     Without a dot product its queries and keys are zeros.
