@@ -16,11 +16,10 @@ import torch
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from benchmarks.glue_lengths import NUM_EXAMPLES, example_lengths
-from bert_convolutions.bench.contestants import COMPOSITE
 from bert_convolutions.bench.corpus import Setup
 from bert_convolutions.bench.jobs import StepClock, pretrain_options, training_arguments
 from bert_convolutions.bench.options import BenchOptions
-from bert_convolutions.bench.plan import BASE_LENGTH, Group, Job
+from bert_convolutions.bench.plan import BASE_LENGTH, COMPOSITE, Group, Job
 from bert_convolutions.bench.run import Bench
 from bert_convolutions.bench.worker import Turns, Work
 from bert_convolutions.data.tokenizer import load_tokenizer
@@ -63,11 +62,6 @@ class GlueJob(Job):
     def run(self) -> str:
         """What its process does."""
         return f"{__name__}:run_{self.task}_job"
-
-    @property
-    def reads_pairs(self) -> bool:
-        """Not these: they read GLUE's examples."""
-        return False
 
     def baseline(self, jobs: tuple[Job, ...]) -> Job | None:
         """The same with every example padded."""

@@ -25,7 +25,7 @@ from transformers import TrainerCallback
 
 from benchmarks.breakdown import break_down
 from bert_convolutions import files
-from bert_convolutions.bench.attention import Core
+from bert_convolutions.bench.attention import AttentionRun
 from bert_convolutions.bench.corpus import Setup, prepare
 from bert_convolutions.bench.jobs import PairsRun
 from bert_convolutions.bench.options import BenchOptions
@@ -98,23 +98,23 @@ def time_core(job: Job, dropout: float) -> dict[str, Any]:
     """Milliseconds of forward, and of forward and backward; bytes of the second at their peak."""
     from triton.testing import do_bench
 
-    core = Core(job, load_config(CORE.config_name), dropout)
-    forward, both = (do_bench(run, return_mode="median") for run in (core.attend, core.forward_and_backward))
+    core = AttentionRun(job, load_config(CORE.config_name), dropout)
+    forward, both = (do_bench(run, return_mode="median") for run in (core.attend, core.step))
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    core.forward_and_backward()
+    core.step()
     return {"forward_ms": forward, "both_ms": both, "peak_bytes": torch.cuda.max_memory_allocated() - before}
 
 
 def kernels_of_core(job: Job) -> dict[str, Any]:
     """Microseconds of each GPU kernel in a forward and backward pass of ours."""
-    core = Core(job, load_config(CORE.config_name), dropout=0.1)
+    core = AttentionRun(job, load_config(CORE.config_name), dropout=0.1)
     steps = 10
     for _ in range(3):
-        core.forward_and_backward()
+        core.step()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         for _ in range(steps):
-            core.forward_and_backward()
+            core.step()
         torch.cuda.synchronize()
     events = sorted(profiler.key_averages(), key=lambda event: -event.self_device_time_total)
     return {"kernels": {event.key[:80]: event.self_device_time_total / steps for event in events[:20]}}
@@ -160,7 +160,7 @@ def time_training(job: Job, setup: Setup, steps: int, warmup_steps: int) -> dict
 
 def measure_core(results: Results) -> None:
     """The table: every contestant at every length, then packed, then with dropout; then the kernels of ours."""
-    groups = make_plan(CORE, find_device())
+    groups = make_plan(CORE, *find_device())
     jobs = [job for group in groups for job in group.jobs if job.contestant != "flex" or job.length <= LONGEST_FLEX]
     results.content["not_measured"] = [
         {"phase": "core", "contestant": job.contestant, "length": job.length, "packed": job.packed, "reason": reason}

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from rich.table import Table
 from rich.text import Text
 
-from bert_convolutions.bench.contestants import COMPOSITE
+from bert_convolutions.bench.plan import COMPOSITE
 from bert_convolutions.terminal import make_console
 
 

@@ -2,9 +2,12 @@
 
 import os
 import platform
+import resource
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 _PACKAGES = ("bert_convolutions", "torch", "transformers", "numpy", "scipy", "sentencepiece")
 
@@ -17,6 +20,35 @@ def environment() -> dict[str, str]:
         "commit": _commit(),
         "machine": f"{platform.machine()} {platform.system()}, {os.cpu_count()} x {processor()}, {_accelerator()}",
     }
+
+
+def machine_facts() -> dict[str, Any]:
+    """What speed depends on beside the code, each under its own name."""
+    import torch
+
+    return {
+        "platform": platform.platform(),
+        "cpu": processor(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in (*_PACKAGES[:4], "accelerate")},
+    }
+
+
+def memory_held(peak: bool) -> int:
+    """Bytes that this process holds, or the most it has held at once; on CUDA those allocated there."""
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated())
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would count what the parent held when it started this process
+        name = "VmHWM:" if peak else "VmRSS:"
+        lines = status.read_text(encoding="ascii", errors="ignore").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
 def _commit() -> str:

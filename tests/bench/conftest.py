@@ -28,14 +28,16 @@ class ScriptedConnection:
     """A pipe's end whose other side asks for turns of one step each and keeps what is sent."""
 
     def __init__(self, turns: int) -> None:
-        self._commands: Iterator[int | None] = iter([*[1] * turns, None])
+        self._commands: Iterator[int] = iter([1] * turns)
         self.sent: list[Any] = []
 
     def send(self, value: Any) -> None:
         self.sent.append(value)
 
-    def recv(self) -> int | None:
-        return next(self._commands)
+    def recv(self) -> int:
+        for command in self._commands:
+            return command
+        raise EOFError
 
 
 @pytest.fixture(scope="session")

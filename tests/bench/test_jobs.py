@@ -6,13 +6,11 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from bert_convolutions.bench.attention import LONGEST, SHORTEST, packed_rows
-from bert_convolutions.bench.attention import Core as AttentionCore
-from bert_convolutions.bench.contestants import CONTESTANTS, Core
+from bert_convolutions.bench.attention import LONGEST, SHORTEST, AttentionRun, packed_rows
 from bert_convolutions.bench.corpus import Setup
 from bert_convolutions.bench.jobs import PairsRun, pretrain_options
-from bert_convolutions.bench.plan import Job
-from bert_convolutions.bench.worker import FinishedError, Report, Turns, run_job
+from bert_convolutions.bench.plan import CONTESTANTS, Core, Job
+from bert_convolutions.bench.worker import Report, Turns, run_job
 from bert_convolutions.data.collate import PretrainingCollator
 from bert_convolutions.model.presets import load_config
 from bert_convolutions.training.arguments import BertTrainingArguments
@@ -24,7 +22,7 @@ MODELS = [name for name, contestant in CONTESTANTS.items() if not isinstance(con
 
 def reports(job: Job, setup: Setup, turns: int = 1) -> list[Report]:
     connection = ScriptedConnection(turns)
-    with pytest.raises(FinishedError):
+    with pytest.raises(EOFError):
         run_job(job, setup, Turns(connection))  # type: ignore[arg-type]
     assert connection.sent[0] is None, "says that it is ready"
     return connection.sent[1:]
@@ -119,9 +117,9 @@ def test_all_that_have_our_terms_compute_the_same(packed: bool, bench_setup: Set
     config = load_config(bench_setup.configs[128])
     contexts = {}
     for name in ("ours", "sdpa_bias", "eager"):
-        core = AttentionCore(Job("attention", name, "float32", 128, 2, packed=packed), config)
-        core.forward_and_backward()
-        contexts[name] = core.attend()
+        attention = AttentionRun(Job("attention", name, "float32", 128, 2, packed=packed), config)
+        attention.step()
+        contexts[name] = attention.attend()
     for name in ("ours", "sdpa_bias"):
         assert torch.allclose(contexts[name], contexts["eager"], atol=1e-5)
 

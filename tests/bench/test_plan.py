@@ -1,9 +1,8 @@
 import pytest
 
 from bert_convolutions.bench import plan
-from bert_convolutions.bench.contestants import CONTESTANTS
 from bert_convolutions.bench.options import TASK_NAMES, BenchOptions
-from bert_convolutions.bench.plan import Device, Group, Job, make_plan
+from bert_convolutions.bench.plan import CONTESTANTS, Group, Job, make_plan
 from bert_convolutions.bench.results import fastest_setting, group_results
 from bert_convolutions.bench.worker import Report, Work
 from bert_convolutions.errors import UsageError
@@ -72,7 +71,7 @@ def test_a_task_without_contestants_says_who_takes_part(task: str, contestant: s
 
 
 def test_attention_is_measured_on_a_gpu_at_every_length_in_full_and_packed_rows() -> None:
-    groups = make_plan(BenchOptions(tasks=["attention"], config_name="bert_base", batch_size=256), Device(True))
+    groups = make_plan(BenchOptions(tasks=["attention"], config_name="bert_base", batch_size=256), on_gpu=True)
     settings = [(group.jobs[0].length, group.jobs[0].packed) for group in groups]
     assert settings == [(2**power, packed) for power in range(7, 14) for packed in (False, True)]
     for group in groups:
@@ -82,19 +81,19 @@ def test_attention_is_measured_on_a_gpu_at_every_length_in_full_and_packed_rows(
 
 
 def test_who_can_not_attend_here_is_named_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    def reasons(device: Device, packed: bool = False) -> dict[str, str]:
+    def reasons(on_gpu: bool, memory: float = 2**40, packed: bool = False) -> dict[str, str]:
         options = BenchOptions(tasks=["attention"], precision=["float32"], sequence_lengths=[8192])
-        return {job.contestant: reason for job, reason in make_plan(options, device)[packed].left_out.items()}
+        return {job.contestant: reason for job, reason in make_plan(options, on_gpu, memory)[packed].left_out.items()}
 
-    found = reasons(Device(memory=2**30))
-    assert found["flex"].startswith("needs a GPU") and found["flashdeberta"].startswith("needs a GPU")
-    assert found["eager"] == "would hold 8 GiB of scores, more than a quarter of the memory here"
-    assert set(reasons(Device(memory=2**40))) == {"flex", "flashdeberta", "disentangled_flash"}
+    found = reasons(False, 2**30)
+    assert found["flex"] == found["flashdeberta"] == "needs a GPU"
+    assert found["eager"] == "would hold 8 GiB of scores, over a quarter of the memory"
+    assert set(reasons(False)) == {"flex", "flashdeberta", "disentangled_flash"}
     monkeypatch.setattr(plan, "find_spec", lambda name: None)
-    assert reasons(Device(True, memory=2**40))["flashdeberta"].endswith("pip install flashdeberta")
+    assert reasons(True)["flashdeberta"].endswith("pip install flashdeberta")
     monkeypatch.setattr(plan, "find_spec", lambda name: name)
-    assert reasons(Device(True, memory=2**40)) == {}
-    assert reasons(Device(True, memory=2**40), packed=True)["flashdeberta"] == "takes no packed rows"
+    assert reasons(True) == {}
+    assert reasons(True, packed=True)["flashdeberta"] == "takes no packed rows"
 
 
 def test_onnx_without_its_packages_says_which_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,8 +123,9 @@ def test_ratios_are_taken_round_by_round() -> None:
     assert entry["ratios"]["speed"]["median"] == pytest.approx(3.0) and "forward_ms_per_step" not in entry["medians"]
 
 
-def test_settings_are_every_precision_and_backend_and_other_batches() -> None:
-    (group,) = make_plan(BenchOptions(tasks=["settings"]), Device(True, ("sdpa", "eager", "triton")))
+def test_settings_are_every_precision_and_backend_and_other_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "find_spec", lambda name: name)
+    (group,) = make_plan(BenchOptions(tasks=["settings"]), on_gpu=True)
     settings = {(job.precision, job.backend, job.batch_size) for job in group.jobs}
     expected = {("float32", "sdpa", 32), *(("bf16", backend, 32) for backend in ("sdpa", "eager", "triton"))}
     assert settings == expected | {("bf16", "sdpa", 16), ("bf16", "sdpa", 64)} and len(group.jobs) == len(settings)

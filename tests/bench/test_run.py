@@ -35,8 +35,8 @@ def read(flags: dict[str, Any]) -> dict[str, Any]:
 
 def test_joined_sentences_keep_the_budget() -> None:
     class Words:
-        def __call__(self, texts: list[str], add_special_tokens: bool) -> dict[str, list[list[int]]]:
-            return {"input_ids": [[0] * len(text.split()) for text in texts]}
+        def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+            return {"input_ids": [0] * len(text.split())}
 
     sentences = ["a b", "c", "d e f", "g h i j k l m", "n"]
     assert list(join_sentences(iter(sentences), Words(), 4)) == ["a b c", "d e f", "g h i j k l m", "n"]

@@ -1,6 +1,6 @@
 """The attention core alone, forward and backward: queries, keys, values and terms in, context out, no projections.
 
-Legend: B rows, S sequence, H heads, d head size, D hidden, n reach.
+Legend: B rows, S sequence, H heads, d head size, n reach.
 """
 
 from collections.abc import Callable
@@ -14,9 +14,8 @@ from torch.nn import functional
 from bert_convolutions.attention.composite import Attend, CompositeAttention, attend_eager
 from bert_convolutions.attention.segments import Segments
 from bert_convolutions.attention.spec import parse_kernel
-from bert_convolutions.bench.contestants import COMPOSITE, CONTESTANTS, REACH
 from bert_convolutions.bench.corpus import Setup
-from bert_convolutions.bench.plan import Job
+from bert_convolutions.bench.plan import COMPOSITE, CONTESTANTS, REACH, Job
 from bert_convolutions.bench.worker import Turns, Work
 from bert_convolutions.model import CompositeBertConfig
 from bert_convolutions.model.backends import attend_interface, attention_backend, keep_shared
@@ -27,18 +26,12 @@ SHORTEST, LONGEST = 16, 128
 """Tokens of the examples in packed rows."""
 
 
-class Core:
-    """A contestant's attention on random inputs.
-
-    Args:
-        job: contestant, B, S, precision of all inputs, and whether rows are packed.
-        config: H, d and D.
-        dropout: of the probabilities.
-        seed: of the inputs.
+class AttentionRun:
+    """A contestant's attention on random inputs of a job's B, S and precision, with the heads of a configuration.
 
     Attributes:
         query, key, value: (B, H, S, d), in memory as projections leave them.
-        parts: of the score, all terms of composite attention.
+        parts: of the score, with all terms of composite attention.
         leaves: all that gets a gradient.
         attend: () -> context, its dimensions in the contestant's own order.
         work: of a step, with the FLOPs of scores and weighted values alone.
@@ -50,8 +43,7 @@ class Core:
         dtype = torch.bfloat16 if job.precision == "bf16" else torch.float32
         self.new = partial(torch.randn, device=self.device, dtype=dtype, requires_grad=True)
         heads, size = config.num_attention_heads, config.head_size
-        shape = (job.batch_size, job.length, heads, size)
-        self.leaves = [self.new(shape) for _ in range(3)]
+        self.leaves = [self.new(job.batch_size, job.length, heads, size) for _ in range(3)]
         self.query, self.key, self.value = (leaf.transpose(1, 2) for leaf in self.leaves)
         kernel = parse_kernel((CONTESTANTS[COMPOSITE].flags or {})["attention_kernel"])
         module = CompositeAttention(heads * size, heads, kernel).to(self.device, dtype)
@@ -60,12 +52,12 @@ class Core:
             segments, lengths = packed_rows(job.batch_size, job.length, self.device)
         self.parts = module.score_parts(self.query, self.key, segments, dtype)
         self.leaves += [parameter for terms in self.parts.terms.values() for _, parameter in terms]
-        self.attend: Callable[[], Tensor] = CORES[job.contestant](self)
+        self.attend: Callable[[], Tensor] = _MAKE[job.contestant](self)
         flops = FlopCounter(0, 0, layers=1, attention_width=heads * size).training(lengths.numpy(), 0)
         self.work = Work(len(lengths), int(lengths.sum()), flops)
 
-    def forward_and_backward(self) -> None:
-        """A step: the gradients of all leaves, of a random gradient of the context."""
+    def step(self) -> None:
+        """Forward and backward: the gradients of all leaves, of a context whose own is ones."""
         context = self.attend()
         torch.autograd.grad(context, self.leaves, torch.ones_like(context), allow_unused=True)
 
@@ -73,100 +65,95 @@ class Core:
 def packed_rows(rows: int, length: int, device: torch.device) -> tuple[Segments, Tensor]:
     """Rows filled with examples of ``SHORTEST`` to ``LONGEST`` tokens, the last one cut; and their (N,) lengths."""
     ends = torch.randint(SHORTEST, LONGEST + 1, (rows, -(-length // SHORTEST))).cumsum(1)
-    examples = torch.searchsorted(ends, torch.arange(length).expand(rows, -1).contiguous(), right=True) + 1
+    examples = torch.searchsorted(ends, torch.arange(length).repeat(rows, 1), right=True) + 1  # (B, S)
     apart = examples + torch.arange(rows).unsqueeze(1) * (length + 1)
     return Segments(examples.to(device)), apart.flatten().unique_consecutive(return_counts=True)[1]
 
 
 def run_attention_job(job: Job, setup: Setup, turns: Turns) -> None:
-    """Attend in turns: first as many forward passes as steps, then the steps.
-
-    Raises:
-        FinishedError: there are no more turns.
-    """
-    core = Core(job, load_config(setup.configs[job.length]), seed=setup.options.seed)
+    """Attend in turns: first as many forward passes as steps, then the steps."""
+    run = AttentionRun(job, load_config(setup.configs[job.length]), seed=setup.options.seed)
     while True:
         steps = turns.next()
         for _ in range(steps):
-            core.attend()
+            run.attend()
         turns.forward_done()
         for _ in range(steps):
-            core.forward_and_backward()
-        turns.report(steps, sum((core.work for _ in range(steps)), Work()))
+            run.step()
+        turns.report(steps, sum([run.work] * steps, Work()))
 
 
-def _with_terms(core: Core, backend: str, attend: Attend) -> Callable[[], Tensor]:
-    segments = keep_shared(core.parts.segments, backend, core.value.dtype)  # once, as all layers of a model share it
-    parts = replace(core.parts, segments=segments)
-    return lambda: attend(parts, core.value, core.dropout)[0]
+def _with_terms(run: AttentionRun, backend: str, attend: Attend) -> Callable[[], Tensor]:
+    segments = keep_shared(run.parts.segments, backend, run.value.dtype)  # once, as all layers of a model share it
+    parts = replace(run.parts, segments=segments)
+    return lambda: attend(parts, run.value, run.dropout)[0]
 
 
-def _ours(core: Core) -> Callable[[], Tensor]:
-    backend = "triton" if core.device.type == "cuda" else "sdpa"
-    return _with_terms(core, backend, attention_backend(backend))
+def _ours(run: AttentionRun) -> Callable[[], Tensor]:
+    backend = "triton" if run.device.type == "cuda" else "sdpa"
+    return _with_terms(run, backend, attention_backend(backend))
 
 
-def _flex(core: Core) -> Callable[[], Tensor]:
+def _flex(run: AttentionRun) -> Callable[[], Tensor]:
     """The terms read by offset; there is no dropout of probabilities."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    compiled, examples, block_mask = torch.compile(flex_attention, dynamic=False), core.parts.segments.examples, None
+    compiled, examples, mask = torch.compile(flex_attention, dynamic=False), run.parts.segments.examples, None
     if examples is not None:
-        rows, length = examples.shape
+        (rows, length), device = examples.shape, run.device.type
         same = lambda b, h, i, j: examples[b, i] == examples[b, j]  # noqa: E731
-        block_mask = create_block_mask(same, rows, None, length, length, device=core.device.type)
+        mask = create_block_mask(same, rows, None, length, length, device=device)
 
     def attend() -> Tensor:
-        by_query, by_key = core.parts.offset_weights("query"), core.parts.offset_weights("key")
+        by_query, by_key = run.parts.offset_weights("query"), run.parts.offset_weights("key")
         assert by_query is not None and by_key is not None
 
         def score(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
             offset = torch.clamp(j - i, -REACH, REACH)
             return score + by_query[b, h, i, REACH + offset] + by_key[b, h, j, REACH - offset]
 
-        return compiled(core.query, core.key, core.value, score, block_mask=block_mask, scale=core.parts.scaling)
+        return compiled(run.query, run.key, run.value, score, block_mask=mask, scale=run.parts.scaling)
 
     return attend
 
 
-def _flashdeberta(core: Core) -> Callable[[], Tensor]:
+def _flashdeberta(run: AttentionRun) -> Callable[[], Tensor]:
     """Its own terms, of 256 buckets, at our shapes."""
     from flashdeberta.ops.flash_attention import flash_attention_with_disentangled  # type: ignore[import-not-found]
 
-    heads, size = core.value.shape[1], core.value.shape[3]
-    positions = [core.new(1, heads, 512, size) for _ in range(2)]
-    inputs = [part.contiguous() for part in (core.query, core.key, core.value)]
+    inputs = [part.contiguous() for part in (run.query, run.key, run.value)]
+    heads, size = inputs[0].shape[1], inputs[0].shape[3]
+    positions = [run.new(1, heads, 512, size) for _ in range(2)]
+    run.leaves = [*positions, *run.leaves[:3]]
     options = {"sm_scale": (3 * size) ** -0.5, "position_buckets": 256, "max_relative_distance": 512}
-    core.leaves = [*positions, *core.leaves[:3]]
     return lambda: flash_attention_with_disentangled(*inputs, None, *positions, **options)
 
 
-def _disentangled_flash(core: Core) -> Callable[[], Tensor]:
+def _disentangled_flash(run: AttentionRun) -> Callable[[], Tensor]:
     """Its attention layer with its own terms, projections included, which the others don't have."""
     from disentangled_flash import TritonTrainingDisentangledSelfAttention  # type: ignore[import-not-found]
     from transformers import DebertaV2Config
 
-    rows, heads, length, size = core.value.shape
-    width, terms = heads * size, {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 256}
-    config = DebertaV2Config(hidden_size=width, num_attention_heads=heads, attention_probs_dropout_prob=0.0)
-    for name, value in terms.items():
+    rows, heads, length, size = run.value.shape
+    config = DebertaV2Config(hidden_size=heads * size, num_attention_heads=heads, attention_probs_dropout_prob=0.0)
+    for name, value in (("relative_attention", True), ("pos_att_type", ["c2p", "p2c"]), ("position_buckets", 256)):
         setattr(config, name, value)
-    module = TritonTrainingDisentangledSelfAttention(config).to(core.device, core.value.dtype)
-    hidden, positions = core.new(rows, length, width), core.new(512, width)
-    mask = torch.ones(rows, length, device=core.device)
-    core.leaves = [hidden, positions, *module.parameters()]
+    module = TritonTrainingDisentangledSelfAttention(config).to(run.device, run.value.dtype)
+    hidden, positions = run.new(rows, length, heads * size), run.new(512, heads * size)
+    mask = torch.ones(rows, length, device=run.device)
+    run.leaves = [hidden, positions, *module.parameters()]
     return lambda: module(hidden, mask, rel_embeddings=positions)[0]
 
 
-CORES: dict[str, Callable[[Core], Callable[[], Tensor]]] = {
-    "plain_sdpa": lambda core: partial(
-        functional.scaled_dot_product_attention, core.query, core.key, core.value, dropout_p=core.dropout
+_MAKE: dict[str, Callable[[AttentionRun], Callable[[], Tensor]]] = {
+    "plain_sdpa": lambda run: partial(
+        functional.scaled_dot_product_attention, run.query, run.key, run.value, dropout_p=run.dropout
     ),
     "ours": _ours,
-    "sdpa_bias": lambda core: _with_terms(core, "sdpa", partial(attend_interface, "sdpa")),
+    "sdpa_bias": lambda run: _with_terms(run, "sdpa", partial(attend_interface, "sdpa")),
     "flex": _flex,
-    "eager": lambda core: _with_terms(core, "eager", attend_eager),
+    "eager": lambda run: _with_terms(run, "eager", attend_eager),
     "flashdeberta": _flashdeberta,
     "disentangled_flash": _disentangled_flash,
 }
-"""Contestant to what makes its attention, () -> context, of the inputs."""
+"""Contestant to what makes its attention of the inputs."""

@@ -11,19 +11,20 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    DataCollatorForLanguageModeling,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
+    PrinterCallback,
     Trainer,
     TrainerCallback,
-    TrainerControl,
-    TrainerState,
     TrainingArguments,
     set_seed,
 )
 
-from bert_convolutions.bench.contestants import CONTESTANTS, ELECTRA
 from bert_convolutions.bench.corpus import Setup
-from bert_convolutions.bench.peers import make_peer_trainer
-from bert_convolutions.bench.plan import ONNX_INT8, PYTORCH, Job
+from bert_convolutions.bench.plan import CONTESTANTS, ELECTRA, ONNX_INT8, PYTORCH, Job
 from bert_convolutions.bench.worker import Turns, Work
 from bert_convolutions.data.store import ArrowStore
 from bert_convolutions.export import graphs
@@ -38,6 +39,11 @@ from bert_convolutions.training.signals import SignalWatch
 _MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
 _SPECIAL_TOKENS = 3
 """Of a sentence pair; they are never masked."""
+_SHAPE = (
+    *("vocab_size", "pad_token_id", "max_position_embeddings"),
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "embedding_size", "intermediate_size"),
+)
+_MODERNBERTS_TOKENS = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
 
 
 def training_arguments(job: Job, setup: Setup) -> dict[str, Any]:
@@ -81,13 +87,45 @@ def _described(job: Job, setup: Setup) -> tuple[PretrainOptions, PreTrainedToken
     return options, tokenizer, config
 
 
-class PairsRun:
-    """The Trainer of a contestant, set up by the code behind its command, and what each of its steps does.
+def _peer(name: str, config: CompositeBertConfig) -> PreTrainedModel:
+    """A model of ``transformers`` of our width, depth, heads and vocabulary; but ModernBERT, of our shape in all."""
+    fields = {field: getattr(config, field) for field in _SHAPE}
+    if name == "modernbert":  # its gated feed-forward part is 3/2 of the width, as in ModernBERT-base
+        del fields["embedding_size"]
+        fields |= {"intermediate_size": config.hidden_size * 3 // 2}
+        fields |= dict.fromkeys(_MODERNBERTS_TOKENS)  # which lie beyond the vocabulary
+    attention = None if name == "convbert" else "sdpa"
+    return AutoModelForMaskedLM.from_config(AutoConfig.for_model(name, **fields), attn_implementation=attention)
 
-    Args:
-        job: what to measure.
-        setup: the text and the flags.
+
+def _peer_trainer(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: list[np.ndarray], arguments: dict[str, Any]
+) -> Trainer:
+    """The Trainer as Hugging Face's own masked-language-model script sets it up for text line by line.
+
+    Each batch is padded to its longest example; the collator masks. Only the order of the examples is given.
     """
+    special = np.array(tokenizer.all_special_ids)
+    dataset = [
+        {"input_ids": ids.tolist(), "special_tokens_mask": np.isin(ids, special).astype(int).tolist()}
+        for ids in examples
+    ]
+    training_arguments = TrainingArguments(
+        **arguments,
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        report_to="none",
+        use_cpu=not torch.accelerator.is_available(),
+    )
+    training_arguments._n_gpu = min(training_arguments.n_gpu, 1)
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15)
+    trainer = Trainer(model, training_arguments, collator, train_dataset=dataset)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+class PairsRun:
+    """The Trainer of a job's contestant, set up by the code behind its command, and what each of its steps does."""
 
     def __init__(self, job: Job, setup: Setup) -> None:
         self.job = job
@@ -97,15 +135,14 @@ class PairsRun:
         options, tokenizer, config = _described(job, setup)
         arguments = training_arguments(job, setup)
         if CONTESTANTS[job.contestant].is_ours:
-            model = compose_model(options, config, seed)
+            model, ours = compose_model(options, config, seed), BertTrainingArguments(**arguments)
             corpus = Corpus(self.store, None)
-            ours = BertTrainingArguments(**arguments)
             self.trainer: Trainer = make_trainer(options, ours, model, tokenizer, corpus, SignalWatch())
         else:
             set_seed(seed)
             samples = [sample for step in range(setup.steps) for sample in self.plan.samples_of_step(step)]
             examples = [self.store[sample][: job.length] for sample in samples]
-            self.trainer = make_peer_trainer(job.contestant, config, tokenizer, examples, arguments)
+            self.trainer = _peer_trainer(_peer(job.contestant, config), tokenizer, examples, arguments)
         counted = CONTESTANTS[job.contestant].is_ours or job.contestant == ELECTRA
         self._flops = count_flops(self.trainer.model) if counted else None  # type: ignore[arg-type]
 
@@ -127,18 +164,16 @@ class StepClock(TrainerCallback):
         self.turns, self.work = turns, work
         self.begun = self.wanted = 0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Wait for the first turn."""
         self.begun, self.wanted = state.global_step, self.turns.next()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """At the end of a turn, report it and wait for the next."""
         if state.global_step == self.begun + self.wanted:
             work = sum((self.work(step) for step in range(self.begun, state.global_step)), Work())
             self.turns.report(self.wanted, work)
-            self.begun, self.wanted = state.global_step, self.turns.next()
+            self.on_train_begin(args, state, control)
 
 
 def run_training_job(job: Job, setup: Setup, turns: Turns) -> None:
@@ -149,11 +184,7 @@ def run_training_job(job: Job, setup: Setup, turns: Turns) -> None:
 
 
 def run_inference_job(job: Job, setup: Setup, turns: Turns) -> None:
-    """Pass the batches of training through the encoder in turns, without gradients.
-
-    Raises:
-        FinishedError: there are no more turns.
-    """
+    """Pass the batches of training through the encoder in turns, without gradients."""
     run = PairsRun(job, setup)
     device, steps, batches = run.trainer.args.device, itertools.count(), _forever(run.trainer)
     encoder: Any = run.trainer.model.base_model.eval()  # type: ignore[union-attr]
@@ -170,11 +201,7 @@ def run_inference_job(job: Job, setup: Setup, turns: Turns) -> None:
 
 
 def run_loading_job(job: Job, setup: Setup, turns: Turns) -> None:
-    """Read, mask and lay out batches in turns, and do nothing with them.
-
-    Raises:
-        FinishedError: there are no more turns.
-    """
+    """Read, mask and lay out batches in turns, and do nothing with them."""
     batches = _forever(PairsRun(job, setup).trainer)
 
     def step() -> Work:
@@ -189,12 +216,8 @@ def _forever(trainer: Trainer) -> Iterator[Any]:
         yield from trainer.get_train_dataloader()
 
 
-def run_graph_job(job: Job, setup: Setup, turns: Turns) -> None:
-    """Compute a masked language model's logits of one padded batch, by PyTorch or as a graph under onnxruntime.
-
-    Raises:
-        FinishedError: there are no more turns.
-    """
+def run_onnx_job(job: Job, setup: Setup, turns: Turns) -> None:
+    """Compute a masked language model's logits of one padded batch, by PyTorch or as a graph under onnxruntime."""
     options, _, config = _described(replace(job, backend=None), setup)
     model = compose_model(options, config, setup.options.seed).eval()
     batch = graphs.example_inputs(model, job.batch_size, job.length)
@@ -202,12 +225,11 @@ def run_graph_job(job: Job, setup: Setup, turns: Turns) -> None:
     run: graphs.Run = partial(graphs.torch_outputs, model)
     if job.backend != PYTORCH:
         with tempfile.TemporaryDirectory() as folder:
-            path = int8 = Path(folder, graphs.ONNX_FILE)
+            path = Path(folder, graphs.ONNX_FILE)
             graphs.save_onnx(model, graphs.export(model), path)
             if job.backend == ONNX_INT8:
-                int8 = path.with_name(graphs.INT8_FILE)
-                graphs.save_int8(path, int8)
-            run = graphs.onnx_run(int8)
+                graphs.save_int8(path, path)
+            run = graphs.onnx_run(path)
 
     def step() -> Work:
         run(batch)

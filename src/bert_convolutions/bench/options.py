@@ -19,7 +19,7 @@ class BenchOptions:
     )
     quick: bool = field(
         default=False,
-        metadata={"help": "a rough picture in under three minutes on two cores: S = 128, three contestants"},
+        metadata={"help": "a rough picture in under three minutes on two cores: S = 128, few take part"},
     )
     train_data_file: list[str] = field(
         default_factory=list,
@@ -34,9 +34,7 @@ class BenchOptions:
     )
     tasks: list[TaskName] = field(
         default_factory=list,
-        metadata={
-            "help": "which of the tasks; left out, all. settings tells which precision, batch and backend is fastest"
-        },
+        metadata={"help": "which tasks; left out, all. settings tells which precision, batch and backend is fastest"},
     )
     contestants: list[str] = field(
         default_factory=list,
@@ -44,15 +42,11 @@ class BenchOptions:
     )
     precision: list[Precision] = field(
         default_factory=list,
-        metadata={
-            "help": "left out, both (attention: bf16; quick: bf16 for training only); float32 on a CPU without bf16"
-        },
+        metadata={"help": "left out, both (quick: bf16 in training only); float32 on a CPU without bf16"},
     )
     sequence_lengths: list[int] = field(
         default_factory=list,
-        metadata={
-            "help": "longest example; left out, 128 512 2048 (settings, onnx: the first; attention on a GPU: to 8192)"
-        },
+        metadata={"help": "longest example; left out, 128 512 2048 (settings, onnx: 128; attention on a GPU: to 8192)"},
     )
     batch_size: int = field(
         default=32,
@@ -60,14 +54,10 @@ class BenchOptions:
     )
     rounds: int | None = field(default=None, metadata={"help": "turns of each contestant; left out, 5 (quick: 2)"})
     steps: int | None = field(default=None, metadata={"help": "steps of a turn; left out, 2 (quick: 1)"})
-    warmup_steps: int | None = field(
-        default=None, metadata={"help": "steps of each contestant before the first round; left out, 2 (quick: 1)"}
-    )
+    warmup_steps: int | None = field(default=None, metadata={"help": "steps before; left out, 2 (quick: 1)"})
     threads: int | None = field(default=None, metadata={"help": "CPU threads; left out, PyTorch's own choice"})
     torch_compile: bool = field(default=False, metadata={"help": "compile all models; give more --warmup_steps then"})
-    dataloader_num_workers: int = field(
-        default=0, metadata={"help": "processes that prepare batches, as the Trainer's"}
-    )
+    dataloader_num_workers: int = field(default=0, metadata={"help": "processes that prepare batches, the Trainer's"})
     peak_tflops: float | None = field(
         default=None,
         metadata={"help": "dense bf16 TFLOP/s of the GPU, for its utilisation; left out, from a table by its name"},

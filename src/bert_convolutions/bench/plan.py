@@ -1,56 +1,107 @@
-"""What a bench consists of: groups of jobs that take turns."""
+"""Who takes part in a bench, each one short declaration, and what it consists of: groups of jobs that take turns."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any
 
-from bert_convolutions.bench.contestants import (
-    COMPOSITE,
-    CONTESTANTS,
-    DOT_PRODUCT,
-    ELECTRA,
-    PLAIN_SDPA,
-    Core,
-    choose_contestants,
-)
 from bert_convolutions.bench.options import PRECISIONS, TASK_NAMES, BenchOptions, Precision, TaskName
 from bert_convolutions.errors import UsageError, install_command
 from bert_convolutions.model.presets import load_config
 
+REACH = 8
+"""n of all kernels: the paper's width of 17."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A model, fed as its own training command feeds it.
+
+    Attributes:
+        name: what ``--contestants`` calls it.
+        description: for tables.
+        flags: architecture flags of ``bertconv pretrain``; None for a model of ``transformers``, which is built
+            by its name and fed by the Trainer's own collator.
+        default: takes part where ``--contestants`` is left out.
+        quick: takes part in ``--quick``.
+    """
+
+    name: str
+    description: str
+    flags: dict[str, Any] | None = None
+    default: bool = True
+    quick: bool = False
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is a model of this project."""
+        return self.flags is not None
+
+
+@dataclass(frozen=True)
+class Core(Contestant):
+    """A way to compute attention, of the task ``attention``; its code is in ``bench.attention``.
+
+    Attributes:
+        score_tensors: B x H x S x S tensors that it holds at a time, about.
+        only_gpu: whether it has no kernels, or no backward, for CPUs.
+        package: that it needs and no extra of ours brings, or None.
+    """
+
+    score_tensors: int = 0
+    only_gpu: bool = False
+    package: str | None = None
+
+
+def _kernel(terms: str, **others: str) -> dict[str, Any]:
+    return {"attention_kernel": f"{terms} {REACH}", "remove_position_embeddings": True, **others}
+
+
+_FULL = "qk_convfixed_convq_convk"
+_DEPTHWISE = f"convolution_depth_mixed_no_act {REACH} 1"
+
+COMPOSITE, DOT_PRODUCT, ELECTRA, PLAIN_SDPA = "composite", "dot_product", "electra", "plain_sdpa"
+
+CONTESTANTS = {
+    contestant.name: contestant
+    for contestant in (
+        Contestant(COMPOSITE, "composite (fixed, query, key), no positions", _kernel(_FULL), quick=True),
+        Contestant(DOT_PRODUCT, "dot product, positions", {"attention_kernel": "dot_product"}, quick=True),
+        Contestant("qk_convfixed", "dot product + fixed, no positions", _kernel("qk_convfixed")),
+        Contestant("qk_convq", "dot product + query, no positions", _kernel("qk_convq")),
+        Contestant("qk_convk", "dot product + key, no positions", _kernel("qk_convk")),
+        Contestant("composite_convolution", "composite + convolution", _kernel(f"{_FULL}_convolution"), default=False),
+        Contestant("value_convolution", "depthwise-separable values", _kernel(_FULL, value_forward=_DEPTHWISE), False),
+        Contestant("qk_convolution", "depthwise-separable queries and keys", _kernel(_FULL, qk=_DEPTHWISE), False),
+        Contestant(ELECTRA, "Hugging Face ELECTRA, SDPA", quick=True),
+        Contestant("convbert", "Hugging Face ConvBERT"),
+        Contestant("modernbert", "Hugging Face ModernBERT, SDPA"),
+        Core(PLAIN_SDPA, "PyTorch's SDPA without terms or borders in a row: the floor", quick=True),
+        Core("ours", "composite, our kernels for this device", quick=True),
+        Core("sdpa_bias", "composite, PyTorch's SDPA with the terms as a mask", score_tensors=4),
+        Core("flex", "composite, PyTorch's FlexAttention", only_gpu=True),
+        Core("eager", "composite, the equation as it stands", score_tensors=8, quick=True),
+        Core("flashdeberta", "FlashDeBERTa, DeBERTa's terms", only_gpu=True, package="flashdeberta"),
+        Core("disentangled_flash", "DeBERTa's, with projections", only_gpu=True, package="disentangled_flash"),
+    )
+}
+"""All of them, by name."""
 BASE_LENGTH = 128
 """Where ``--batch_size`` counts examples; other lengths have as many slots (examples x length) in a step."""
 START_WORK = 2
 """What starting a process takes, in steps; a guess."""
 MOST_PROCESSES = 10
 """That are alive at a time, since an idle one still holds 1 to 2 GiB of ``bert_small``."""
+_LEAST = {
+    **{"batch_size": 1, "rounds": 1, "steps": 1, "threads": 1, "warmup_steps": 0, "dataloader_num_workers": 0},
+    **{"sequence_lengths": 16, "peak_tflops": 0.1},
+}
+"""Of each flag that is a number."""
 PYTORCH, ONNX, ONNX_INT8 = "PyTorch", "onnxruntime", "onnxruntime int8"
 """What runs the model of the task ``onnx``."""
-RUN: dict[TaskName, str] = {
-    "pretraining": "bert_convolutions.bench.jobs:run_training_job",
-    "settings": "bert_convolutions.bench.jobs:run_training_job",
-    "loading": "bert_convolutions.bench.jobs:run_loading_job",
-    "inference": "bert_convolutions.bench.jobs:run_inference_job",
-    "onnx": "bert_convolutions.bench.jobs:run_graph_job",
-    "attention": "bert_convolutions.bench.attention:run_attention_job",
-}
-"""Task to ``module:function`` of (job, setup, turns), which builds what it needs and takes all turns."""
-
-
-@dataclass(frozen=True)
-class Device:
-    """What a plan depends on of the machine.
-
-    Attributes:
-        on_gpu: whether models run on one.
-        backends: of our attention, the default first.
-        memory: bytes, the GPU's where there is one.
-    """
-
-    on_gpu: bool = False
-    backends: Sequence[str] = ("sdpa", "eager")
-    memory: int = 16 * 2**30
+READ_PAIRS: tuple[TaskName, ...] = ("pretraining", "settings", "inference", "loading")
+"""Tasks whose jobs need sentence pairs; other ones in each step, but for loading."""
 
 
 @dataclass(frozen=True)
@@ -84,25 +135,18 @@ class Job:
 
     @property
     def run(self) -> str:
-        """What its process does, as in ``RUN``."""
-        return RUN[self.task]
-
-    @property
-    def reads_pairs(self) -> bool:
-        """Whether it needs sentence pairs."""
-        return self.task not in ("onnx", "attention")
-
-    @property
-    def has_model(self) -> bool:
-        """Whether it needs a tokenizer and an embedding of its pieces."""
-        return self.task != "attention"
+        """``module:function`` of (job, setup, turns), which builds what it needs and takes all turns."""
+        module = "attention" if self.task == "attention" else "jobs"
+        name = "training" if self.task in ("pretraining", "settings") else self.task
+        return f"bert_convolutions.bench.{module}:run_{name}_job"
 
     def baseline(self, jobs: "tuple[Job, ...]") -> "Job | None":
         """The job of the same group that this one's speed and memory are compared with; None where it is not there."""
-        if self.task in ("settings", "onnx"):
-            return jobs[0]
-        of_attention = replace(self, contestant=PLAIN_SDPA)
-        other = of_attention if self.task == "attention" else replace(self, contestant=ELECTRA, precision="float32")
+        other = replace(self, contestant=ELECTRA, precision="float32")
+        if self.task == "attention":
+            other = replace(self, contestant=PLAIN_SDPA)
+        elif self.task in ("settings", "onnx"):
+            other = jobs[0]
         return other if other in jobs else None
 
     def own_dot_product(self, jobs: "tuple[Job, ...]") -> "Job | None":
@@ -142,38 +186,39 @@ class Group:
         return len(self.jobs) * (self.total_steps + START_WORK)
 
 
-def make_plan(options: BenchOptions, device: Device | None = None) -> list[Group]:
+def make_plan(options: BenchOptions, on_gpu: bool = False, memory: float = float("inf")) -> list[Group]:
     """The groups of a bench, in order.
 
     Args:
         options: its flags.
-        device: what it is measured on.
+        on_gpu: whether it runs on one.
+        memory: bytes of it, or of the machine.
 
     Raises:
-        UsageError: a flag has a value that makes no sense.
+        UsageError: a flag has a value that makes no sense, or names nobody.
     """
     _check(options)
-    device = device or Device()
     tasks = options.tasks or TASK_NAMES
-    groups = [group for task in tasks for group in _groups(task, options, device)]
+    groups = [group for task in tasks for group in _groups(task, options, on_gpu, memory)]
     if not groups:
         known = COMPOSITE if {*tasks} - {"attention"} else PLAIN_SDPA
         raise UsageError(f"none of --contestants takes part in --tasks {' '.join(tasks)}; add {known}")
     return groups
 
 
-def _groups(task: TaskName, options: BenchOptions, device: Device) -> Iterator[Group]:
+def _groups(task: TaskName, options: BenchOptions, on_gpu: bool, memory: float) -> Iterator[Group]:
     """The groups of a task; none where none of the contestants takes part in it."""
     quick = options.quick
-    chosen = choose_contestants(options.contestants, quick)
-    models = [contestant for contestant in chosen if not isinstance(contestant, Core)]
-    ours = next((contestant.name for contestant in models if contestant.is_ours), None)
+    default = [name for name, each in CONTESTANTS.items() if (each.quick if quick else each.default)]
+    chosen = [each for name, each in CONTESTANTS.items() if name in (options.contestants or default)]
+    models = [each for each in chosen if not isinstance(each, Core)]
+    ours = next((each.name for each in models if each.is_ours), None)
     precisions = list(dict.fromkeys(options.precision or PRECISIONS))
     few = precisions[:1] if quick and not options.precision else precisions
     lengths = options.sequence_lengths or ([BASE_LENGTH] if quick else [BASE_LENGTH, 512, 2048])
 
     def group(title: str, jobs: Iterable[Job], more_steps: int = 1) -> Group:
-        obstacles = {job: _obstacle(job, options, device) for job in dict.fromkeys(jobs)}
+        obstacles = {job: _obstacle(job, options, on_gpu, memory) for job in dict.fromkeys(jobs)}
         return Group(
             title,
             tuple(job for job, obstacle in obstacles.items() if obstacle is None),
@@ -187,82 +232,77 @@ def _groups(task: TaskName, options: BenchOptions, device: Device) -> Iterator[G
         examples = max(1, round(options.batch_size * BASE_LENGTH / length))
         return Job(task, contestant, precision, length, examples, **others)
 
-    if task in ("pretraining", "inference"):
+    if task == "attention":
+        if on_gpu and not quick and not options.sequence_lengths:
+            lengths = [BASE_LENGTH * 2**power for power in range(7)]
+        cores = [each.name for each in chosen if isinstance(each, Core)]
+        for length, rows in itertools.product(lengths if cores else (), ("full", "packed")):
+            jobs = [job(name, few[-1], length, packed=rows == "packed") for name in cores]
+            yield group(f"attention, S = {length}, {rows} rows", jobs, 20 if on_gpu else 1)
+    elif task in ("pretraining", "inference"):
         for length in lengths if models else ():
             measured = precisions if task == "pretraining" else few
-            jobs = tuple(job(each.name, precision, length) for precision in measured for each in models)
-            for title, part in _split(f"{task}, S = {length}", jobs):
+            all_jobs = [job(each.name, precision, length) for precision in measured for each in models]
+            for title, part in _split(f"{task}, S = {length}", all_jobs):
                 yield group(title, part)
-    elif task == "attention":
-        if device.on_gpu and not quick and not options.sequence_lengths:
-            lengths = [BASE_LENGTH * 2**power for power in range(7)]
-        cores = [contestant.name for contestant in chosen if isinstance(contestant, Core)]
-        for length, packed in itertools.product(lengths if cores else (), (False, True)):
-            title = f"attention, S = {length}, {'packed' if packed else 'full'} rows"
-            yield group(
-                title, [job(name, few[-1], length, packed=packed) for name in cores], 20 if device.on_gpu else 1
-            )
     elif ours and task == "settings":
-        first = job(ours, precisions[0], lengths[0], backend=device.backends[0])
-        yield group(f"settings, {first.contestant}, S = {first.length}", _settings(first, precisions, quick, device))
+        triton = on_gpu and find_spec("triton") is not None
+        first = job(ours, precisions[0], lengths[0], backend="sdpa")
+        yield group(f"settings, {ours}, S = {lengths[0]}", _settings(first, precisions, quick, triton))
     elif ours and task == "onnx":
-        first = job(ours, "float32", lengths[0])
-        engines = [replace(first, backend=backend) for backend in (PYTORCH, ONNX, *([] if quick else [ONNX_INT8]))]
-        yield group(f"onnx, {first.contestant}, S = {first.length}", engines)
+        jobs = [job(ours, "float32", lengths[0], backend=engine) for engine in (PYTORCH, ONNX, ONNX_INT8)]
+        yield group(f"onnx, {ours}, S = {lengths[0]}", jobs[:2] if quick else jobs)
     elif ours and task == "loading":
         yield group("loading", [job(ours, few[0], length) for length in lengths], 10)
 
 
 def _check(options: BenchOptions) -> None:
-    least = {"batch_size": 1, "rounds": 1, "steps": 1, "threads": 1, "warmup_steps": 0, "dataloader_num_workers": 0}
-    for name, bound in least.items():
-        value = getattr(options, name)
-        if value is not None and value < bound:
-            raise UsageError(f"--{name} {value}: give a number of at least {bound}")
-    for length in options.sequence_lengths:
-        if length < 16:
-            raise UsageError(f"--sequence_lengths {length}: give lengths of at least 16 tokens")
-    if options.peak_tflops is not None and not 0 < options.peak_tflops < float("inf"):
-        raise UsageError(f"--peak_tflops {options.peak_tflops}: give a number above 0")
+    for name in options.contestants:
+        if name not in CONTESTANTS:
+            raise UsageError(f"--contestants: there is no {name!r}; valid are {', '.join(CONTESTANTS)}")
+    for name, least in _LEAST.items():
+        given = getattr(options, name)
+        for value in given if isinstance(given, list) else [given]:
+            if value is not None and not least <= value < float("inf"):
+                raise UsageError(f"--{name} {value}: give a number of at least {least}")
 
 
-def _split(title: str, jobs: tuple[Job, ...]) -> list[tuple[str, tuple[Job, ...]]]:
+def _split(title: str, jobs: list[Job]) -> Iterator[tuple[str, list[Job]]]:
     """Jobs with a title: all together or, where they would be too many processes, each precision with the baseline."""
     if len(jobs) <= MOST_PROCESSES:
-        return [(title, jobs)]
-    parts = []
+        yield title, jobs
+        return
     for precision in dict.fromkeys(job.precision for job in jobs):
         part = [job for job in jobs if job.precision == precision]
-        baseline = part[0].baseline(jobs)
-        parts.append((f"{title}, {precision}", tuple(dict.fromkeys([*part, *([baseline] if baseline else [])]))))
-    return parts
+        baseline = part[0].baseline(tuple(jobs))
+        yield f"{title}, {precision}", [*part, *([baseline] if baseline else [])]
 
 
-def _settings(first: Job, precisions: list[Precision], quick: bool, device: Device) -> list[Job]:
+def _settings(first: Job, precisions: list[Precision], quick: bool, triton: bool) -> list[Job]:
     """Every precision, and with the last one the other backends, half the batch and twice (not in ``--quick``)."""
     last = replace(first, precision=precisions[-1])
     batches = [max(1, first.batch_size // 2), *([] if quick else [2 * first.batch_size])]
     jobs = [replace(first, precision=precision) for precision in precisions]
-    jobs += [replace(last, backend=backend) for backend in device.backends]
+    jobs += [replace(last, backend=backend) for backend in ("sdpa", "eager", *(["triton"] if triton else []))]
     return jobs + [replace(last, batch_size=batch) for batch in batches]
 
 
-def _obstacle(job: Job, options: BenchOptions, device: Device) -> str | None:
+def _obstacle(job: Job, options: BenchOptions, on_gpu: bool, memory: float) -> str | None:
     """Why a job can't be measured here, or None."""
-    for package in ("onnx", "onnxruntime", "onnxscript") if job.backend in (ONNX, ONNX_INT8) else ():
-        if find_spec(package) is None:
-            return f"needs the package {package}: {install_command(package)}"
+    if job.backend in (ONNX, ONNX_INT8):
+        missing = next((name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None), None)
+        return missing and f"needs the package {missing}: {install_command(missing)}"
     core = CONTESTANTS[job.contestant]
     if not isinstance(core, Core):
         return None
-    if core.only_gpu and not device.on_gpu:
-        return f"needs a GPU: {core.only_gpu}"
+    if core.only_gpu and not on_gpu:
+        return "needs a GPU"
     if core.package and find_spec(core.package) is None:
         return f"needs the package {core.package}: pip install {core.package}"
     if core.package and job.packed:
         return "takes no packed rows"
-    heads, item = load_config(options.config_name).num_attention_heads, 2 if job.precision == "bf16" else 4
-    needed = core.score_tensors * item * heads * job.batch_size * job.length**2
-    if needed > device.memory / 4:
-        return f"would hold {needed / 2**30:.0f} GiB of scores, more than a quarter of the memory here"
+    heads, size = load_config(options.config_name).num_attention_heads, 2 if job.precision == "bf16" else 4
+    needed = core.score_tensors * size * heads * job.batch_size * job.length**2
+    if needed > memory / 4:
+        return f"would hold {needed / 2**30:.0f} GiB of scores, over a quarter of the memory"
     return None

@@ -1,6 +1,5 @@
 """``bertconv bench``: prepare, measure group by group, show, and write what there is after each group."""
 
-import contextlib
 import os
 import time
 from pathlib import Path
@@ -10,16 +9,13 @@ import torch
 from rich.text import Text
 
 from bert_convolutions import files
-from bert_convolutions.bench.contestants import CONTESTANTS
 from bert_convolutions.bench.corpus import Setup, prepare
 from bert_convolutions.bench.options import BenchOptions
-from bert_convolutions.bench.plan import START_WORK, Device, Group, Job, make_plan
-from bert_convolutions.bench.results import document, fastest_setting, group_results
-from bert_convolutions.bench.tables import draw, group_table
+from bert_convolutions.bench.plan import CONTESTANTS, START_WORK, Group, Job, make_plan
+from bert_convolutions.bench.results import document, draw, fastest_setting, group_results, group_table
 from bert_convolutions.bench.worker import Report, Worker
 from bert_convolutions.errors import CommandError, UsageError
 from bert_convolutions.files import run_lock
-from bert_convolutions.model.backends import attention_backend
 from bert_convolutions.model.flops import peak_flops
 from bert_convolutions.terminal import duration, make_console
 from bert_convolutions.training.arguments import cpu_has_bf16
@@ -38,7 +34,7 @@ def run_bench(options: BenchOptions) -> None:
         if "bf16" in options.precision:
             raise UsageError("--precision bf16: this CPU has no instructions for it; measure float32")
         options.precision = ["float32"]
-    groups = make_plan(options, find_device())
+    groups = make_plan(options, *find_device())
     folder = Path(options.output_dir)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--output_dir {folder} is a file; give a folder")
@@ -47,15 +43,11 @@ def run_bench(options: BenchOptions) -> None:
         Bench(options, groups, folder).run()
 
 
-def find_device() -> Device:
-    """What is measured on: a GPU where PyTorch sees one."""
-    if not torch.cuda.is_available():
-        return Device(memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    backends = ["sdpa", "eager"]
-    with contextlib.suppress(UsageError):  # Triton may not be installed
-        attention_backend("triton")
-        backends.append("triton")
-    return Device(True, backends, torch.cuda.get_device_properties(0).total_memory)
+def find_device() -> tuple[bool, float]:
+    """Whether there is a GPU, and the bytes of its memory, or else of the machine's."""
+    if torch.cuda.is_available():
+        return True, torch.cuda.get_device_properties(0).total_memory
+    return False, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 class Bench:
@@ -73,7 +65,7 @@ class Bench:
     def run(self) -> None:
         """Measure all groups and write the results after each."""
         setup = prepare(self.options, self.groups, self.say)
-        machine = self._document(complete=False)["machine"]
+        machine = document(self.options, [], None, complete=False)["machine"]
         self.say(f"{machine['gpu'] or machine['cpu']}, {machine['threads']} threads")
         for name in dict.fromkeys(job.contestant for group in self.groups for job in group.jobs):
             self.say(f"  {name:<22}{CONTESTANTS[name].description}", style="dim")
@@ -82,12 +74,13 @@ class Bench:
             self.say(f"\n[{number}/{len(self.groups)}] {group.title}{self._time_left()}", style="bold cyan")
             reports, failures = self._measure(group, setup)
             self.entries[group.title] = group_results(group, reports, failures, self.peak)
-            results = self._document(complete=number == len(self.groups))
+            entries = [entry for group in self.entries.values() for entry in group]
+            results = document(self.options, entries, self.peak, complete=number == len(self.groups))
             files.write_json(self.folder / RESULTS, results)
             self.console.print(group_table(group.title, self.entries[group.title]))
-        if not any("medians" in entry for entry in results["measurements"]):
-            raise CommandError(f"nothing could be measured: {results['measurements'][0]['failure']}")
-        if fastest := fastest_setting(results["measurements"]):
+        if not any("medians" in entry for entry in entries):
+            raise CommandError(f"nothing could be measured: {entries[0]['failure']}")
+        if fastest := fastest_setting(entries):
             self.say(f"\nFastest here: {fastest}" + (", roughly" if self.options.quick else ""), style="bold")
         draw(self.entries, machine, self.folder / PICTURE)
         spent = duration(time.monotonic() - self._begun)
@@ -105,14 +98,13 @@ class Bench:
             with self.console.status("") as status:
                 for worker in workers:
                     status.update(f"{worker.job.name}: starting")
-                    worker.wait_until_ready()
+                    worker.receive()
                     self._work_done += START_WORK
-                for number in range(group.rounds + 1):
+                for number in range(0 if group.warmup_steps else 1, group.rounds + 1):
                     steps = group.steps if number else group.warmup_steps
                     what = f"round {number} of {group.rounds}" if number else "warm-up"
                     self.say(f"{what}{self._time_left()}", style="dim")
-                    # Every other round in reverse order, so that what drifts favours nobody
-                    for worker in (workers[::-1] if number % 2 == 0 else workers) if steps else ():
+                    for worker in workers[:: 1 if number % 2 else -1]:  # what drifts favours nobody
                         status.update(f"{worker.job.name}: {what}")
                         report = worker.take(steps)
                         self._work_done += steps
@@ -131,8 +123,3 @@ class Bench:
             return ""
         left = sum(group.work for group in self.groups) - self._work_done
         return f" ({duration(spent)} since the start, about {duration(spent * left / self._work_done)} left)"
-
-    def _document(self, complete: bool) -> dict[str, Any]:
-        """The content of ``results.json`` so far."""
-        entries = [entry for group in self.entries.values() for entry in group]
-        return document(self.options, entries, self.peak, complete)

@@ -42,7 +42,7 @@ def train_tokenizer(options: TrainTokenizerOptions) -> Path:
     folder = Path(options.output_dir)
     _check(options, folder)
     sources = find_sources(options.input)
-    num_lines = sum(1 for _ in _lines(sources, "counting"))
+    num_lines = sum(1 for _ in text_lines(sources, "counting"))
     if not num_lines:
         raise UsageError(f"{options.input[0]}: nothing but blank lines in the text")
     model = _learn(_sample(sources, num_lines, options), options)
@@ -74,7 +74,7 @@ def _check(options: TrainTokenizerOptions, folder: Path) -> None:
         )
 
 
-def _lines(sources: list[TextRecord], what: str) -> Iterator[str]:
+def text_lines(sources: list[TextRecord], what: str) -> Iterator[str]:
     """Yield the lines of all files that are not blank, with progress."""
     with tqdm(total=sum(s.size for s in sources), desc=what, unit="B", unit_scale=True, mininterval=1.0) as bar:
         for source in sources:
@@ -97,7 +97,7 @@ def _sample(sources: list[TextRecord], num_lines: int, options: TrainTokenizerOp
     """
     share = options.input_sentence_size / num_lines
     threshold = np.uint64(min(int(share * 2.0**64), 2**64 - 1)) if share < 1 else np.uint64(2**64 - 1)
-    lines = _lines(sources, "sampling")
+    lines = text_lines(sources, "sampling")
     number = 0
     while batch := list(islice(lines, _KEYS_AT_A_TIME)):
         keys = mix(np.arange(number, number + len(batch), dtype=np.uint64), options.seed, Stream.TOKENIZER_SAMPLE)
