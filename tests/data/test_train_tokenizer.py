@@ -99,7 +99,7 @@ def test_bad_text(tmp_path: Path) -> None:
 def test_lines_end_where_a_text_file_s_do(tmp_path: Path) -> None:
     file = tmp_path / "text.txt"
     file.write_bytes("one\u2028line\rtwo\x85\x0clines\r\n\r\nthree\n".encode())
-    lines = list(module._lines(module.find_sources([str(file)]), "reading"))
+    lines = list(module.text_lines(module.find_sources([str(file)]), "reading"))
     assert lines == ["one\u2028line", "two\x85\x0clines", "three"]
 
 

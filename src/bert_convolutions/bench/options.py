@@ -34,7 +34,7 @@ class BenchOptions:
     )
     tasks: list[TaskName] = field(
         default_factory=list,
-        metadata={"help": "which tasks; left out, all. settings tells which precision, batch and backend is fastest"},
+        metadata={"help": "left out, all (quick: not onnx). settings: which precision, batch and backend is fastest"},
     )
     contestants: list[str] = field(
         default_factory=list,

@@ -198,7 +198,7 @@ def make_plan(options: BenchOptions, on_gpu: bool = False, memory: float = float
         UsageError: a flag has a value that makes no sense, or names nobody.
     """
     _check(options)
-    tasks = options.tasks or TASK_NAMES
+    tasks = options.tasks or [task for task in TASK_NAMES if not (options.quick and task == "onnx")]
     groups = [group for task in tasks for group in _groups(task, options, on_gpu, memory)]
     if not groups:
         known = COMPOSITE if {*tasks} - {"attention"} else PLAIN_SDPA

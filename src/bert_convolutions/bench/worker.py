@@ -120,7 +120,7 @@ class Worker:
         self._process = self._start(other, job, setup)
 
     def _start(self, connection: Connection, job: Job, setup: Setup) -> Any:
-        # What takes seconds to import is imported once, by the process that all others are forked from. CUDA can't fork.
+        # Forked from a process that has imported what takes seconds to import; but CUDA can't be forked
         forks = sys.platform == "linux" and not torch.cuda.is_available()
         context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
         context.set_forkserver_preload(["bert_convolutions.bench.jobs"])
