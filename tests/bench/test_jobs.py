@@ -78,7 +78,7 @@ def test_peers_are_fed_as_their_trainer_feeds_them(bench_setup: Setup) -> None:
 def test_peers_have_our_shape(bench_setup: Setup) -> None:
     with open(bench_setup.configs[128], encoding="utf-8") as file:  # noqa: PTH123
         shape = json.load(file)
-    for name in ("composite", "electra", "convbert", "modernbert"):
+    for name in ("composite", "electra", "bert", "convbert", "modernbert"):
         model = PairsRun(Job("pretraining", name, "float32", 128, 4), bench_setup).trainer.model
         config = model.config
         assert config.hidden_size == shape["hidden_size"] and config.num_hidden_layers == shape["num_hidden_layers"]

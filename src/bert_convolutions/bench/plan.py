@@ -75,6 +75,7 @@ CONTESTANTS = {
         Contestant("value_convolution", "depthwise-separable values", _kernel(_FULL, value_forward=_DEPTHWISE), False),
         Contestant("qk_convolution", "depthwise-separable queries and keys", _kernel(_FULL, qk=_DEPTHWISE), False),
         Contestant(ELECTRA, "Hugging Face ELECTRA, SDPA", quick=True),
+        Contestant("bert", "Hugging Face BERT, SDPA", default=False),
         Contestant("convbert", "Hugging Face ConvBERT"),
         Contestant("modernbert", "Hugging Face ModernBERT, SDPA"),
         Core(PLAIN_SDPA, "PyTorch's SDPA without terms or borders in a row: the floor", quick=True),
