@@ -47,7 +47,10 @@ def expected_pairs(encoder: PieceTokenizer, documents: list[list[str]]) -> list[
     pairs = []
     for sentences in documents:
         encoded = encoder.encode(sentences)
-        pairs += [encoder.build_pair(*pair) for pair in zip(encoded[::2], encoded[1::2], strict=False)]
+        pairs += [
+            [encoder.cls_id, *first, encoder.sep_id, *second, encoder.sep_id]
+            for first, second in zip(encoded[::2], encoded[1::2], strict=False)
+        ]
     return pairs
 
 

@@ -94,7 +94,6 @@ def test_a_comma_that_is_no_piece_of_its_own(tmp_path: Path) -> None:
 def test_special_ids_follow_the_pieces(encoder: PieceTokenizer) -> None:
     assert (encoder.cls_id, encoder.sep_id, encoder.pad_id, encoder.mask_id) == (1000, 1001, 1002, 1003)
     assert (encoder.unk_id, len(encoder)) == (0, 1004)
-    assert encoder.build_pair([5], [6, 7]) == [1000, 5, 1001, 6, 7, 1001]
     assert encoder.encode(["", " \t", "[MASK]"]) == [[], [], [1003]]
 
 

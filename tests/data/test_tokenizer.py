@@ -25,7 +25,7 @@ def tokenizer(tokenizer_dir: Path) -> CompositeBertTokenizer:
 def test_pairs_have_special_tokens_types_and_masks(tokenizer: CompositeBertTokenizer, encoder: PieceTokenizer) -> None:
     first, second = encoder.encode(["The Union", "of states"])
     batch = tokenizer("The Union", "of states", return_special_tokens_mask=True)
-    assert batch["input_ids"] == encoder.build_pair(first, second)
+    assert batch["input_ids"] == [encoder.cls_id, *first, encoder.sep_id, *second, encoder.sep_id]
     assert batch["token_type_ids"] == [0] * (len(first) + 2) + [1] * (len(second) + 1)
     assert batch["special_tokens_mask"] == [1, *[0] * len(first), 1, *[0] * len(second), 1]
     assert batch["attention_mask"] == [1] * len(batch["input_ids"])

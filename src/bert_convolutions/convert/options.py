@@ -21,7 +21,7 @@ class ConvertOptions:
     overwrite_output_dir: bool = flag(False, "replace a converted checkpoint there")
     add: list[str] = flag(
         [],
-        "terms for a BERT or ELECTRA, which change nothing before they are trained: "
+        "terms for a model with absolute positions, which change nothing before they are trained: "
         "'attention_kernel=qk_convfixed_convq_convk 8'",
         metavar="FIELD=VALUE",
     )

@@ -157,10 +157,6 @@ class PieceTokenizer:
             ids[start : start + len(parts)] = parts
         return ids, lengths
 
-    def build_pair(self, first: list[int], second: list[int]) -> list[int]:
-        """Return ``[CLS] first [SEP] second [SEP]``."""
-        return [self.cls_id, *first, self.sep_id, *second, self.sep_id]
-
     def _encode_with_special_tokens(self, texts: Sequence[str]) -> list[list[int]]:
         parts = [_SPECIAL_TOKENS.split(text) for text in texts]
         plain = iter(self.encode([part for split in parts for part in split[::2]]))
