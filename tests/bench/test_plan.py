@@ -40,7 +40,7 @@ def test_flags_win_over_quick() -> None:
 
 
 def test_unknown_contestant_names_the_valid_ones() -> None:
-    with pytest.raises(UsageError, match=r"'electrra'; valid are composite, dot_product, .*electra, convbert"):
+    with pytest.raises(UsageError, match=r"'electrra'; valid are composite, dot_product, .*electra, bert, convbert"):
         make_plan(BenchOptions(contestants=["electrra"]))
 
 
