@@ -32,10 +32,10 @@ def main() -> None:
             piece for n, line in enumerate(lines) if n % 4 == 0 for piece in processor.encode(line.lower())
         )
 
+    total = counts.total()
+
     def log_likelihood(sentence: str) -> float:
-        return sum(
-            math.log(counts[piece] + 1) - math.log(counts.total()) for piece in processor.encode(sentence.lower())
-        )
+        return sum(math.log((counts[piece] + 1) / total) for piece in processor.encode(sentence.lower()))
 
     unigrams = {}
     for path in sorted(given.data_dir.glob("*.jsonl")):
