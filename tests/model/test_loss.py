@@ -2,12 +2,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bert_convolutions import CompositeBertConfig, CompositeBertForMaskedLM, CompositeBertForPreTraining
 from bert_convolutions.model import loss as module
 from bert_convolutions.model.loss import linear_cross_entropy
 
 TOKENS, SIZE, WORDS = 23, 16, 101
+
+
+class Watched(TorchDispatchMode):
+    """How many operators are called, and the size of the largest result."""
+
+    calls = most_elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = function(*args, **(kwargs or {}))
+        self.calls += 1
+        if isinstance(result, Tensor):
+            self.most_elements = max(self.most_elements, result.numel())
+        return result
 
 
 def made(dtype: torch.dtype = torch.float32) -> tuple[Tensor, nn.Linear, Tensor]:
@@ -30,11 +44,19 @@ def plain(hidden: Tensor, decoder: nn.Linear, labels: Tensor) -> Tensor:
     return functional.cross_entropy(decoder(hidden).float(), labels, reduction="sum")
 
 
-@pytest.mark.parametrize("tile", [1, WORDS, 7 * WORDS, 2**22])
+@pytest.fixture(params=["cpu", "gpu"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the CPU, and of a GPU on a CPU."""
+    monkeypatch.setattr(module, "_is_on_gpu", lambda tensor: request.param == "gpu")
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("tile", [1, WORDS, 7 * 128, 2**22])
 def test_loss_and_gradients_are_those_of_the_usual_layers_whatever_the_tile(
     tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "TILE_LOGITS", tile)
+    monkeypatch.setattr(module, "TILE_LOGITS_ON_GPU", tile)
     hidden, decoder, labels = made()
     expected = results(plain(hidden, decoder, labels), hidden, decoder)
     for got, wanted in zip(
@@ -43,6 +65,7 @@ def test_loss_and_gradients_are_those_of_the_usual_layers_whatever_the_tile(
         torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-6 * float(wanted.abs().max()))
 
 
+@pytest.mark.usefixtures("way")
 def test_gradients_are_right_to_float64() -> None:
     hidden, decoder, labels = made(torch.float64)
 
@@ -52,6 +75,7 @@ def test_gradients_are_right_to_float64() -> None:
     assert torch.autograd.gradcheck(total, (hidden, decoder.weight, decoder.bias))
 
 
+@pytest.mark.usefixtures("way")
 def test_under_autocast_the_sums_are_float32_and_no_worse_than_the_usual_layers() -> None:
     hidden, decoder, labels = made()
     exact = results(plain(hidden, decoder, labels), hidden, decoder)
@@ -63,6 +87,22 @@ def test_under_autocast_the_sums_are_float32_and_no_worse_than_the_usual_layers(
         assert (got - wanted).norm() <= 1.5 * (reference - wanted).norm() + 1e-3 * wanted.norm()
 
 
+def test_on_a_gpu_the_loss_takes_few_kernels_whatever_the_batch_and_waits_for_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_is_on_gpu", lambda tensor: True)
+    counts = []
+    for tokens in (10, 4_000):
+        shapes = (tokens, 768), (30_522, 768), (30_522,)  # no numbers: reading one of them raises
+        inputs = [torch.empty(shape, device="meta", requires_grad=True) for shape in shapes]
+        labels = torch.empty(tokens, dtype=torch.long, device="meta")
+        with Watched() as watched:
+            module._LinearCrossEntropy.apply(inputs[0].bfloat16(), *inputs[1:], labels).backward()
+        counts.append(watched.calls)
+    assert counts[0] == counts[1] < 80
+
+
+@pytest.mark.usefixtures("way")
 def test_labels_that_are_all_ignored_give_zero_and_no_gradient() -> None:
     hidden, decoder, labels = made()
     total, *grads = results(linear_cross_entropy(hidden, decoder, torch.full_like(labels, -100)), hidden, decoder)
@@ -70,22 +110,11 @@ def test_labels_that_are_all_ignored_give_zero_and_no_gradient() -> None:
 
 
 def test_no_tensor_of_all_logits_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Largest(TorchDispatchMode):
-        elements = 0
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            result = function(*args, **(kwargs or {}))
-            if isinstance(result, Tensor):
-                self.elements = max(self.elements, result.numel())
-            return result
-
     monkeypatch.setattr(module, "TILE_LOGITS", 4 * WORDS)
     hidden, decoder, labels = made()
-    with Largest() as largest:
+    with Watched() as watched:
         linear_cross_entropy(hidden, decoder, labels).backward()
-    assert largest.elements == max(4, SIZE) * WORDS < TOKENS * WORDS
+    assert watched.most_elements == max(4, SIZE) * WORDS < TOKENS * WORDS
 
 
 def test_a_frozen_decoder_gets_no_gradient() -> None:

@@ -7,11 +7,13 @@ al. 2024, arXiv 2410.10989). For the logits z of a token with the label y, and e
 
     loss = max(z) + log(sum(e)) - z[y],        d loss / d z = e / sum(e) - onehot(y).
 
-The division by sum(e) and the one-hot vector are left to the small side of the products that follow.
+The division by sum(e) and, on a CPU, the one-hot vector are left to the small side of the products that follow. A CPU
+works on what its caches hold; a GPU wants few kernels, few passes through its memory and the same result in each run.
 
 Legend: M masked tokens, m of them in a tile, E embedding size, V vocabulary.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +25,8 @@ from bert_convolutions.data.masking import IGNORED
 
 TILE_LOGITS = 2**22
 """Logits worked on at a time: 16 MiB in float32."""
+TILE_LOGITS_ON_GPU = 2**27
+"""The same on a GPU: 512 MiB, for 4,400 masked tokens and 30,000 words."""
 
 
 def linear_cross_entropy(hidden: Tensor, decoder: nn.Linear, labels: Tensor) -> Tensor:
@@ -56,38 +60,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
         """Sum the losses, and make the gradients that are asked for."""
         sums = torch.promote_types(hidden.dtype, torch.float32)
         wants_hidden, wants_weight, wants_bias, _ = ctx.needs_input_grad
-        ctx.dtypes = hidden.dtype, weight.dtype, bias.dtype
+        ctx.dtypes, words = (hidden.dtype, weight.dtype, bias.dtype), weight.shape[0]
         weight, bias = weight.to(hidden.dtype), bias.to(hidden.dtype)
+        work, tile_logits = _work_on_cpu, TILE_LOGITS
+        if _is_on_gpu(hidden):
+            work, tile_logits = _work_on_gpu, TILE_LOGITS_ON_GPU
+            # Words of probability 0: its fast products want rows of 16 bytes, better 128.
+            weight = functional.pad(weight, (0, 0, 0, -words % 64))
+            bias = functional.pad(bias, (0, -words % 64), value=-torch.inf)
         hidden_grad = torch.empty_like(hidden) if wants_hidden else None
         weight_grad = torch.zeros_like(weight, dtype=sums) if wants_weight else None
         bias_grad = torch.zeros_like(bias, dtype=sums) if wants_bias else None
         total = torch.zeros((), dtype=sums, device=hidden.device)
         counts = (labels != IGNORED).unsqueeze(1)  # (M, 1)
-        labels = labels.where(labels != IGNORED, 0)
-        tokens_at_once = max(TILE_LOGITS // weight.shape[0], 1)
+        labels = labels.where(labels != IGNORED, 0).unsqueeze(1)
+        tokens_at_once = max(tile_logits // weight.shape[0], 1)
         for start in range(0, hidden.shape[0], tokens_at_once):
             tile = slice(start, start + tokens_at_once)
-            part, label, counted = hidden[tile], labels[tile], counts[tile]
-            logits = torch.addmm(bias, part, weight.mT).to(sums)  # (m, V)
-            largest = logits.amax(1, keepdim=True)
-            of_label = logits.gather(1, label.unsqueeze(1))
-            exponentials = logits.sub_(largest).exp_()
-            total_of_token = exponentials.sum(1, keepdim=True)
-            total += ((largest + total_of_token.log() - of_label) * counted).sum()
-            share = counted / total_of_token  # (m, 1)
-            if bias_grad is not None:
-                bias_grad.addmv_(exponentials.mT, share.squeeze(1))
-                bias_grad.index_add_(0, label, -counted.squeeze(1).to(sums))
-            exponentials = exponentials.to(part.dtype)
-            if hidden_grad is not None:
-                hidden_grad[tile] = torch.mm(exponentials, weight) * share - weight[label] * counted
-            if weight_grad is not None:
-                shared = (part * share).to(part.dtype)
-                if part.dtype == sums:
-                    weight_grad.addmm_(exponentials.mT, shared)
-                else:
-                    weight_grad += torch.mm(exponentials.mT, shared)
-                weight_grad.index_add_(0, label, -(part * counted).to(sums))
+            part_grad = None if hidden_grad is None else hidden_grad[tile]
+            grads = part_grad, weight_grad, bias_grad
+            total += work(hidden[tile], weight, bias, labels[tile], counts[tile], grads)
+        weight_grad, bias_grad = (None if grad is None else grad[:words] for grad in (weight_grad, bias_grad))
         ctx.save_for_backward(hidden_grad, weight_grad, bias_grad)
         return total
 
@@ -97,3 +90,67 @@ class _LinearCrossEntropy(torch.autograd.Function):
         """Scale the gradients by that of the loss."""
         saved = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         return *(None if grad is None else (grad * grads[0]).to(dtype) for grad, dtype in saved), None
+
+
+_Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+_Work = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, _Gradients], Tensor]
+
+
+def _is_on_gpu(tensor: Tensor) -> bool:
+    return tensor.is_cuda
+
+
+def _work_on_cpu(
+    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, counts: Tensor, grads: _Gradients
+) -> Tensor:
+    """The summed loss of a tile; fills the gradient of ``hidden`` (m, E), and adds to those of weight and bias.
+
+    Args:
+        labels: (m, 1), of any word where the token doesn't count.
+        counts: (m, 1), which tokens count.
+    """
+    hidden_grad, weight_grad, bias_grad = grads
+    sums, label = torch.promote_types(hidden.dtype, torch.float32), labels.squeeze(1)
+    logits = torch.addmm(bias, hidden, weight.mT).to(sums)  # (m, V)
+    largest, of_label = logits.amax(1, keepdim=True), logits.gather(1, labels)
+    exponentials = logits.sub_(largest).exp_()
+    total_of_token = exponentials.sum(1, keepdim=True)
+    share = counts / total_of_token  # (m, 1)
+    if bias_grad is not None:
+        bias_grad.addmv_(exponentials.mT, share.squeeze(1))
+        bias_grad.index_add_(0, label, -counts.squeeze(1).to(sums))
+    exponentials = exponentials.to(hidden.dtype)
+    if hidden_grad is not None:
+        hidden_grad.copy_(torch.mm(exponentials, weight) * share - weight[label] * counts)
+    if weight_grad is not None:
+        shared = (hidden * share).to(hidden.dtype)
+        if hidden.dtype == sums:
+            weight_grad.addmm_(exponentials.mT, shared)
+        else:
+            weight_grad += torch.mm(exponentials.mT, shared)
+        weight_grad.index_add_(0, label, -(hidden * counts).to(sums))
+    return ((largest + total_of_token.log() - of_label) * counts).sum()
+
+
+def _work_on_gpu(
+    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, counts: Tensor, grads: _Gradients
+) -> Tensor:
+    """The same in fewer passes: e is rounded to the dtype of the products at once, and holds the one-hot vector.
+
+    So nothing is added by index, whose order would differ from run to run.
+    """
+    hidden_grad, weight_grad, bias_grad = grads
+    logits = torch.addmm(bias, hidden, weight.mT)
+    largest = logits.amax(1, keepdim=True).to(torch.promote_types(hidden.dtype, torch.float32))
+    below = logits.gather(1, labels) - largest
+    exponentials = torch.exp(logits - largest, out=logits)
+    total_of_token = exponentials.sum(1, keepdim=True, dtype=largest.dtype)
+    share = counts / total_of_token
+    exponentials.scatter_(1, labels, (below.exp() - total_of_token).to(hidden.dtype))
+    if bias_grad is not None:
+        bias_grad += torch.mv(exponentials.mT, share.squeeze(1).to(hidden.dtype))
+    if hidden_grad is not None:
+        torch.mul(torch.mm(exponentials, weight), share, out=hidden_grad)
+    if weight_grad is not None:
+        weight_grad += torch.mm(exponentials.mT, (hidden * share).to(hidden.dtype))
+    return ((total_of_token.log() - below) * counts).sum()
