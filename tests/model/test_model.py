@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -346,6 +347,31 @@ OVER_TOKENS = {
 }
 
 SPANS = {**COMPOSITE, "attention_kernel": "qk_convqhead_convkhead_convspan 3"}
+
+
+class _Casts(TorchDispatchMode):
+    """How many results of a shape are those of a cast."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape, self.count = shape, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.count += function is torch.ops.aten._to_copy.default and result.shape == self.shape
+        return result
+
+
+def test_under_autocast_a_layer_casts_its_input_once_for_all_projections():
+    counts = []
+    for layers in (1, 3):
+        model = CompositeBertModel(config(**COMPOSITE, embedding_size=32, num_hidden_layers=layers))
+        ids = tokens(3, 40)
+        with torch.autocast("cpu", torch.bfloat16), _Casts((3, 40, 32)) as casts:
+            model(ids).last_hidden_state.sum().backward()
+        counts.append(casts.count)
+    # Of two layers: into attention and feed-forward, both gradients of these, and those into their last projections.
+    assert counts[1] - counts[0] == 2 * (2 + 2 + 2)
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "interface"])

@@ -228,15 +228,13 @@ class ArrowStore(ExampleStore):
                 raise UsageError(f"{path}: the shard is damaged (its checksum differs); run build-dataset again")
 
     def _shard(self, number: int) -> "tuple[WatchedFile, _Layout]":
-        record = self._shards[number]
-        path = self.folder / record.file
-        file = self._open.get(number)
+        record, file = self._shards[number], self._open.get(number)
         if file is None:
-            file = self._open[number] = WatchedFile(path, record.sha256, self._statuses[number])
+            file = self._open[number] = WatchedFile(self.folder / record.file, record.sha256, self._statuses[number])
             if len(self._open) > _MAX_OPEN_SHARDS:
                 self._open.popitem(last=False)
         if number not in self._layouts:
-            self._layouts[number] = _find_layout(path, record, file)
+            self._layouts[number] = _find_layout(self.folder / record.file, record, file)
         return file, self._layouts[number]
 
 

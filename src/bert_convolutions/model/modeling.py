@@ -126,7 +126,8 @@ class CompositeBertModel(CompositeBertPreTrainedModel):
             segments = Segments.from_mask(attention_mask)
         # Fused backends don't keep the probabilities, so whoever asks for them gets the readable one.
         implementation = "eager" if want_attentions else self.config._attn_implementation
-        inputs = AttentionInputs(keep_shared(segments, implementation, _compute_dtype(hidden)), implementation)
+        dtype = _compute_dtype(hidden)
+        inputs = AttentionInputs(keep_shared(segments, implementation, dtype), implementation, dtype)
 
         needed = output_positions
         if needed is not None and self.pooler is not None:  # and behind them what the pooler reads

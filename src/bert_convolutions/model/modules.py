@@ -19,10 +19,17 @@ from bert_convolutions.model.configuration import CompositeBertConfig
 
 @dataclass(frozen=True, eq=False)
 class AttentionInputs:
-    """What all layers of a forward pass share: the segments, with what the backend reads of them, and its name."""
+    """What all layers of a forward pass share.
+
+    Attributes:
+        segments: with what the backend reads of them.
+        implementation: the backend's name.
+        dtype: that of products: autocast's where it is on.
+    """
 
     segments: Segments
     implementation: str | None
+    dtype: torch.dtype
 
 
 class BertEmbeddings(nn.Module):
@@ -108,7 +115,8 @@ class BertAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """(B, S, D) -> (B, S, D), or (P, D) of the flat ``positions`` (P,); probabilities (B, H, S, S) or None."""
         attend = attention_backend(inputs.implementation)
-        output, probabilities = self.self(hidden, inputs.segments, attend)
+        # Autocast would cast it for each projection anew, and add up their gradients in float32.
+        output, probabilities = self.self(hidden.to(inputs.dtype), inputs.segments, attend)
         if positions is not None:
             output, hidden = (part.flatten(0, 1).index_select(0, positions) for part in (output, hidden))
         return self.output(output, hidden), probabilities
