@@ -31,7 +31,7 @@ def _seeds() -> Iterator[None]:
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of Triton's kernels: quicker in its interpreter, and several on either side of the band in a short sequence."""
     tiling = pytest.importorskip("bert_convolutions.attention.triton.tiling")
-    tile = tiling.Tile(queries=32, keys=32, near=16, warps=4, stages=2)
+    tile = tiling.Tile(queries=32, keys=32, warps=4, stages=2)
     monkeypatch.setattr(tiling, "TILES", dict.fromkeys(tiling.TILES, (tile,) * 3))
 
 

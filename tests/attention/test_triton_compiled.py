@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}  # bytes that a block can have, by CUDA's programming guide
 REGISTERS = 255  # that a thread can have
-COMBINATIONS = 2 * 2 * 3  # of element size, head size and kernel
+COMBINATIONS = 2 * 2 * 3 * 2  # of element size, head size, kernel, and whether a row is a whole number of tiles
 
 
 @pytest.mark.parametrize("architecture", SHARED_MEMORY)
@@ -31,7 +31,7 @@ def test_every_shipped_kernel_fits_the_device(architecture):
         assert kernel["shared"] <= SHARED_MEMORY[architecture], kernel
 
 
-def compile_ahead(kernel, which, dtype, head_size, architecture):
+def compile_ahead(kernel, which, dtype, head_size, architecture, whole):
     """Compile a kernel as ``engine`` launches it, and read what ptxas says of it."""
     import torch
     import triton
@@ -39,12 +39,15 @@ def compile_ahead(kernel, which, dtype, head_size, architecture):
     from triton.compiler import ASTSource
 
     from bert_convolutions.attention.triton import engine
+    from bert_convolutions.attention.triton.band import BandShape
 
-    constants = engine.kernel_constants(which, dtype, head_size, 8, dot_product=True, segments=True, dropout=True)
+    shape, key_kernel = BandShape(rows=1, heads=1, length=512, reach=8), torch.empty(1, 1, 24)
+    constants = engine.kernel_constants(which, dtype, head_size, shape, True, key_kernel, segments=True, dropout=True)
+    constants["WHOLE"] = whole
     options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
     types = {"examples": "*i32", "seeds": "*i64", "scaling": "fp32", "rescale": "fp32"}
-    types |= dict.fromkeys(("apart", "heads", "length", "threshold"), "i32")
-    types |= dict.fromkeys(("ends", "by_ends", "log_sum_exp", "delta"), "*fp32")
+    types |= dict.fromkeys(("rows", "heads", "length", "band_size", "threshold"), "i32")
+    types |= dict.fromkeys(("ends", "by_ends", "log_sum_exp", "by_row"), "*fp32")
     others = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}[dtype]
     signature = {name: "constexpr" if name in constants else types.get(name, others) for name in kernel.arg_names}
     pointers = [(index,) for index, name in enumerate(kernel.arg_names) if signature[name].startswith("*")]
@@ -52,7 +55,7 @@ def compile_ahead(kernel, which, dtype, head_size, architecture):
         kernel,
         signature,
         constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()},
-        attrs={pointer: [["tt.divisibility", 16]] for pointer in pointers},
+        attrs={argument: [["tt.divisibility", 16]] for argument in [*pointers, (kernel.arg_names.index("band_size"),)]},
     )
     compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
     assembler = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
@@ -65,6 +68,7 @@ def compile_ahead(kernel, which, dtype, head_size, architecture):
         "kernel": kernel.__name__,
         "element": dtype.itemsize,
         "head": head_size,
+        "whole": whole,
         "spilled": sum(map(int, spilled)),
         "registers": int(registers),
         "shared": compiled.metadata.shared,
@@ -80,7 +84,9 @@ def main():
     dtypes = {4: torch.float32, 2: torch.bfloat16}
     for size, head_size in tiling.TILES:
         for which, kernel in enumerate((kernels.forward, kernels.backward_query, kernels.backward_key)):
-            print(json.dumps(compile_ahead(kernel, which, dtypes[size], head_size, int(sys.argv[1]))), flush=True)
+            for whole in (True, False):
+                compiled = compile_ahead(kernel, which, dtypes[size], head_size, int(sys.argv[1]), whole)
+                print(json.dumps(compiled), flush=True)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,13 @@ that of shifted queries and keys; and mirrored on the left:
 
     q.k + q.Cq[n] + k.Ck[-n] + sqrt(d) f[n] = (q + Ck[-n]).(k + Cq[n]) - Ck[-n].Cq[n] + sqrt(d) f[n]  (over sqrt(d))
 
-The kernels add the two constants to a tile as vectors: that is one addition a score, and no second set of queries and
-keys. Only nearer pairs, 2n-1 a query, have weights of their own: the band. What is kept for backward beside queries,
-keys, values and context are the band, these vectors and one number a row of the softmax: all linear in S.
+``kernels`` say how they use it. Only nearer pairs, 2n-1 a query, have weights of their own: the band. What is kept for
+backward beside queries, keys, values and context are the band, four vectors and one number a row of the softmax: all
+linear in S.
 
-The kernels are operators of PyTorch, so that its compiler takes them as they are.
+Forward and backward are operators of PyTorch, so that its compiler takes them as they are.
 
-Legend: B rows, S sequence, H heads, d head size, n reach (a kernel is 2n+1 wide).
+Legend: B rows, S sequence, H heads, d head size, n reach (a kernel is 2n+1 wide), G that rounded up to a multiple of 8.
 """
 
 from typing import Any
@@ -22,7 +22,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from bert_convolutions.attention.composite import ScoreParts, attend_eager
+from bert_convolutions.attention.triton import band as bands
 from bert_convolutions.attention.triton import kernels
+from bert_convolutions.attention.triton.band import BandShape
 from bert_convolutions.attention.triton.tiling import choose_tiles, padded_head_size
 
 INTERPRETED = not isinstance(kernels.forward, triton.JITFunction)
@@ -40,16 +42,21 @@ def attend_triton(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Ten
     """
     if parts.segments.pairs is not None or value.dtype not in _DTYPES or value.shape[-1] > LARGEST_HEAD:
         return attend_eager(parts, value, dropout)
-    query = key = None
-    if parts.dot_product and parts.query is not None and parts.key is not None:
-        query, key = (_by_position(part.to(value.dtype)) for part in (parts.query, parts.key))
-    weights = [parts.offset_weights(side) for side in ("query", "key")]
-    by_query, by_key = (None if part is None else part.to(value.dtype) for part in weights)
-    band, ends = fold(by_query, by_key, value.shape[:3])
+    (by_query, fixed), (by_key, fixed_of_key) = (parts.kernel(side) for side in ("query", "key"))
+    assert fixed_of_key is None, "terms without a projection are seen from the query"
+    given = next((part for part in (by_query, by_key, fixed) if part is not None), None)
+    query_needed, key_needed = (parts.dot_product or part is not None for part in (by_query, by_key))
+    query = _by_position(parts.query.to(value.dtype)) if query_needed and parts.query is not None else None
+    key = _by_position(parts.key.to(value.dtype)) if key_needed and parts.key is not None else None
+    heads = value.shape[1]
+    kernels_of_heads = [_of_all_heads(part, heads, value.dtype) for part in (by_query, by_key)]
+    constants = None if fixed is None else _filled(fixed.expand(1, heads, 1, -1).flatten(0, 2)).float()
     seed = torch.randint(2**62, (1,), device=value.device) if dropout > 0 else None
-    context, _ = banded_attention(
-        query, key, _by_position(value), band, ends, parts.segments.spans(), seed, dropout, parts.scaling
-    )
+    reach = -1 if given is None else given.shape[-1] // 2
+    context, *_ = composite_attention(
+        query, key, _by_position(value), *kernels_of_heads, constants, parts.segments.spans(), seed,
+        parts.dot_product, reach, dropout, parts.scaling,
+    )  # fmt: skip
     return context.transpose(1, 2), None
 
 
@@ -58,96 +65,128 @@ def _by_position(heads: Tensor) -> Tensor:
     return heads.transpose(1, 2).contiguous()
 
 
-def fold(
-    by_query: Tensor | None, by_key: Tensor | None, shape: torch.Size
-) -> tuple[Tensor, Tensor] | tuple[None, None]:
-    """What the terms come down to: weights of pairs nearer than n, and constants of queries and keys further apart.
-
-    Args:
-        by_query, by_key: ``ScoreParts.offset_weights`` of either side, broadcastable to (B, H, S, 2n+1), or None.
-        shape: B, H, S.
-
-    Returns:
-        Band (B, H, S, 2n-1), at [i, n-1 + r] for the key i + r; and ends (4, B, H, S) float32: what queries add for all
-        keys far to their left and to their right, what keys add where they are on the left and on the right. None
-        without a term.
-    """
-    given = by_key if by_query is None else by_query
-    if given is None:
-        return None, None
-    length, width = shape[-1], given.shape[-1]
-    by_query, by_key = (
-        (given.new_zeros(1) if part is None else part).expand(*shape, width) for part in (by_query, by_key)
-    )
-    ends = torch.stack([by_query[..., 0], by_query[..., -1], by_key[..., -1], by_key[..., 0]]).float()
-    if width == 1:
-        return given.new_empty(*shape, 0), ends
-    # What key j adds for query i is by_key[j, n + i-j]. In the transpose, filled up with n zeros on both sides, i and j
-    # are one further to the right in each row; reading with a row length shorter by one makes it j, as in ``offsets``.
-    shorter = length + width - 2
-    filled = functional.pad(by_key.transpose(-1, -2), (width // 2, width // 2)).flatten(-2)
-    skewed = filled[..., width - 1 : width - 1 + width * shorter].unflatten(-1, (width, shorter))[..., :length]
-    band = by_query + skewed.flip(-2).transpose(-1, -2)
-    return band[..., 1:-1].contiguous(), ends
+def _filled(kernel: Tensor) -> Tensor:
+    """(.., 2n+1) as (.., G): products of matrices want it."""
+    return functional.pad(kernel, (0, -kernel.shape[-1] % 8))
 
 
-@torch.library.custom_op("bert_convolutions::banded_attention", mutates_args=())
-def banded_attention(
+def _of_all_heads(kernel: Tensor | None, heads: int, dtype: torch.dtype) -> Tensor | None:
+    """(d, 2n+1) or (H, d, 2n+1) as (H, d, G)."""
+    return None if kernel is None else _filled(kernel.to(dtype)).expand(heads, -1, -1).contiguous()
+
+
+def _by_head(positions: Tensor) -> Tensor:
+    """(B, S, H, d) seen as (H, B S, d)."""
+    return positions.flatten(0, 1).transpose(0, 1)
+
+
+@torch.library.custom_op("bert_convolutions::composite_attention", mutates_args=())
+def composite_attention(
     query: Tensor | None,
     key: Tensor | None,
     value: Tensor,
-    band: Tensor | None,
-    ends: Tensor | None,
+    query_kernel: Tensor | None,
+    key_kernel: Tensor | None,
+    fixed: Tensor | None,
     examples: Tensor | None,
     seed: Tensor | None,
+    dot_product: bool,
+    reach: int,
     dropout: float,
     scaling: float,
-) -> tuple[Tensor, Tensor]:
-    """The score of ``kernels``, softmax, dropout, times the values.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Softmax of the score, dropout, times the values.
 
     Args:
-        query, key, value: (B, S, H, d); the first two None where their product is not in the score.
-        band, ends: as ``fold`` gives them.
+        query, key: (B, S, H, d), or None where neither the dot product nor a kernel needs them.
+        value: (B, S, H, d).
+        query_kernel, key_kernel: of the dynamic terms, (H, d, G).
+        fixed: of the fixed ones, (H, G) float32.
         examples: (3, B, S) int32, as ``Segments.spans`` gives them, or None.
         seed: (1,) int64, of dropout.
+        dot_product: whether it is in the score.
+        reach: n, or -1 without any term.
         dropout: its rate.
         scaling: 1/sqrt(d).
 
     Returns:
-        Context (B, S, H, d), and the logarithm of the softmax's denominator (B, H, S) float32, which backward needs.
+        Context (B, S, H, d); and for backward the logarithm to base 2 of the softmax's denominator (B, H, S) float32,
+        band and ends as ``band`` describes them, empty without terms.
     """
-    batch, length, heads, _ = value.shape
-    context, log_sum_exp = torch.empty_like(value), value.new_empty((batch, heads, length), dtype=torch.float32)
-    inputs = query, key, value, band, ends, examples, seed
-    _launch(kernels.forward, 0, inputs, (context, log_sum_exp), dropout, scaling)
-    return context, log_sum_exp
+    rows, length, heads, _ = value.shape
+    shape = BandShape(rows, heads, length, reach)
+    band, ends = _band_and_ends(value, shape)
+    if reach >= 0:
+        to_log_2 = scaling / kernels.LN_2.value
+        by_query = None if query_kernel is None else _by_head(query) @ (query_kernel * to_log_2)  # (H, B S, G)
+        by_key = None if key_kernel is None else _by_head(key) @ (key_kernel * to_log_2)
+        fixed_weights = None if fixed is None else fixed / kernels.LN_2.value
+        _launch_band(bands.fold, shape, (by_query, by_key, fixed_weights), (by_query, by_key, fixed_weights, band, ends))
+    context = torch.empty_like(value)
+    log_sum_exp = value.new_empty((rows, heads, length), dtype=torch.float32)
+    inputs = query, key, value, band, ends, key_kernel, examples, seed
+    _launch(kernels.forward, 0, shape, inputs, (context, log_sum_exp), dot_product, dropout, scaling)
+    return context, log_sum_exp, band, ends
 
 
-@torch.library.custom_op("bert_convolutions::banded_attention_backward", mutates_args=())
+def _band_and_ends(value: Tensor, shape: BandShape) -> tuple[Tensor, Tensor]:
+    if shape.reach < 0:
+        return value.new_empty(0), value.new_empty(0, dtype=torch.float32)
+    return shape.new_band(value), shape.new_ends(value)
+
+
+@torch.library.custom_op("bert_convolutions::composite_attention_backward", mutates_args=())
 def _backward(
     query: Tensor | None,
     key: Tensor | None,
     value: Tensor,
-    band: Tensor | None,
-    ends: Tensor | None,
+    query_kernel: Tensor | None,
+    key_kernel: Tensor | None,
+    fixed: Tensor | None,
     examples: Tensor | None,
     seed: Tensor | None,
+    dot_product: bool,
+    reach: int,
     dropout: float,
     scaling: float,
     context: Tensor,
     log_sum_exp: Tensor,
+    band: Tensor,
+    ends: Tensor,
     by_context: Tensor,
 ) -> list[Tensor]:
-    """The gradients of the first five, empty for None."""
-    gradients = _empty_gradients(query, key, value, band, ends)
-    by_query, by_key, by_value, by_band, by_ends = gradients
-    by_band.zero_()  # for the keys that are of another example, or none
-    by_context, delta = by_context.contiguous(), torch.empty_like(log_sum_exp)
-    inputs = query, key, value, band, ends, examples, seed
-    of_query = context, log_sum_exp, by_context, delta, by_query, by_band, by_ends
-    _launch(kernels.backward_query, 1, inputs, of_query, dropout, scaling)
-    of_key = log_sum_exp, by_context, delta, by_key, by_value, by_ends
-    _launch(kernels.backward_key, 2, inputs, of_key, dropout, scaling)
+    """The gradients of the first six, empty for None."""
+    rows, length, heads, _ = value.shape
+    shape = BandShape(rows, heads, length, reach)
+    gradients = _empty_gradients(query, key, value, query_kernel, key_kernel, fixed)
+    to_query, to_key, to_value, to_query_kernel, to_key_kernel, to_fixed = gradients
+    by_band = shape.new_band(value, zeros=True) if reach > 0 else value  # zeros: for keys of other examples, or none
+    by_ends = torch.empty_like(ends)
+    by_row = shape.new_ends(value)
+    by_context = by_context.contiguous()
+    inputs = query, key, value, band, ends, key_kernel, examples, seed
+    of_query = context, log_sum_exp, by_context, by_row, to_query, by_band, by_ends
+    _launch(kernels.backward_query, 1, shape, inputs, of_query, dot_product, dropout, scaling)
+    of_key = by_context, by_row, to_key, to_value, by_ends
+    _launch(kernels.backward_key, 2, shape, inputs, of_key, dot_product, dropout, scaling)
+    if reach >= 0:
+        width = (query_kernel if key_kernel is None else key_kernel) if fixed is None else fixed
+        assert width is not None
+        of_queries = query_kernel is not None or fixed is not None
+        new = lambda needed: value.new_empty((heads, rows * length, width.shape[-1])) if needed else None  # noqa: E731
+        by_query, by_key = new(of_queries), new(key_kernel is not None)
+        _launch_band(bands.unfold, shape, (by_query, by_key), (by_band, by_ends, by_query, by_key))
+        if fixed is not None and by_query is not None:
+            torch.sum(by_query, 1, dtype=torch.float32, out=to_fixed)
+        for of_weights, projection, kernel, to_projection, to_kernel in (
+            (by_query, query, query_kernel, to_query, to_query_kernel),
+            (by_key, key, key_kernel, to_key, to_key_kernel),
+        ):
+            if of_weights is not None and projection is not None and kernel is not None:
+                torch.bmm(_by_head(projection).transpose(1, 2), of_weights, out=to_kernel).mul_(scaling)
+                seen = _by_head(to_projection)
+                added = float(dot_product)  # without a dot product, nothing has been written there
+                torch.baddbmm(seen, of_weights, (kernel * scaling).transpose(1, 2), beta=added, out=seen)
     return gradients
 
 
@@ -160,27 +199,28 @@ def _empty_gradients(*inputs: Tensor | None) -> list[Tensor]:
 def _launch(
     kernel: Any,
     which: int,
+    shape: BandShape,
     inputs: tuple[Tensor | None, ...],
     outputs: tuple[Tensor, ...],
+    dot_product: bool,
     dropout: float,
     scaling: float,
 ) -> None:
     """Run the ``which``-th kernel of ``TILES`` over all positions, rows and heads."""
-    query, _, value, band, _, examples, _ = inputs
+    value, key_kernel, examples = inputs[2], inputs[5], inputs[6]
     assert value is not None
-    batch, length, heads, head_size = value.shape
-    reach = None if band is None else (band.shape[-1] + 1) // 2
     constants = kernel_constants(
-        which, value.dtype, head_size, reach, query is not None, examples is not None, dropout > 0
+        which, value.dtype, value.shape[-1], shape, dot_product, key_kernel, examples is not None, dropout > 0
     )
     own = constants["J" if kernel is kernels.backward_key else "I"]
     with torch.cuda.device_of(value):
-        kernel[(triton.cdiv(length, own), batch * heads)](
+        kernel[(triton.cdiv(shape.length, own), shape.rows * shape.heads)](
             *(value if part is None else part for part in inputs),  # what the kernel then leaves alone
             *outputs,
-            batch * heads * length,
-            heads,
-            length,
+            shape.rows,
+            shape.heads,
+            shape.length,
+            shape.size,
             scaling,
             round(dropout * 2**16),
             1 / (1 - dropout),
@@ -189,48 +229,82 @@ def _launch(
 
 
 def kernel_constants(
-    which: int, dtype: torch.dtype, head_size: int, reach: int | None, dot_product: bool, segments: bool, dropout: bool
+    which: int,
+    dtype: torch.dtype,
+    head_size: int,
+    shape: BandShape,
+    dot_product: bool,
+    key_kernel: Tensor | None,
+    segments: bool,
+    dropout: bool,
 ) -> dict[str, Any]:
-    """What a kernel is compiled for; ``reach`` is None without a convolution term."""
+    """What a kernel is compiled for."""
     tile = choose_tiles(dtype, head_size)[which]
     return {
         "HEAD_SIZE": head_size,
-        "REACH": reach or 0,
+        "REACH": max(shape.reach, 0),
+        "PADDED": shape.padded,
+        "G": 0 if key_kernel is None else key_kernel.shape[-1],
         "DOT_PRODUCT": dot_product,
-        "TERMS": reach is not None,
+        "TERMS": shape.reach >= 0,
+        "KEY_TERMS": key_kernel is not None,
         "SEGMENTS": segments,
         "DROPOUT": dropout,
+        "WHOLE": shape.length % max(tile.queries, tile.keys) == 0,
         "PRECISION": "ieee" if dtype == torch.float32 else "tf32",  # which matters to float32 only
         "BLOCK_D": padded_head_size(head_size),
         "I": tile.queries,
         "J": tile.keys,
-        "NEAR": tile.near,
         "num_warps": tile.warps,
         "num_stages": tile.stages,
     }
 
 
-@banded_attention.register_fake
-def _(query: Any, key: Any, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    batch, length, heads, _ = value.shape
-    return torch.empty_like(value), value.new_empty((batch, heads, length), dtype=torch.float32)
+def _launch_band(
+    kernel: Any, shape: BandShape, sides: tuple[Tensor | None, ...], tensors: tuple[Tensor | None, ...]
+) -> None:
+    """Run a kernel of ``band`` over all positions, rows and heads; ``sides`` are the weights it is about."""
+    given = next(part for part in sides if part is not None)
+    names = ("QUERY", "KEY", "FIXED")
+    with torch.cuda.device_of(given):
+        kernel[(triton.cdiv(shape.length, bands.TILE), shape.rows * shape.heads)](
+            *(given if part is None else part for part in tensors),
+            shape.rows,
+            shape.heads,
+            shape.length,
+            shape.size,
+            REACH=shape.reach,
+            PADDED=shape.padded,
+            G=given.shape[-1],
+            W=max(16, triton.next_power_of_2(2 * shape.reach + 1)),
+            TILE=bands.TILE,
+            **{name: part is not None for name, part in zip(names, sides, strict=False)},
+        )
+
+
+@composite_attention.register_fake
+def _(query: Any, key: Any, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rows, length, heads, _ = value.shape
+    band, ends = _band_and_ends(value, BandShape(rows, heads, length, rest[6]))
+    return torch.empty_like(value), value.new_empty((rows, heads, length), dtype=torch.float32), band, ends
 
 
 @_backward.register_fake
-def _(query: Any, key: Any, value: Any, band: Any, ends: Any, *rest: Any) -> list[Tensor]:
-    return _empty_gradients(query, key, value, band, ends)
+def _(query: Any, key: Any, value: Any, query_kernel: Any, key_kernel: Any, fixed: Any, *rest: Any) -> list[Tensor]:
+    return _empty_gradients(query, key, value, query_kernel, key_kernel, fixed)
 
 
-def _keep_for_backward(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    ctx.dropout, ctx.scaling = inputs[-2:]
-    ctx.save_for_backward(*inputs[:-2], *output)
+def _keep_for_backward(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+    ctx.numbers = inputs[8:]
+    ctx.save_for_backward(*inputs[:8], *output)
 
 
-def _gradients(ctx: Any, by_context: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    *inputs, context, log_sum_exp = ctx.saved_tensors
-    gradients = _backward(*inputs, ctx.dropout, ctx.scaling, context, log_sum_exp, by_context)
+def _gradients(ctx: Any, by_context: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors
+    inputs, outputs = saved[:8], saved[8:]
+    gradients = _backward(*inputs, *ctx.numbers, *outputs, by_context)
     wanted = (None if part is None else gradient for part, gradient in zip(inputs, gradients, strict=False))
-    return *wanted, None, None, None, None
+    return *wanted, *[None] * 6
 
 
-banded_attention.register_autograd(_gradients, setup_context=_keep_for_backward)
+composite_attention.register_autograd(_gradients, setup_context=_keep_for_backward)

@@ -1,331 +1,422 @@
-"""Attention with a band, as Triton kernels: forward, and backward in two passes, one by query and one by key.
+"""Attention with convolution terms, as Triton kernels: forward, and backward in two passes, by query and by key.
 
 For a query i and a key j at the offset r = j - i, with reach n, the score is
 
-    q_i . k_j / sqrt(d)  +  band[i, n-1 + r]                       -n < r < n    inside the band
-                         +  query_left[i]  + key_left[j]           r <= -n       keys on the left
-                         +  query_right[i] + key_right[j]          r >= n        keys on the right
+    q_i . k_j / sqrt(d)  +  band[i, r]                        -n < r < n    inside the band
+                         +  query_left[i]  + key_left[j]      r <= -n       keys on the left
+                         +  query_right[i] + key_right[j]     r >= n        keys on the right
 
-A tile of scores outside the band is plain attention but for two vectors that are added. Tiles that the band crosses
-read it at an address that is linear in i and j: ``band[i, n-1 + j-i]`` is element i (2n-2) + n-1 + j. In backward each
-element of the band belongs to one pair, whose gradient is stored as it is; the four vectors get the sums of rows and
-columns, which the program that owns the row or column keeps in registers. There are no atomics, so gradients are the
-same each time. Programs find where the examples of their queries (or keys) begin and end, and leave out other tiles.
+and key_left[j] is k_j times a column of the key's kernel, so that it can as well be added to the query:
 
-Legend: B rows, S sequence, H heads, d head size, n reach, I and J queries and keys of a tile. Layouts: queries, keys,
-values, context and their gradients (B, S, H, d); band (B, H, S, 2n-1); ends (4, B, H, S), the four vectors in the order
-above, ``apart`` = B H S elements from one to the next; examples (3, B, S), what ``Segments.spans`` gives; log_sum_exp
-and delta, the row sums of context x its gradient, (B, H, S) float32.
+    q_i . k_j / sqrt(d) + query_left[i] + key_left[j]  =  (q_i + Ck[:, 2n]) . k_j / sqrt(d) + query_left[i]
+
+Tiles of scores are of two kinds. *Plain* ones lie outside the band and inside one example: they are attention on shifted
+queries, with a constant of each query that is taken off its maximum, and cost what attention without terms does.
+*General* ones may hold anything: weights are read from the band, pairs of different examples masked out. Of the band
+they read a whole tile, at an address that is linear in i and j, and choose; what they read beside it is of other rows.
+Tiles without a pair of one example are left out: programs read where the examples of their queries (or keys) begin and
+end. In backward each element of the band belongs to one pair, whose gradient is stored as it is; the four vectors get
+the sums of rows and columns, which the program that owns the row or column keeps in registers. There are no atomics, so
+gradients are the same each time.
+
+Scores, band and vectors are in units of log 2, gradients in the usual ones.
+
+Legend: B rows, S sequence, H heads, d head size, n reach, G at least 2n+1 with zeros to fill up, I and J queries and
+keys of a tile. Layouts: queries, keys, values, context and their gradients (B, S, H, d); band: ``engine.Band``; ends
+(4, B, H, S) float32, the four vectors in the order above; key_kernel (H, d, G); examples (3, B, S), what
+``Segments.spans`` gives; log_sum_exp (B, H, S) float32; by_row (4, B, H, S) float32: the row sums of context x its
+gradient, log_sum_exp, and that less query_left and less query_right.
 """
 
 import triton
 import triton.language as tl
 
-LOG2_E = tl.constexpr(1.4426950408889634)
-NOT_SPECIALIZED = ("apart", "heads", "length", "threshold")  # so that one compilation serves all batches
-RANDOM_ROUNDS = tl.constexpr(7)  # of Philox: the fewest that pass BigCrush (Salmon et al. 2011, table 2)
+LN_2 = tl.constexpr(0.6931471805599453)
+NOT_SPECIALIZED = ("rows", "length", "threshold")  # so that one compilation serves all batches
 
 
 @triton.jit
-def _find_tiles(
-    start, examples, apart, length,
-    REACH: tl.constexpr, TERMS: tl.constexpr, SEGMENTS: tl.constexpr,
-    OWN: tl.constexpr, OTHER: tl.constexpr, NEAR: tl.constexpr,
+def _plan(
+    start, examples, plane, length,
+    REACH: tl.constexpr, TERMS: tl.constexpr, SEGMENTS: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr,
 ):  # fmt: skip
-    """Which positions of the other side the ``OWN`` positions from ``start`` on meet.
+    """Which positions of the other side the ``OWN`` positions from ``start`` on meet, as tiles ``OTHER`` wide.
+
+    All tiles begin at multiples of their width, so that none crosses the end of a row whose length is one.
 
     Returns:
-        Where the band begins and ends; the numbers of tiles before it, in it, and before and after it. Tiles in it are
-        ``NEAR`` wide, others ``OTHER``; those before it end where it begins, so that the first may begin before 0.
+        Where the first plain tile begins, how many follow one another from there on; where the general tiles begin, and
+        how many; the number of plain tiles after these, and how many general ones come last of all, 0 or 1.
     """
-    first, end = 0, length
+    first, end, plain = 0, length, True
     if SEGMENTS:
         own = start + tl.arange(0, OWN)
-        first = tl.min(tl.load(examples + apart + own, mask=own < length, other=length), 0)
-        end = tl.max(tl.load(examples + 2 * apart + own, mask=own < length, other=0), 0) + 1
-    band_start = first // 16 * 16
-    band_end = band_start
+        inside = own < length
+        first = tl.min(tl.load(examples + plane + own, mask=inside, other=length), 0)
+        end = tl.max(tl.load(examples + 2 * plane + own, mask=inside, other=0), 0) + 1
+        lowest = tl.min(tl.load(examples + own, mask=inside, other=2**30), 0)
+        highest = tl.max(tl.load(examples + own, mask=inside, other=-(2**30)), 0)
+        plain = (lowest == highest) & (lowest >= 0) & (first % OTHER == 0)
+        first = first // OTHER * OTHER
+    band, band_end = first, tl.where(plain, first, end)
     if TERMS and REACH > 0:  # a reach of 0 has one weight, whichever side a pair counts to
-        band_start = tl.maximum(band_start, tl.maximum(start - REACH + 1, 0) // 16 * 16)
-        band_end = tl.minimum(end, start + OWN - 1 + REACH)
-    near = tl.cdiv(band_end - band_start, NEAR)
-    band_end = band_start + near * NEAR
-    before = tl.cdiv(tl.maximum(band_start - first, 0), OTHER)
-    return band_start, band_end, before, near, before + tl.cdiv(tl.maximum(end - band_end, 0), OTHER)
+        band = tl.where(plain, tl.maximum(first, (start - REACH + 1) // OTHER * OTHER), first)
+        band_end = tl.where(plain, tl.minimum(end, start + OWN - 1 + REACH), end)
+    general = tl.cdiv(band_end - band, OTHER)
+    after = tl.maximum(end - band - general * OTHER, 0)
+    return first, (band - first) // OTHER, band, general, after // OTHER, tl.where(after % OTHER > 0, 1, 0)
 
 
 @triton.jit
-def _inside(positions, length):
-    """Whether they are from 0 on and before ``length``."""
-    return positions.to(tl.uint32) < length.to(tl.uint32)
+def _pointers(tensor, stride, HEAD_SIZE: tl.constexpr, BLOCK_D: tl.constexpr, TILE: tl.constexpr):
+    """To the first ``TILE`` positions of (B, S, H, d), at the row and head that ``tensor`` points to."""
+    return tensor + tl.arange(0, TILE)[:, None] * stride + tl.arange(0, BLOCK_D)[None, :]
 
 
 @triton.jit
-def _load(tensor, positions, heads, length, HEAD_SIZE: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Positions of (B, S, H, d), at the row and head that ``tensor`` points to: (.., BLOCK_D), zeros outside."""
-    column = tl.arange(0, BLOCK_D)
-    inside = _inside(positions, length)[:, None] & (column < HEAD_SIZE)[None, :]
-    return tl.load(tensor + positions[:, None] * (heads * HEAD_SIZE) + column[None, :], mask=inside, other=0.0)
+def _load(
+    tensor, start, stride, length, HEAD_SIZE: tl.constexpr, BLOCK_D: tl.constexpr, TILE: tl.constexpr,
+    WHOLE: tl.constexpr,
+):  # fmt: skip
+    """``TILE`` positions from ``start`` on: (TILE, BLOCK_D), zeros beyond the row, which a whole tile doesn't cross."""
+    pointers = _pointers(tensor, stride, HEAD_SIZE, BLOCK_D, TILE) + start * stride
+    if WHOLE and HEAD_SIZE == BLOCK_D:
+        return tl.load(pointers)
+    inside = tl.arange(0, BLOCK_D)[None, :] < HEAD_SIZE
+    if not WHOLE:
+        inside = inside & (start + tl.arange(0, TILE) < length)[:, None]
+    return tl.load(pointers, mask=inside, other=0.0)
 
 
 @triton.jit
-def _store(tensor, values, positions, heads, length, HEAD_SIZE: tl.constexpr, BLOCK_D: tl.constexpr):
+def _store(tensor, values, start, stride, length, HEAD_SIZE: tl.constexpr, BLOCK_D: tl.constexpr, TILE: tl.constexpr):
     """Write positions as ``_load`` reads them."""
-    column = tl.arange(0, BLOCK_D)
-    inside = _inside(positions, length)[:, None] & (column < HEAD_SIZE)[None, :]
-    pointers = tensor + positions[:, None] * (heads * HEAD_SIZE) + column[None, :]
+    inside = (start + tl.arange(0, TILE) < length)[:, None] & (tl.arange(0, BLOCK_D) < HEAD_SIZE)[None, :]
+    pointers = _pointers(tensor, stride, HEAD_SIZE, BLOCK_D, TILE) + start * stride
     tl.store(pointers, values.to(tensor.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _score(
-    product, i, j, on_left, band, ends, apart, examples, length, scaling,
-    REACH: tl.constexpr, TERMS: tl.constexpr, SEGMENTS: tl.constexpr, IN_BAND: tl.constexpr,
-):  # fmt: skip
-    """The scores of a tile from its products; -inf where a pair may not attend.
-
-    ``i`` and ``j`` are (I, 1) and (1, J), or of a transposed tile (1, I) and (J, 1).
-    """
-    score = product * scaling
-    in_i, in_j = _inside(i, length), _inside(j, length)
-    if TERMS:
-        if IN_BAND:
-            left = tl.load(ends + i, mask=in_i, other=0.0)
-            left += tl.load(ends + 2 * apart + j, mask=in_j, other=0.0)
-            right = tl.load(ends + apart + i, mask=in_i, other=0.0)
-            right += tl.load(ends + 3 * apart + j, mask=in_j, other=0.0)
-            within = (j - i < REACH) & (i - j < REACH)
-            by_offset = band + (i * (2 * REACH - 2) + (REACH - 1) + j)
-            inner = tl.load(by_offset, mask=within & in_i, other=0.0).to(tl.float32)
-            score += tl.where(within, inner, tl.where(j > i, right, left))
-        else:
-            side = ends + tl.where(on_left, 0, apart)
-            score += tl.load(side + i, mask=in_i, other=0.0)
-            score += tl.load(side + 2 * apart + j, mask=in_j, other=0.0)
-    if SEGMENTS:
-        example_i = tl.load(examples + i, mask=in_i, other=0)
-        example_j = tl.load(examples + j, mask=in_j, other=0)
-        return tl.where((example_i == example_j) & in_j, score, float("-inf"))
-    return tl.where(in_j, score, float("-inf"))
+def _vector(ends, positions, THERE: tl.constexpr):
+    """One of the four vectors, at the row and head that ``ends`` points to; zeros where there is none."""
+    if THERE:
+        return tl.load(ends + positions)
+    return tl.zeros(positions.shape, dtype=tl.float32)
 
 
 @triton.jit
-def _kept(seed, matrix, start_i, start_j, threshold, I: tl.constexpr, J: tl.constexpr):
-    """Which probabilities of a tile dropout keeps: (I, J), a function of seed, matrix (row and head), i and j alone.
+def _general_score(
+    product, i, j, query_left, query_right, key_left, key_right, band, examples, length, scale,
+    REACH: tl.constexpr, PADDED: tl.constexpr, TERMS: tl.constexpr, SEGMENTS: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """The scores of a tile from its products; -inf where a pair may not attend.
 
-    Philox turns four counters into eight numbers of 16 bits, which serve eight neighbouring keys.
+    Queries ``i`` and their vectors are (I, 1), keys ``j`` and theirs (1, J); or of a transposed tile (1, I) and (J, 1).
     """
-    nothing = tl.zeros((I, J // 8), dtype=tl.int32)
-    i = start_i + tl.arange(0, I)[:, None] + nothing
-    j = start_j // 8 + tl.arange(0, J // 8)[None, :] + nothing
-    a, b, c, d = tl.philox(seed, j, i, matrix + nothing, nothing, RANDOM_ROUNDS)
-    words = tl.join(tl.join(a, b), tl.join(c, d))
-    kept = tl.join((words & 0xFFFF).to(tl.int32) >= threshold, (words >> 16).to(tl.int32) >= threshold)
-    return tl.reshape(kept, (I, J))
+    score = product * scale
+    if TERMS:
+        bias = tl.where(j > i, query_right + key_right, query_left + key_left)
+        if REACH > 0:
+            inner = tl.load(band + (i * (2 * PADDED) + PADDED + j))
+            bias = tl.where((j - i + (REACH - 1)).to(tl.uint32) < 2 * REACH - 1, inner.to(tl.float32), bias)
+        score += bias
+    if SEGMENTS:
+        example_i, example_j = tl.load(examples + i), tl.load(examples + j)
+        score = tl.where(example_i == example_j, score, float("-inf"))
+    if not WHOLE:
+        score = tl.where((i < length) & (j < length), score, float("-inf"))
+    return score
+
+
+@triton.jit
+def _dropout_keys(seeds, matrix, DROPOUT: tl.constexpr):
+    """Two random numbers of a row and head, for ``_kept``."""
+    seed = tl.load(seeds) if DROPOUT else 0
+    first, second, _, _ = tl.randint4x(seed, matrix)
+    return first.to(tl.uint32), second.to(tl.uint32)
+
+
+@triton.jit
+def _kept(first_key, second_key, i, start_j, j, threshold):
+    """Which probabilities of a tile dropout keeps: a function of the keys, i and j alone.
+
+    A hash of a query and two neighbouring keys has 16 bits for each of the two: two rounds of multiplying and folding,
+    as in lowbias32 (Wellons, "Prospecting for hash functions", 2018), between which a key is added. Unlike Philox, it
+    needs no more than the registers that hold the tile.
+
+    Args:
+        i: (I, 1) queries; or (1, I) of a transposed tile.
+        start_j: the first key, an even number.
+        j: (1, J) or (J, 1), counted from ``start_j``.
+    """
+    hashed = (i * 65536 + start_j // 2 + (j >> 1)).to(tl.uint32) ^ first_key
+    hashed = hashed * 0x7FEB352D
+    hashed = hashed ^ (hashed >> 15) ^ second_key
+    hashed = hashed * 0x846CA68B
+    hashed = hashed ^ (hashed >> 16)
+    return ((hashed >> (16 * (j & 1)).to(tl.uint32)) & 0xFFFF) >= threshold.to(tl.uint32)
+
+
+@triton.jit
+def _shifted(queries, key_kernel, column: tl.constexpr, G: tl.constexpr, DOT_PRODUCT: tl.constexpr,
+             KEY_TERMS: tl.constexpr, HEAD_SIZE: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
+    """Queries plus a column of the keys' kernel; without a dot product, that column alone."""
+    if not KEY_TERMS:
+        return queries
+    size = tl.arange(0, BLOCK_D)
+    shift = tl.load(key_kernel + size * G + column, mask=size < HEAD_SIZE, other=0.0).to(tl.float32)[None, :]
+    if DOT_PRODUCT:
+        return (queries.to(tl.float32) + shift).to(queries.dtype)
+    return (tl.zeros(queries.shape, dtype=tl.float32) + shift).to(queries.dtype)
+
+
+@triton.jit
+def _start(tile, side: tl.constexpr, first, left, band, general, right, OTHER: tl.constexpr):
+    """Where a tile begins: of the general ones (0), of the plain ones on the left (1), on the right (2)."""
+    if side == 0:
+        return band + (tile + tl.where(tile < general, 0, right)) * OTHER
+    return (first if side == 1 else band + general * OTHER) + tile * OTHER
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def forward(
-    query, key, value, band, ends, examples, seeds, context, log_sum_exp,
-    apart, heads, length, scaling, threshold, rescale,
-    HEAD_SIZE: tl.constexpr, REACH: tl.constexpr, DOT_PRODUCT: tl.constexpr, TERMS: tl.constexpr,
-    SEGMENTS: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_D: tl.constexpr, I: tl.constexpr, J: tl.constexpr, NEAR: tl.constexpr,
+    query, key, value, band, ends, key_kernel, examples, seeds, context, log_sum_exp,
+    rows, heads, length, band_size, scaling, threshold, rescale,
+    HEAD_SIZE: tl.constexpr, REACH: tl.constexpr, PADDED: tl.constexpr, G: tl.constexpr, DOT_PRODUCT: tl.constexpr,
+    TERMS: tl.constexpr, KEY_TERMS: tl.constexpr, SEGMENTS: tl.constexpr, DROPOUT: tl.constexpr, WHOLE: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, I: tl.constexpr, J: tl.constexpr,
 ):  # fmt: skip
     """softmax(scores) with dropout, times the values, for I queries of one row and head."""
     start_i, matrix = tl.program_id(0) * I, tl.program_id(1)
-    row = matrix // heads
-    head = (row.to(tl.int64) * length * heads + matrix % heads) * HEAD_SIZE
-    vector = matrix.to(tl.int64) * length
-    key, value, examples = key + head, value + head, examples + row.to(tl.int64) * length
-    band, ends = band + vector * (2 * REACH - 1), ends + vector
+    row, head = matrix // heads, matrix % heads
+    stride, plane = heads * HEAD_SIZE, rows.to(tl.int64) * heads * length
+    here, vector = (row.to(tl.int64) * length * heads + head) * HEAD_SIZE, matrix.to(tl.int64) * length
+    key, value = key + here, value + here
+    band, ends, key_kernel = band + matrix.to(tl.int64) * band_size, ends + vector, key_kernel + head * HEAD_SIZE * G
+    examples += row.to(tl.int64) * length
+    scale = scaling / LN_2
+    first_key, second_key = _dropout_keys(seeds, matrix, DROPOUT)
     i = start_i + tl.arange(0, I)
-    seed = tl.load(seeds) if DROPOUT else 0
-    queries = _load(query + head, i, heads, length, HEAD_SIZE, BLOCK_D)
+    queries = _load(query + here, start_i, stride, length, HEAD_SIZE, BLOCK_D, I, WHOLE)
+    query_left = _vector(ends, i, TERMS)
+    query_right = _vector(ends + plane, i, TERMS)
     summed = tl.zeros((I, BLOCK_D), dtype=tl.float32)
     total = tl.zeros((I,), dtype=tl.float32)
     peak = tl.full((I,), -1e30, dtype=tl.float32)  # finite, for rows whose first tiles hold no key of theirs
-    band_start, band_end, left, near, far = _find_tiles(
-        start_i, examples, apart // heads, length, REACH, TERMS, SEGMENTS, I, J, NEAR
+    first, left, near, general, right, last = _plan(
+        start_i, examples, rows * length, length, REACH, TERMS, SEGMENTS, I, J
     )
-    for in_band in tl.static_range(2 if TERMS and REACH > 0 else 1):
-        for tile in range(near if in_band else far):
-            on_left = tile < left
-            start_j = band_start + tile * NEAR
-            if not in_band:
-                start_j = tl.where(on_left, band_start - (tile + 1) * J, band_end + (tile - left) * J)
-            j = start_j + tl.arange(0, NEAR if in_band else J)
-            product = tl.zeros((I, j.shape[0]), dtype=tl.float32)
-            if DOT_PRODUCT:
-                keys = _load(key, j, heads, length, HEAD_SIZE, BLOCK_D)
-                product = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
-            values = _load(value, j, heads, length, HEAD_SIZE, BLOCK_D)
-            score = _score(
-                product, i[:, None], j[None, :], on_left, band, ends, apart, examples, length, scaling,
-                REACH, TERMS, SEGMENTS, in_band,
-            )  # fmt: skip
-            higher = tl.maximum(peak, tl.max(score, 1))
-            probability = tl.exp2((score - higher[:, None]) * LOG2_E)
-            shrink = tl.exp2((peak - higher) * LOG2_E)
+    for side in tl.static_range(3):
+        tiles, constant, seen = general + last, query_left, queries
+        if side == 1:
+            tiles, seen = left, _shifted(queries, key_kernel, 2 * REACH, G, DOT_PRODUCT, KEY_TERMS, HEAD_SIZE, BLOCK_D)
+        if side == 2:
+            tiles, seen = right, _shifted(queries, key_kernel, 0, G, DOT_PRODUCT, KEY_TERMS, HEAD_SIZE, BLOCK_D)
+            constant = query_right
+        for tile in range(tiles):
+            start_j = _start(tile, side, first, left, near, general, right, J)
+            keys = _load(key, start_j, stride, length, HEAD_SIZE, BLOCK_D, J, WHOLE or side > 0)
+            score = tl.zeros((I, J), dtype=tl.float32)
+            if DOT_PRODUCT or (KEY_TERMS and side > 0):
+                score = tl.dot(seen, tl.trans(keys), input_precision=PRECISION)
+            if side == 0:
+                j = start_j + tl.arange(0, J)
+                key_left = _vector(ends + 2 * plane, j, TERMS)
+                key_right = _vector(ends + 3 * plane, j, TERMS)
+                score = _general_score(
+                    score, i[:, None], j[None, :], query_left[:, None], query_right[:, None], key_left[None, :],
+                    key_right[None, :], band, examples, length, scale, REACH, PADDED, TERMS, SEGMENTS, WHOLE,
+                )  # fmt: skip
+                higher = tl.maximum(peak, tl.max(score, 1))
+                probability = tl.exp2(score - higher[:, None])
+            else:
+                higher = tl.maximum(peak, tl.max(score, 1) * scale + constant)
+                probability = tl.exp2(score * scale - (higher - constant)[:, None])
+            values = _load(value, start_j, stride, length, HEAD_SIZE, BLOCK_D, J, WHOLE or side > 0)
+            shrink = tl.exp2(peak - higher)
             total = total * shrink + tl.sum(probability, 1)
             if DROPOUT:
-                kept = _kept(seed, matrix, start_i, start_j, threshold, I, j.shape[0])
+                kept = _kept(first_key, second_key, i[:, None], start_j, tl.arange(0, J)[None, :], threshold)
                 probability = tl.where(kept, probability, 0.0)
             summed = summed * shrink[:, None]
             summed = tl.dot(probability.to(values.dtype), values, summed, input_precision=PRECISION)
             peak = higher
-    _store(context + head, summed * (rescale / total)[:, None], i, heads, length, HEAD_SIZE, BLOCK_D)
-    tl.store(log_sum_exp + vector + i, peak + tl.log(total), mask=i < length)
+    _store(context + here, summed * (rescale / total)[:, None], start_i, stride, length, HEAD_SIZE, BLOCK_D, I)
+    tl.store(log_sum_exp + vector + i, peak + tl.log2(total), mask=i < length)
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def backward_query(
-    query, key, value, band, ends, examples, seeds, context, log_sum_exp, by_context,
-    delta, by_query, by_band, by_ends,
-    apart, heads, length, scaling, threshold, rescale,
-    HEAD_SIZE: tl.constexpr, REACH: tl.constexpr, DOT_PRODUCT: tl.constexpr, TERMS: tl.constexpr,
-    SEGMENTS: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_D: tl.constexpr, I: tl.constexpr, J: tl.constexpr, NEAR: tl.constexpr,
+    query, key, value, band, ends, key_kernel, examples, seeds, context, log_sum_exp, by_context,
+    by_row, by_query, by_band, by_ends,
+    rows, heads, length, band_size, scaling, threshold, rescale,
+    HEAD_SIZE: tl.constexpr, REACH: tl.constexpr, PADDED: tl.constexpr, G: tl.constexpr, DOT_PRODUCT: tl.constexpr,
+    TERMS: tl.constexpr, KEY_TERMS: tl.constexpr, SEGMENTS: tl.constexpr, DROPOUT: tl.constexpr, WHOLE: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, I: tl.constexpr, J: tl.constexpr,
 ):  # fmt: skip
-    """Delta, and gradients of what belongs to I queries: themselves, their rows of the band, the first two ``ends``."""
+    """``by_row``, and gradients of what belongs to I queries: themselves, their rows of the band, their vectors."""
     start_i, matrix = tl.program_id(0) * I, tl.program_id(1)
-    row = matrix // heads
-    head = (row.to(tl.int64) * length * heads + matrix % heads) * HEAD_SIZE
-    vector = matrix.to(tl.int64) * length
-    key, value, examples = key + head, value + head, examples + row.to(tl.int64) * length
-    band, by_band, ends = band + vector * (2 * REACH - 1), by_band + vector * (2 * REACH - 1), ends + vector
+    row, head = matrix // heads, matrix % heads
+    stride, plane = heads * HEAD_SIZE, rows.to(tl.int64) * heads * length
+    here, vector = (row.to(tl.int64) * length * heads + head) * HEAD_SIZE, matrix.to(tl.int64) * length
+    key, value, by_row = key + here, value + here, by_row + vector
+    band, by_band = band + matrix.to(tl.int64) * band_size, by_band + matrix.to(tl.int64) * band_size
+    ends, by_ends, key_kernel = ends + vector, by_ends + vector, key_kernel + head * HEAD_SIZE * G
+    examples += row.to(tl.int64) * length
+    scale = scaling / LN_2
+    first_key, second_key = _dropout_keys(seeds, matrix, DROPOUT)
     i = start_i + tl.arange(0, I)
-    seed = tl.load(seeds) if DROPOUT else 0
-    queries = _load(query + head, i, heads, length, HEAD_SIZE, BLOCK_D)
-    incoming = _load(by_context + head, i, heads, length, HEAD_SIZE, BLOCK_D)
-    outgoing = _load(context + head, i, heads, length, HEAD_SIZE, BLOCK_D)
+    queries = _load(query + here, start_i, stride, length, HEAD_SIZE, BLOCK_D, I, WHOLE)
+    incoming = _load(by_context + here, start_i, stride, length, HEAD_SIZE, BLOCK_D, I, WHOLE)
+    outgoing = _load(context + here, start_i, stride, length, HEAD_SIZE, BLOCK_D, I, WHOLE)
     level = tl.sum(outgoing.to(tl.float32) * incoming.to(tl.float32), 1)
-    tl.store(delta + vector + i, level, mask=i < length)
     normaliser = tl.load(log_sum_exp + vector + i, mask=i < length, other=float("inf"))
+    query_left = _vector(ends, i, TERMS)
+    query_right = _vector(ends + plane, i, TERMS)
+    tl.store(by_row + i, level, mask=i < length)
+    tl.store(by_row + plane + i, normaliser, mask=i < length)
+    tl.store(by_row + 2 * plane + i, normaliser - query_left, mask=i < length)
+    tl.store(by_row + 3 * plane + i, normaliser - query_right, mask=i < length)
     summed = tl.zeros((I, BLOCK_D), dtype=tl.float32)
     by_left = tl.zeros((I,), dtype=tl.float32)
     by_right = tl.zeros((I,), dtype=tl.float32)
-    band_start, band_end, left, near, far = _find_tiles(
-        start_i, examples, apart // heads, length, REACH, TERMS, SEGMENTS, I, J, NEAR
+    first, left, near, general, right, last = _plan(
+        start_i, examples, rows * length, length, REACH, TERMS, SEGMENTS, I, J
     )
-    for in_band in tl.static_range(2 if TERMS and REACH > 0 else 1):
-        for tile in range(near if in_band else far):
-            on_left = tile < left
-            start_j = band_start + tile * NEAR
-            if not in_band:
-                start_j = tl.where(on_left, band_start - (tile + 1) * J, band_end + (tile - left) * J)
-            j = start_j + tl.arange(0, NEAR if in_band else J)
-            keys = _load(key, j, heads, length, HEAD_SIZE, BLOCK_D)
-            product = tl.zeros((I, j.shape[0]), dtype=tl.float32)
-            if DOT_PRODUCT:
-                product = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
-            score = _score(
-                product, i[:, None], j[None, :], on_left, band, ends, apart, examples, length, scaling,
-                REACH, TERMS, SEGMENTS, in_band,
-            )  # fmt: skip
-            probability = tl.exp2((score - normaliser[:, None]) * LOG2_E)
-            values = _load(value, j, heads, length, HEAD_SIZE, BLOCK_D)
+    for side in tl.static_range(3):
+        tiles, taken_off, seen = general + last, normaliser, queries
+        if side == 1:
+            tiles, seen = left, _shifted(queries, key_kernel, 2 * REACH, G, DOT_PRODUCT, KEY_TERMS, HEAD_SIZE, BLOCK_D)
+            taken_off = normaliser - query_left
+        if side == 2:
+            tiles, seen = right, _shifted(queries, key_kernel, 0, G, DOT_PRODUCT, KEY_TERMS, HEAD_SIZE, BLOCK_D)
+            taken_off = normaliser - query_right
+        for tile in range(tiles):
+            start_j = _start(tile, side, first, left, near, general, right, J)
+            j = start_j + tl.arange(0, J)
+            keys = _load(key, start_j, stride, length, HEAD_SIZE, BLOCK_D, J, WHOLE or side > 0)
+            score = tl.zeros((I, J), dtype=tl.float32)
+            if DOT_PRODUCT or (KEY_TERMS and side > 0):
+                score = tl.dot(seen, tl.trans(keys), input_precision=PRECISION)
+            if side == 0:
+                key_left = _vector(ends + 2 * plane, j, TERMS)
+                key_right = _vector(ends + 3 * plane, j, TERMS)
+                score = _general_score(
+                    score, i[:, None], j[None, :], query_left[:, None], query_right[:, None], key_left[None, :],
+                    key_right[None, :], band, examples, length, scale, REACH, PADDED, TERMS, SEGMENTS, WHOLE,
+                )  # fmt: skip
+                probability = tl.exp2(score - taken_off[:, None])
+            else:
+                probability = tl.exp2(score * scale - taken_off[:, None])
+            values = _load(value, start_j, stride, length, HEAD_SIZE, BLOCK_D, J, WHOLE or side > 0)
             by_probability = tl.dot(incoming, tl.trans(values), input_precision=PRECISION)
             if DROPOUT:
-                kept = _kept(seed, matrix, start_i, start_j, threshold, I, j.shape[0])
+                kept = _kept(first_key, second_key, i[:, None], start_j, tl.arange(0, J)[None, :], threshold)
                 by_probability = tl.where(kept, by_probability * rescale, 0.0)
             by_score = probability * (by_probability - level[:, None])
             if DOT_PRODUCT:
                 summed = tl.dot(by_score.to(keys.dtype), keys, summed, input_precision=PRECISION)
             if TERMS:
-                if not in_band:
-                    sums = tl.sum(by_score, 1)
-                    by_left += tl.where(on_left, sums, 0.0)
-                    by_right += tl.where(on_left, 0.0, sums)
-                else:
+                if side == 0:
                     offset = j[None, :] - i[:, None]
                     by_left += tl.sum(tl.where(offset <= -REACH, by_score, 0.0), 1)
-                    by_right += tl.sum(tl.where(offset >= REACH, by_score, 0.0), 1)
-                    within = (offset < REACH) & (offset > -REACH) & (i < length)[:, None]
-                    by_offset = by_band + (i[:, None] * (2 * REACH - 2) + (REACH - 1) + j[None, :])
-                    tl.store(by_offset, by_score.to(by_band.dtype.element_ty), mask=within)
+                    by_right += tl.sum(tl.where(offset >= tl.maximum(REACH, 1), by_score, 0.0), 1)
+                    if REACH > 0:
+                        within = (offset < REACH) & (offset > -REACH) & (i < length)[:, None]
+                        by_offset = by_band + (i[:, None] * (2 * PADDED) + PADDED + j[None, :])
+                        tl.store(by_offset, by_score.to(by_band.dtype.element_ty), mask=within)
+                elif side == 1:
+                    by_left += tl.sum(by_score, 1)
+                else:
+                    by_right += tl.sum(by_score, 1)
     if DOT_PRODUCT:
-        _store(by_query + head, summed * scaling, i, heads, length, HEAD_SIZE, BLOCK_D)
+        _store(by_query + here, summed * scaling, start_i, stride, length, HEAD_SIZE, BLOCK_D, I)
     if TERMS:
-        by_ends += vector + i
-        tl.store(by_ends, by_left.to(by_ends.dtype.element_ty), mask=i < length)
-        tl.store(by_ends + apart, by_right.to(by_ends.dtype.element_ty), mask=i < length)
+        tl.store(by_ends + i, by_left, mask=i < length)
+        tl.store(by_ends + plane + i, by_right, mask=i < length)
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def backward_key(
-    query, key, value, band, ends, examples, seeds, log_sum_exp, by_context, delta,
-    by_key, by_value, by_ends,
-    apart, heads, length, scaling, threshold, rescale,
-    HEAD_SIZE: tl.constexpr, REACH: tl.constexpr, DOT_PRODUCT: tl.constexpr, TERMS: tl.constexpr,
-    SEGMENTS: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_D: tl.constexpr, I: tl.constexpr, J: tl.constexpr, NEAR: tl.constexpr,
+    query, key, value, band, ends, key_kernel, examples, seeds, by_context, by_row, by_key, by_value, by_ends,
+    rows, heads, length, band_size, scaling, threshold, rescale,
+    HEAD_SIZE: tl.constexpr, REACH: tl.constexpr, PADDED: tl.constexpr, G: tl.constexpr, DOT_PRODUCT: tl.constexpr,
+    TERMS: tl.constexpr, KEY_TERMS: tl.constexpr, SEGMENTS: tl.constexpr, DROPOUT: tl.constexpr, WHOLE: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, I: tl.constexpr, J: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of what belongs to J keys: themselves, their values and the last two ``ends``. Tiles are transposed."""
+    """Gradients of what belongs to J keys: themselves, their values and vectors. Tiles are transposed."""
     start_j, matrix = tl.program_id(0) * J, tl.program_id(1)
-    row = matrix // heads
-    head = (row.to(tl.int64) * length * heads + matrix % heads) * HEAD_SIZE
-    vector = matrix.to(tl.int64) * length
-    query, by_context, examples = query + head, by_context + head, examples + row.to(tl.int64) * length
-    band, ends, log_sum_exp, delta = (
-        band + vector * (2 * REACH - 1),
-        ends + vector,
-        log_sum_exp + vector,
-        delta + vector,
-    )
+    row, head = matrix // heads, matrix % heads
+    stride, plane = heads * HEAD_SIZE, rows.to(tl.int64) * heads * length
+    here, vector = (row.to(tl.int64) * length * heads + head) * HEAD_SIZE, matrix.to(tl.int64) * length
+    query, by_context, by_row = query + here, by_context + here, by_row + vector
+    band, ends, by_ends = band + matrix.to(tl.int64) * band_size, ends + vector, by_ends + vector
+    examples += row.to(tl.int64) * length
+    scale = scaling / LN_2
+    first_key, second_key = _dropout_keys(seeds, matrix, DROPOUT)
     j = start_j + tl.arange(0, J)
-    seed = tl.load(seeds) if DROPOUT else 0
-    keys = _load(key + head, j, heads, length, HEAD_SIZE, BLOCK_D)
-    values = _load(value + head, j, heads, length, HEAD_SIZE, BLOCK_D)
+    keys = _load(key + here, start_j, stride, length, HEAD_SIZE, BLOCK_D, J, WHOLE)
+    values = _load(value + here, start_j, stride, length, HEAD_SIZE, BLOCK_D, J, WHOLE)
+    key_left = _vector(ends + 2 * plane, j, TERMS)
+    key_right = _vector(ends + 3 * plane, j, TERMS)
     summed_key = tl.zeros((J, BLOCK_D), dtype=tl.float32)
     summed_value = tl.zeros((J, BLOCK_D), dtype=tl.float32)
     by_left = tl.zeros((J,), dtype=tl.float32)
     by_right = tl.zeros((J,), dtype=tl.float32)
-    band_start, band_end, before, near, far = _find_tiles(
-        start_j, examples, apart // heads, length, REACH, TERMS, SEGMENTS, J, I, NEAR
+    first, left, near, general, right, last = _plan(
+        start_j, examples, rows * length, length, REACH, TERMS, SEGMENTS, J, I
     )
-    for in_band in tl.static_range(2 if TERMS and REACH > 0 else 1):
-        for tile in range(near if in_band else far):
-            on_left = tile >= before  # the keys, of queries after the band
-            start_i = band_start + tile * NEAR
-            if not in_band:
-                start_i = tl.where(on_left, band_end + (tile - before) * I, band_start - (tile + 1) * I)
-            i = start_i + tl.arange(0, NEAR if in_band else I)
-            queries = _load(query, i, heads, length, HEAD_SIZE, BLOCK_D)
-            product = tl.zeros((J, i.shape[0]), dtype=tl.float32)
+    for side in tl.static_range(3):
+        tiles, constant, taken_off = general + last, key_left, by_row + plane
+        if side == 1:  # queries on the left have the keys on their right
+            tiles, constant, taken_off = left, key_right, by_row + 3 * plane
+        if side == 2:
+            tiles, taken_off = right, by_row + 2 * plane
+        for tile in range(tiles):
+            start_i = _start(tile, side, first, left, near, general, right, I)
+            i = start_i + tl.arange(0, I)
+            queries = _load(query, start_i, stride, length, HEAD_SIZE, BLOCK_D, I, WHOLE or side > 0)
+            score = tl.zeros((J, I), dtype=tl.float32)
             if DOT_PRODUCT:
-                product = tl.dot(keys, tl.trans(queries), input_precision=PRECISION)
-            score = _score(
-                product, i[None, :], j[:, None], on_left, band, ends, apart, examples, length, scaling,
-                REACH, TERMS, SEGMENTS, in_band,
-            )  # fmt: skip
-            normaliser = tl.load(log_sum_exp + i, mask=_inside(i, length), other=float("inf"))  # so no others count
-            probability = tl.exp2((score - normaliser[None, :]) * LOG2_E)
-            incoming = _load(by_context, i, heads, length, HEAD_SIZE, BLOCK_D)
+                score = tl.dot(keys, tl.trans(queries), input_precision=PRECISION)
+            if side == 0:
+                normaliser, level = tl.load(taken_off + i), tl.load(by_row + i)
+                if not WHOLE:  # so that no others count
+                    normaliser = tl.where(i < length, normaliser, float("inf"))
+                    level = tl.where(i < length, level, 0.0)
+                query_left = _vector(ends, i, TERMS)
+                query_right = _vector(ends + plane, i, TERMS)
+                score = _general_score(
+                    score, i[None, :], j[:, None], query_left[None, :], query_right[None, :], key_left[:, None],
+                    key_right[:, None], band, examples, length, scale, REACH, PADDED, TERMS, SEGMENTS, WHOLE,
+                )  # fmt: skip
+                probability = tl.exp2(score - normaliser[None, :])
+            else:
+                normaliser, level = tl.load(taken_off + i), tl.load(by_row + i)
+                probability = tl.exp2((score * scale + constant[:, None]) - normaliser[None, :])
+            incoming = _load(by_context, start_i, stride, length, HEAD_SIZE, BLOCK_D, I, WHOLE or side > 0)
             by_probability = tl.dot(values, tl.trans(incoming), input_precision=PRECISION)
             dropped = probability
             if DROPOUT:
-                kept = tl.trans(_kept(seed, matrix, start_i, start_j, threshold, i.shape[0], J))
+                kept = _kept(first_key, second_key, i[None, :], start_j, tl.arange(0, J)[:, None], threshold)
                 dropped = tl.where(kept, probability * rescale, 0.0)
                 by_probability = tl.where(kept, by_probability * rescale, 0.0)
             summed_value = tl.dot(dropped.to(incoming.dtype), incoming, summed_value, input_precision=PRECISION)
-            level = tl.load(delta + i, mask=_inside(i, length), other=0.0)
             by_score = probability * (by_probability - level[None, :])
             if DOT_PRODUCT:
                 summed_key = tl.dot(by_score.to(queries.dtype), queries, summed_key, input_precision=PRECISION)
-            if TERMS:
-                if not in_band:
-                    sums = tl.sum(by_score, 1)
-                    by_left += tl.where(on_left, sums, 0.0)
-                    by_right += tl.where(on_left, 0.0, sums)
-                else:
+            if KEY_TERMS:
+                if side == 0:
                     offset = j[:, None] - i[None, :]
                     by_left += tl.sum(tl.where(offset <= -REACH, by_score, 0.0), 1)
-                    by_right += tl.sum(tl.where(offset >= REACH, by_score, 0.0), 1)
-    _store(by_value + head, summed_value, j, heads, length, HEAD_SIZE, BLOCK_D)
+                    by_right += tl.sum(tl.where(offset >= tl.maximum(REACH, 1), by_score, 0.0), 1)
+                elif side == 1:
+                    by_right += tl.sum(by_score, 1)
+                else:
+                    by_left += tl.sum(by_score, 1)
+    _store(by_value + here, summed_value, start_j, stride, length, HEAD_SIZE, BLOCK_D, J)
     if DOT_PRODUCT:
-        _store(by_key + head, summed_key * scaling, j, heads, length, HEAD_SIZE, BLOCK_D)
+        _store(by_key + here, summed_key * scaling, start_j, stride, length, HEAD_SIZE, BLOCK_D, J)
     if TERMS:
-        by_ends += vector + j
-        tl.store(by_ends + 2 * apart, by_left.to(by_ends.dtype.element_ty), mask=j < length)
-        tl.store(by_ends + 3 * apart, by_right.to(by_ends.dtype.element_ty), mask=j < length)
+        tl.store(by_ends + 2 * plane + j, by_left, mask=j < length)
+        tl.store(by_ends + 3 * plane + j, by_right, mask=j < length)

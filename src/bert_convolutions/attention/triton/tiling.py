@@ -11,14 +11,12 @@ class Tile:
 
     Attributes:
         queries, keys: I and J, powers of two of at least 16.
-        near: keys of a tile that the band crosses, or queries in the backward by key; at least 16.
         warps: of 32 threads, that share a tile.
         stages: loads in flight.
     """
 
     queries: int
     keys: int
-    near: int
     warps: int
     stages: int
 
@@ -26,10 +24,10 @@ class Tile:
 # By bytes of an element and size of a head, filled up to 64 or 128: forward, backward by query and by key. They are
 # the largest that sm_80 and sm_90 take without spilling registers, found by compiling; none has been timed yet.
 TILES = {
-    (2, 64): (Tile(128, 64, 16, 8, 3), Tile(128, 32, 16, 8, 2), Tile(32, 128, 16, 8, 2)),
-    (2, 128): (Tile(64, 64, 16, 8, 2), Tile(64, 32, 16, 8, 2), Tile(32, 32, 16, 4, 2)),
-    (4, 64): (Tile(32, 16, 16, 4, 2), Tile(32, 32, 16, 4, 2), Tile(16, 32, 16, 4, 2)),
-    (4, 128): (Tile(16, 16, 16, 4, 2), Tile(32, 32, 16, 8, 2), Tile(16, 16, 16, 4, 2)),
+    (2, 64): (Tile(128, 64, 8, 3), Tile(128, 32, 8, 2), Tile(32, 128, 8, 2)),
+    (2, 128): (Tile(64, 64, 8, 2), Tile(64, 32, 8, 2), Tile(32, 64, 8, 2)),
+    (4, 64): (Tile(32, 16, 4, 2), Tile(32, 32, 4, 2), Tile(16, 32, 4, 2)),
+    (4, 128): (Tile(16, 16, 4, 2), Tile(32, 32, 8, 2), Tile(16, 16, 4, 2)),
 }
 
 
