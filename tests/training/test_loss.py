@@ -34,6 +34,31 @@ def test_accumulation_and_packing(make_trainer: MakeTrainer, tmp_path: Path, sen
         assert trainer.throughput.seen == trainers[0].throughput.seen
 
 
+@pytest.mark.parametrize("backend", ["sdpa", "triton"])
+def test_a_compiled_model_is_one_graph_for_all_steps_and_loses_the_same(
+    make_trainer: MakeTrainer, tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")  # so that what the Trainer writes there is taken back
+    if backend == "triton":  # its kernels take too long in an interpreter; a compiler doesn't see them
+        engine = pytest.importorskip("bert_convolutions.attention.triton.engine")
+        monkeypatch.setattr(engine, "_launch", lambda *call: [output.zero_() for output in call[3]])
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    trainers = []
+    for compiler in ({}, {"torch_compile_backend": "eager"}):
+        trainer = make_trainer(
+            tmp_path, dropout=0.0, max_steps=6, per_device_train_batch_size=6, gradient_accumulation_steps=1, **compiler
+        )
+        trainer.model.set_attn_implementation(backend)
+        trainer.train()
+        trainers.append(trainer)
+    shapes = {(len(batch["input_ids"]), len(batch["labels"])) for batch in trainers[0].get_train_dataloader()}
+    assert len({rows for rows, _ in shapes}) > 1 and len({positions for _, positions in shapes}) > 1
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+    np.testing.assert_allclose(losses(trainers[1]), losses(trainers[0]), atol=1e-5)
+
+
 def test_tokens_are_counted_without_padding(make_trainer: MakeTrainer, store: list[np.ndarray], tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, max_steps=13)  # an epoch
     result = trainer.train()

@@ -39,7 +39,7 @@ def attention_backend(name: str | None) -> Attend:
     if name == "sdpa":
         return _attend_sdpa
     if name == "triton":
-        if find_spec("triton") is None:
+        if not torch.compiler.is_compiling() and find_spec("triton") is None:  # which would break a graph
             raise UsageError(
                 'attn_implementation "triton" needs the package triton: pip install "bert_convolutions[gpu]"'
             )

@@ -47,7 +47,7 @@ OVERRIDDEN = {
     "get_eval_dataloader": "the same, in their own order",
     "get_batch_samples": "counts what the loss is divided by in the whole global batch",
     "compute_loss": "GLUE: the micro-batch's part of the step's mean",
-    "_prepare_input": "copies to the device without waiting",
+    "_prepare_input": "copies to the device without waiting; tells a compiler which sizes change",
     "floating_point_ops": "parameters are counted once",
     "evaluation_loop": "sums instead of gathered logits",
     "evaluate": "off the clock; GLUE: its own scores",

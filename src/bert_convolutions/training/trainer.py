@@ -120,9 +120,12 @@ class PretrainingTrainer(ResumableTrainer):
             )
 
     def _prepare_input(self, data: Any) -> Any:
-        if isinstance(data, torch.Tensor):
-            return data.to(self.args.device, non_blocking=True)
-        return super()._prepare_input(data)
+        if not isinstance(data, torch.Tensor):
+            return super()._prepare_input(data)
+        data = data.to(self.args.device, non_blocking=True)
+        if self.args.torch_compile and data.dim():  # rows or positions, whose number changes from step to step
+            torch._dynamo.maybe_mark_dynamic(data, 0)
+        return data
 
     def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
         """FLOPs of a training step by the Trainer's estimate, with the parameters counted once instead of each step."""
