@@ -38,6 +38,7 @@ LEANED_ON = {
     "transformers.PretrainedConfig._attn_implementation": "the backend chosen",
     "accelerate.Accelerator._models": "whether autocast is set up yet",
     "torch.optim.lr_scheduler.LambdaLR._last_lr": "the rate that is logged",
+    "torch._dynamo": "which sizes change, before a model is compiled for those of its first batch",
     "torch.ops.mkldnn._is_mkldnn_bf16_supported": "whether this CPU multiplies bf16",
 }
 """Other private names of these libraries that ``training``, ``glue`` and ``model`` use."""

@@ -38,7 +38,7 @@ HELD_OUT_SEED = 0
 _SNIFFED_BYTES = 4096
 
 COMPILED_ROW_BUCKET = 4
-"""Rows of a batch are filled up to a multiple of this for a compiled model, which is compiled anew for each shape."""
+"""Rows are filled up to a multiple of this for a compiled model, whose CUDA graphs are recorded for each shape."""
 
 _NOT_OF_THE_MODEL = ("transformers_version", "_name_or_path", "dtype", "architectures")
 
