@@ -1,16 +1,20 @@
 """The model that flags ask for, and what is refused before anything is written."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import cast
 
+import numpy as np
 import pytest
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from bert_convolutions import CompositeBertForMaskedLM
 from bert_convolutions.errors import UsageError
 from bert_convolutions.model import CompositeBertConfig
 from bert_convolutions.training.options import PretrainOptions
-from bert_convolutions.training.setup import compose_config, compose_model
+from bert_convolutions.training.setup import compose_config, compose_model, few_shapes
+from tests.training.helpers import CLS, PIECES, SEP, make_collator
 
 
 class Tokens:
@@ -107,3 +111,24 @@ def test_weights_that_are_not_the_configurations_are_refused_by_name(config_file
         with pytest.raises(UsageError, match=named):
             compose_model(options, compose_config(options, cast(PreTrainedTokenizerBase, Tokens())), seed=0)
         path.write_text(saved)
+
+
+def test_few_shapes_occur_where_cuda_graphs_are_recorded_for_each():
+    examples, draw = 256, np.random.default_rng(2)
+    arguments = cast(TrainingArguments, SimpleNamespace(per_device_train_batch_size=examples))
+    buckets = few_shapes(PretrainOptions(block_size=32), arguments)
+    seen = set()
+    for step in range(30):
+        texts = [draw.integers(0, PIECES, length).tolist() for length in draw.integers(3, 29, examples)]
+        batch = replace(make_collator(), **buckets)(
+            [
+                {
+                    "epoch": 0,
+                    "sample": examples * step + number,
+                    "input_ids": np.array([CLS, *text[1:], SEP, text[0], SEP]),
+                }
+                for number, text in enumerate(texts)
+            ]
+        )
+        seen.add((len(batch["input_ids"]), len(batch["labels"])))
+    assert len(seen) <= 8

@@ -44,8 +44,8 @@ class PretrainingCollator:
         block_size: S, at most; longer samples are truncated as the original does, to their first tokens.
         pack: several examples in a row; else one, padded to ``block_size``.
         sentence_order: swap the sentences of half of the samples, and say so in ``next_sentence_label``.
-        row_bucket, position_bucket: rows and masked positions are padded to multiples of these, so that a compiled
-            model sees few shapes; 1 for none.
+        row_bucket, position_bucket: rows and masked positions are padded to multiples of these, so that few shapes
+            occur; 1 for none.
     """
 
     masking: Masking

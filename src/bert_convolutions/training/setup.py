@@ -37,8 +37,8 @@ HELD_OUT_SEED = 0
 """Draws the documents that --eval_fraction holds out: the same ones whatever --seed is, so that runs compare."""
 _SNIFFED_BYTES = 4096
 
-COMPILED_ROW_BUCKET = 4
-"""Rows are filled up to a multiple of this for a compiled model, whose CUDA graphs are recorded for each shape."""
+WITH_CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
+"""Modes of --torch_compile_mode that record CUDA graphs, one for each number of rows and masked positions."""
 
 _NOT_OF_THE_MODEL = ("transformers_version", "_name_or_path", "dtype", "architectures")
 
@@ -279,7 +279,7 @@ def make_trainer(
             block_size=options.block_size,
             pack=options.pack,
             sentence_order=options.use_sop_head,
-            row_bucket=COMPILED_ROW_BUCKET if arguments.torch_compile else 1,
+            **(few_shapes(options, arguments) if arguments.torch_compile_mode in WITH_CUDA_GRAPHS else {}),
         )
 
     facts = run_facts(options, arguments, model, tokenizer, corpus.train) if arguments.do_train else {}
@@ -298,6 +298,12 @@ def make_trainer(
         run_facts=facts,
         watch=watch,
     )
+
+
+def few_shapes(options: PretrainOptions, arguments: TrainingArguments) -> dict[str, int]:
+    """Buckets of the collator's rows and masked positions, whose numbers vary by the root of the batch's size."""
+    root = math.isqrt(arguments.per_device_train_batch_size)
+    return {"row_bucket": root, "position_bucket": max(root * options.block_size // 8, 64)}
 
 
 def run_facts(
