@@ -121,9 +121,7 @@ def composite_attention(
         by_query = None if query_kernel is None else _by_head(query) @ (query_kernel * to_log_2)  # (H, B S, G)
         by_key = None if key_kernel is None else _by_head(key) @ (key_kernel * to_log_2)
         fixed_weights = None if fixed is None else fixed / kernels.LN_2.value
-        _launch_band(
-            bands.fold, shape, (by_query, by_key, fixed_weights), (by_query, by_key, fixed_weights, band, ends)
-        )
+        _launch_band(bands.fold, shape, (by_query, by_key, fixed_weights), (by_query, by_key, fixed_weights, band, ends))
     context = torch.empty_like(value)
     log_sum_exp = value.new_empty((rows, heads, length), dtype=torch.float32)
     inputs = query, key, value, band, ends, key_kernel, examples, seed
