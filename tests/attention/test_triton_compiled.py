@@ -41,13 +41,13 @@ def compile_ahead(kernel, which, dtype, head_size, architecture, whole):
     from bert_convolutions.attention.triton import engine
     from bert_convolutions.attention.triton.band import BandShape
 
-    shape, key_kernel = BandShape(rows=1, heads=1, length=512, reach=8), torch.empty(1, 1, 24)
-    constants = engine.kernel_constants(which, dtype, head_size, shape, True, key_kernel, segments=True, dropout=True)
+    shape, terms = BandShape(rows=1, heads=1, length=512, reach=8), engine.Terms(True, True, True, True)
+    constants = engine.kernel_constants(which, dtype, head_size, shape, terms, segments=True, dropout=True)
     constants["WHOLE"] = whole
     options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
     types = {"examples": "*i32", "seeds": "*i64", "scaling": "fp32", "rescale": "fp32"}
     types |= dict.fromkeys(("rows", "heads", "length", "band_size", "threshold"), "i32")
-    types |= dict.fromkeys(("ends", "by_ends", "log_sum_exp", "by_row"), "*fp32")
+    types |= dict.fromkeys(("ends", "log_sum_exp", "by_row"), "*fp32")
     others = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}[dtype]
     signature = {name: "constexpr" if name in constants else types.get(name, others) for name in kernel.arg_names}
     pointers = [(index,) for index, name in enumerate(kernel.arg_names) if signature[name].startswith("*")]

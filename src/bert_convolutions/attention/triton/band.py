@@ -60,13 +60,7 @@ class BandShape:
         return like.new_empty(4 * self.rows * self.heads * self.length + SPARE, dtype=torch.float32)
 
 
-@triton.jit
-def _pairs(start, TILE: tl.constexpr, W: tl.constexpr):
-    """Positions (TILE, 1) from ``start`` on, and indices of offsets (1, W)."""
-    return start + tl.arange(0, TILE)[:, None], tl.arange(0, W)[None, :]
-
-
-@triton.jit
+@triton.jit(do_not_specialize=("rows", "length"))
 def fold(
     by_query, by_key, fixed, band, ends, rows, heads, length, size,
     REACH: tl.constexpr, PADDED: tl.constexpr, G: tl.constexpr, W: tl.constexpr, TILE: tl.constexpr,
@@ -76,7 +70,7 @@ def fold(
     start, matrix = tl.program_id(0) * TILE, tl.program_id(1)
     row, head = matrix // heads, matrix % heads
     weights = (head * rows + row).to(tl.int64) * length * G
-    i, offset = _pairs(start, TILE, W)
+    i, offset = start + tl.arange(0, TILE)[:, None], tl.arange(0, W)[None, :]
     inner = (i < length) & (offset > 0) & (offset < 2 * REACH)
     weight = tl.zeros((TILE, W), dtype=tl.float32)
     one, there = start + tl.arange(0, TILE), start + tl.arange(0, TILE) < length
@@ -107,39 +101,3 @@ def fold(
     tl.store(ends + plane, right, mask=there)
     tl.store(ends + 2 * plane, key_left, mask=there)
     tl.store(ends + 3 * plane, key_right, mask=there)
-
-
-@triton.jit
-def unfold(
-    by_band, by_ends, to_query, to_key, rows, heads, length, size,
-    REACH: tl.constexpr, PADDED: tl.constexpr, G: tl.constexpr, W: tl.constexpr, TILE: tl.constexpr,
-    QUERY: tl.constexpr, KEY: tl.constexpr,
-):  # fmt: skip
-    """The gradients of weights by offset, of those of band and ends."""
-    start, matrix = tl.program_id(0) * TILE, tl.program_id(1)
-    row, head = matrix // heads, matrix % heads
-    weights = (head * rows + row).to(tl.int64) * length * G
-    i, offset = _pairs(start, TILE, W)
-    one, there = start + tl.arange(0, TILE), start + tl.arange(0, TILE) < length
-    inner = (i < length) & (offset > 0) & (offset < 2 * REACH)
-    plane = rows.to(tl.int64) * heads * length
-    by_ends += matrix.to(tl.int64) * length + one
-    by_band += matrix.to(tl.int64) * size + (PADDED + REACH)
-    if QUERY:
-        gradient = tl.zeros((TILE, W), dtype=tl.float32)
-        if REACH > 0:
-            gradient += tl.load(by_band + i * (2 * PADDED + 1) - 2 * REACH + offset, mask=inner, other=0.0)
-        gradient += tl.where(offset == 0, tl.load(by_ends, mask=there, other=0.0)[:, None], 0.0)
-        gradient += tl.where(offset == 2 * REACH, tl.load(by_ends + plane, mask=there, other=0.0)[:, None], 0.0)
-        here = to_query + weights + i * G + offset
-        tl.store(here, gradient.to(to_query.dtype.element_ty), mask=(i < length) & (offset < G))
-    if KEY:
-        gradient = tl.zeros((TILE, W), dtype=tl.float32)
-        query = i + offset - REACH
-        if REACH > 0:
-            met = inner & (query >= 0) & (query < length)
-            gradient += tl.load(by_band + query * (2 * PADDED + 1) - offset, mask=met, other=0.0)
-        gradient += tl.where(offset == 2 * REACH, tl.load(by_ends + 2 * plane, mask=there, other=0.0)[:, None], 0.0)
-        gradient += tl.where(offset == 0, tl.load(by_ends + 3 * plane, mask=there, other=0.0)[:, None], 0.0)
-        here = to_key + weights + i * G + offset
-        tl.store(here, gradient.to(to_key.dtype.element_ty), mask=(i < length) & (offset < G))

@@ -14,6 +14,7 @@ Forward and backward are operators of PyTorch, so that its compiler takes them a
 Legend: B rows, S sequence, H heads, d head size, n reach (a kernel is 2n+1 wide), G that rounded up to a multiple of 8.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -121,11 +122,12 @@ def composite_attention(
         by_query = None if query_kernel is None else _by_head(query) @ (query_kernel * to_log_2)  # (H, B S, G)
         by_key = None if key_kernel is None else _by_head(key) @ (key_kernel * to_log_2)
         fixed_weights = None if fixed is None else fixed / kernels.LN_2.value
-        _launch_band(bands.fold, shape, (by_query, by_key, fixed_weights), (by_query, by_key, fixed_weights, band, ends))
+        _fold(shape, (by_query, by_key, fixed_weights), band, ends)
     context = torch.empty_like(value)
     log_sum_exp = value.new_empty((rows, heads, length), dtype=torch.float32)
-    inputs = query, key, value, band, ends, key_kernel, examples, seed
-    _launch(kernels.forward, 0, shape, inputs, (context, log_sum_exp), dot_product, dropout, scaling)
+    inputs = query, key, value, band, ends, query_kernel, key_kernel, examples, seed
+    options = fixed is not None, dot_product, dropout, scaling
+    _launch(kernels.forward, 0, shape, inputs, (context, log_sum_exp), *options)
     return context, log_sum_exp, band, ends
 
 
@@ -160,33 +162,28 @@ def _backward(
     shape = BandShape(rows, heads, length, reach)
     gradients = _empty_gradients(query, key, value, query_kernel, key_kernel, fixed)
     to_query, to_key, to_value, to_query_kernel, to_key_kernel, to_fixed = gradients
-    by_band = shape.new_band(value, zeros=True) if reach > 0 else value  # zeros: for keys of other examples, or none
-    by_ends = torch.empty_like(ends)
+    by_band = shape.new_band(value, zeros=reach > 0)  # zeros: for keys of other examples, or none
     by_row = shape.new_ends(value)
     by_context = by_context.contiguous()
-    inputs = query, key, value, band, ends, key_kernel, examples, seed
-    of_query = context, log_sum_exp, by_context, by_row, to_query, by_band, by_ends
-    _launch(kernels.backward_query, 1, shape, inputs, of_query, dot_product, dropout, scaling)
-    of_key = by_context, by_row, to_key, to_value, by_ends
-    _launch(kernels.backward_key, 2, shape, inputs, of_key, dot_product, dropout, scaling)
-    if reach >= 0:
-        width = (query_kernel if key_kernel is None else key_kernel) if fixed is None else fixed
-        assert width is not None
-        of_queries = query_kernel is not None or fixed is not None
-        new = lambda needed: value.new_empty((heads, rows * length, width.shape[-1])) if needed else None  # noqa: E731
-        by_query, by_key = new(of_queries), new(key_kernel is not None)
-        _launch_band(bands.unfold, shape, (by_query, by_key), (by_band, by_ends, by_query, by_key))
-        if fixed is not None and by_query is not None:
-            torch.sum(by_query, 1, dtype=torch.float32, out=to_fixed)
-        for of_weights, projection, kernel, to_projection, to_kernel in (
-            (by_query, query, query_kernel, to_query, to_query_kernel),
-            (by_key, key, key_kernel, to_key, to_key_kernel),
-        ):
-            if of_weights is not None and projection is not None and kernel is not None:
-                torch.bmm(_by_head(projection).transpose(1, 2), of_weights, out=to_kernel).mul_(scaling)
-                seen = _by_head(to_projection)
-                added = float(dot_product)  # without a dot product, nothing has been written there
-                torch.baddbmm(seen, of_weights, (kernel * scaling).transpose(1, 2), beta=added, out=seen)
+    given = next((kernel for kernel in (query_kernel, key_kernel, fixed) if kernel is not None), None)
+    weights = [  # gradients of the weights by offset, (H, B S, G)
+        None if given is None or not there else value.new_empty((heads, rows * length, given.shape[-1]))
+        for there in (query_kernel is not None or fixed is not None, key_kernel is not None)
+    ]
+    inputs = query, key, value, band, ends, query_kernel, key_kernel, examples, seed
+    options = fixed is not None, dot_product, dropout, scaling
+    of_query = context, log_sum_exp, by_context, by_row, to_query, by_band, weights[0]
+    _launch(kernels.backward_query, 1, shape, inputs, of_query, *options)
+    of_key = by_context, by_row, by_band, to_key, to_value, weights[1]
+    _launch(kernels.backward_key, 2, shape, inputs, of_key, *options)
+    if fixed is not None:
+        torch.sum(weights[0], 1, dtype=torch.float32, out=to_fixed)
+    for of_weights, projection, kernel, to_kernel in (
+        (weights[0], query, query_kernel, to_query_kernel),
+        (weights[1], key, key_kernel, to_key_kernel),
+    ):
+        if projection is not None and kernel is not None:
+            torch.bmm(_by_head(projection).transpose(1, 2), of_weights, out=to_kernel).mul_(scaling)
     return gradients
 
 
@@ -201,22 +198,21 @@ def _launch(
     which: int,
     shape: BandShape,
     inputs: tuple[Tensor | None, ...],
-    outputs: tuple[Tensor, ...],
+    outputs: tuple[Tensor | None, ...],
+    fixed: bool,
     dot_product: bool,
     dropout: float,
     scaling: float,
 ) -> None:
     """Run the ``which``-th kernel of ``TILES`` over all positions, rows and heads."""
-    value, key_kernel, examples = inputs[2], inputs[5], inputs[6]
+    value, query_kernel, key_kernel, examples = inputs[2], *inputs[5:8]
     assert value is not None
-    constants = kernel_constants(
-        which, value.dtype, value.shape[-1], shape, dot_product, key_kernel, examples is not None, dropout > 0
-    )
+    terms = Terms(dot_product, fixed, query_kernel is not None, key_kernel is not None)
+    constants = kernel_constants(which, value.dtype, value.shape[-1], shape, terms, examples is not None, dropout > 0)
     own = constants["J" if kernel is kernels.backward_key else "I"]
     with torch.cuda.device_of(value):
         kernel[(triton.cdiv(shape.length, own), shape.rows * shape.heads)](
-            *(value if part is None else part for part in inputs),  # what the kernel then leaves alone
-            *outputs,
+            *(value if part is None else part for part in (*inputs, *outputs)),  # what the kernel then leaves alone
             shape.rows,
             shape.heads,
             shape.length,
@@ -228,31 +224,38 @@ def _launch(
         )
 
 
+@dataclass(frozen=True)
+class Terms:
+    """Which terms a score has: the dot product, fixed ones, dynamic ones from the query and from the key."""
+
+    dot_product: bool
+    fixed: bool
+    query: bool
+    key: bool
+
+
 def kernel_constants(
-    which: int,
-    dtype: torch.dtype,
-    head_size: int,
-    shape: BandShape,
-    dot_product: bool,
-    key_kernel: Tensor | None,
-    segments: bool,
-    dropout: bool,
+    which: int, dtype: torch.dtype, head_size: int, shape: BandShape, terms: Terms, segments: bool, dropout: bool
 ) -> dict[str, Any]:
     """What a kernel is compiled for."""
     tile = choose_tiles(dtype, head_size)[which]
+    width = 2 * max(shape.reach, 0) + 1
     return {
         "HEAD_SIZE": head_size,
         "REACH": max(shape.reach, 0),
         "PADDED": shape.padded,
-        "G": 0 if key_kernel is None else key_kernel.shape[-1],
-        "DOT_PRODUCT": dot_product,
+        "G": -(-width // 8) * 8,
+        "DOT_PRODUCT": terms.dot_product,
         "TERMS": shape.reach >= 0,
-        "KEY_TERMS": key_kernel is not None,
+        "QUERY_WEIGHTS": terms.query or terms.fixed,
+        "QUERY_TERMS": terms.query,
+        "KEY_TERMS": terms.key,
         "SEGMENTS": segments,
         "DROPOUT": dropout,
         "WHOLE": shape.length % max(tile.queries, tile.keys) == 0,
         "PRECISION": "ieee" if dtype == torch.float32 else "tf32",  # which matters to float32 only
         "BLOCK_D": padded_head_size(head_size),
+        "BLOCK_G": max(16, triton.next_power_of_2(width)),
         "I": tile.queries,
         "J": tile.keys,
         "num_warps": tile.warps,
@@ -260,15 +263,14 @@ def kernel_constants(
     }
 
 
-def _launch_band(
-    kernel: Any, shape: BandShape, sides: tuple[Tensor | None, ...], tensors: tuple[Tensor | None, ...]
-) -> None:
-    """Run a kernel of ``band`` over all positions, rows and heads; ``sides`` are the weights it is about."""
-    given = next(part for part in sides if part is not None)
-    names = ("QUERY", "KEY", "FIXED")
-    with torch.cuda.device_of(given):
-        kernel[(triton.cdiv(shape.length, bands.TILE), shape.rows * shape.heads)](
-            *(given if part is None else part for part in tensors),
+def _fold(shape: BandShape, weights: tuple[Tensor | None, Tensor | None, Tensor | None], band: Tensor, ends: Tensor) -> None:
+    """Run ``band.fold`` over all positions, rows and heads."""
+    given = next(part for part in weights if part is not None)
+    with torch.cuda.device_of(band):
+        bands.fold[(triton.cdiv(shape.length, bands.TILE), shape.rows * shape.heads)](
+            *(given if part is None else part for part in weights),
+            band,
+            ends,
             shape.rows,
             shape.heads,
             shape.length,
@@ -278,7 +280,7 @@ def _launch_band(
             G=given.shape[-1],
             W=max(16, triton.next_power_of_2(2 * shape.reach + 1)),
             TILE=bands.TILE,
-            **{name: part is not None for name, part in zip(names, sides, strict=False)},
+            **{name: part is not None for name, part in zip(("QUERY", "KEY", "FIXED"), weights, strict=True)},
         )
 
 

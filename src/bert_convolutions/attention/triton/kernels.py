@@ -15,15 +15,16 @@ queries, with a constant of each query that is taken off its maximum, and cost w
 *General* ones may hold anything: weights are read from the band, pairs of different examples masked out. Of the band
 they read a whole tile, at an address that is linear in i and j, and choose; what they read beside it is of other rows.
 Tiles without a pair of one example are left out: programs read where the examples of their queries (or keys) begin and
-end. In backward each element of the band belongs to one pair, whose gradient is stored as it is; the four vectors get
-the sums of rows and columns, which the program that owns the row or column keeps in registers. There are no atomics, so
-gradients are the same each time.
+end. In backward each element of the band belongs to one pair, whose gradient is stored as it is; far weights get the sums of
+rows and columns, which the program that owns the row or column keeps in registers. It then puts the gradients of its
+weights by offset together and multiplies them by the kernel. There are no atomics, so gradients are the same each time.
 
 Scores, band and vectors are in units of log 2, gradients in the usual ones.
 
 Legend: B rows, S sequence, H heads, d head size, n reach, G at least 2n+1 with zeros to fill up, I and J queries and
 keys of a tile. Layouts: queries, keys, values, context and their gradients (B, S, H, d); band: ``engine.Band``; ends
-(4, B, H, S) float32, the four vectors in the order above; key_kernel (H, d, G); examples (3, B, S), what
+(4, B, H, S) float32, the four vectors in the order above; query_kernel and key_kernel
+(H, d, G); gradients of weights by offset (H, B, S, G); examples (3, B, S), what
 ``Segments.spans`` gives; log_sum_exp (B, H, S) float32; by_row (4, B, H, S) float32: the row sums of context x its
 gradient, log_sum_exp, and that less query_left and less query_right.
 """
@@ -171,6 +172,13 @@ def _shifted(queries, key_kernel, column: tl.constexpr, G: tl.constexpr, DOT_PRO
 
 
 @triton.jit
+def _kernel(kernel, G: tl.constexpr, HEAD_SIZE: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr):
+    """A kernel (d, G) of the head that ``kernel`` points to, as (BLOCK_G, BLOCK_D)."""
+    offset, size = tl.arange(0, BLOCK_G)[:, None], tl.arange(0, BLOCK_D)[None, :]
+    return tl.load(kernel + size * G + offset, mask=(offset < G) & (size < HEAD_SIZE), other=0.0)
+
+
+@triton.jit
 def _start(tile, side: tl.constexpr, first, left, band, general, right, OTHER: tl.constexpr):
     """Where a tile begins: of the general ones (0), of the plain ones on the left (1), on the right (2)."""
     if side == 0:
@@ -180,11 +188,12 @@ def _start(tile, side: tl.constexpr, first, left, band, general, right, OTHER: t
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def forward(
-    query, key, value, band, ends, key_kernel, examples, seeds, context, log_sum_exp,
+    query, key, value, band, ends, query_kernel, key_kernel, examples, seeds, context, log_sum_exp,
     rows, heads, length, band_size, scaling, threshold, rescale,
     HEAD_SIZE: tl.constexpr, REACH: tl.constexpr, PADDED: tl.constexpr, G: tl.constexpr, DOT_PRODUCT: tl.constexpr,
-    TERMS: tl.constexpr, KEY_TERMS: tl.constexpr, SEGMENTS: tl.constexpr, DROPOUT: tl.constexpr, WHOLE: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, I: tl.constexpr, J: tl.constexpr,
+    TERMS: tl.constexpr, QUERY_WEIGHTS: tl.constexpr, QUERY_TERMS: tl.constexpr, KEY_TERMS: tl.constexpr,
+    SEGMENTS: tl.constexpr, DROPOUT: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr, I: tl.constexpr, J: tl.constexpr,
 ):  # fmt: skip
     """softmax(scores) with dropout, times the values, for I queries of one row and head."""
     start_i, matrix = tl.program_id(0) * I, tl.program_id(1)
@@ -247,21 +256,22 @@ def forward(
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def backward_query(
-    query, key, value, band, ends, key_kernel, examples, seeds, context, log_sum_exp, by_context,
-    by_row, by_query, by_band, by_ends,
+    query, key, value, band, ends, query_kernel, key_kernel, examples, seeds, context, log_sum_exp, by_context,
+    by_row, by_query, by_band, by_weights,
     rows, heads, length, band_size, scaling, threshold, rescale,
     HEAD_SIZE: tl.constexpr, REACH: tl.constexpr, PADDED: tl.constexpr, G: tl.constexpr, DOT_PRODUCT: tl.constexpr,
-    TERMS: tl.constexpr, KEY_TERMS: tl.constexpr, SEGMENTS: tl.constexpr, DROPOUT: tl.constexpr, WHOLE: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, I: tl.constexpr, J: tl.constexpr,
+    TERMS: tl.constexpr, QUERY_WEIGHTS: tl.constexpr, QUERY_TERMS: tl.constexpr, KEY_TERMS: tl.constexpr,
+    SEGMENTS: tl.constexpr, DROPOUT: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr, I: tl.constexpr, J: tl.constexpr,
 ):  # fmt: skip
-    """``by_row``, and gradients of what belongs to I queries: themselves, their rows of the band, their vectors."""
+    """``by_row``, and gradients of what belongs to I queries: themselves, their rows of the band, their weights by offset."""
     start_i, matrix = tl.program_id(0) * I, tl.program_id(1)
     row, head = matrix // heads, matrix % heads
     stride, plane = heads * HEAD_SIZE, rows.to(tl.int64) * heads * length
     here, vector = (row.to(tl.int64) * length * heads + head) * HEAD_SIZE, matrix.to(tl.int64) * length
     key, value, by_row = key + here, value + here, by_row + vector
     band, by_band = band + matrix.to(tl.int64) * band_size, by_band + matrix.to(tl.int64) * band_size
-    ends, by_ends, key_kernel = ends + vector, by_ends + vector, key_kernel + head * HEAD_SIZE * G
+    ends, query_kernel, key_kernel = ends + vector, query_kernel + head * HEAD_SIZE * G, key_kernel + head * HEAD_SIZE * G
     examples += row.to(tl.int64) * length
     scale = scaling / LN_2
     first_key, second_key = _dropout_keys(seeds, matrix, DROPOUT)
@@ -329,28 +339,43 @@ def backward_query(
                     by_left += tl.sum(by_score, 1)
                 else:
                     by_right += tl.sum(by_score, 1)
-    if DOT_PRODUCT:
+    if QUERY_WEIGHTS:
+        tl.debug_barrier()  # what other threads have stored of these rows is read
+        offset = tl.arange(0, BLOCK_G)[None, :]
+        gradients = tl.zeros((I, BLOCK_G), dtype=tl.float32)
+        if REACH > 0:
+            inner = (offset > 0) & (offset < 2 * REACH) & (i < length)[:, None]
+            of_row = by_band + i[:, None] * (2 * PADDED + 1) + (PADDED - REACH) + offset
+            gradients += tl.load(of_row, mask=inner, other=0.0)
+        gradients += tl.where(offset == 0, by_left[:, None], 0.0)
+        gradients += tl.where(offset == 2 * REACH, by_right[:, None], 0.0)
+        by_weights += (head * rows + row).to(tl.int64) * length * G
+        inside = (i < length)[:, None] & (offset < G)
+        tl.store(by_weights + i[:, None] * G + offset, gradients.to(by_weights.dtype.element_ty), mask=inside)
+        if QUERY_TERMS:
+            columns = _kernel(query_kernel, G, HEAD_SIZE, BLOCK_D, BLOCK_G)
+            summed = tl.dot(gradients.to(columns.dtype), columns, summed, input_precision=PRECISION)
+    if DOT_PRODUCT or QUERY_TERMS:
         _store(by_query + here, summed * scaling, start_i, stride, length, HEAD_SIZE, BLOCK_D, I)
-    if TERMS:
-        tl.store(by_ends + i, by_left, mask=i < length)
-        tl.store(by_ends + plane + i, by_right, mask=i < length)
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def backward_key(
-    query, key, value, band, ends, key_kernel, examples, seeds, by_context, by_row, by_key, by_value, by_ends,
+    query, key, value, band, ends, query_kernel, key_kernel, examples, seeds, by_context, by_row, by_band, by_key, by_value, by_weights,
     rows, heads, length, band_size, scaling, threshold, rescale,
     HEAD_SIZE: tl.constexpr, REACH: tl.constexpr, PADDED: tl.constexpr, G: tl.constexpr, DOT_PRODUCT: tl.constexpr,
-    TERMS: tl.constexpr, KEY_TERMS: tl.constexpr, SEGMENTS: tl.constexpr, DROPOUT: tl.constexpr, WHOLE: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, I: tl.constexpr, J: tl.constexpr,
+    TERMS: tl.constexpr, QUERY_WEIGHTS: tl.constexpr, QUERY_TERMS: tl.constexpr, KEY_TERMS: tl.constexpr,
+    SEGMENTS: tl.constexpr, DROPOUT: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr, I: tl.constexpr, J: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of what belongs to J keys: themselves, their values and vectors. Tiles are transposed."""
+    """Gradients of what belongs to J keys: themselves, their values, their weights by offset. Tiles are transposed."""
     start_j, matrix = tl.program_id(0) * J, tl.program_id(1)
     row, head = matrix // heads, matrix % heads
     stride, plane = heads * HEAD_SIZE, rows.to(tl.int64) * heads * length
     here, vector = (row.to(tl.int64) * length * heads + head) * HEAD_SIZE, matrix.to(tl.int64) * length
     query, by_context, by_row = query + here, by_context + here, by_row + vector
-    band, ends, by_ends = band + matrix.to(tl.int64) * band_size, ends + vector, by_ends + vector
+    band, by_band = band + matrix.to(tl.int64) * band_size, by_band + matrix.to(tl.int64) * band_size
+    ends, key_kernel = ends + vector, key_kernel + head * HEAD_SIZE * G
     examples += row.to(tl.int64) * length
     scale = scaling / LN_2
     first_key, second_key = _dropout_keys(seeds, matrix, DROPOUT)
@@ -415,8 +440,19 @@ def backward_key(
                 else:
                     by_left += tl.sum(by_score, 1)
     _store(by_value + here, summed_value, start_j, stride, length, HEAD_SIZE, BLOCK_D, J)
-    if DOT_PRODUCT:
+    if KEY_TERMS:
+        offset = tl.arange(0, BLOCK_G)[None, :]
+        gradients = tl.zeros((J, BLOCK_G), dtype=tl.float32)
+        if REACH > 0:
+            met = j[:, None] + offset - REACH  # the query for which a key has the weight of that offset
+            inner = (offset > 0) & (offset < 2 * REACH) & (met >= 0) & (met < length)
+            gradients += tl.load(by_band + met * (2 * PADDED + 1) + (PADDED + REACH) - offset, mask=inner, other=0.0)
+        gradients += tl.where(offset == 2 * REACH, by_left[:, None], 0.0)
+        gradients += tl.where(offset == 0, by_right[:, None], 0.0)
+        by_weights += (head * rows + row).to(tl.int64) * length * G
+        inside = (j < length)[:, None] & (offset < G)
+        tl.store(by_weights + j[:, None] * G + offset, gradients.to(by_weights.dtype.element_ty), mask=inside)
+        columns = _kernel(key_kernel, G, HEAD_SIZE, BLOCK_D, BLOCK_G)
+        summed_key = tl.dot(gradients.to(columns.dtype), columns, summed_key, input_precision=PRECISION)
+    if DOT_PRODUCT or KEY_TERMS:
         _store(by_key + here, summed_key * scaling, start_j, stride, length, HEAD_SIZE, BLOCK_D, J)
-    if TERMS:
-        tl.store(by_ends + 2 * plane + j, by_left, mask=j < length)
-        tl.store(by_ends + 3 * plane + j, by_right, mask=j < length)
