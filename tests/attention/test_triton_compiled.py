@@ -44,7 +44,7 @@ def compile_ahead(kernel, which, dtype, head_size, architecture, whole):
     shape, terms = BandShape(rows=1, heads=1, length=512, reach=8), engine.Terms(True, True, True, True)
     constants = engine.kernel_constants(which, dtype, head_size, shape, terms, segments=True, dropout=True)
     constants["WHOLE"] = whole
-    options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
+    options = {name: constants.pop(name) for name in ("num_warps", "num_stages", "maxnreg")}
     types = {"examples": "*i32", "seeds": "*i64", "scaling": "fp32", "rescale": "fp32"}
     types |= dict.fromkeys(("rows", "heads", "length", "band_size", "threshold"), "i32")
     types |= dict.fromkeys(("ends", "log_sum_exp", "by_row"), "*fp32")

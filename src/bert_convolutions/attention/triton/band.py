@@ -22,6 +22,8 @@ import triton.language as tl
 from torch import Tensor
 
 TILE = 32
+PARTS, TOKENS = 22, 64
+"""Parts in which a kernel's gradient is summed, and positions at a time."""
 SPARE = 256
 """Elements after the last row and head, and numbers after the last vector, that tiles may read and nobody uses."""
 
@@ -101,3 +103,31 @@ def fold(
     tl.store(ends + plane, right, mask=there)
     tl.store(ends + 2 * plane, key_left, mask=there)
     tl.store(ends + 3 * plane, key_right, mask=there)
+
+
+@triton.jit(do_not_specialize=("positions", "each"))
+def kernel_gradient(
+    projection, by_weights, parts, positions, heads, each,
+    HEAD_SIZE: tl.constexpr, G: tl.constexpr, BLOCK_D: tl.constexpr, W: tl.constexpr, TILE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Of a head and ``each`` of all B S positions, the product of projections (B S, H, d) and gradients (H, B S, G).
+
+    It is one part of a kernel's gradient, ``parts`` (.., H, d, G) float32. cuBLAS gives a head to one multiprocessor.
+    """
+    head, part = tl.program_id(0), tl.program_id(1)
+    size, offset = tl.arange(0, BLOCK_D)[None, :], tl.arange(0, W)[None, :]
+    summed = tl.zeros((BLOCK_D, W), dtype=tl.float32)
+    for start in range(part * each, tl.minimum((part + 1) * each, positions), TILE):
+        position = (start + tl.arange(0, TILE)[:, None]).to(tl.int64)
+        inside = position < positions
+        projected = tl.load(
+            projection + (position * heads + head) * HEAD_SIZE + size, mask=inside & (size < HEAD_SIZE), other=0.0
+        )
+        gradients = tl.load(
+            by_weights + (head.to(tl.int64) * positions + position) * G + offset, mask=inside & (offset < G), other=0.0
+        )
+        summed = tl.dot(tl.trans(projected), gradients, summed, input_precision=PRECISION)
+    row = tl.arange(0, BLOCK_D)[:, None]
+    here = parts + ((part * heads + head) * HEAD_SIZE + row) * G + offset
+    tl.store(here, summed, mask=(row < HEAD_SIZE) & (offset < G))

@@ -183,7 +183,7 @@ def _backward(
         (weights[1], key, key_kernel, to_key_kernel),
     ):
         if projection is not None and kernel is not None:
-            torch.bmm(_by_head(projection).transpose(1, 2), of_weights, out=to_kernel).mul_(scaling)
+            to_kernel.copy_(_kernel_gradient(projection, of_weights) * scaling)
     return gradients
 
 
@@ -253,13 +253,14 @@ def kernel_constants(
         "SEGMENTS": segments,
         "DROPOUT": dropout,
         "WHOLE": shape.length % max(tile.queries, tile.keys) == 0,
-        "PRECISION": "ieee" if dtype == torch.float32 else "tf32",  # which matters to float32 only
+        "PRECISION": _precision(dtype),
         "BLOCK_D": padded_head_size(head_size),
         "BLOCK_G": max(16, triton.next_power_of_2(width)),
         "I": tile.queries,
         "J": tile.keys,
         "num_warps": tile.warps,
         "num_stages": tile.stages,
+        "maxnreg": tile.registers,
     }
 
 
@@ -282,6 +283,36 @@ def _fold(shape: BandShape, weights: tuple[Tensor | None, Tensor | None, Tensor 
             TILE=bands.TILE,
             **{name: part is not None for name, part in zip(("QUERY", "KEY", "FIXED"), weights, strict=True)},
         )
+
+
+def _kernel_gradient(projection: Tensor, by_weights: Tensor) -> Tensor:
+    """The sum over all positions of projections (B, S, H, d) times the gradients of weights (H, B S, G): (H, d, G)."""
+    heads, positions, width = by_weights.shape
+    head_size = projection.shape[-1]
+    each = -(-positions // (bands.PARTS * bands.TOKENS)) * bands.TOKENS
+    count = triton.cdiv(positions, each)
+    parts = by_weights.new_empty((count, heads, head_size, width), dtype=torch.float32)
+    with torch.cuda.device_of(projection):
+        bands.kernel_gradient[(heads, count)](
+            projection,
+            by_weights,
+            parts,
+            positions,
+            heads,
+            each,
+            HEAD_SIZE=head_size,
+            G=width,
+            BLOCK_D=padded_head_size(head_size),
+            W=max(16, triton.next_power_of_2(width)),
+            TILE=bands.TOKENS,
+            PRECISION=_precision(projection.dtype),
+        )
+    return parts.sum(0)
+
+
+def _precision(dtype: torch.dtype) -> str:
+    """Of products; it matters to float32 only."""
+    return "ieee" if dtype == torch.float32 else "tf32"
 
 
 @composite_attention.register_fake

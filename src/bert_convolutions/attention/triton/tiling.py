@@ -13,19 +13,21 @@ class Tile:
         queries, keys: I and J, powers of two of at least 16.
         warps: of 32 threads, that share a tile.
         stages: loads in flight.
+        registers: that a thread may have; fewer let more programs run on a multiprocessor at a time.
     """
 
     queries: int
     keys: int
     warps: int
     stages: int
+    registers: int = 255
 
 
 # By bytes of an element and size of a head, filled up to 64 or 128: forward, backward by query and by key. They are
 # the largest that sm_80 and sm_90 take without spilling registers, found by compiling; none has been timed yet.
 TILES = {
-    (2, 64): (Tile(128, 64, 8, 3), Tile(128, 32, 8, 2), Tile(32, 128, 8, 2)),
-    (2, 128): (Tile(64, 64, 8, 2), Tile(64, 32, 8, 2), Tile(32, 64, 8, 2)),
+    (2, 64): (Tile(64, 32, 4, 3, 168), Tile(64, 32, 4, 2, 168), Tile(32, 64, 4, 2, 168)),
+    (2, 128): (Tile(64, 32, 4, 2), Tile(64, 32, 8, 2), Tile(32, 64, 8, 2)),
     (4, 64): (Tile(32, 16, 4, 2), Tile(32, 32, 4, 2), Tile(16, 32, 4, 2)),
     (4, 128): (Tile(16, 16, 4, 2), Tile(16, 16, 4, 2), Tile(16, 16, 4, 2)),
 }
