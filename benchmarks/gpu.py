@@ -10,17 +10,20 @@ fails, is noted with the reason. What ``--minutes`` leaves no time for is named 
 """
 
 import argparse
+import itertools
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import TrainerCallback
 
 from benchmarks.breakdown import break_down
@@ -29,7 +32,7 @@ from bert_convolutions.bench.attention import AttentionRun
 from bert_convolutions.bench.corpus import Setup, prepare
 from bert_convolutions.bench.jobs import PairsRun
 from bert_convolutions.bench.options import BenchOptions
-from bert_convolutions.bench.plan import Job, make_plan
+from bert_convolutions.bench.plan import PLAIN_SDPA, Job, make_plan
 from bert_convolutions.bench.run import find_device
 from bert_convolutions.errors import CommandError
 from bert_convolutions.model.flops import peak_flops
@@ -46,11 +49,10 @@ CORE = BenchOptions(
     sequence_lengths=[512, 128, 2048, 1024, 256, 4096, 8192],
 )
 """Of the attention core: 2^15 positions at each length, in the order of measuring."""
-LONGEST_FLEX = 2048
-"""FlexAttention takes minutes to compile, for each length anew."""
-WITHOUT_DROPOUT = ("flex", "flashdeberta", "disentangled_flash")
-TRAINED = (("bert_base", 128), ("bert_small", 128), ("bert_base", 512), ("bert_small", 512))
-CONTESTANTS = (("composite", "triton"), ("dot_product", "sdpa"), ("composite", "sdpa"))
+SLOW, LONGEST_SLOW = ("flex", "flashdeberta", "disentangled_flash", "eager", "sdpa_bias"), 512
+"""FlexAttention is compiled for each length anew, which takes a minute; the others are many times slower than ours."""
+CONTESTANTS = (("composite", "triton", True), ("dot_product", "triton", True), ("composite", "triton", False))
+"""Contestant, ``attn_implementation``, and whether the model is compiled."""
 
 
 @dataclass
@@ -88,9 +90,11 @@ class Results:
 def check_correctness() -> dict[str, Any]:
     """Run the tests that take a GPU where there is one."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *TESTS]
+    processes = str(min(os.cpu_count() or 1, 12))  # what takes the time is compiling
+    options = ["-q", "--tb=line", "-n", processes, "-p", "no:cacheprovider", "-p", "no:benchmark"]
+    command = [sys.executable, "-m", "pytest", *options, *TESTS]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    said = (result.stdout + result.stderr).strip().splitlines()
+    said = [line for line in (result.stdout + result.stderr).strip().splitlines() if "Warning" not in line]
     return {"passed": result.returncode == 0, "said": said[-1] if result.returncode == 0 else said[-40:]}
 
 
@@ -99,10 +103,11 @@ def time_core(job: Job, dropout: float) -> dict[str, Any]:
     from triton.testing import do_bench
 
     core = AttentionRun(job, load_config(CORE.config_name), dropout)
-    forward, both = (do_bench(run, return_mode="median") for run in (core.attend, core.step))
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    core.step()
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION) if job.backend == "flash" else nullcontext():
+        forward, both = (do_bench(run, warmup=10, rep=40, return_mode="median") for run in (core.attend, core.step))
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        core.step()
     return {"forward_ms": forward, "both_ms": both, "peak_bytes": torch.cuda.max_memory_allocated() - before}
 
 
@@ -161,20 +166,22 @@ def time_training(job: Job, setup: Setup, steps: int, warmup_steps: int) -> dict
 def measure_core(results: Results) -> None:
     """The table: every contestant at every length, then packed, then with dropout; then the kernels of ours."""
     groups = make_plan(CORE, *find_device())
-    jobs = [job for group in groups for job in group.jobs if job.contestant != "flex" or job.length <= LONGEST_FLEX]
+    jobs = [job for group in groups for job in group.jobs if job.contestant not in SLOW or job.length <= LONGEST_SLOW]
+    jobs += [replace(job, backend="flash") for job in jobs if job.contestant == PLAIN_SDPA and not job.packed]
     results.content["not_measured"] = [
         {"phase": "core", "contestant": job.contestant, "length": job.length, "packed": job.packed, "reason": reason}
         for group in groups
         for job, reason in group.left_out.items()
     ]
     first = set(CORE.sequence_lengths[:3])
-    settings = [(job, 0.0) for job in jobs if not job.packed]
-    settings += [(job, 0.0) for job in jobs if job.packed and job.length in first]
-    settings += [
-        (job, 0.1) for job in jobs if not job.packed and job.length in first and job.contestant not in WITHOUT_DROPOUT
-    ]
+    fast = [job for job in jobs if job.contestant not in SLOW]
+    settings = [(job, 0.0) for job in fast if not job.packed]
+    settings += [(job, 0.1) for job in fast if not job.packed and job.length in first]
+    settings += [(job, dropout) for job in fast if job.packed and job.length in first for dropout in (0.0, 0.1)]
+    settings += [(job, 0.0) for job in jobs if job.contestant in SLOW and not job.packed]
     for job, dropout in settings:
-        setting = {"contestant": job.contestant, "length": job.length, "packed": job.packed, "dropout": dropout}
+        name = job.contestant if job.backend is None else f"{job.contestant}, {job.backend}"
+        setting = {"contestant": name, "length": job.length, "packed": job.packed, "dropout": dropout}
         results.add("core", setting, partial(time_core, job, dropout))
     for job in jobs:
         if job.contestant == "ours" and job.length == 512:
@@ -183,22 +190,22 @@ def measure_core(results: Results) -> None:
 
 def measure_steps(results: Results, flags: argparse.Namespace, phases: list[str]) -> None:
     """Training steps of each model, length and contestant; then the parts of a step of ours."""
-    steps, warmup_steps = 20, 5
-    for config, length in TRAINED:
+    steps, warmup_steps = 10, 6
+    for length, config in itertools.product(flags.sequence_lengths, flags.config_name):
         text = {"train_data_file": flags.train_data_file, "tokenizer_name": flags.tokenizer_name, "config_name": config}
         what: dict[str, Any] = {"tasks": ["pretraining"], "contestants": ["composite"], "precision": ["bf16"]}
-        amount = {"rounds": 1, "steps": steps, "warmup_steps": warmup_steps, "batch_size": 256}
-        folder = str(Path(flags.output_dir) / config)
+        amount = {"rounds": 1, "steps": steps, "warmup_steps": warmup_steps, "batch_size": flags.batch_size}
+        folder = flags.output_dir
         options = BenchOptions(folder, sequence_lengths=[length], dataloader_num_workers=4, **text, **what, **amount)
-        Path(options.output_dir).mkdir(parents=True, exist_ok=True)
         groups = make_plan(options)
         setup, job = prepare(options, groups, say), groups[0].jobs[0]
-        for contestant, backend in CONTESTANTS:
+        for contestant, backend, compiled in CONTESTANTS:
             each, setting = replace(job, contestant=contestant, backend=backend), {"config": config, "length": length}
-            setting |= {"contestant": contestant, "backend": backend}
+            setting |= {"contestant": contestant, "backend": backend, "compiled": compiled}
+            chosen = replace(setup, options=replace(options, torch_compile=compiled))
             if "training" in phases:
-                results.add("training", setting, partial(time_training, each, setup, steps, warmup_steps))
-            if "profile" in phases and backend == "triton":
+                results.add("training", setting, partial(time_training, each, chosen, steps, warmup_steps))
+            if "profile" in phases and not compiled:
                 results.add("profile", setting, partial(break_down, each, setup, 5, warmup_steps))
 
 
@@ -215,6 +222,9 @@ def main() -> None:
     parser.add_argument(
         "--train_data_file", nargs="+", default=[], help="text; left out, speeches, as in bertconv bench"
     )
+    parser.add_argument("--config_name", nargs="+", default=["bert_base", "bert_small"], help="models that are trained")
+    parser.add_argument("--sequence_lengths", nargs="+", type=int, default=[128, 512], help="of their longest examples")
+    parser.add_argument("--batch_size", type=int, default=1024, help="examples of a training step at S = 128")
     parser.add_argument("--tokenizer_name", help="left out, one is trained on the text")
     flags = parser.parse_args()
     if not torch.cuda.is_available():

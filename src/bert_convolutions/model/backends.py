@@ -2,7 +2,8 @@
 
 ``eager`` is the equation as it stands. Every other name is a function of ``transformers``' attention interface, which
 takes the convolution terms as a float mask. ``sdpa`` on a CPU is our own fused function, since PyTorch's has no fused
-kernel there for dropout or for the gradient of a mask. ``triton`` is our own kernel for GPUs, which needs no mask.
+kernel there for dropout or for the gradient of a mask. ``triton`` is our own kernel for GPUs, which needs no mask, and
+what ``sdpa`` is there, for all that it takes, where Triton is installed.
 """
 
 from contextlib import nullcontext
@@ -20,6 +21,7 @@ from bert_convolutions.attention.cpu import attend_fused
 from bert_convolutions.attention.segments import Segments
 from bert_convolutions.errors import UsageError
 
+_HAS_TRITON = find_spec("triton") is not None
 # Kernels without a place for the bias: they would drop the convolution terms or the segments between examples.
 _WITHOUT_BIAS = "flash_attention"
 # What the interface asks of the module that calls it. Made here: a compiler breaks its graph where one is made.
@@ -51,7 +53,8 @@ def attention_backend(name: str | None) -> Attend:
 
 def keep_shared(segments: Segments, name: str | None, dtype: torch.dtype) -> Segments:
     """The segments with what the backend reads of them in all layers: a dense mask, or the spans that do without."""
-    if name == "triton" and segments.pairs is None:
+    on_gpu = segments.examples is not None and segments.examples.is_cuda
+    if segments.pairs is None and (name == "triton" or (name == "sdpa" and on_gpu and _HAS_TRITON)):
         return segments.with_spans()
     return segments.with_mask(dtype)
 
@@ -59,6 +62,11 @@ def keep_shared(segments: Segments, name: str | None, dtype: torch.dtype) -> Seg
 def _attend_sdpa(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tensor, Tensor | None]:
     if value.device.type == "cpu":
         return attend_fused(parts, value, dropout)
+    if value.is_cuda and _HAS_TRITON:
+        from bert_convolutions.attention.triton import engine
+
+        if engine.takes(parts, value):
+            return engine.attend_triton(parts, value, dropout)
     return attend_interface("sdpa", parts, value, dropout)
 
 

@@ -1,15 +1,15 @@
 """The convolution terms as the kernels read them: a band of weights near the diagonal, and four vectors beyond it.
 
-Weights by offset, (H, B S, G): of queries, by_query[h, i, n + r] for the key i + r; of keys, by_key[h, j, n - r] for the
-query j - r. Offsets beyond the reach have the outermost ones. So a pair nearer than n gets
+Weights by offset, (H, B S, G): of queries, by_query[h, i, n + r] for the key i + r; of keys, by_key[h, j, n - r] for
+the query j - r. Offsets beyond the reach have the outermost ones. So a pair nearer than n gets
 
     band[i, r] = by_query[i, n + r] + by_key[i + r, n - r]
 
 and a pair further apart one number of each, ``ends``: query_left, query_right, key_left and key_right.
 
 The band of a row and head begins at a multiple of ``size``. In it band[i, r] lies at (2p + 1) i + p + r, where p is n
-rounded up to a multiple of 8. For i and j that is 2p i + p + j: as in a matrix whose rows are 2p long, so a tile of it is
-read in vectors of 16 bytes. What lies there at other offsets is of other rows, or was never written.
+rounded up to a multiple of 8. For i and j that is 2p i + p + j: as in a matrix whose rows are 2p long, so that a tile
+of it is read in vectors of 16 bytes. What lies there at other offsets is of other rows, or was never written.
 
 Legend: B rows, S sequence, H heads, n reach, G at least 2n+1, W a power of two of at least 2n+1.
 """

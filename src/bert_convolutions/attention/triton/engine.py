@@ -36,12 +36,17 @@ LARGEST_HEAD = 128
 _DTYPES = {torch.float32, torch.float16} | (set() if INTERPRETED else {torch.bfloat16})
 
 
+def takes(parts: ScoreParts, value: Tensor) -> bool:
+    """Whether the kernels do: no masks of pairs, float64, or heads larger than 128."""
+    return parts.segments.pairs is None and value.dtype in _DTYPES and value.shape[-1] <= LARGEST_HEAD
+
+
 def attend_triton(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tensor, Tensor | None]:
     """``attend_eager`` without the probabilities, on a GPU. Dropout's rate is rounded to 1/65536.
 
-    What the kernels don't take goes to ``attend_eager``: masks of pairs, float64, heads larger than 128.
+    What the kernels don't take goes to ``attend_eager``.
     """
-    if parts.segments.pairs is not None or value.dtype not in _DTYPES or value.shape[-1] > LARGEST_HEAD:
+    if not takes(parts, value):
         return attend_eager(parts, value, dropout)
     (by_query, fixed), (by_key, fixed_of_key) = (parts.kernel(side) for side in ("query", "key"))
     assert fixed_of_key is None, "terms without a projection are seen from the query"
@@ -76,9 +81,11 @@ def _of_all_heads(kernel: Tensor | None, heads: int, dtype: torch.dtype) -> Tens
     return None if kernel is None else _filled(kernel.to(dtype)).expand(heads, -1, -1).contiguous()
 
 
-def _by_head(positions: Tensor) -> Tensor:
-    """(B, S, H, d) seen as (H, B S, d)."""
-    return positions.flatten(0, 1).transpose(0, 1)
+def _by_offset(projection: Tensor | None, kernel: Tensor | None, factor: float) -> Tensor | None:
+    """Projections (B, S, H, d) times a kernel (H, d, G): weights (H, B S, G)."""
+    if projection is None or kernel is None:
+        return None
+    return projection.flatten(0, 1).transpose(0, 1) @ (kernel * factor)
 
 
 @torch.library.custom_op("bert_convolutions::composite_attention", mutates_args=())
@@ -119,8 +126,8 @@ def composite_attention(
     band, ends = _band_and_ends(value, shape)
     if reach >= 0:
         to_log_2 = scaling / kernels.LN_2.value
-        by_query = None if query_kernel is None else _by_head(query) @ (query_kernel * to_log_2)  # (H, B S, G)
-        by_key = None if key_kernel is None else _by_head(key) @ (key_kernel * to_log_2)
+        by_query = _by_offset(query, query_kernel, to_log_2)
+        by_key = _by_offset(key, key_kernel, to_log_2)
         fixed_weights = None if fixed is None else fixed / kernels.LN_2.value
         _fold(shape, (by_query, by_key, fixed_weights), band, ends)
     context = torch.empty_like(value)
@@ -176,13 +183,13 @@ def _backward(
     _launch(kernels.backward_query, 1, shape, inputs, of_query, *options)
     of_key = by_context, by_row, by_band, to_key, to_value, weights[1]
     _launch(kernels.backward_key, 2, shape, inputs, of_key, *options)
-    if fixed is not None:
+    if fixed is not None and weights[0] is not None:
         torch.sum(weights[0], 1, dtype=torch.float32, out=to_fixed)
     for of_weights, projection, kernel, to_kernel in (
         (weights[0], query, query_kernel, to_query_kernel),
         (weights[1], key, key_kernel, to_key_kernel),
     ):
-        if projection is not None and kernel is not None:
+        if projection is not None and kernel is not None and of_weights is not None:
             to_kernel.copy_(_kernel_gradient(projection, of_weights) * scaling)
     return gradients
 
@@ -264,7 +271,9 @@ def kernel_constants(
     }
 
 
-def _fold(shape: BandShape, weights: tuple[Tensor | None, Tensor | None, Tensor | None], band: Tensor, ends: Tensor) -> None:
+def _fold(
+    shape: BandShape, weights: tuple[Tensor | None, Tensor | None, Tensor | None], band: Tensor, ends: Tensor
+) -> None:
     """Run ``band.fold`` over all positions, rows and heads."""
     given = next(part for part in weights if part is not None)
     with torch.cuda.device_of(band):

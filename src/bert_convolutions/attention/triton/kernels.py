@@ -10,13 +10,14 @@ and key_left[j] is k_j times a column of the key's kernel, so that it can as wel
 
     q_i . k_j / sqrt(d) + query_left[i] + key_left[j]  =  (q_i + Ck[:, 2n]) . k_j / sqrt(d) + query_left[i]
 
-Tiles of scores are of two kinds. *Plain* ones lie outside the band and inside one example: they are attention on shifted
-queries, with a constant of each query that is taken off its maximum, and cost what attention without terms does.
+Tiles of scores are of two kinds. *Plain* ones lie outside the band and inside one example: they are attention on
+shifted queries, with a constant of each query that is taken off its maximum, and cost what attention without terms
+does.
 *General* ones may hold anything: weights are read from the band, pairs of different examples masked out. Of the band
 they read a whole tile, at an address that is linear in i and j, and choose; what they read beside it is of other rows.
 Tiles without a pair of one example are left out: programs read where the examples of their queries (or keys) begin and
-end. In backward each element of the band belongs to one pair, whose gradient is stored as it is; far weights get the sums of
-rows and columns, which the program that owns the row or column keeps in registers. It then puts the gradients of its
+end. In backward each element of the band belongs to one pair, whose gradient is stored as it is; far weights get the
+sums of rows and columns, which the program that owns the row or column keeps in registers. It then puts the gradients of its
 weights by offset together and multiplies them by the kernel. There are no atomics, so gradients are the same each time.
 
 Scores, band and vectors are in units of log 2, gradients in the usual ones.
@@ -179,6 +180,26 @@ def _kernel(kernel, G: tl.constexpr, HEAD_SIZE: tl.constexpr, BLOCK_D: tl.conste
 
 
 @triton.jit
+def _gradients_by_offset(
+    inner, inside, first, last, REACH: tl.constexpr, BLOCK_G: tl.constexpr, TILE: tl.constexpr
+):  # fmt: skip
+    """The gradients of weights by offset (TILE, BLOCK_G): inner ones, read from the band's, and the two outermost."""
+    offset = tl.arange(0, BLOCK_G)[None, :]
+    gradients = tl.zeros((TILE, BLOCK_G), dtype=tl.float32)
+    if REACH > 0:
+        gradients += tl.load(inner, mask=inside & (offset > 0) & (offset < 2 * REACH), other=0.0)
+    return gradients + tl.where(offset == 0, first[:, None], 0.0) + tl.where(offset == 2 * REACH, last[:, None], 0.0)
+
+
+@triton.jit
+def _store_by_offset(weights, values, positions, length, G: tl.constexpr, BLOCK_G: tl.constexpr):
+    """Write (.., BLOCK_G) of some positions of a row and head, as far as there are positions and offsets."""
+    offset = tl.arange(0, BLOCK_G)[None, :]
+    inside = (positions < length)[:, None] & (offset < G)
+    tl.store(weights + positions[:, None] * G + offset, values.to(weights.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def _start(tile, side: tl.constexpr, first, left, band, general, right, OTHER: tl.constexpr):
     """Where a tile begins: of the general ones (0), of the plain ones on the left (1), on the right (2)."""
     if side == 0:
@@ -264,14 +285,15 @@ def backward_query(
     SEGMENTS: tl.constexpr, DROPOUT: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr, I: tl.constexpr, J: tl.constexpr,
 ):  # fmt: skip
-    """``by_row``, and gradients of what belongs to I queries: themselves, their rows of the band, their weights by offset."""
+    """``by_row``, and the gradients of I queries, their rows of the band and their weights by offset."""
     start_i, matrix = tl.program_id(0) * I, tl.program_id(1)
     row, head = matrix // heads, matrix % heads
     stride, plane = heads * HEAD_SIZE, rows.to(tl.int64) * heads * length
     here, vector = (row.to(tl.int64) * length * heads + head) * HEAD_SIZE, matrix.to(tl.int64) * length
     key, value, by_row = key + here, value + here, by_row + vector
     band, by_band = band + matrix.to(tl.int64) * band_size, by_band + matrix.to(tl.int64) * band_size
-    ends, query_kernel, key_kernel = ends + vector, query_kernel + head * HEAD_SIZE * G, key_kernel + head * HEAD_SIZE * G
+    query_kernel, key_kernel = query_kernel + head * HEAD_SIZE * G, key_kernel + head * HEAD_SIZE * G
+    ends += vector
     examples += row.to(tl.int64) * length
     scale = scaling / LN_2
     first_key, second_key = _dropout_keys(seeds, matrix, DROPOUT)
@@ -342,16 +364,10 @@ def backward_query(
     if QUERY_WEIGHTS:
         tl.debug_barrier()  # what other threads have stored of these rows is read
         offset = tl.arange(0, BLOCK_G)[None, :]
-        gradients = tl.zeros((I, BLOCK_G), dtype=tl.float32)
-        if REACH > 0:
-            inner = (offset > 0) & (offset < 2 * REACH) & (i < length)[:, None]
-            of_row = by_band + i[:, None] * (2 * PADDED + 1) + (PADDED - REACH) + offset
-            gradients += tl.load(of_row, mask=inner, other=0.0)
-        gradients += tl.where(offset == 0, by_left[:, None], 0.0)
-        gradients += tl.where(offset == 2 * REACH, by_right[:, None], 0.0)
+        rows_of_band = by_band + i[:, None] * (2 * PADDED + 1) + (PADDED - REACH) + offset
+        gradients = _gradients_by_offset(rows_of_band, (i < length)[:, None], by_left, by_right, REACH, BLOCK_G, I)
         by_weights += (head * rows + row).to(tl.int64) * length * G
-        inside = (i < length)[:, None] & (offset < G)
-        tl.store(by_weights + i[:, None] * G + offset, gradients.to(by_weights.dtype.element_ty), mask=inside)
+        _store_by_offset(by_weights, gradients, i, length, G, BLOCK_G)
         if QUERY_TERMS:
             columns = _kernel(query_kernel, G, HEAD_SIZE, BLOCK_D, BLOCK_G)
             summed = tl.dot(gradients.to(columns.dtype), columns, summed, input_precision=PRECISION)
@@ -361,14 +377,15 @@ def backward_query(
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def backward_key(
-    query, key, value, band, ends, query_kernel, key_kernel, examples, seeds, by_context, by_row, by_band, by_key, by_value, by_weights,
+    query, key, value, band, ends, query_kernel, key_kernel, examples, seeds, by_context, by_row, by_band,
+    by_key, by_value, by_weights,
     rows, heads, length, band_size, scaling, threshold, rescale,
     HEAD_SIZE: tl.constexpr, REACH: tl.constexpr, PADDED: tl.constexpr, G: tl.constexpr, DOT_PRODUCT: tl.constexpr,
     TERMS: tl.constexpr, QUERY_WEIGHTS: tl.constexpr, QUERY_TERMS: tl.constexpr, KEY_TERMS: tl.constexpr,
     SEGMENTS: tl.constexpr, DROPOUT: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr, I: tl.constexpr, J: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of what belongs to J keys: themselves, their values, their weights by offset. Tiles are transposed."""
+    """Gradients of J keys, their values and their weights by offset. Tiles are transposed."""
     start_j, matrix = tl.program_id(0) * J, tl.program_id(1)
     row, head = matrix // heads, matrix % heads
     stride, plane = heads * HEAD_SIZE, rows.to(tl.int64) * heads * length
@@ -441,17 +458,15 @@ def backward_key(
                     by_left += tl.sum(by_score, 1)
     _store(by_value + here, summed_value, start_j, stride, length, HEAD_SIZE, BLOCK_D, J)
     if KEY_TERMS:
-        offset = tl.arange(0, BLOCK_G)[None, :]
-        gradients = tl.zeros((J, BLOCK_G), dtype=tl.float32)
-        if REACH > 0:
-            met = j[:, None] + offset - REACH  # the query for which a key has the weight of that offset
-            inner = (offset > 0) & (offset < 2 * REACH) & (met >= 0) & (met < length)
-            gradients += tl.load(by_band + met * (2 * PADDED + 1) + (PADDED + REACH) - offset, mask=inner, other=0.0)
-        gradients += tl.where(offset == 2 * REACH, by_left[:, None], 0.0)
-        gradients += tl.where(offset == 0, by_right[:, None], 0.0)
+        met = (
+            j[:, None] + tl.arange(0, BLOCK_G)[None, :] - REACH
+        )  # the query for which a key has its weight of an offset
+        columns_of_band = by_band + met * (2 * PADDED) + PADDED + j[:, None]
+        gradients = _gradients_by_offset(
+            columns_of_band, (met >= 0) & (met < length), by_right, by_left, REACH, BLOCK_G, J
+        )
         by_weights += (head * rows + row).to(tl.int64) * length * G
-        inside = (j < length)[:, None] & (offset < G)
-        tl.store(by_weights + j[:, None] * G + offset, gradients.to(by_weights.dtype.element_ty), mask=inside)
+        _store_by_offset(by_weights, gradients, j, length, G, BLOCK_G)
         columns = _kernel(key_kernel, G, HEAD_SIZE, BLOCK_D, BLOCK_G)
         summed_key = tl.dot(gradients.to(columns.dtype), columns, summed_key, input_precision=PRECISION)
     if DOT_PRODUCT or KEY_TERMS:
