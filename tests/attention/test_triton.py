@@ -109,8 +109,10 @@ def test_any_head_size(head_size):
         examples(33, 31, padding=(5, 30)),
         torch.tensor([[1] * 20 + [0] * 3 + [1] * 40 + [0] * 7 + [9] * 3, [0] * 10 + [1] * 63]).to(DEVICE),
         torch.zeros(1, 40, dtype=torch.bool, device=DEVICE),
+        examples(64, 64) + 200,
+        examples(96, 32, padding=(32, 32)),
     ],
-    ids=["growing", "single tokens", "one", "padded", "holes", "padding only"],
+    ids=["growing", "single tokens", "one", "padded", "holes", "padding only", "large numbers", "whole tiles"],
 )
 def test_packed_rows(mask):
     assert_agrees(make(f"{ALL} 4"), inputs(*mask.shape), mask)
@@ -162,6 +164,23 @@ def test_dropout_is_of_probabilities_and_drawn_again_in_backward(monkeypatch):
     assert torch.equal(dropped_probabilities(module, hidden, mask) != 0, kept)
     assert not torch.equal(dropped_probabilities(module, hidden, mask) != 0, kept)
     assert not torch.equal(kept[0, 0], kept[0, 1])
+
+
+def test_what_is_dropped_out_has_no_pattern():
+    """Each probability as often as any other, and none in step with its neighbours, other heads or other rows."""
+    length, rate = 96, 0.25
+    module = make("dot_product", heads=4, dropout=rate, head_size=length).train()
+    kept = (dropped_probabilities(module, inputs(4, length)) != 0).float() - (1 - rate)  # (B, H, S, S)
+    deviation = (rate * (1 - rate)) ** 0.5
+    assert abs(kept.mean()) < 4 * deviation / kept.numel() ** 0.5
+    for dimension in range(4):
+        others = [other for other in range(4) if other != dimension]
+        assert kept.mean(others).abs().max() < 4.5 * deviation / (kept.numel() / kept.shape[dimension]) ** 0.5
+        for shift in (1, 2, 3, 8, 16)[: kept.shape[dimension] - 1]:
+            together = (kept * kept.roll(shift, dimension)).mean()
+            assert abs(together) < 4.5 * deviation**2 / kept.numel() ** 0.5, (dimension, shift)
+    corners = kept * kept.roll(1, 2) * kept.roll(1, 3) * kept.roll((1, 1), (2, 3))  # a hash of i xor j would fail here
+    assert abs(corners.mean()) < 4.5 * deviation**4 / kept.numel() ** 0.5
 
 
 def test_two_backward_passes_are_bit_equal():

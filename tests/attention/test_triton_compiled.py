@@ -13,7 +13,8 @@ pytest.importorskip("triton")
 
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}  # bytes that a block can have, by CUDA's programming guide
 REGISTERS = 255  # that a thread can have
-COMBINATIONS = 2 * 2 * 3 * 2  # of element size, head size, kernel, and whether a row is a whole number of tiles
+COMBINATIONS = 2 * 2 * 3 + 3  # of element size, head size and kernel; and of rows that are whole numbers of tiles
+SPILLED = 128  # bytes: on an H200, three programs on a multiprocessor with as few were faster than two with none
 
 
 @pytest.mark.parametrize("architecture", SHARED_MEMORY)
@@ -26,7 +27,7 @@ def test_every_shipped_kernel_fits_the_device(architecture):
     kernels = [json.loads(line) for line in result.stdout.splitlines()]
     assert len(kernels) == COMBINATIONS
     for kernel in kernels:
-        assert kernel["spilled"] == 0, kernel
+        assert kernel["spilled"] <= (SPILLED if kernel["limited"] else 0), kernel
         assert kernel["registers"] <= REGISTERS, kernel
         assert kernel["shared"] <= SHARED_MEMORY[architecture], kernel
 
@@ -68,7 +69,7 @@ def compile_ahead(kernel, which, dtype, head_size, architecture, whole):
         "kernel": kernel.__name__,
         "element": dtype.itemsize,
         "head": head_size,
-        "whole": whole,
+        "limited": options["maxnreg"] < REGISTERS,
         "spilled": sum(map(int, spilled)),
         "registers": int(registers),
         "shared": compiled.metadata.shared,
@@ -84,7 +85,7 @@ def main():
     dtypes = {4: torch.float32, 2: torch.bfloat16}
     for size, head_size in tiling.TILES:
         for which, kernel in enumerate((kernels.forward, kernels.backward_query, kernels.backward_key)):
-            for whole in (True, False):
+            for whole in (True, False) if (size, head_size) == (2, 64) else (False,):
                 compiled = compile_ahead(kernel, which, dtypes[size], head_size, int(sys.argv[1]), whole)
                 print(json.dumps(compiled), flush=True)
 

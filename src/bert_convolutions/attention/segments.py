@@ -98,8 +98,8 @@ class Segments:
         token of that number to the last, whatever lies between.
 
         Returns:
-            (3, B, S) int32: the number of the token's example, its first and its last position; -1 less the number
-            where tokens of others lie between these. None where ``examples`` is.
+            (3, B, S) int32: the number of the token's example, its first and its last position. The number is replaced
+            by a negative one where tokens of others may lie between these. None where ``examples`` is.
         """
         if self.kept_spans is not None or self.examples is None:
             return self.kept_spans
@@ -109,9 +109,11 @@ class Segments:
         positions = torch.arange(length, device=numbers.device).expand(rows, -1)
         first = numbers.new_full((rows, length + 1), length).scatter_reduce(1, numbers, positions, "amin")
         last = numbers.new_zeros(rows, length + 1).scatter_reduce(1, numbers, positions, "amax")
-        tokens = numbers.new_zeros(rows, length + 1).scatter_add(1, numbers, torch.ones_like(numbers))
+        own = (numbers == self.examples).long()
+        tokens = numbers.new_zeros(rows, length + 1).scatter_add(1, numbers, own)
         first, last, tokens = (each.gather(1, numbers) for each in (first, last, tokens))
-        number = torch.where(last - first < tokens, self.examples, -1 - self.examples)
+        alone = (last - first < tokens) & (own > 0)
+        number = torch.where(alone, self.examples, -1 - 2 * self.examples.abs() - (self.examples < 0).long())
         return torch.stack([number, first, last]).int()
 
     def with_spans(self) -> "Segments":
