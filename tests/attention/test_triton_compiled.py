@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}  # bytes that a block can have, by CUDA's programming guide
 REGISTERS = 255  # that a thread can have
 COMBINATIONS = 2 * 2 * 3 + 3  # of element size, head size and kernel; and of rows that are whole numbers of tiles
-SPILLED = 128  # bytes: on an H200, three programs on a multiprocessor with as few were faster than two with none
+SPILLED = 192  # bytes: on an H200, three programs on a multiprocessor with as few were faster than two with none
 
 
 @pytest.mark.parametrize("architecture", SHARED_MEMORY)
