@@ -23,6 +23,7 @@ from bert_convolutions.glue.options import GlueOptions
 from bert_convolutions.glue.state import ENCODER_FOLDER, read_state, refuse_strangers
 from bert_convolutions.glue.tasks import MNLI, ROUND_SEEDS, Task, TestSet, parse_tasks, round_seed
 from bert_convolutions.schemas import Hyperparameters, TaskState
+from bert_convolutions.training.sampling import StepPlan
 
 SHORTEST_PAIR = 5
 """Tokens of ``[CLS] a [SEP] b [SEP]`` with texts of one token."""
@@ -71,8 +72,7 @@ class Job:
     @property
     def batch_size(self) -> int:
         """Examples of one optimizer step over all devices."""
-        arguments = self.arguments
-        return arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+        return StepPlan.of_training(self.arguments, num_examples=1).global_batch_size
 
     @property
     def finished(self) -> bool:
@@ -95,7 +95,8 @@ class Job:
         """Return the optimizer steps that its training takes on so many examples."""
         if self.arguments.max_steps > 0:
             return self.arguments.max_steps
-        return math.ceil(-(-num_examples // self.batch_size) * self.arguments.num_train_epochs)
+        steps_per_epoch = StepPlan.of_training(self.arguments, num_examples).steps_per_epoch
+        return math.ceil(steps_per_epoch * self.arguments.num_train_epochs)
 
     def settings(self, max_seq_length: int) -> dict[str, Any]:
         """Return the flags that the result depends on, to be kept beside it and compared by a later run."""
