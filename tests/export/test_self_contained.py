@@ -67,6 +67,11 @@ try:
     AutoModelForMaskedLM.from_pretrained(folders["composite"])
 except ValueError as error:
     result["advice"] = str(error)
+try:
+    model.set_attn_implementation("triton")
+    model(torch.tensor([[1]]))
+except ValueError as error:
+    result["kernels"] = str(error)
 print()
 print(json.dumps(result))
 """
@@ -112,6 +117,7 @@ def test_a_stranger_gets_the_same(folders: dict[str, Path], tokenizer: Composite
     assert stranger.returncode == 0, stranger.stderr[-3000:]
     theirs = json.loads(stranger.stdout.splitlines()[-1])
     assert "trust_remote_code=True" in theirs.pop("advice")
+    assert "bert_convolutions[gpu]" in theirs.pop("kernels")
     assert theirs.pop("mapped") == theirs.pop("called")
     assert theirs.pop("trained") == tokenizer(TEXTS, padding=True)
     filled = theirs.pop("filled")

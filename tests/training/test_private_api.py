@@ -35,6 +35,7 @@ LEANED_ON = {
     "transformers.PreTrainedModel._no_split_modules": "declared: a layer stays on one device",
     "transformers.PreTrainedModel._tied_weights_keys": "declared: the decoder is the word embeddings",
     "transformers.PreTrainedModel._init_weights": "overridden: what the original draws",
+    "transformers.PreTrainedModel._can_set_attn_implementation": "overridden: so can the code saved beside a model",
     "transformers.PretrainedConfig._attn_implementation": "the backend chosen",
     "accelerate.Accelerator._models": "whether autocast is set up yet",
     "torch.optim.lr_scheduler.LambdaLR._last_lr": "the rate that is logged",

@@ -21,7 +21,16 @@ from bert_convolutions.attention.cpu import attend_fused
 from bert_convolutions.attention.segments import Segments
 from bert_convolutions.errors import UsageError
 
-_HAS_TRITON = find_spec("triton") is not None
+
+def _has_kernels() -> bool:
+    # The code that is saved beside a model may run without this package, and the kernels are not copied into it.
+    try:
+        return find_spec("triton") is not None and find_spec("bert_convolutions") is not None
+    except ImportError:
+        return False
+
+
+_HAS_KERNELS = _has_kernels()
 # Kernels without a place for the bias: they would drop the convolution terms or the segments between examples.
 _WITHOUT_BIAS = "flash_attention"
 # What the interface asks of the module that calls it. Made here: a compiler breaks its graph where one is made.
@@ -41,7 +50,7 @@ def attention_backend(name: str | None) -> Attend:
     if name == "sdpa":
         return _attend_sdpa
     if name == "triton":
-        if not torch.compiler.is_compiling() and find_spec("triton") is None:  # which would break a graph
+        if not torch.compiler.is_compiling() and not _has_kernels():  # which would break a graph
             raise UsageError(
                 'attn_implementation "triton" needs the package triton: pip install "bert_convolutions[gpu]"'
             )
@@ -54,7 +63,7 @@ def attention_backend(name: str | None) -> Attend:
 def keep_shared(segments: Segments, name: str | None, dtype: torch.dtype) -> Segments:
     """The segments with what the backend reads of them in all layers: a dense mask, or the spans that do without."""
     on_gpu = segments.examples is not None and segments.examples.is_cuda
-    if segments.pairs is None and (name == "triton" or (name == "sdpa" and on_gpu and _HAS_TRITON)):
+    if segments.pairs is None and (name == "triton" or (name == "sdpa" and on_gpu and _HAS_KERNELS)):
         return segments.with_spans()
     return segments.with_mask(dtype)
 
@@ -62,7 +71,7 @@ def keep_shared(segments: Segments, name: str | None, dtype: torch.dtype) -> Seg
 def _attend_sdpa(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tensor, Tensor | None]:
     if value.device.type == "cpu":
         return attend_fused(parts, value, dropout)
-    if value.is_cuda and _HAS_TRITON:
+    if value.is_cuda and _HAS_KERNELS:
         from bert_convolutions.attention.triton import engine
 
         if engine.takes(parts, value):

@@ -61,6 +61,10 @@ class CompositeBertPreTrainedModel(PreTrainedModel):
             elif isinstance(module, CompositeAttention):
                 module.reset_terms()
 
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return True  # ``transformers`` guesses by the source, and wrongly of the one file that is saved beside a model
+
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         """Let through ``triton``, which ``transformers`` doesn't know, if it can be had."""
         if requested_attention == "triton":
