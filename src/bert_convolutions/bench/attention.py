@@ -150,7 +150,8 @@ _MAKE: dict[str, Callable[[AttentionRun], Callable[[], Tensor]]] = {
         functional.scaled_dot_product_attention, run.query, run.key, run.value, dropout_p=run.dropout
     ),
     "ours": _ours,
-    "sdpa_bias": lambda run: _with_terms(run, "sdpa", partial(attend_interface, "sdpa")),
+    # it keeps the mask that eager does, where our own sdpa does without
+    "sdpa_bias": lambda run: _with_terms(run, "eager", partial(attend_interface, "sdpa")),
     "flex": _flex,
     "eager": lambda run: _with_terms(run, "eager", attend_eager),
     "flashdeberta": _flashdeberta,

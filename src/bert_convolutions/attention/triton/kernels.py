@@ -84,16 +84,9 @@ def forward(
         start_i, examples, rows * length, length, REACH, TERMS, SEGMENTS, I, J
     )
     for side in tl.static_range(3):
-        tiles, constant, seen = general + last, query_left, queries
-        if side == 1:
-            tiles, seen = (
-                left,
-                shift_queries(queries, key_kernel, 2 * REACH, G, DOT_PRODUCT, KEY_TERMS, HEAD_SIZE, BLOCK_D),
-            )
-        if side == 2:
-            tiles, seen = right, shift_queries(queries, key_kernel, 0, G, DOT_PRODUCT, KEY_TERMS, HEAD_SIZE, BLOCK_D)
-            constant = query_right
-        for tile in range(tiles):
+        seen = shift_queries(queries, key_kernel, side, REACH, G, DOT_PRODUCT, KEY_TERMS, HEAD_SIZE, BLOCK_D)
+        constant = query_left if side == 1 else query_right
+        for tile in range(general + last if side == 0 else (left if side == 1 else right)):
             start_j = tile_start(tile, side, first, left, near, general, right, J)
             keys = load_tile(key, start_j, stride, length, HEAD_SIZE, BLOCK_D, J, WHOLE or side > 0)
             score = tl.zeros((I, J), dtype=tl.float32)
@@ -166,17 +159,11 @@ def backward_query(
         start_i, examples, rows * length, length, REACH, TERMS, SEGMENTS, I, J
     )
     for side in tl.static_range(3):
-        tiles, taken_off, seen = general + last, normaliser, queries
-        if side == 1:
-            tiles, seen = (
-                left,
-                shift_queries(queries, key_kernel, 2 * REACH, G, DOT_PRODUCT, KEY_TERMS, HEAD_SIZE, BLOCK_D),
-            )
-            taken_off = normaliser - query_left
-        if side == 2:
-            tiles, seen = right, shift_queries(queries, key_kernel, 0, G, DOT_PRODUCT, KEY_TERMS, HEAD_SIZE, BLOCK_D)
-            taken_off = normaliser - query_right
-        for tile in range(tiles):
+        seen = shift_queries(queries, key_kernel, side, REACH, G, DOT_PRODUCT, KEY_TERMS, HEAD_SIZE, BLOCK_D)
+        taken_off = normaliser
+        if side > 0:
+            taken_off = normaliser - (query_left if side == 1 else query_right)
+        for tile in range(general + last if side == 0 else (left if side == 1 else right)):
             start_j = tile_start(tile, side, first, left, near, general, right, J)
             j = start_j + tl.arange(0, J)
             keys = load_tile(key, start_j, stride, length, HEAD_SIZE, BLOCK_D, J, WHOLE or side > 0)
@@ -262,12 +249,9 @@ def backward_key(
         start_j, examples, rows * length, length, REACH, TERMS, SEGMENTS, J, I
     )
     for side in tl.static_range(3):
-        tiles, constant, taken_off = general + last, key_left, by_row + plane
-        if side == 1:  # queries on the left have the keys on their right
-            tiles, constant, taken_off = left, key_right, by_row + 3 * plane
-        if side == 2:
-            tiles, taken_off = right, by_row + 2 * plane
-        for tile in range(tiles):
+        constant = key_right if side == 1 else key_left  # queries on the left have the keys on their right
+        taken_off = by_row + (1 if side == 0 else (3 if side == 1 else 2)) * plane
+        for tile in range(general + last if side == 0 else (left if side == 1 else right)):
             start_i = tile_start(tile, side, first, left, near, general, right, I)
             i = start_i + tl.arange(0, I)
             queries = load_tile(query, start_i, stride, length, HEAD_SIZE, BLOCK_D, I, WHOLE or side > 0)
@@ -311,9 +295,7 @@ def backward_key(
                     by_left += tl.sum(by_score, 1)
     store_tile(by_value + here, summed_value, start_j, stride, length, HEAD_SIZE, BLOCK_D, J)
     if KEY_TERMS:
-        met = (
-            j[:, None] + tl.arange(0, BLOCK_G)[None, :] - REACH
-        )  # the query for which a key has its weight of an offset
+        met = j[:, None] + tl.arange(0, BLOCK_G)[None, :] - REACH  # the query that meets a key's weight of an offset
         columns_of_band = by_band + met * (2 * PADDED) + PADDED + j[:, None]
         gradients = gradients_by_offset(
             columns_of_band, (met >= 0) & (met < length), by_right, by_left, REACH, BLOCK_G, J

@@ -134,11 +134,18 @@ def draw_kept(first_key, second_key, i, start_j, j, threshold):
 
 
 @triton.jit
-def shift_queries(queries, key_kernel, column: tl.constexpr, G: tl.constexpr, DOT_PRODUCT: tl.constexpr,
-             KEY_TERMS: tl.constexpr, HEAD_SIZE: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
-    """Queries plus a column of the keys' kernel; without a dot product, that column alone."""
-    if not KEY_TERMS:
+def shift_queries(
+    queries, key_kernel, side: tl.constexpr,
+    REACH: tl.constexpr, G: tl.constexpr, DOT_PRODUCT: tl.constexpr, KEY_TERMS: tl.constexpr, HEAD_SIZE: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Queries for the tiles of a ``side``, as ``tile_start`` numbers them.
+
+    For plain ones a column of the keys' kernel is added; without a dot product, they are that column alone.
+    """
+    if side == 0 or not KEY_TERMS:
         return queries
+    column: tl.constexpr = 2 * REACH if side == 1 else 0
     size = tl.arange(0, BLOCK_D)
     shift = tl.load(key_kernel + size * G + column, mask=size < HEAD_SIZE, other=0.0).to(tl.float32)[None, :]
     if DOT_PRODUCT:
