@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 
-from bert_convolutions.cli.quiet import silence_libraries
+from bert_convolutions.cli.main import silence_libraries
 
 
 def test_only_what_is_irrelevant_is_silenced() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bert_convolutions.cli.commands import COMMANDS
-from bert_convolutions.cli.trainer_help import COMMON_TRAINER_FLAGS
+from bert_convolutions.cli.trainer_flags import COMMON_TRAINER_FLAGS
 from bert_convolutions.errors import UsageError
 from bert_convolutions.training.arguments import BertTrainingArguments
 

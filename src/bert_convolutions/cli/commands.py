@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from bert_convolutions.cli.config_file import read_config_file
+from bert_convolutions.cli.config_file import ConfigFile, read_config_file
 from bert_convolutions.cli.flags import FlagParser, make_options, options_parser, refuse_left_over, with_underscores
-from bert_convolutions.cli.trainer_flags import TrainerFlags, trainer_parser
+from bert_convolutions.cli.trainer_flags import COMMON_TRAINER_FLAGS, TrainerFlags, trainer_parser
 from bert_convolutions.errors import UsageError, in_flags
 from bert_convolutions.training.signals import SignalWatch, leaving_at_once
 
@@ -48,9 +48,6 @@ class Command:
 
     def run(self, argv: Sequence[str]) -> None:
         """Print the help asked for, or read the flags and do the work.
-
-        Args:
-            argv: the command line after the sub-command's name.
 
         Raises:
             UsageError: a flag, a value or a key of the configuration file is wrong.
@@ -92,18 +89,16 @@ class Command:
         own_names = tuple(field.name for field in fields(options_class))
         argv = with_underscores(argv)
         config_path = parser.parse_known_args(argv)[0].config
-        trainer_flags = TrainerFlags(self.name, own_names)
-        if config_path is not None:
-            config = read_config_file(Path(config_path))
-            argv = [*config.part(own_names, inside=True).argv(parser), *argv]
-            trainer_flags = TrainerFlags(self.name, own_names, config=config.part(own_names, inside=False))
+        config = ConfigFile() if config_path is None else read_config_file(Path(config_path))
+        argv = [*config.part(own_names, inside=True).argv(parser), *argv]
+        others = config.part(own_names, inside=False)
         parsed, left_over = parser.parse_known_args(argv)
         self._take_first_words(parser, parsed, left_over)
         if not self.trainer:
-            trainer_flags.config.refuse(own_names)
+            others.refuse(own_names)
             refuse_left_over(self.name, left_over, own_names, all_flags="--help")
         options: Any = make_options(self.name, options_class, parsed)
-        return options, TrainerFlags(self.name, own_names, tuple(left_over), trainer_flags.config)
+        return options, TrainerFlags(self.name, own_names, tuple(left_over), others)
 
     def _take_first_words(
         self, parser: argparse.ArgumentParser, parsed: argparse.Namespace, left_over: list[str]
@@ -136,8 +131,6 @@ class Command:
 
 
 def _add_common_trainer_flags(parser: FlagParser) -> None:
-    from bert_convolutions.cli.trainer_help import COMMON_TRAINER_FLAGS
-
     group = parser.add_argument_group("flags of transformers.Trainer most in use (--help-all shows all)")
     for flag in COMMON_TRAINER_FLAGS:
         nargs = argparse.OPTIONAL if flag.kind == "true|false" else None

@@ -11,8 +11,9 @@ from typing import Any
 import yaml
 
 from bert_convolutions import files
-from bert_convolutions.cli.flags import CONFIG_FLAG, as_argv, nearest
+from bert_convolutions.cli.flags import CONFIG_FLAG, nearest
 from bert_convolutions.errors import UsageError, brief
+from bert_convolutions.flags import as_argv
 
 _SCALARS = (str, int, float, bool, datetime.date)
 _MOST_NODES = 10_000
@@ -23,10 +24,10 @@ _MOST_NODES = 10_000
 class ConfigFile:
     """The keys and values of a configuration file."""
 
-    path: Path
-    values: dict[str, Any]
+    path: Path = Path()
+    values: dict[str, Any] = dataclasses.field(default_factory=dict)
     """By key, dashes turned to underscores."""
-    lines: dict[str, int]
+    lines: dict[str, int] = dataclasses.field(default_factory=dict)
     """The line of each key, counted from 1."""
 
     def part(self, names: Collection[str], *, inside: bool) -> "ConfigFile":
@@ -36,11 +37,7 @@ class ConfigFile:
         )
 
     def argv(self, parser: argparse.ArgumentParser, *, mappings: bool = False) -> list[str]:
-        """The values as flags of ``parser``.
-
-        Args:
-            parser: takes each of the flags.
-            mappings: whether a value may be a mapping, which the flag is given as JSON.
+        """The values as flags of ``parser``; where ``mappings`` may be values, their flags are given them as JSON.
 
         Raises:
             UsageError: a value is not one that the flag takes; names the file, the line and the key.
@@ -105,10 +102,13 @@ def read_config_file(path: Path) -> ConfigFile:
     except UnicodeDecodeError as error:
         raise UsageError(f"{CONFIG_FLAG} {path} is not UTF-8 text") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
-        raise UsageError(f"{path}{_yaml_place(error)}: not valid YAML: {_yaml_problem(error)}") from error
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}" if mark is not None else ""
+        problem = str(getattr(error, "problem", None) or error).splitlines()[0]
+        raise UsageError(f"{path}{place}: not valid YAML: {problem}") from error
     if document is not None and not isinstance(document, yaml.MappingNode):
         raise UsageError(f"{path}: a configuration file has one 'flag: value' a line, without dashes before the flag")
-    config = ConfigFile(path, {}, {})
+    config = ConfigFile(path)
     for node, value in items:
         line = node.start_mark.line + 1
         if not isinstance(node, yaml.ScalarNode):
@@ -130,12 +130,3 @@ def _size(node: yaml.Node, known: dict[int, int]) -> int:
         pairs = [child for pair in children for child in pair] if isinstance(node, yaml.MappingNode) else children
         known[id(node)] = 1 + sum(_size(child, known) for child in pairs)
     return known[id(node)]
-
-
-def _yaml_place(error: Exception) -> str:
-    mark = getattr(error, "problem_mark", None)
-    return f", line {mark.line + 1}" if mark is not None else ""
-
-
-def _yaml_problem(error: Exception) -> str:
-    return str(getattr(error, "problem", None) or error).splitlines()[0]

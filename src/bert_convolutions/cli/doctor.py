@@ -126,4 +126,4 @@ def _disks(output_dir: Path, faults: list[str]) -> Iterator[tuple[str, str]]:
 def _extras() -> Iterator[tuple[str, str]]:
     for module, extra in EXTRAS.items():
         found = _version(module)
-        yield module, f"{found}" if found else f"missing, needed for {extra.needed_for}: {install_command(module)}"
+        yield module, found or f"missing, needed for {extra.needed_for}: {install_command(module)}"

@@ -7,16 +7,16 @@ knows only the sub-command's own flags: what it does not know is left for the Tr
 import argparse
 import dataclasses
 import difflib
-import json
 import re
 import shutil
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union
 
 from bert_convolutions.errors import UsageError
+from bert_convolutions.flags import as_text
 
 OptionsT = TypeVar("OptionsT")
 
@@ -44,7 +44,7 @@ class HelpFormatter(argparse.HelpFormatter):
         text = (action.help or "").strip()
         if action.default in (None, argparse.SUPPRESS) or action.default == []:
             return text
-        return f"{text} (default: {_as_text(action.default).replace('%', '%%')})"
+        return f"{text} (default: {as_text(action.default).replace('%', '%%')})"
 
 
 class FlagParser(argparse.ArgumentParser):
@@ -69,13 +69,9 @@ class FlagParser(argparse.ArgumentParser):
 def options_parser(command: str, options_class: type) -> FlagParser:
     """A parser of the flags that ``options_class`` declares, and of ``--config``.
 
-    Args:
-        command: name of the sub-command, for messages.
-        options_class: a dataclass whose fields are ``str``, ``int``, ``float``, ``bool``, ``Path``, ``Literal[...]``,
-            a list of one of those, or ``X | None``. ``metadata["help"]`` and ``metadata["metavar"]`` are used.
-
-    Returns:
-        A parser that leaves required flags to ``make_options``, since a configuration file may give them.
+    Its fields are ``str``, ``int``, ``float``, ``bool``, ``Path``, ``Literal[...]``, a list of one of those, or ``X |
+    None``; of their metadata, ``help`` and ``metavar`` are used. Required flags are left to ``make_options``, since a
+    configuration file may give them.
     """
     parser = FlagParser(command)
     group = parser.add_argument_group("flags")
@@ -111,13 +107,9 @@ def with_underscores(argv: Iterable[str]) -> list[str]:
 
 
 def refuse_left_over(command: str, left_over: Sequence[str], valid_names: Iterable[str], *, all_flags: str) -> None:
-    """Raise about the first string that no flag has taken.
+    """Raise about the first string that no flag has taken, if there is one.
 
-    Args:
-        command: name of the sub-command.
-        left_over: strings of the command line that were not understood; nothing happens if there are none.
-        valid_names: names of all flags of the sub-command, without dashes.
-        all_flags: the flag that lists them, ``--help`` or ``--help-all``.
+    ``valid_names`` are those of all flags of the sub-command, and ``all_flags`` is the flag that lists them.
 
     Raises:
         UsageError: names the unknown flag and the nearest valid one.
@@ -139,28 +131,6 @@ def nearest(name: str, valid_names: Iterable[str]) -> str | None:
     return matches[0] if matches else None
 
 
-def as_argv(values: Mapping[str, Any]) -> list[str]:
-    """Values of a configuration file as the flags that say the same; a null leaves the default and gives no flag."""
-    argv: list[str] = []
-    for name, value in values.items():
-        if isinstance(value, list):
-            argv += [f"--{name}", *(_as_text(item) for item in value)]
-        elif value is not None:
-            argv.append(f"--{name}={_as_text(value)}")
-    return argv
-
-
-def _as_text(value: Any) -> str:
-    """A value as one would type it: ``true`` for True, the items of a list apart, JSON for a mapping."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list | tuple):
-        return " ".join(_as_text(item) for item in value)
-    if isinstance(value, Mapping):
-        return json.dumps(value)
-    return str(value)
-
-
 def _canonical_flag(string: str) -> str:
     name, equals, value = string.partition("=")
     return "--" + name[2:].replace("-", "_") + equals + value
@@ -172,23 +142,19 @@ def _boolean(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"takes true or false, not {text!r}")
 
 
-def _whole_number(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"takes a whole number, not {text!r}") from None
+def _number(kind: type, what: str) -> Callable[[str], Any]:
+    def convert(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"takes {what}, not {text!r}") from None
 
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"takes a number, not {text!r}") from None
+    return convert
 
 
 _CONVERTERS: dict[type, tuple[Any, str]] = {
-    int: (_whole_number, "INT"),
-    float: (_number, "FLOAT"),
+    int: (_number(int, "a whole number"), "INT"),
+    float: (_number(float, "a number"), "FLOAT"),
     str: (str, "TEXT"),
     Path: (Path, "PATH"),
 }

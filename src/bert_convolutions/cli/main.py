@@ -8,12 +8,12 @@ import re
 import select
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 
 from bert_convolutions import __version__
 from bert_convolutions.cli.commands import COMMANDS
 from bert_convolutions.cli.flags import nearest
-from bert_convolutions.cli.quiet import silence_libraries
 from bert_convolutions.errors import EXIT_USAGE, EXTRAS, CommandError, UsageError, install_command
 
 TRACEBACK_VARIABLE = "BERTCONV_TRACEBACK"
@@ -29,6 +29,16 @@ _BAD_PLACES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISD
 _FULL_DISK = ("No space left", "StorageFull", "PytorchStreamWriter failed writing")
 _NO_MEMORY = ("DefaultCPUAllocator", "out of memory", "bad_alloc", "annot allocate memory")
 """In the words of PyTorch, CUDA, C++ and the kernel."""
+_ENVIRONMENT = {
+    "TOKENIZERS_PARALLELISM": "false",  # or its warning about forks, once a DataLoader has workers
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",  # nothing is fetched unless asked: HF_HUB_OFFLINE=0 in the environment asks
+}
+_IRRELEVANT_WARNINGS = (
+    r".*pin_memory.* argument is set as true but no accelerator is found",
+    r".*`broadcast_buffers` is deprecated",  # accelerate, about the argument that it sets itself
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,19 +102,21 @@ def run(argv: Sequence[str]) -> None:
         raise UsageError(f"there is no sub-command {name!r}; {suggestion}")
 
 
+def silence_libraries() -> None:
+    """Keep messages of libraries that tell the user nothing off the terminal; what the user has set stays."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    for message in _IRRELEVANT_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+
+
 def _overview() -> str:
     width = max(map(len, COMMANDS))
-    lines = [f"  {command.name:<{width}}  {command.purpose}" for command in COMMANDS.values()]
-    return "\n".join(
-        [
-            "usage: bertconv SUB-COMMAND [--flag value ...]",
-            "",
-            "BERT encoders that mix self-attention with convolutions, from plain text to a GLUE submission.",
-            "",
-            *lines,
-            "",
-            "bertconv SUB-COMMAND --help shows its flags. bertconv --version prints the version.",
-        ]
+    lines = "\n".join(f"  {command.name:<{width}}  {command.purpose}" for command in COMMANDS.values())
+    return (
+        "usage: bertconv SUB-COMMAND [--flag value ...]\n\n"
+        "BERT encoders that mix self-attention with convolutions, from plain text to a GLUE submission.\n\n"
+        f"{lines}\n\nbertconv SUB-COMMAND --help shows its flags. bertconv --version prints the version."
     )
 
 

@@ -1,8 +1,7 @@
 """The flags that a sub-command passes on to ``transformers.Trainer``, which is imported when they are read."""
 
 import dataclasses
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from bert_convolutions.cli.config_file import ConfigFile
 from bert_convolutions.cli.flags import FlagParser, refuse_left_over
@@ -24,14 +23,11 @@ class TrainerFlags:
     """Names of the sub-command's own flags, which a misspelt flag may have meant."""
     argv: tuple[str, ...] = ()
     """The strings that the sub-command's own flags left over."""
-    config: ConfigFile = dataclasses.field(default_factory=lambda: ConfigFile(Path(), {}, {}))
+    config: ConfigFile = dataclasses.field(default_factory=ConfigFile)
     """The keys of the configuration file that are none of the sub-command's own."""
 
     def parse(self, arguments_class: type[ArgumentsT]) -> ArgumentsT:
-        """The Trainer's arguments.
-
-        Args:
-            arguments_class: ``TrainingArguments`` or a class derived from it; its defaults are the flags' defaults.
+        """The Trainer's arguments, of a class whose defaults are the flags' defaults.
 
         Raises:
             UsageError: an unknown flag or key, a value of the wrong type, no ``--output_dir``, or a combination that
@@ -60,3 +56,41 @@ def trainer_parser(command: str, arguments_class: "type[TrainingArguments]") -> 
         """The Trainer's parser, strict and with our help format."""
 
     return TrainerParser(command, dataclass_types=arguments_class)
+
+
+class CommonFlag(NamedTuple):
+    """A Trainer's flag as ``--help`` shows it."""
+
+    name: str
+    kind: str
+    default: Any
+    help: str
+
+
+COMMON_TRAINER_FLAGS = (
+    CommonFlag("output_dir", "DIR", None, "folder for checkpoints and results (required)"),
+    CommonFlag("do_train", "true|false", False, "train"),
+    CommonFlag("do_eval", "true|false", False, "evaluate"),
+    CommonFlag("do_predict", "true|false", False, "predict the test sets (glue)"),
+    CommonFlag("per_device_train_batch_size", "INT", 8, "examples a step on each device"),
+    CommonFlag("gradient_accumulation_steps", "INT", 1, "batches summed before each update"),
+    CommonFlag("max_steps", "INT", -1, "updates in all; -1 leaves it to --num_train_epochs"),
+    CommonFlag("num_train_epochs", "FLOAT", 3.0, "passes over the data, without --max_steps"),
+    CommonFlag("learning_rate", "FLOAT", 5e-5, "peak learning rate of AdamW, which then decays linearly to 0"),
+    CommonFlag("warmup_steps", "FLOAT", 0, "updates of linear warm-up; below 1, a share of all"),
+    CommonFlag("adam_epsilon", "FLOAT", 1e-8, "AdamW's epsilon"),
+    CommonFlag("weight_decay", "FLOAT", 0.0, "AdamW's weight decay; none for biases and LayerNorm"),
+    CommonFlag("max_grad_norm", "FLOAT", 1.0, "gradients are clipped to this norm"),
+    CommonFlag("save_steps", "FLOAT", 500, "updates between checkpoints"),
+    CommonFlag("save_total_limit", "INT", None, "checkpoints kept; all if not given"),
+    CommonFlag("logging_steps", "FLOAT", 100, "updates between logged losses"),
+    CommonFlag("eval_strategy", "{no,steps,epoch}", "no", "when to evaluate during training"),
+    CommonFlag("eval_steps", "FLOAT", None, "updates between evaluations"),
+    CommonFlag("seed", "INT", 42, "seed of weights, dropout, order and masking"),
+    CommonFlag("bf16", "true|false", False, "compute in bfloat16; the weights stay float32"),
+    CommonFlag("torch_compile", "true|false", False, "compile the model"),
+    CommonFlag("resume_from_checkpoint", "true|DIR", None, "go on from the newest valid checkpoint, or from this one"),
+    CommonFlag("dataloader_num_workers", "INT", 0, "processes that prepare batches"),
+    CommonFlag("report_to", "TEXT", "none", "tensorboard (with pictures of the kernels), wandb or trackio"),
+)
+"""Those in daily use, for ``--help``, which doesn't wait for the import that reading all of them takes."""

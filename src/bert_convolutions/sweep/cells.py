@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,11 @@ from typing import Any
 
 import yaml
 
-from bert_convolutions import files
 from bert_convolutions.attention.spec import parse_kernel, parse_projection
 from bert_convolutions.errors import UsageError
+from bert_convolutions.flags import as_argv, as_text
 from bert_convolutions.glue.options import GlueOptions
-from bert_convolutions.parsing import parse, read_model
+from bert_convolutions.parsing import parse, read_model, read_yaml
 from bert_convolutions.probes.options import LocalOrderOptions, MinimalPairsOptions
 from bert_convolutions.schemas import CellRecord, Experiment, Flags
 from bert_convolutions.training.options import PretrainOptions
@@ -72,13 +73,7 @@ class Cell:
     @property
     def argv(self) -> list[str]:
         """The words after ``bertconv``."""
-        words = [self.command]
-        for flag, value in self.flags.items():
-            if isinstance(value, list):
-                words += [f"--{flag}", *map(_as_text, value)]
-            elif value is not None:
-                words.append(f"--{flag}={_as_text(value)}")
-        return words
+        return [self.command, *as_argv(self.flags)]
 
     @property
     def record_path(self) -> Path:
@@ -116,11 +111,9 @@ class Cell:
 
 
 def read_experiment(path: Path, changes: Sequence[str] = ()) -> Experiment:
-    """Read an experiment file.
+    """Read an experiment file in YAML, and ``changes``, ``flag=value`` for its base over what the file says.
 
-    Args:
-        path: YAML. ``extends`` names other files, whose keys it takes where it has none; ``base`` is merged by flag.
-        changes: ``flag=value`` for the base, over what the file says.
+    ``extends`` names other files, whose keys it takes where it has none; ``base`` is merged flag by flag.
 
     Raises:
         UsageError: it can't be read, names a flag that there is not, or two variants that differ in speed alone.
@@ -142,12 +135,7 @@ def read_experiment(path: Path, changes: Sequence[str] = ()) -> Experiment:
 
 def _read_yaml(path: Path, depth: int = 0) -> dict[str, Any]:
     """The mapping of a file and of those it extends."""
-    try:
-        value = yaml.safe_load(files.read_small(path).decode("utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path} can't be read: {error.strerror}; give an experiment file") from error
-    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise UsageError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
+    value = read_yaml(path, f"experiment file {path}")
     parents = value.pop("extends", []) if isinstance(value, dict) else []
     parents = [parents] if isinstance(parents, str) else parents
     if not isinstance(value, dict) or not isinstance(parents, list) or depth > _DEEPEST:
@@ -179,6 +167,11 @@ def plan_cells(experiment: Experiment, folder: Path) -> list[Cell]:
         for variant in experiment.variants
         for cell in _cells_of_model(experiment, variant, seed, folder / variant / f"seed{seed}")
     ]
+
+
+def by_model(cells: Iterable[Cell]) -> list[list[Cell]]:
+    """Planned cells, those of the same variant and seed together."""
+    return [list(group) for _, group in itertools.groupby(cells, key=lambda cell: (cell.variant, cell.seed))]
 
 
 def _cells_of_model(experiment: Experiment, variant: str, seed: int, folder: Path) -> Iterable[Cell]:
@@ -245,7 +238,7 @@ def _check_flags(path: Path, experiment: Experiment) -> None:
                     f"{path}: {part}: there is no flag {flag}{f', did you mean {hint[0]}?' if hint else ''}"
                 )
             if isinstance(value, list) and "list" not in known[flag].lower():
-                joined = ",".join(map(_as_text, value))
+                joined = ",".join(map(as_text, value))
                 raise UsageError(f"{path}: {part}: {flag} takes one value, not a list; perhaps {flag}: {joined}")
 
 
@@ -258,7 +251,3 @@ def _scientific_words(argv: Sequence[str]) -> Iterable[str]:
     """Without flags of speed, and without the places in the sweep's folder, which may have been moved since."""
     others = {*_SPEED_ONLY, *_SET_BY_THE_SWEEP} - {"seed"}
     return (word for word in argv if word.removeprefix("--").partition("=")[0] not in others)
-
-
-def _as_text(value: bool | int | float | str) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

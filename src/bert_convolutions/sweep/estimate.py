@@ -1,12 +1,12 @@
-"""What a cell will cost before it is run: parameters, FLOPs, and time by a short measurement or by finished cells."""
+"""What a cell will cost before it is run: parameters, FLOPs, and time by a short measurement."""
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.benchmark import Timer
 from transformers import PreTrainedModel
 
 from bert_convolutions.data.tokenizer import load_tokenizer
@@ -41,11 +41,7 @@ class Cost:
 
 
 def estimate(cell: Cell, flops_per_second: float) -> Cost:
-    """The cost of a ``pretrain`` cell.
-
-    Args:
-        cell: the cell.
-        flops_per_second: that training reaches on this machine, by ``measure_flops`` or finished cells.
+    """The cost of a ``pretrain`` cell, where training reaches so many FLOP/s (``measure_flops``).
 
     Raises:
         UsageError: model or tokenizer can't be read.
@@ -115,13 +111,5 @@ def measure_flops() -> float:
     """FLOP/s that training will reach on this machine, judged by matrix products of a small model's size."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     one, other = torch.randn(2048, 256, device=device), torch.randn(256, 1024, device=device)
-    count, start, took = 0, 0.0, 0.0
-    while took < 0.2:
-        if count == 2:  # the first two warm up
-            start = time.perf_counter()
-        product = one @ other
-        count += 1
-        if count > 2:
-            product.sum().item()  # waits for the device
-            took = time.perf_counter() - start
-    return _SHARE_OF_PRODUCTS * 2 * one.numel() * other.shape[1] * (count - 2) / took
+    timer = Timer("one @ other", globals={"one": one, "other": other}, num_threads=torch.get_num_threads())
+    return _SHARE_OF_PRODUCTS * 2 * one.numel() * other.shape[1] / timer.blocked_autorange().median

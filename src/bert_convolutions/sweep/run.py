@@ -11,15 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from bert_convolutions import files
 from bert_convolutions.environment import environment
 from bert_convolutions.errors import EXIT_INTERRUPTED, CommandError, RunInterrupted, UsageError
 from bert_convolutions.schemas import CellRecord, Experiment
-from bert_convolutions.sweep.cells import PRETRAIN, Cell, plan_cells, read_experiment
+from bert_convolutions.sweep.cells import PRETRAIN, Cell, by_model, plan_cells, read_experiment
 from bert_convolutions.sweep.options import SweepOptions
-from bert_convolutions.terminal import duration, make_console, say
+from bert_convolutions.terminal import duration, make_console, make_table, say
 
 EXPERIMENT_NAME = "experiment.json"
 """What the folder's sweep was, for ``bertconv report``."""
@@ -139,8 +137,7 @@ def _time_left(cells: Sequence[Cell], took: dict[str, list[float]]) -> float | N
 
 
 def _last_line(path: Path) -> str:
-    lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it said nothing"
+    return (path.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"])[-1]
 
 
 def _submit(cells: Sequence[Cell], options: SweepOptions) -> None:
@@ -152,12 +149,10 @@ def _submit(cells: Sequence[Cell], options: SweepOptions) -> None:
     executor = submitit.AutoExecutor(folder=str(options.output_dir / _SUBMITTED), cluster=options.executor)
     parameters = dict(option.split("=", 1) for option in options.executor_options)
     executor.update_parameters(**{name: int(text) if text.isdigit() else text for name, text in parameters.items()})
-    groups: dict[tuple[str, int], list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault((cell.variant, cell.seed), []).append(cell)
-    jobs = [executor.submit(run_cells, group) for group in groups.values()]
-    for (variant, seed), job in zip(groups, jobs, strict=True):
-        say(f"{variant}/seed{seed}: job {job.job_id}, log {job.paths.stderr}")
+    jobs = []
+    for group in by_model(cells):
+        jobs.append(executor.submit(run_cells, group))
+        say(f"{group[0].variant}/seed{group[0].seed}: job {jobs[-1].job_id}, log {jobs[-1].paths.stderr}")
     if options.executor == "local":
         failures = [fault for job in jobs if (fault := job.exception()) is not None]
         if failures:
@@ -172,9 +167,8 @@ def _describe(experiment: Experiment, cells: Sequence[Cell], missing: Sequence[C
 
     console = make_console()
     speed = measure_flops()
-    table = Table(title=experiment.question or None, title_justify="left", box=None, pad_edge=False)
-    for heading in ("variant", "parameters", "tokens a run", "training FLOPs a run", "time a run", "runs missing"):
-        table.add_column(heading, justify="left" if heading == "variant" else "right")
+    headings = ("parameters", "tokens a run", "training FLOPs a run", "time a run", "runs missing")
+    table = make_table(experiment.question, "variant", *headings)
     total = 0.0
     for variant in experiment.variants:
         pretrain = next(cell for cell in cells if cell.variant == variant and cell.command == PRETRAIN)

@@ -65,15 +65,9 @@ def _without_zero(interval: Interval) -> bool:
 def compare(
     values: Mapping[str, Mapping[int, float]], baseline: str | None, larger_is_better: bool
 ) -> dict[str, Comparison]:
-    """Summarise one metric.
+    """Summarise one metric, given by variant and seed, for each variant that has values, in the order given.
 
-    Args:
-        values: by variant and seed; variants without any are left out.
-        baseline: the variant that the others are compared to; None, or one without values: no comparison.
-        larger_is_better: which of the values is best.
-
-    Returns:
-        By variant, in the order given.
+    The others are compared to ``baseline``, unless it is None or has no values.
     """
     compared: dict[str, Comparison] = {}
     for variant, by_seed in values.items():
@@ -156,10 +150,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def tokens_to_loss(tokens: Sequence[float], losses: Sequence[float], level: float) -> float | None:
     """Tokens after which a curve first reaches a loss, interpolated in log tokens; None if it doesn't.
 
-    Args:
-        tokens: seen at each evaluation, rising, above 0.
-        losses: at these.
-        level: the loss.
+    ``tokens``, rising and above 0, are those seen at each evaluation, and ``losses`` what it gave.
     """
     for index, loss in enumerate(losses):
         if loss <= level:
