@@ -1,8 +1,10 @@
 """Files and folders: written whole or not at all, replaced without a moment of loss, held by one run at a time."""
 
 import contextlib
+import csv
 import errno
 import hashlib
+import io
 import json
 import os
 import select
@@ -11,7 +13,7 @@ import socket
 import stat
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -73,6 +75,15 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     sync(path.parent)
 
 
+@contextlib.contextmanager
+def folder_beside(target: Path) -> Iterator[Path]:
+    """Make a temporary sibling ``.NAME.RANDOM.tmp`` of ``target``, and its parent; the sibling is removed again."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    prefix, parent = f".{target.name}.", target.parent
+    with tempfile.TemporaryDirectory(".tmp", prefix, parent, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write ``path`` so that a crash leaves the old file or the new one, never a part."""
     with whole_file(path) as file:
@@ -87,6 +98,13 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """``write_text`` of a JSON value, indented, keys in their order."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    """``write_text`` of rows, the headings first, as comma-separated values."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    write_text(path, buffer.getvalue())
 
 
 def remove_temporaries(folder: Path) -> None:

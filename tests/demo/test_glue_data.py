@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from bert_convolutions.demo.corpus import Speech, split_speeches
-from bert_convolutions.demo.glue_data import write_glue_data
-from bert_convolutions.demo.glue_examples import QUESTIONS, exchange_neighbours, halves
+from bert_convolutions.demo.glue_data import QUESTIONS, exchange_neighbours, halves, write_glue_data
 from bert_convolutions.glue.reading import read_examples
 from bert_convolutions.glue.tasks import TASKS
 

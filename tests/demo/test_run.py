@@ -9,11 +9,9 @@ import pytest
 
 from bert_convolutions.cli.commands import COMMANDS
 from bert_convolutions.demo import run as demo_run
-from bert_convolutions.demo.commands import command_line
 from bert_convolutions.demo.corpus import Speech
 from bert_convolutions.demo.options import QUICK, DemoOptions
-from bert_convolutions.demo.places import Places
-from bert_convolutions.demo.run import MODELS, run_demo
+from bert_convolutions.demo.run import MODELS, Places, command_line, run_demo
 from bert_convolutions.errors import RunInterrupted, UsageError
 from bert_convolutions.training.options import PretrainOptions
 

@@ -10,6 +10,7 @@ from bert_convolutions import CompositeBertConfig, CompositeBertForMaskedLM
 from bert_convolutions.cli.main import main
 from bert_convolutions.data.tokenizer import CompositeBertTokenizer
 from bert_convolutions.schemas import Experiment
+from tests.helpers import TINY
 
 TEXT = """the cat sees a dog and the dog sees a cat
 a man and the cat sit near the old tree
@@ -75,9 +76,8 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
     )
     (folder / "experiment.json").write_text(experiment.model_dump_json())
-    sizes = {"hidden_size": 16, "embedding_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
     for variant, kernel, fall in (("absolute", "dot_product", 0.5), ("composite", KERNEL, 1.0)):
-        config = CompositeBertConfig(vocab_size=len(tokenizer), intermediate_size=32, attention_kernel=kernel, **sizes)
+        config = CompositeBertConfig(vocab_size=len(tokenizer), embedding_size=8, attention_kernel=kernel, **TINY)
         for seed in (1, 2, 3):
             losses = [8 + seed / 100 - fall * number for number in range(4)]
             leave_run(folder / variant / f"seed{seed}", tokenizer, config, losses, 0.5 + fall / 4 + seed / 100)

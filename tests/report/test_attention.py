@@ -9,16 +9,15 @@ import torch
 from bert_convolutions import CompositeBertConfig, CompositeBertForMaskedLM
 from bert_convolutions.cli.main import main
 from bert_convolutions.probes.run import load_model
-from bert_convolutions.report.attention import OFFSETS, attention_of, measure
-from bert_convolutions.report.attention_figures import sentence_values
+from bert_convolutions.report.attention import OFFSETS, attention_of, measure, sentence_values
+from tests.helpers import TINY
 from tests.report.conftest import SENTENCE
 
 TEXTS = [[1, 5, 3, 8, 2, 9, 4], [7, 7, 3, 6], [2, 4, 6, 8, 10, 12, 14, 16, 18, 11]]
 
 
 def model_of(kernel: str) -> CompositeBertForMaskedLM:
-    sizes = {"hidden_size": 16, "embedding_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = CompositeBertConfig(vocab_size=20, intermediate_size=32, attention_kernel=kernel, **sizes)
+    config = CompositeBertConfig(vocab_size=20, embedding_size=8, attention_kernel=kernel, **TINY)
     return CompositeBertForMaskedLM(config).eval()
 
 

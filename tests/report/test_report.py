@@ -12,11 +12,9 @@ from torch import Tensor
 
 from bert_convolutions.attention.terms import TERMS, Term
 from bert_convolutions.errors import UsageError
-from bert_convolutions.report.curves import plot_loss_curves
 from bert_convolutions.report.kernels import plot_kernels, read_kernels
-from bert_convolutions.report.runs import read_loss_history
+from bert_convolutions.report.runs import comparison_table, plot_loss_curves, read_loss_history
 from bert_convolutions.report.style import line_colors
-from bert_convolutions.report.table import comparison_table
 
 REACH, HEADS, HEAD_SIZE = 3, 2, 4
 
@@ -84,7 +82,7 @@ def test_curves(tmp_path: Path) -> None:
 
 
 def test_kernels_are_read_by_layer(tmp_path: Path) -> None:
-    kernels = read_kernels(write_model(tmp_path / "model", layers=11), "convq_param")
+    kernels = read_kernels(write_model(tmp_path / "model", layers=11))["convq"]
     assert list(kernels) == list(range(11))
     assert all((kernel == layer).all() and kernel.shape == (HEAD_SIZE, 7) for layer, kernel in kernels.items())
 
@@ -107,7 +105,7 @@ def test_a_new_term_is_drawn_by_its_declaration(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(TERMS, "mirrored", Term("key", dynamic=False, shape=shape, initial="zeros", kernel=mirror))
     tensors = {"bert.encoder.layer.0.attention.self.mirrored_param": np.arange(8, dtype=np.float32).reshape(1, 2, 1, 4)}
     save_file(tensors, tmp_path / "model.safetensors")
-    kernel = read_kernels(tmp_path, "mirrored_param")[0]
+    kernel = read_kernels(tmp_path)["mirrored"][0]
     assert kernel.tolist() == [[4, 3, 2, 0, 1, 2, 3], [8, 7, 6, 4, 5, 6, 7]], "over key minus query"
     assert plot_kernels(tmp_path, tmp_path / "kernels.png")
     assert_png(tmp_path / "kernels.png")

@@ -173,7 +173,7 @@ COMMANDS = {command.name: command for command in (
             "Say what a sweep found: one HTML file with pictures, tables and intervals, and the PNG and CSV behind it.",
             ".report.options:ReportOptions", ".report.sweep:write_report", result="report"),
     Command("plot-kernels", "Draw the convolution kernels that a model's attention has learned.",
-            ".report.options:PlotKernelsOptions", ".report.sweep:run_plot_kernels", result="kernels"),
+            ".report.options:PlotKernelsOptions", ".report.kernels:run_plot_kernels", result="kernels"),
     Command("convert",
             "Convert the original's checkpoints, or BERT, ELECTRA and their kin, into ours, terms added where asked.",
             ".convert.options:ConvertOptions", ".convert.original:run_convert", result="converted checkpoint"),

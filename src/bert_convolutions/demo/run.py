@@ -3,9 +3,11 @@
 The steps are listed in ``_steps``; each finds what an earlier run has finished and does not do it again.
 """
 
+import dataclasses
+import shlex
+import shutil
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -18,20 +20,19 @@ from bert_convolutions.data.build.pipeline import build_dataset
 from bert_convolutions.data.build.train_tokenizer import train_tokenizer
 from bert_convolutions.data.options import BuildDatasetOptions, TrainTokenizerOptions
 from bert_convolutions.data.pieces import MODEL_FILE
-from bert_convolutions.demo.commands import command_line
 from bert_convolutions.demo.corpus import Speech, Split, load_speeches, split_speeches, write_text
 from bert_convolutions.demo.glue_data import write_glue_data
 from bert_convolutions.demo.options import FULL, QUICK, DemoOptions
-from bert_convolutions.demo.places import Places
-from bert_convolutions.errors import RunInterrupted
+from bert_convolutions.errors import RunInterrupted, UsageError
 from bert_convolutions.files import run_lock
 from bert_convolutions.glue.options import CompileGlueOptions, GlueOptions
 from bert_convolutions.glue.run import run_glue
 from bert_convolutions.glue.submit import compile_submission, read_score
 from bert_convolutions.glue.tasks import DevSet, find_task
-from bert_convolutions.report.curves import plot_loss_curves
+from bert_convolutions.parsing import read_model
 from bert_convolutions.report.kernels import plot_kernels
-from bert_convolutions.report.table import comparison_table
+from bert_convolutions.report.runs import comparison_table, plot_loss_curves
+from bert_convolutions.schemas import DemoSettings
 from bert_convolutions.terminal import duration, make_console, make_table
 from bert_convolutions.training.arguments import BertTrainingArguments
 from bert_convolutions.training.options import PretrainOptions
@@ -52,6 +53,59 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 """What each model asks for beyond the configuration that all share."""
 ORDER_SCORES = {"CoLA": "Matthews x 100", "QQP": "accuracy, %"}
 """The tasks that only word order decides, with what they are scored by."""
+
+
+class Places:
+    """Everything below the output folder ``root``.
+
+    ``pretrained`` and ``finetuned`` hold a folder for each model, ``finetuned``'s with one for each task.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.train_text, self.held_out_text = root / "text" / "train.txt", root / "text" / "held-out.txt"
+        self.tokenizer = root / "tokenizer"
+        self.train_pairs, self.held_out_pairs = root / "pairs" / "train", root / "pairs" / "held-out"
+        self.model_config, self.hyperparameters = root / "model.json", root / "glue.yaml"
+        self.pretrained, self.finetuned = root / "pretrained", root / "glue"
+        self.glue_data, self.submission = root / "glue-data", root / "submission"
+        self.curves, self.kernels = root / "loss_curves.png", root / "kernels.png"
+
+    def named(self) -> dict[str, Path]:
+        """All that a demonstration makes, by name."""
+        return {name: path for name, path in vars(self).items() if name != "root"}
+
+    def claim(self, options: DemoOptions) -> None:
+        """Make the folder, or go on in one where the same demonstration has begun.
+
+        Raises:
+            UsageError: The folder holds something else, or a demonstration with other settings.
+        """
+        settings, record = DemoSettings(seed=options.seed, quick=options.quick), self.root / "demo.json"
+        if self.root.exists() and not self.root.is_dir():
+            raise UsageError(f"--output_dir {self.root} is a file; give a folder")
+        if record.exists():
+            try:
+                before = read_model(DemoSettings, record)
+            except UsageError as error:
+                raise UsageError(f"{error}: damaged; delete {self.root} or use another folder") from error
+            if options.overwrite_output_dir:
+                for path in self.named().values():
+                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            elif before != settings:
+                raise UsageError(
+                    f"--output_dir {self.root} holds a demo with {_flags(before)}, not {_flags(settings)}; use another "
+                    "folder, or start anew with --overwrite_output_dir"
+                )
+        elif self.root.exists() and any(self.root.iterdir()):
+            raise UsageError(f"--output_dir {self.root} is not empty and holds no demo; use another folder")
+        self.root.mkdir(parents=True, exist_ok=True)
+        files.write_json(record, settings.model_dump())
+
+
+def _flags(settings: DemoSettings) -> str:
+    """Settings as the flags that ask for them."""
+    return f"--seed {settings.seed} --quick {str(settings.quick).lower()}"
 
 
 def run_demo(options: DemoOptions) -> None:
@@ -268,4 +322,25 @@ class Demo:
 def _order_dev_set(task: str) -> DevSet:
     """The development set of an order task, scored by what is exactly at chance for a model that sees no order."""
     dev_set = find_task(task).dev[0]
-    return replace(dev_set, score="eval_acc") if task == "QQP" else dev_set
+    return dataclasses.replace(dev_set, score="eval_acc") if task == "QQP" else dev_set
+
+
+def command_line(name: str, options: Any, arguments: Mapping[str, Any] | None = None) -> str:
+    """The command that a library call with these options, defaults left out, and Trainer's arguments stands for."""
+    given = {
+        field.name: getattr(options, field.name)
+        for field in dataclasses.fields(options)
+        if getattr(options, field.name) != _default(field)
+    }
+    words = ["bertconv", name]
+    for flag, value in {**given, **(arguments or {})}.items():
+        words.append(f"--{flag}")
+        if isinstance(value, list):
+            words += map(str, value)
+        elif value is not True:
+            words.append("false" if value is False else str(value))
+    return shlex.join(words)
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -12,22 +13,48 @@ from safetensors import SafetensorError, safe_open
 
 from bert_convolutions.attention.terms import TERMS
 from bert_convolutions.errors import UsageError
+from bert_convolutions.report.options import PlotKernelsOptions
 from bert_convolutions.report.style import line_colors, save_figure
 
 PANELS_A_ROW = 4
 """Layers beside one another."""
+Kernels = dict[str, dict[int, np.ndarray]]
+"""By term and layer, in order: (d or H*d, 2n+1) of a dynamic term, else (H or 1, 2n+1), over the offset of the key."""
 
 
-def read_kernels(model_dir: Path, name: str) -> dict[int, np.ndarray]:
-    """Read one term's kernel in every layer's attention from ``model.safetensors``.
+def run_plot_kernels(options: PlotKernelsOptions) -> Path:
+    """Draw the kernels of a checkpoint, the original's included.
 
-    Args:
-        model_dir: The folder of a model.
-        name: The parameter of one of ``attention.terms.TERMS``, such as ``convfixed_param``.
+    Raises:
+        UsageError: it is no model, or has no kernels.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        model = options.checkpoint
+        if (model / "pytorch_model.bin").is_file() and not (model / "model.safetensors").is_file():
+            from bert_convolutions.convert.original import convert_checkpoint
 
-    Returns:
-        The kernel by layer, in the layers' order, over the offset of the key from the query: (d, 2n+1) of a dynamic
-        term, else (H or 1, 2n+1); float32. Empty where the model has none of it.
+            model = convert_checkpoint(model, Path(temporary) / "converted")
+        if not plot_kernels(model, options.output):
+            raise UsageError(f"{options.checkpoint} has no convolution kernels in its attention: nothing to draw")
+    return options.output
+
+
+def plot_kernels(model_dir: Path, output: Path) -> bool:
+    """Draw the kernels of a model's folder, as ``kernel_figure`` does, into a PNG, SVG or PDF.
+
+    Returns whether there are any; if not, nothing is written.
+
+    Raises:
+        UsageError: The folder holds no model.
+    """
+    figure = kernel_figure(read_kernels(model_dir), _kernel_name(model_dir))
+    if figure is not None:
+        save_figure(figure, output)
+    return figure is not None
+
+
+def read_kernels(model_dir: Path) -> Kernels:
+    """Read the kernels of every layer's attention from a model's ``model.safetensors``.
 
     Raises:
         UsageError: The folder holds no ``model.safetensors``, or a damaged one.
@@ -35,106 +62,84 @@ def read_kernels(model_dir: Path, name: str) -> dict[int, np.ndarray]:
     path = model_dir / "model.safetensors"
     if not path.is_file():
         raise UsageError(f"{model_dir} holds no model.safetensors: it is not the output folder of a finished run")
-    term = TERMS[name.removesuffix("_param")]
-    kernels = {}
+    kernels: Kernels = {name: {} for name in TERMS}
     try:
         with safe_open(path, framework="pt") as tensors:
             for key in tensors.keys():  # noqa: SIM118 - not a dict
-                match = re.search(rf"\blayer\.(\d+)\..*\b{name}$", key)
-                if match:
-                    kernels[int(match.group(1))] = term.seen_from_query(tensors.get_tensor(key)).float().numpy()
+                match = re.search(r"\blayer\.(\d+)\..*\b(\w+)_param$", key)
+                if match and match[2] in TERMS:
+                    kernel = TERMS[match[2]].seen_from_query(tensors.get_tensor(key))
+                    kernels[match[2]][int(match[1])] = kernel.float().numpy()
     except SafetensorError as error:
         raise UsageError(f"{path} can't be read ({error})") from error
-    return dict(sorted(kernels.items()))
+    return {name: dict(sorted(by_layer.items())) for name, by_layer in kernels.items() if by_layer}
 
 
-def plot_kernels(model_dir: Path, output: Path) -> bool:
-    """Draw the kernels of a model, as ``kernel_figure`` does, into a file.
-
-    Args:
-        model_dir: The folder of a model (``config.json``, ``model.safetensors``).
-        output: The PNG, SVG or PDF to write.
-
-    Returns:
-        Whether the model has any kernel; if not, nothing is written.
-
-    Raises:
-        UsageError: The folder holds no model.
-    """
-    figure = kernel_figure(read_all_kernels(model_dir), _kernel_name(model_dir))
-    if figure is not None:
-        save_figure(figure, output)
-    return figure is not None
-
-
-def read_all_kernels(model_dir: Path) -> dict[str, dict[int, np.ndarray]]:
-    """The kernels that a model has, as ``read_kernels`` gives them, by the name of their term."""
-    return {name: kernels for name in TERMS if (kernels := read_kernels(model_dir, f"{name}_param"))}
-
-
-def kernel_rows(kernels: dict[str, dict[int, np.ndarray]]) -> list[tuple[object, ...]]:
+def kernel_rows(kernels: Kernels) -> list[tuple[object, ...]]:
     """What is drawn: term, layer, head (of a fixed term), offset, and weight less its mean or norm."""
     rows: list[tuple[object, ...]] = []
-    for name, layers in kernels.items():
+    for term, layers in kernels.items():
         for layer, kernel in layers.items():
-            lines = (
-                {"": np.linalg.norm(kernel, axis=0)} if TERMS[name].dynamic else dict(enumerate(_less_mean(kernel), 1))
-            )
-            for head, line in lines.items():
+            for head, line in enumerate(_drawn(term, kernel), 1):
                 places = enumerate(line, -(len(line) // 2))
-                rows += [(name, layer + 1, head, offset, f"{value:.4f}") for offset, value in places]
+                named = "" if TERMS[term].dynamic else head
+                rows += [(term, layer + 1, named, offset, f"{value:.4f}") for offset, value in places]
     return rows
 
 
-def _less_mean(kernel: np.ndarray) -> np.ndarray:
+def _drawn(term: str, kernel: np.ndarray) -> np.ndarray:
+    """What is drawn of a kernel: the norm by offset of a dynamic one, or the heads of a fixed one less their means.
+
+    Subtracting a constant from a fixed kernel leaves the softmax unchanged.
+    """
+    if TERMS[term].dynamic:
+        return np.linalg.norm(kernel, axis=0, keepdims=True)
     return kernel - kernel.mean(1, keepdims=True)
 
 
-def kernel_figure(found: dict[str, dict[int, np.ndarray]], name: str) -> Figure | None:
+def kernel_figure(found: Kernels, name: str) -> Figure | None:
     """Draw kernels: the fixed ones a line a head, the dynamic ones as their norm by offset; None if there are none.
 
     The horizontal axis is the offset of the key from the query in tokens, negative for words before it; the outermost
-    offsets stand for everything at least that far away. Subtracting a constant from a fixed kernel leaves the softmax
-    unchanged, so each is drawn less its mean. A term of the keys is stored by query minus key and drawn reversed.
+    offsets stand for everything at least that far away. A term of the keys is stored by query minus key and drawn
+    reversed.
     """
     if not found:
         return None
-    fixed = {name: kernels for name, kernels in found.items() if not TERMS[name].dynamic}
-    dynamic = {name: kernels for name, kernels in found.items() if TERMS[name].dynamic}
-    heights = [2.2 * math.ceil(len(kernels) / PANELS_A_ROW) + 0.9 for kernels in fixed.values()]
-    heights += [1.6 + 0.28 * len(kernels) for kernels in dynamic.values()]
+    drawn = {
+        term: {layer: _drawn(term, kernel) for layer, kernel in kernels.items()}
+        for term, kernels in sorted(found.items(), key=lambda item: TERMS[item[0]].dynamic)
+    }
+    heights = [
+        1.6 + 0.28 * len(layers) if TERMS[term].dynamic else 2.2 * math.ceil(len(layers) / PANELS_A_ROW) + 0.9
+        for term, layers in drawn.items()
+    ]
     figure = Figure(figsize=(8, sum(heights) + 0.6), layout="constrained")
     figure.suptitle(f"Learned kernels of {name}", fontsize=11)
-    parts = iter(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
-    for name, kernels in fixed.items():
-        part = next(parts)
-        panels = panels_by_layer(part, {layer: _less_mean(kernel) for layer, kernel in kernels.items()})
-        for axes in panels:
+    parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for part, (term, layers) in zip(parts, drawn.items(), strict=True):
+        if TERMS[term].dynamic:
+            _draw_norms(part.subplots(), f"chosen by the {TERMS[term].side} ({term}): norm of its vector", layers)
+            continue
+        for axes in panels_by_layer(part, layers):
             axes.axhline(0, color="grey", linewidth=0.6, zorder=0)
-            _offset_ticks(axes, next(iter(kernels.values())).shape[-1] // 2)
-        part.suptitle(f"fixed ({name}): added to the score before softmax, less its mean", fontsize=10, weight="bold")
+            _offset_ticks(axes, next(iter(layers.values())).shape[-1] // 2)
+        part.suptitle(f"fixed ({term}): added to the score before softmax, less its mean", fontsize=10, weight="bold")
         part.supylabel("score", fontsize=10)
-    for name, kernels in dynamic.items():
-        _draw_norms(next(parts).subplots(), f"chosen by the {TERMS[name].side} ({name}): norm of its vector", kernels)
     return figure
 
 
 def _kernel_name(model_dir: Path) -> str:
     """The attention kernel as the configuration spells it, or the folder's name where that can't be read."""
     try:
-        config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((model_dir / "config.json").read_bytes())
         return f"“{config['attention_kernel']}” ({model_dir.name})"
     except (OSError, ValueError, KeyError):
         return model_dir.name
 
 
 def panels_by_layer(figure: Figure | SubFigure, lines: dict[int, np.ndarray]) -> list[Axes]:
-    """One panel a layer, one line a head, over the offset of the key from the query.
-
-    Args:
-        figure: where they are drawn, with the legend.
-        lines: by layer, (H, 2r+1) over the offsets from -r to r.
-    """
+    """Draw one panel a layer, one line a head; ``lines`` are, by layer, (H, 2r+1) over the offsets from -r to r."""
     columns = min(PANELS_A_ROW, len(lines))
     panels = figure.subplots(math.ceil(len(lines) / columns), columns, sharex=True, sharey=True, squeeze=False)
     colors = line_colors(max(len(values) for values in lines.values()))
@@ -153,14 +158,14 @@ def panels_by_layer(figure: Figure | SubFigure, lines: dict[int, np.ndarray]) ->
     return list(panels.flat[: len(lines)])
 
 
-def _draw_norms(axes: Axes, title: str, kernels: dict[int, np.ndarray]) -> None:
-    """A heat map, layers by offsets, of the Euclidean norm of each offset's vector."""
-    norms = np.stack([np.linalg.norm(kernel, axis=0) for kernel in kernels.values()])
+def _draw_norms(axes: Axes, title: str, layers: dict[int, np.ndarray]) -> None:
+    """A heat map, layers by offsets, of the Euclidean norm of each offset's vector, (1, 2n+1) in each layer."""
+    norms = np.concatenate(list(layers.values()))
     reach = norms.shape[1] // 2
     image = axes.imshow(
         norms, aspect="auto", cmap="viridis", extent=(-reach - 0.5, reach + 0.5, len(norms) - 0.5, -0.5)
     )
-    axes.set_yticks(range(len(norms)), [str(layer + 1) for layer in kernels])
+    axes.set_yticks(range(len(norms)), [str(layer + 1) for layer in layers])
     axes.set_ylabel("layer")
     axes.set_xlabel("offset of the key from the query (tokens)")
     axes.set_title(title, fontsize=10, weight="bold")

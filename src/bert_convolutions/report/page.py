@@ -1,9 +1,7 @@
 """A page that needs nothing else: text, tables and pictures in one HTML file, and the files behind them beside it."""
 
 import base64
-import csv
 import html
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,7 +50,7 @@ class Page:
         for suffix in (".png", ".svg"):
             save_figure(figure, self.folder / f"{name}{suffix}")
         if table is not None:
-            self.write_csv(table, name)
+            files.write_csv(self.folder / f"{name}.csv", [table[0], *table[1]])
         data = base64.b64encode((self.folder / f"{name}.png").read_bytes()).decode()
         text = html.escape(caption)
         width = round(figure.get_figwidth() * 96)
@@ -71,7 +69,7 @@ class Page:
             kind: ``text`` aligns all columns to the left.
         """
         header, rows = table
-        self.write_csv(table, name)
+        files.write_csv(self.folder / f"{name}.csv", [header, *rows])
         head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
         body = []
         for number, row in enumerate(rows):
@@ -80,13 +78,6 @@ class Page:
             body.append(f'<tr style="font-weight:bold">{cells}</tr>' if strong else f"<tr>{cells}</tr>")
         wide = f'<div class="wide {kind}"><table><tr>{head}</tr>{"".join(body)}</table></div>'
         self.parts.append(f"<details><summary>{html.escape(folded)}</summary>{wide}</details>" if folded else wide)
-
-    def write_csv(self, table: Table, name: str) -> None:
-        """``name.csv``."""
-        header, rows = table
-        buffer = io.StringIO()
-        csv.writer(buffer, lineterminator="\n").writerows([header, *rows])
-        files.write_text(self.folder / f"{name}.csv", buffer.getvalue())
 
     def html(self, title: str) -> str:
         """The whole page."""

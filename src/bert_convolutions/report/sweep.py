@@ -1,25 +1,24 @@
 """``bertconv report``: a sweep's answer as one HTML file that needs nothing else, and what is behind it beside it."""
 
 import json
+import re
 import shlex
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from bert_convolutions import files
-from bert_convolutions.convert.options import ConvertOptions
 from bert_convolutions.data.store import MANIFEST_FILE, ArrowStore
 from bert_convolutions.data.tokenizer import tokenizer_hash
 from bert_convolutions.environment import environment
 from bert_convolutions.errors import UsageError
 from bert_convolutions.parsing import read_json
 from bert_convolutions.probes.run import load_model
-from bert_convolutions.report import attention_figures, sweep_figures
-from bert_convolutions.report.attention import AttentionOnText, SentenceAttention, attention_of, measure
-from bert_convolutions.report.kernels import kernel_figure, kernel_rows, plot_kernels, read_all_kernels
-from bert_convolutions.report.options import PlotKernelsOptions, ReportOptions
+from bert_convolutions.report import attention, sweep_figures
+from bert_convolutions.report.kernels import kernel_figure, kernel_rows, read_kernels
+from bert_convolutions.report.options import ReportOptions
 from bert_convolutions.report.page import Page, Table
 from bert_convolutions.report.sweep_results import (
     Run,
@@ -41,10 +40,7 @@ _LONGEST = 128
 
 
 def write_report(options: ReportOptions) -> Path:
-    """Write ``report.html``, its pictures and tables.
-
-    Returns:
-        The HTML file.
+    """Write ``report.html``, whose path is returned, and its pictures and tables.
 
     Raises:
         UsageError: the folder is no sweep, or nothing in it is finished.
@@ -65,29 +61,10 @@ def write_report(options: ReportOptions) -> Path:
     return folder / "report.html"
 
 
-def run_plot_kernels(options: PlotKernelsOptions) -> Path:
-    """Draw the kernels of a checkpoint, the original's included.
-
-    Raises:
-        UsageError: it is no model, or has no kernels.
-    """
-    with tempfile.TemporaryDirectory() as temporary:
-        model = options.checkpoint
-        if (model / "pytorch_model.bin").is_file() and not (model / "model.safetensors").is_file():
-            from bert_convolutions.convert.original import run_convert
-
-            model = Path(temporary) / "converted"
-            run_convert(ConvertOptions(input=options.checkpoint, output_dir=model))
-        if not plot_kernels(model, options.output):
-            raise UsageError(f"{options.checkpoint} has no convolution kernels in its attention: nothing to draw")
-    return options.output
-
-
 def _how_much(results: SweepResults, cells: Sequence[Cell]) -> str:
     """What is there of the experiment."""
     finished = sum(cell.is_finished() for cell in cells)
-    seeds = {variant: len(runs) for variant in results.experiment.variants if (runs := results.of(variant))}
-    told = ", ".join(f"{variant} {count}" for variant, count in seeds.items())
+    told = ", ".join(f"{variant} {len(runs)}" for variant, runs in results.by_variant.items())
     return f"{finished} of {len(cells)} cells are finished. Seeds of each variant: {told}."
 
 
@@ -139,14 +116,15 @@ def _add_metrics(page: Page, results: SweepResults) -> None:
         "what the cheapest run took in all, so that a dearer run is judged before its learning rate has fallen to 0.",
     )
     flops, equal = at_equal_flops(results)
-    metrics = [(metric, results.values(metric), metric) for metric in results.metrics]
-    metrics += [(f"{metric} at {flops:.3g} training FLOPs", values, metric) for metric, values in equal.items()]
-    order = {metric: number for number, metric in enumerate(results.metrics)}
-    metrics.sort(key=lambda item: order[item[2]])
-    for number, (title, values, metric) in enumerate(metrics):
+    tables = []
+    for metric in results.metrics:
+        tables.append((metric, metric, results.values(metric)))
+        if metric in equal:
+            tables.append((metric, f"{metric} at {flops:.3g} training FLOPs", equal[metric]))
+    for number, (metric, title, values) in enumerate(tables):
         compared = compare(values, baseline, larger_is_better(metric))
         table, bold = _score_table(metric, compared, results)
-        name = f"score_{number}_{_file_name(title)}"
+        name = re.sub(r"\W", "_", f"score_{number}_{title}").strip("_")
         page.heading(title, level=3)
         page.table(table, name, bold)
         if title == metric:
@@ -159,7 +137,7 @@ def _score_table(metric: str, compared: Mapping[str, Comparison], results: Sweep
     digits = 3 if "loss" in metric else 4
     rows = []
     for variant, summary in compared.items():
-        runs = results.of(variant)
+        runs = results.by_variant[variant]
         deviation = f" ± {summary.deviation:.{digits}f}" if summary.seeds > 1 else ""
         difference = "" if summary.difference is None else f"{summary.difference:+.{digits}f}"
         few = "" if summary.difference is None else "too few seeds"
@@ -181,30 +159,31 @@ def _score_table(metric: str, compared: Mapping[str, Comparison], results: Sweep
         )
     header = ("variant", "seeds", "mean ± sd", "interval", "best", "difference", "its interval", "p (Holm)")
     costs = ("parameters", "training FLOPs", "tokens/s")
-    better = [summary.differs and _is_better(summary, metric) for summary in compared.values()]
+    better = [
+        summary.differs and ((summary.difference or 0.0) > 0) == larger_is_better(metric)
+        for summary in compared.values()
+    ]
     return ((*header, *costs), rows), better
-
-
-def _is_better(summary: Comparison, metric: str) -> bool:
-    return summary.difference is not None and (summary.difference > 0) == larger_is_better(metric)
 
 
 def _add_probes(page: Page, results: SweepResults) -> None:
     baseline = results.experiment.baseline or ""
     for name in results.experiment.evaluate.minimal_pairs:
-        _add_differences(page, results, name, f"{name}: difference of mean accuracy to {baseline}, by phenomenon.")
-    if any(run.glue for run in results.runs):
-        _add_differences(page, results, "glue", f"GLUE: difference of mean dev scores to {baseline}, times 100.")
-    figure = sweep_figures.order_lines(results, "local_order")
+        caption = f"{name}: difference of mean accuracy to {baseline}, by phenomenon."
+        _add_differences(page, results, name, partial(Run.by_phenomenon, probe=name), caption)
+    caption = f"GLUE: difference of mean dev scores to {baseline}, times 100."
+    _add_differences(page, results, "glue", lambda run: run.glue, caption)
+    figure = sweep_figures.order_lines(results)
     if figure is not None:
         page.heading("Local order")
         caption = "Local order: right pairs by how far a word was moved; 50 % is chance. The band spans the seeds."
-        table = (("variant", "seed", "distance", "accuracy"), sweep_figures.order_rows(results, "local_order"))
+        table = (("variant", "seed", "distance", "accuracy"), sweep_figures.order_rows(results))
         page.figure(figure, "local_order", caption, table)
 
 
-def _add_differences(page: Page, results: SweepResults, name: str, caption: str) -> None:
-    figures_of = (lambda run: run.glue) if name == "glue" else sweep_figures.phenomena(name)
+def _add_differences(
+    page: Page, results: SweepResults, name: str, figures_of: Callable[[Run], Mapping[str, float]], caption: str
+) -> None:
     found = sweep_figures.differences(results, figures_of)
     if found is None:
         return
@@ -217,13 +196,10 @@ def _add_differences(page: Page, results: SweepResults, name: str, caption: str)
 
 def _add_attention(page: Page, results: SweepResults, options: ReportOptions) -> None:
     """Kernels, mean attention and the parts of the score, of each variant's first run."""
-    first: dict[str, Run] = {}
-    for run in results.runs:
-        first.setdefault(run.variant, run)
     page.heading("Inside the attention", "Of the first seed of each variant.")
-    on_text: dict[str, AttentionOnText] = {}
-    for variant, run in first.items():
-        kernels = read_all_kernels(run.folder)
+    on_text: dict[str, attention.AttentionOnText] = {}
+    for variant, (run, *_) in results.by_variant.items():
+        kernels = read_kernels(run.folder)
         figure = kernel_figure(kernels, f"{variant}, seed {run.seed}")
         if figure is not None:
             table: Table = (("term", "layer", "head", "offset", "weight or norm"), kernel_rows(kernels))
@@ -232,38 +208,38 @@ def _add_attention(page: Page, results: SweepResults, options: ReportOptions) ->
         model.eval()
         texts = _texts(results, options, tokenizer)
         if texts:
-            on_text[variant] = measure(model, texts)
+            on_text[variant] = attention.measure(model, texts)
             caption = f"Mean attention of {variant} by offset of the key, over {len(texts)} held-out examples."
-            table = (("layer", "head", "offset", "probability"), attention_figures.offset_rows(on_text[variant]))
-            figure = attention_figures.attention_by_offset(on_text[variant], f"{variant}, seed {run.seed}")
+            table = (("layer", "head", "offset", "probability"), attention.offset_rows(on_text[variant]))
+            figure = attention.attention_by_offset(on_text[variant], f"{variant}, seed {run.seed}")
             page.figure(figure, f"attention_{variant}", caption, table)
         if options.sentence:
-            _add_sentence(page, options, variant, attention_of(model, tokenizer, options.sentence))
+            _add_sentence(page, options, variant, attention.attention_of(model, tokenizer, options.sentence))
     if not on_text:
         say("the held-out data are not at hand: give --text for what attention does on text")
         page.paragraph("The held-out data were not at hand, so nothing was measured on text.")
     of_several = {variant: found for variant, found in on_text.items() if len(found.terms) > 1}
     if of_several:
         page.figure(
-            attention_figures.variance_bars(of_several),
+            attention.variance_bars(of_several),
             "variance",
             "How much of the variance of the scores over the keys of a query each term explains: its covariance with "
             "the sum over the variance of the sum. A negative share works against the other terms.",
-            (("variant", "layer", "head", "term", "share"), attention_figures.variance_rows(of_several)),
+            (("variant", "layer", "head", "term", "share"), attention.variance_rows(of_several)),
         )
 
 
-def _add_sentence(page: Page, options: ReportOptions, variant: str, found: SentenceAttention) -> None:
+def _add_sentence(page: Page, options: ReportOptions, variant: str, found: attention.SentenceAttention) -> None:
     heads = found.probabilities.shape[1]
     if options.head is not None and not 1 <= options.head <= heads:
         raise UsageError(f"--head {options.head}: {variant} has the heads 1 to {heads}")
     header = ("layer", "query", "key", *found.scores, "sum", "attention")
     page.figure(
-        attention_figures.sentence_maps(found, variant, options.head),
+        attention.sentence_maps(found, variant, options.head),
         f"sentence_{variant}",
         f"“{options.sentence}” in {variant}: the score of each term, less its mean over the keys, their sum, and the "
         "attention; queries downwards, keys to the right.",
-        (header, attention_figures.sentence_rows(found, options.head)),
+        (header, attention.sentence_rows(found, options.head)),
     )
 
 
@@ -311,12 +287,9 @@ def _add_what_was_run(page: Page, results: SweepResults, cells: Sequence[Cell]) 
 def _all_options(results: SweepResults) -> Table:
     """Every argument of the Trainer and field of the configuration, as the first run of each variant left them."""
     found: dict[str, dict[str, object]] = {}
-    for run in results.runs:
-        if run.variant not in found:
-            paths = [run.folder / name for name in ("training_args.json", "config.json")]
-            found[run.variant] = {
-                key: value for path in paths if path.is_file() for key, value in read_json(path).items()
-            }
+    for variant, (run, *_) in results.by_variant.items():
+        paths = [run.folder / name for name in ("training_args.json", "config.json")]
+        found[variant] = {key: value for path in paths if path.is_file() for key, value in read_json(path).items()}
     names = sorted({name for options in found.values() for name in options})
     rows = [(name, *(json.dumps(options.get(name)) for options in found.values())) for name in names]
     return ("option", *found), rows
@@ -337,7 +310,3 @@ def _data_hashes(results: SweepResults) -> str:
 
 def _interval(interval: Interval | None, digits: int) -> str:
     return "" if interval is None else f"{interval[0]:.{digits}f} to {interval[1]:.{digits}f}"
-
-
-def _file_name(text: str) -> str:
-    return "".join(character if character.isalnum() else "_" for character in text).strip("_")

@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 
 from bert_convolutions.report.style import line_colors, plain
 from bert_convolutions.report.sweep_results import Run, Saving, SweepResults
-from bert_convolutions.schemas import Accuracy
 from bert_convolutions.sweep.statistics import Comparison
 
+_ORDER = "local_order"
+"""The name of the order probe's cell."""
 _X_AXES: tuple[tuple[str, Callable[[Run], Sequence[float]]], ...] = (
     ("steps", lambda run: run.steps),
     ("tokens", lambda run: run.tokens),
@@ -20,7 +21,7 @@ _X_AXES: tuple[tuple[str, Callable[[Run], Sequence[float]]], ...] = (
 
 def colors(results: SweepResults) -> dict[str, object]:
     """One colour a variant that has runs, the same in every picture."""
-    variants = [variant for variant in results.experiment.variants if results.of(variant)]
+    variants = results.by_variant
     return dict(zip(variants, line_colors(len(variants)), strict=True))
 
 
@@ -29,10 +30,7 @@ def loss_curves(results: SweepResults) -> Figure:
     figure = Figure(figsize=(5, 10), layout="constrained")
     color = colors(results)
     for axes, (label, horizontal) in zip(figure.subplots(len(_X_AXES), 1), _X_AXES, strict=True):
-        for variant in results.experiment.variants:
-            runs = results.of(variant)
-            if not runs:
-                continue
+        for variant, runs in results.by_variant.items():
             count = min(len(run.steps) for run in runs)
             losses = np.array([run.losses[:count] for run in runs])
             xs = np.mean([horizontal(run)[:count] for run in runs], axis=0)
@@ -64,15 +62,15 @@ def dots(
     return figure
 
 
-def order_lines(results: SweepResults, name: str) -> Figure | None:
+def order_lines(results: SweepResults) -> Figure | None:
     """Accuracy of the order probe by how far the word was moved; None where no run has it."""
-    if not any(name in run.probes for run in results.runs):
+    if not any(_ORDER in run.probes for run in results.runs):
         return None
     figure = Figure(figsize=(5, 3.6), layout="constrained")
     axes = figure.add_subplot()
     color = colors(results)
-    for variant in results.experiment.variants:
-        probes = [run.probes[name].paradigms for run in results.of(variant) if name in run.probes]
+    for variant, runs in results.by_variant.items():
+        probes = [run.probes[_ORDER].paradigms for run in runs if _ORDER in run.probes]
         if not probes:
             continue
         distances = [int(paradigm.rpartition("_")[2]) for paradigm in probes[0]]
@@ -87,13 +85,13 @@ def order_lines(results: SweepResults, name: str) -> Figure | None:
     return figure
 
 
-def order_rows(results: SweepResults, name: str) -> list[tuple[object, ...]]:
+def order_rows(results: SweepResults) -> list[tuple[object, ...]]:
     """Variant, seed, distance and share of right pairs."""
     return [
         (run.variant, run.seed, paradigm.rpartition("_")[2], f"{found.accuracy:.4f}")
         for run in results.runs
-        if name in run.probes
-        for paradigm, found in run.probes[name].paradigms.items()
+        if _ORDER in run.probes
+        for paradigm, found in run.probes[_ORDER].paradigms.items()
     ]
 
 
@@ -137,34 +135,19 @@ Differences = tuple[list[str], list[str], NDArray[np.float64]]
 def differences(results: SweepResults, figures_of: Callable[[Run], Mapping[str, float]]) -> Differences | None:
     """Mean differences over seeds to the baseline; None where there is nothing to compare.
 
-    Args:
-        results: of the sweep.
-        figures_of: a run's figures, shares, by name; empty where it has none.
+    ``figures_of`` gives a run's shares by name, none where it has none.
     """
 
-    def means(variant: str) -> dict[str, float]:
-        found = [figures for run in results.of(variant) if (figures := figures_of(run))]
-        return {name: float(np.mean([figures[name] for figures in found])) for name in (found[0] if found else ())}
-
-    base = means(results.experiment.baseline or "")
-    others = {name: means(name) for name in results.experiment.variants if name != results.experiment.baseline}
-    others = {name: found for name, found in others.items() if found}
-    if not base or not others:
+    means: dict[str, dict[str, float]] = {}
+    for variant, runs in results.by_variant.items():
+        found = [figures for run in runs if (figures := figures_of(run))]
+        if found:
+            means[variant] = {name: float(np.mean([figures[name] for figures in found])) for name in found[0]}
+    base = means.pop(results.experiment.baseline or "", {})
+    if not base or not means:
         return None
-    table = [[100 * (found.get(row, np.nan) - base[row]) for found in others.values()] for row in base]
-    return [row.replace("_", " ") for row in base], list(others), np.array(table)
-
-
-def phenomena(name: str) -> Callable[[Run], dict[str, float]]:
-    """A run's accuracy on an evaluation by phenomenon, or by paradigm where there are none."""
-
-    def figures(run: Run) -> dict[str, float]:
-        if name not in run.probes:
-            return {}
-        groups: Mapping[str, Accuracy] = run.probes[name].phenomena or run.probes[name].paradigms
-        return {group: found.accuracy for group, found in groups.items()}
-
-    return figures
+    table = [[100 * (found.get(row, np.nan) - base[row]) for found in means.values()] for row in base]
+    return [row.replace("_", " ") for row in base], list(means), np.array(table)
 
 
 def difference_map(found: Differences, baseline: str) -> Figure:

@@ -11,8 +11,8 @@ from bert_convolutions.errors import UsageError
 from bert_convolutions.model.flops import count_flops
 from bert_convolutions.model.presets import load_config
 from bert_convolutions.parsing import read_json, read_model
-from bert_convolutions.schemas import Experiment, ProbeResults
-from bert_convolutions.sweep.cells import LOCAL_ORDER, MINIMAL_PAIRS, PRETRAIN, Cell, plan_cells
+from bert_convolutions.schemas import Accuracy, Experiment, ProbeResults
+from bert_convolutions.sweep.cells import LOCAL_ORDER, MINIMAL_PAIRS, PRETRAIN, Cell, by_model, plan_cells
 from bert_convolutions.sweep.estimate import bare_model, example_length, training_flops
 from bert_convolutions.sweep.run import EXPERIMENT_NAME
 from bert_convolutions.sweep.statistics import Interval, ratio_interval, tokens_to_loss
@@ -51,6 +51,13 @@ class Run:
     probes: dict[str, ProbeResults]
     glue: dict[str, float]
 
+    def by_phenomenon(self, probe: str) -> dict[str, float]:
+        """The accuracy on minimal pairs by phenomenon, or by paradigm where there are none; empty without the probe."""
+        if probe not in self.probes:
+            return {}
+        groups: Mapping[str, Accuracy] = self.probes[probe].phenomena or self.probes[probe].paradigms
+        return {group: found.accuracy for group, found in groups.items()}
+
 
 @dataclass(frozen=True)
 class SweepResults:
@@ -61,10 +68,10 @@ class SweepResults:
 
     def values(self, metric: str) -> dict[str, dict[int, float]]:
         """A metric by variant, in the experiment's order, and seed."""
-        found: dict[str, dict[int, float]] = {variant: {} for variant in self.experiment.variants}
-        for run in self.runs:
-            if metric in run.scores:
-                found[run.variant][run.seed] = run.scores[metric]
+        found = {
+            variant: {run.seed: run.scores[metric] for run in runs if metric in run.scores}
+            for variant, runs in self.by_variant.items()
+        }
         return {variant: values for variant, values in found.items() if values}
 
     @property
@@ -72,9 +79,11 @@ class SweepResults:
         """All metrics, in the order in which the runs have them."""
         return list(dict.fromkeys(metric for run in self.runs for metric in run.scores))
 
-    def of(self, variant: str) -> list[Run]:
-        """The runs of a variant."""
-        return [run for run in self.runs if run.variant == variant]
+    @property
+    def by_variant(self) -> dict[str, list[Run]]:
+        """The runs of each variant that has any, in the experiment's order."""
+        found = {variant: [run for run in self.runs if run.variant == variant] for variant in self.experiment.variants}
+        return {variant: runs for variant, runs in found.items() if runs}
 
 
 def larger_is_better(metric: str) -> bool:
@@ -92,10 +101,8 @@ def read_sweep(folder: Path) -> SweepResults:
     if not path.is_file():
         raise UsageError(f"{folder} holds no {EXPERIMENT_NAME}: give the --output_dir of bertconv sweep")
     experiment = read_model(Experiment, path)
-    cells: dict[tuple[str, int], dict[str, Cell]] = {}
-    for cell in plan_cells(experiment, folder):
-        cells.setdefault((cell.variant, cell.seed), {})[cell.name] = cell
-    runs = [_read_run(of_model) for of_model in cells.values() if of_model[PRETRAIN].is_finished()]
+    models = [{cell.name: cell for cell in cells} for cells in by_model(plan_cells(experiment, folder))]
+    runs = [_read_run(cells) for cells in models if cells[PRETRAIN].is_finished()]
     if not runs:
         raise UsageError(f"{folder}: no run is finished yet")
     return SweepResults(experiment, runs)
@@ -109,15 +116,16 @@ def _read_run(cells: Mapping[str, Cell]) -> Run:
         training = read_json(cell.folder / "train_results.json")
         points = {int(entry["step"]): entry for entry in state["log_history"] if "eval_loss" in entry}
         points[int(state["global_step"])] = evaluation
-        curve = [(step, float(entry["eval_loss"])) for step, entry in sorted(points.items())]
-        told = [points[step].get("eval_masked_accuracy") for step in sorted(points)]
+        steps = sorted(points)
+        losses = [float(points[step]["eval_loss"]) for step in steps]
+        told = [points[step].get("eval_masked_accuracy") for step in steps]
         a_step = float(state["num_input_tokens_seen"]) / int(state["global_step"])
         scores = {LOSS: float(evaluation["eval_loss"]), MASKED_ACCURACY: float(evaluation["eval_masked_accuracy"])}
         speed = float(training["real_tokens_per_second"])
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise UsageError(f"{cell.folder} holds no whole run ({error}); run bertconv sweep again") from error
     model = bare_model(load_config(str(cell.folder)))
-    tokens = [a_step * step for step, _ in curve]
+    tokens = [a_step * step for step in steps]
     length = example_length(cell.flags)
     counter = count_flops(model)
     probes = {}
@@ -131,10 +139,10 @@ def _read_run(cells: Mapping[str, Cell]) -> Run:
         cell.variant,
         cell.seed,
         cell.folder,
-        [step for step, _ in curve],
+        steps,
         tokens,
         [training_flops(counter, seen, length) for seen in tokens],
-        [loss for _, loss in curve],
+        losses,
         [float(share) for share in told if share is not None] if None not in told else [],
         sum(parameter.numel() for parameter in model.parameters()),
         speed,
@@ -187,8 +195,9 @@ class Saving:
 
 def token_savings(results: SweepResults, variant: str, levels: int = 5) -> list[Saving]:
     """Factors at losses evenly spread over those that every run of the baseline passes through."""
-    reference = {run.seed: run for run in results.of(results.experiment.baseline or "")}
-    pairs = [(reference[run.seed], run) for run in results.of(variant) if run.seed in reference]
+    runs = results.by_variant
+    reference = {run.seed: run for run in runs.get(results.experiment.baseline or "", [])}
+    pairs = [(reference[run.seed], run) for run in runs.get(variant, []) if run.seed in reference]
     if not pairs:
         return []
     start = min(base.losses[0] for base, _ in pairs)
@@ -219,16 +228,13 @@ def at_equal_flops(results: SweepResults) -> tuple[float, dict[str, dict[str, di
     """
     flops = min(run.flops[-1] for run in results.runs)
     found: dict[str, dict[str, dict[int, float]]] = {}
-    for metric, curves in ((LOSS, [run.losses for run in results.runs]), (MASKED_ACCURACY, _accuracies(results))):
-        for run, curve in zip(results.runs, curves, strict=False):
-            value = float(np.interp(np.log(flops), np.log(run.flops), curve))
-            found.setdefault(metric, {}).setdefault(run.variant, {})[run.seed] = value
+    curves = {LOSS: [run.losses for run in results.runs], MASKED_ACCURACY: [run.accuracies for run in results.runs]}
+    for metric, of_runs in curves.items():
+        if all(of_runs):
+            for run, curve in zip(results.runs, of_runs, strict=True):
+                value = float(np.interp(np.log(flops), np.log(run.flops), curve))
+                found.setdefault(metric, {}).setdefault(run.variant, {})[run.seed] = value
     return flops, found
-
-
-def _accuracies(results: SweepResults) -> list[list[float]]:
-    curves = [run.accuracies for run in results.runs]
-    return curves if all(curves) else []
 
 
 def as_json(results: SweepResults) -> str:
