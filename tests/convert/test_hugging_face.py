@@ -39,15 +39,9 @@ from bert_convolutions.convert.hugging_face import convert_model
 from bert_convolutions.convert.original import convert_checkpoint
 from bert_convolutions.data.tokenizer import load_tokenizer
 from bert_convolutions.errors import UsageError
+from tests.helpers import TINY
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 50,
-    "hidden_size": 16,
-    "num_attention_heads": 2,
-    "num_hidden_layers": 2,
-    "intermediate_size": 24,
-    "max_position_embeddings": 20,
-}
+SIZES = TINY | {"vocab_size": 50, "max_position_embeddings": 20}
 KERNEL = "qk_convfixed_convq_convk 3"
 SOURCES = {
     "BertModel": (BertModel, BertConfig),

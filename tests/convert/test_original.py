@@ -78,7 +78,7 @@ def test_a_failed_or_killed_overwrite_leaves_the_old_model(source, tmp_path, mon
         convert_checkpoint(source, target, overwrite_output_dir=True)
     assert (target / "model.safetensors").read_bytes() == b"old" and (target / "config.json").is_file()
 
-    monkeypatch.setattr(original, "put_back", lambda folder: None)  # as if killed
+    monkeypatch.setattr(original.files, "put_back", lambda folder: None)  # as if killed
     with pytest.raises(OSError, match="No space"):
         convert_checkpoint(source, target, overwrite_output_dir=True)
     monkeypatch.undo()

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from bert_convolutions import CompositeBertConfig, CompositeBertForMaskedLM, CompositeBertForSequenceClassification
-from bert_convolutions.data.build.train_tokenizer import train_tokenizer
-from bert_convolutions.data.options import TrainTokenizerOptions
 from bert_convolutions.data.tokenizer import CompositeBertTokenizer, load_tokenizer
 from bert_convolutions.model.loading import as_long_as
+from tests.helpers import trained_tokenizer
 
 TEXT = "In 1,900 the cat sleeps on the warm mats .\nA dog barked, loudly, at 20, 30, or 40 unbelievable neighbours .\n"
 SIZES = {"hidden_size": 32, "embedding_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -23,11 +22,7 @@ MODELS = {
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> CompositeBertTokenizer:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    (folder / "text.txt").write_text(TEXT * 20)
-    loaded = load_tokenizer(
-        train_tokenizer(TrainTokenizerOptions([str(folder / "text.txt")], str(folder / "out"), vocab_size=38))
-    )
+    loaded = load_tokenizer(trained_tokenizer(tmp_path_factory.mktemp("tokenizer"), TEXT * 20, vocab_size=38))
     assert isinstance(loaded, CompositeBertTokenizer)
     return loaded
 

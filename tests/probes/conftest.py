@@ -6,9 +6,8 @@ import pytest
 from transformers import set_seed
 
 from bert_convolutions import CompositeBertConfig, CompositeBertForMaskedLM
-from bert_convolutions.data.build.train_tokenizer import train_tokenizer
-from bert_convolutions.data.options import TrainTokenizerOptions
 from bert_convolutions.data.tokenizer import CompositeBertTokenizer
+from tests.helpers import TINY, trained_tokenizer
 
 TEXT = """the cat sleeps on the warm mat .
 the cats sleep on the warm mats .
@@ -21,12 +20,7 @@ nobody has ever seen an unbelievably warm dog .
 
 @pytest.fixture(scope="session")
 def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    (folder / "text.txt").write_text(TEXT * 20)
-    train_tokenizer(
-        TrainTokenizerOptions(input=[str(folder / "text.txt")], output_dir=str(folder / "out"), vocab_size=45)
-    )
-    return folder / "out"
+    return trained_tokenizer(tmp_path_factory.mktemp("tokenizer"), TEXT * 20, vocab_size=45)
 
 
 @pytest.fixture(scope="session")
@@ -39,11 +33,8 @@ def composite(tokenizer: CompositeBertTokenizer, **options: object) -> Composite
     set_seed(1)
     config = CompositeBertConfig(
         vocab_size=len(tokenizer),
-        hidden_size=16,
         embedding_size=8,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
+        **TINY,
         max_position_embeddings=64,
         initializer_range=0.5,
         pad_token_id=tokenizer.pad_token_id,

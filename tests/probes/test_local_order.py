@@ -9,8 +9,6 @@ from transformers import set_seed
 
 from bert_convolutions import CompositeBertConfig, CompositeBertForMaskedLM
 from bert_convolutions.cli.main import main
-from bert_convolutions.data.build.train_tokenizer import train_tokenizer
-from bert_convolutions.data.options import TrainTokenizerOptions
 from bert_convolutions.data.tokenizer import CompositeBertTokenizer
 from bert_convolutions.errors import UsageError
 from bert_convolutions.parsing import read_model
@@ -18,6 +16,7 @@ from bert_convolutions.probes.options import LocalOrderOptions
 from bert_convolutions.probes.pairs import moved_words
 from bert_convolutions.probes.run import run_local_order
 from bert_convolutions.schemas import ProbeResults
+from tests.helpers import NO_DROPOUT, TINY, trained_tokenizer
 
 WORDS = ["bat", "cow", "dog", "eel", "fox", "gnu", "hen", "jay", "kid", "owl", "pig", "rat"]
 
@@ -66,15 +65,11 @@ def train(tokenizer: CompositeBertTokenizer, folder: Path, kernel: str) -> None:
     set_seed(0)
     config = CompositeBertConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
         embedding_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
+        **TINY | {"hidden_size": 32, "intermediate_size": 64},
+        **NO_DROPOUT,
         attention_kernel=kernel,
         remove_position_embeddings=True,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
         pad_token_id=tokenizer.pad_token_id,
     )
     model = CompositeBertForMaskedLM(config).train()
@@ -94,11 +89,10 @@ def train(tokenizer: CompositeBertTokenizer, folder: Path, kernel: str) -> None:
 
 
 def test_without_positions_and_convolutions_order_is_chance_and_composite_attention_sees_it(tmp_path: Path) -> None:
-    corpus, text = tmp_path / "corpus.txt", tmp_path / "heldout.txt"
-    corpus.write_text("\n".join(sentences(400, seed=1)))
+    text = tmp_path / "heldout.txt"
     text.write_text("\n".join(sentences(100, seed=2)))
-    train_tokenizer(TrainTokenizerOptions(input=[str(corpus)], output_dir=str(tmp_path / "tokenizer"), vocab_size=36))
-    tokenizer = CompositeBertTokenizer(tmp_path / "tokenizer" / "spm.model")
+    folder = trained_tokenizer(tmp_path, "\n".join(sentences(400, seed=1)), vocab_size=36)
+    tokenizer = CompositeBertTokenizer(folder / "spm.model")
     results = {}
     for name, kernel in (("none", "dot_product"), ("composite", "qk_convfixed_convq_convk 3")):
         train(tokenizer, tmp_path / name, kernel)

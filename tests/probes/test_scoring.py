@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import models, pre_tokenizers
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -21,6 +21,7 @@ from transformers import (
 from bert_convolutions.data.tokenizer import CompositeBertTokenizer
 from bert_convolutions.probes import scoring
 from bert_convolutions.probes.scoring import PseudoLikelihood, words_of_pieces
+from tests.helpers import TINY, fast_tokenizer
 from tests.probes.conftest import composite
 
 SENTENCES = [
@@ -70,49 +71,18 @@ def test_packed_copies_score_as_one_by_one(
 
 
 def word_piece() -> PreTrainedTokenizerFast:
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", ",", *WORDS]
-    backend = Tokenizer(models.WordPiece({token: number for number, token in enumerate(tokens)}, unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-    )
+    return fast_tokenizer(models.WordPiece, pre_tokenizers.BertPreTokenizer(), [".", ",", *WORDS])
 
 
 OTHERS: dict[str, Any] = {
-    "bert": lambda size: BertForMaskedLM(
-        BertConfig(vocab_size=size, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
-    ),
+    "bert": lambda size: BertForMaskedLM(BertConfig(vocab_size=size, **TINY)),
     "distilbert": lambda size: DistilBertForMaskedLM(
         DistilBertConfig(vocab_size=size, dim=16, n_layers=2, n_heads=2, hidden_dim=32)
     ),
-    "electra": lambda size: ElectraForMaskedLM(
-        ElectraConfig(
-            vocab_size=size,
-            embedding_size=8,
-            hidden_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=32,
-        )
-    ),
+    "electra": lambda size: ElectraForMaskedLM(ElectraConfig(vocab_size=size, embedding_size=8, **TINY)),
     # Its last matrix is no module that is called: the positions are chosen afterwards.
     "mobilebert": lambda size: MobileBertForMaskedLM(
-        MobileBertConfig(
-            vocab_size=size,
-            embedding_size=8,
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=32,
-            intra_bottleneck_size=8,
-            true_hidden_size=8,
-        )
+        MobileBertConfig(vocab_size=size, embedding_size=8, intra_bottleneck_size=8, true_hidden_size=8, **TINY)
     ),
 }
 

@@ -38,6 +38,7 @@ from bert_convolutions.errors import UsageError
 from bert_convolutions.model import CompositeBertConfig, CompositeBertModel
 from bert_convolutions.terminal import say
 
+Weights = dict[str, Tensor]
 _UNPOOLED = ("ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering")
 _HEADS = {
     "bert": (),
@@ -120,15 +121,16 @@ def convert_model(source: Path, add: Mapping[str, str]) -> PreTrainedModel:
     loader: Any = getattr(transformers, architecture if head else encoder)
     theirs, found = loader.from_pretrained(source, local_files_only=True, dtype=torch.float32, output_loading_info=True)
     weights = {_renamed(name): value for name, value in theirs.state_dict().items()}
+    prefix = "bert." if head else ""
     if isinstance(config, MPNetConfig):
-        weights = _mpnet_weights(weights, theirs.base_model, fields)
+        weights = _mpnet_weights(weights, theirs.base_model, fields, prefix)
     elif isinstance(config, ConvBertConfig):
         weights = {name: _convbert_weight(name, value) for name, value in weights.items()}
     elif isinstance(config, DebertaConfig | DebertaV2Config):
-        weights = _deberta_weights(weights, theirs.base_model, fields)
+        weights = _deberta_weights(weights, theirs.base_model, fields, prefix)
     elif fields.remove_position_embeddings:
         weights = {name: value for name, value in weights.items() if "position_embeddings." not in name}
-        weights |= _relative_terms(source, fields, has_prefix=bool(head))
+        weights |= _relative_terms(source, fields, prefix)
     lacking = sorted(name for name in found["missing_keys"] if head or not name.startswith("pooler."))
     if lacking:
         raise UsageError(f"{source} lacks {lacking[0]}; its weights are not those of its config.json")
@@ -216,9 +218,8 @@ def _convbert_weight(name: str, value: Tensor) -> Tensor:
     return torch.block_diag(*value.mT) if value.dim() == 3 and name.endswith("dense.weight") else value
 
 
-def _mpnet_weights(weights: dict[str, Tensor], encoder: Any, config: CompositeBertConfig) -> dict[str, Tensor]:
+def _mpnet_weights(weights: Weights, encoder: Any, config: CompositeBertConfig, prefix: str) -> Weights:
     """Its distances, the same in all layers, as each layer's fixed term; no token types; its positions from 2 on."""
-    prefix = "bert." if "bert.embeddings.word_embeddings.weight" in weights else ""
     distances = weights.pop(f"{prefix}encoder.relative_attention_bias.weight")  # (buckets, H)
     buckets = encoder.encoder.relative_position_bucket(torch.arange(-_MPNET_DISTANCE, _MPNET_DISTANCE + 1))
     for layer in range(config.num_hidden_layers):
@@ -259,9 +260,8 @@ def _deberta_reach(config: Any) -> int:
     return int((_deberta_rows(config, -torch.arange(2 * longest)) > 0).sum())
 
 
-def _deberta_weights(weights: dict[str, Tensor], encoder: Any, config: CompositeBertConfig) -> dict[str, Tensor]:
+def _deberta_weights(weights: Weights, encoder: Any, config: CompositeBertConfig, prefix: str) -> Weights:
     """Its distances as terms. Scores are over sqrt(d (1 + terms)) there, sqrt(d) here: the rest goes into weights."""
-    prefix = "bert." if "bert.embeddings.word_embeddings.weight" in weights else ""
     weights = {name: value for name, value in weights.items() if not _DEBERTA_ONLY.search(name)}
     types = f"{prefix}embeddings.token_type_embeddings.weight"
     weights.setdefault(types, torch.zeros(config.type_vocab_size, config.embedding_size))
@@ -292,14 +292,14 @@ def _deberta_projection(attention: Any, term: str) -> Any:
     return next(getattr(attention, name) for name in names if hasattr(attention, name))
 
 
-def _relative_terms(source: Path, config: CompositeBertConfig, has_prefix: bool) -> dict[str, Tensor]:
+def _relative_terms(source: Path, config: CompositeBertConfig, prefix: str) -> Weights:
     """The parameters of the terms, from embeddings (2n+1, d) of the distance i - j, which transformers doesn't load."""
     files = sorted(source.glob("*.safetensors")) or sorted(source.glob("pytorch_model*.bin"))
     stored = {_renamed(name): value for file in files for name, value in load_state_dict(file).items()}
     terms = {}
     for name, value in stored.items():
         if name.endswith(_DISTANCES):
-            layer = ("bert." if has_prefix else "") + name.removeprefix("bert.").removesuffix(_DISTANCES)
+            layer = prefix + name.removeprefix("bert.").removesuffix(_DISTANCES)
             terms[f"{layer}convq_param"] = value.flip(0).T.float()
             if "convk" in config.kernel.convolution_terms:
                 terms[f"{layer}convk_param"] = value.T.float()

@@ -1,8 +1,6 @@
 """``bertconv convert``: a checkpoint of the paper's code, or of ``transformers``, into one of ours."""
 
 import json
-import shutil
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,46 +9,26 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+import bert_convolutions
+from bert_convolutions import files
 from bert_convolutions.convert.hugging_face import convert_model, load_weights
 from bert_convolutions.convert.options import ConvertOptions
 from bert_convolutions.data.pieces import MODEL_FILE
 from bert_convolutions.data.tokenizer import load_tokenizer
 from bert_convolutions.errors import UsageError
-from bert_convolutions.files import ASIDE_NAME, discard_aside, put_back, refuse_overlap, set_aside, sync_tree
 from bert_convolutions.model.configuration import CompositeBertConfig
 from bert_convolutions.model.loading import as_long_as
-from bert_convolutions.model.modeling import (
-    CompositeBertForMaskedLM,
-    CompositeBertForPreTraining,
-    CompositeBertForSequenceClassification,
-    CompositeBertModel,
-)
 from bert_convolutions.model.presets import read_config
 from bert_convolutions.parsing import read_json, read_model
 from bert_convolutions.schemas import OriginalsConfig
 from bert_convolutions.self_contained import CODE_PATTERN
 
-ARCHITECTURES: dict[str, type[PreTrainedModel]] = {
-    "BertModel": CompositeBertModel,
-    "BertForMaskedLM": CompositeBertForMaskedLM,
-    "BertForPreTraining": CompositeBertForPreTraining,
-    "BertForSequenceClassification": CompositeBertForSequenceClassification,
-}
+ARCHITECTURES = ("BertModel", "BertForMaskedLM", "BertForPreTraining", "BertForSequenceClassification")
+"""The original's, each of which is ``Composite...`` here."""
 _BUFFERS = ("relative_positions_mat", "position_ids")
-_TOKENIZER_FILES = (
-    MODEL_FILE,
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-)
 _OF_A_CONVERTED_FOLDER = (
-    "config.json",
-    "generation_config.json",
-    "model*.safetensors*",
-    CODE_PATTERN,
-    *_TOKENIZER_FILES,
+    *("config.json", "generation_config.json", "model*.safetensors*", CODE_PATTERN, MODEL_FILE, "vocab.txt"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
 )
 """Patterns of what is written here; an overwrite replaces these and leaves all else."""
 
@@ -86,7 +64,7 @@ def convert_checkpoint(
             lies in the input, or holds a model that is not ours.
     """
     source, target = Path(input_dir), Path(output_dir)
-    refuse_overlap(target, "--output_dir", {"--input": source})
+    files.refuse_overlap(target, "--output_dir", {"--input": source})
     _check_target(target, overwrite_output_dir)
     of_transformers = _is_of_transformers(source / "config.json")
     if add and not of_transformers:
@@ -94,18 +72,14 @@ def convert_checkpoint(
     model = convert_model(source, add or {}) if of_transformers else _read_original(source)
     model.config.architectures = [type(model).__name__]
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-    try:
+    with files.folder_beside(target) as temporary:
         model.save_pretrained(temporary)
         signs = (MODEL_FILE, "tokenizer_config.json") if of_transformers else (MODEL_FILE,)
         if any((source / name).is_file() for name in signs):
             tokenizer = load_tokenizer(source if of_transformers else source / MODEL_FILE)
             as_long_as(model.config, tokenizer).save_pretrained(temporary)
-        sync_tree(temporary)
+        files.sync_tree(temporary)
         _put(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 
@@ -123,7 +97,8 @@ def _read_original(source: Path) -> PreTrainedModel:
     architecture = read_model(OriginalsConfig, config_path).architectures[0]
     if architecture not in ARCHITECTURES:
         raise UsageError(f"{config_path}: architectures: {architecture} is none of {', '.join(ARCHITECTURES)}")
-    model = ARCHITECTURES[architecture](read_config(config_path, OriginalsConfig))
+    config = read_config(config_path, OriginalsConfig)
+    model: PreTrainedModel = getattr(bert_convolutions, f"Composite{architecture}")(config)
     load_weights(model, _read_weights(weights_path), weights_path)
     return model
 
@@ -150,7 +125,7 @@ def _put(temporary: Path, target: Path) -> None:
     target.mkdir(exist_ok=True)
     old = {path for pattern in _OF_A_CONVERTED_FOLDER for path in target.glob(pattern)}
     # Should a killed overwrite have set aside others of the same name, these are its own half-done ones.
-    set_aside(target, [path for path in old if not (target / ASIDE_NAME / path.name).exists()])
+    files.set_aside(target, [path for path in old if not (target / files.ASIDE_NAME / path.name).exists()])
     new = sorted(temporary.iterdir(), key=lambda path: path.name == "config.json")  # without one it is no model yet
     try:
         for path in new:
@@ -158,9 +133,9 @@ def _put(temporary: Path, target: Path) -> None:
     except OSError:
         for path in new:
             (target / path.name).unlink(missing_ok=True)
-        put_back(target)
+        files.put_back(target)
         raise
-    discard_aside(target)
+    files.discard_aside(target)
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

@@ -92,11 +92,7 @@ Weights: {license}. Code: Apache-2.0.
 def write_card(source: Path, folder: Path, license_name: str, name: str) -> None:
     """Write ``README.md``, and the picture of the kernels if there are any, into an exported folder.
 
-    Args:
-        source: the model's folder, with the results of its training and evaluation as far as there are any.
-        folder: where the model has been exported to.
-        license_name: of the weights.
-        name: the model's.
+    What it says of training and evaluation is read from the model's own folder, ``source``.
 
     Raises:
         UsageError: a file of results is damaged.

@@ -10,8 +10,6 @@ Legend: B rows, S sequence, C choices.
 import contextlib
 import itertools
 import logging
-import statistics
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 import torch
 from rich.text import Text
 from torch import Tensor, nn
+from torch.utils.benchmark import Timer
 from transformers import PreTrainedModel
 
 from bert_convolutions.data.tokenizer import load_tokenizer
@@ -32,7 +31,7 @@ ONNX_FILE, INT8_FILE, TORCH_FILE = "model.onnx", "model_int8.onnx", "model.pt2"
 TOLERANCE = 1e-4
 """Of each output, absolute, and relative where it is larger than 1."""
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-_TIMED_ROWS, _TIMED_LENGTH, _TIMES = 16, 128, 5
+_TIMED_ROWS, _TIMED_LENGTH = 16, 128
 
 Run = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 """Inputs by name to outputs by name."""
@@ -248,13 +247,9 @@ def _say_what_int8_does(model: PreTrainedModel, folder: Path, batch: dict[str, T
 
 
 def _milliseconds(run: Run, batch: Mapping[str, Tensor]) -> float:
-    """Median of some runs, after one that isn't counted."""
-    times = []
-    for _ in range(_TIMES + 1):
-        begun = time.perf_counter()
-        run(batch)
-        times.append(1e3 * (time.perf_counter() - begun))
-    return statistics.median(times[1:])
+    """Median of the runs of about a second."""
+    timer = Timer("run(batch)", globals={"run": run, "batch": batch}, num_threads=torch.get_num_threads())
+    return 1e3 * timer.blocked_autorange(min_run_time=1).median
 
 
 def difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], batch: Mapping[str, Any]) -> str:

@@ -1,20 +1,15 @@
 """``bertconv export``: the format's function does the work, in a folder that appears whole or not at all."""
 
-import pkgutil
-import shutil
-import tempfile
 from pathlib import Path
 
 from bert_convolutions.errors import UsageError
+from bert_convolutions.export.graphs import write_onnx, write_torch
+from bert_convolutions.export.hub import publish, write_folder
 from bert_convolutions.export.options import ExportOptions
-from bert_convolutions.files import refuse_overlap, sync_tree
+from bert_convolutions.files import folder_beside, refuse_overlap, sync_tree
 
-FORMATS = {
-    "hub": "bert_convolutions.export.hub:write_folder",
-    "onnx": "bert_convolutions.export.graphs:write_onnx",
-    "torch": "bert_convolutions.export.graphs:write_torch",
-}
-"""``--format`` -> ``module:function``, which writes into the folder it is given, beside the options."""
+FORMATS = {"hub": write_folder, "onnx": write_onnx, "torch": write_torch}
+"""``--format`` to the function that takes the options and a folder to write into."""
 
 
 def run_export(options: ExportOptions) -> Path:
@@ -27,18 +22,12 @@ def run_export(options: ExportOptions) -> Path:
     refuse_overlap(target, "--output_dir", {"--model_name_or_path": options.model_name_or_path})
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise UsageError(f"--output_dir {target} is not empty; choose another")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-    try:
+    with folder_beside(target) as temporary:
         folder = temporary / target.name
         folder.mkdir()
-        pkgutil.resolve_name(FORMATS[options.format])(options, folder)
+        FORMATS[options.format](options, folder)
         sync_tree(folder)
         folder.rename(target)  # which may be an empty folder
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     if options.push_to_hub:
-        from bert_convolutions.export.hub import publish
-
         publish(options)
     return target

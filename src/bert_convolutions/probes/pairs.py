@@ -130,13 +130,8 @@ _READERS: dict[str, Callable[[Path], Paradigm]] = {".jsonl": _read_jsonl, ".txt"
 def moved_words(sentences: Sequence[str], distances: Sequence[int], pairs: int, seed: int) -> list[Paradigm]:
     """Pairs of a sentence and the same with one word moved by k words to the left or right; a paradigm for each k.
 
-    The first and the last word stay, since capitals and full stops would give them away.
-
-    Args:
-        sentences: text, a sentence each.
-        distances: the k; 1 swaps neighbours.
-        pairs: of each distance; fewer if there are not so many sentences of enough words.
-        seed: of the choice of sentences and words.
+    The first and the last word stay, since capitals and full stops would give them away. ``distances`` are the k; each
+    has so many ``pairs``, or fewer if there are not so many sentences of enough words, chosen by ``seed``.
 
     Raises:
         UsageError: no sentence is long enough.

@@ -1,11 +1,9 @@
 """``bertconv minimal-pairs`` and ``bertconv local-order``: score paradigm by paradigm, resume, tabulate."""
 
-import csv
 import hashlib
-import io
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -23,7 +21,7 @@ from bert_convolutions.probes.options import LocalOrderOptions, MinimalPairsOpti
 from bert_convolutions.probes.pairs import Paradigm, moved_words, read_paradigms
 from bert_convolutions.probes.scoring import PseudoLikelihood
 from bert_convolutions.schemas import Accuracy, ParadigmAccuracy, ProbeResults
-from bert_convolutions.terminal import make_console, say
+from bert_convolutions.terminal import make_console, make_table, say
 
 TIE = 1e-4
 """Nats by which two scores must differ to count as different: more than float32 rounds off a sentence's sum."""
@@ -88,7 +86,7 @@ def _run(options: ProbeOptions, paradigms: Sequence[Paradigm], name: str) -> Pro
                 bar.update(len(paradigm.pairs))
                 results = _with_groups(results, finished)
                 files.write_text(folder / f"{name}.json", results.model_dump_json(indent=2) + "\n")
-        files.write_text(folder / f"{name}.csv", _as_csv(results))
+        files.write_csv(folder / f"{name}.csv", _csv_rows(results))
     make_console().print(_as_table(results, name))
     return results
 
@@ -235,31 +233,24 @@ def _rows(results: ProbeResults) -> list[tuple[str, str, Accuracy]]:
     return [*rows, ("all", "all", results.all)] if results.all else rows
 
 
-def _as_csv(results: ProbeResults) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
+def _csv_rows(results: ProbeResults) -> Iterator[tuple[object, ...]]:
     ends = ("low", "high", "accuracy_within_word", "low_within_word", "high_within_word")
-    writer.writerow(("level", "name", "pairs", "accuracy", *ends))
+    yield "level", "name", "pairs", "accuracy", *ends
     for level, name, figures in _rows(results):
         values = (figures.accuracy, *figures.interval, figures.accuracy_within_word, *figures.interval_within_word)
-        writer.writerow((level, name, figures.pairs, *(f"{value:.4f}" for value in values)))
-    return buffer.getvalue()
+        yield level, name, figures.pairs, *(f"{value:.4f}" for value in values)
 
 
 def _as_table(results: ProbeResults, name: str) -> Table:
     """A row for each phenomenon (where there are none, each paradigm), each field, and all."""
     title = f"{name.replace('_', ' ')}, {results.model}: right pairs in %, ties as half, with 95 % intervals over pairs"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    table.add_column("")
-    for heading in ("pairs", "accuracy", "interval", "within word", "interval"):
-        table.add_column(heading, justify="right")
-    rows = [row for row in _rows(results) if row[0] != "paradigm" or not results.phenomena]
-    for level, row_name, figures in rows:
-        numbers = [f"{100 * figures.accuracy:.1f}", _percent(figures.interval)]
-        numbers += [f"{100 * figures.accuracy_within_word:.1f}", _percent(figures.interval_within_word)]
-        table.add_row(
-            row_name, str(figures.pairs), *numbers, style=None if level in ("paradigm", "phenomenon") else "bold"
-        )
+    table = make_table(title, "", "pairs", "accuracy", "interval", "within word", "interval")
+    for level, row_name, figures in _rows(results):
+        if level != "paradigm" or not results.phenomena:
+            numbers = [f"{100 * figures.accuracy:.1f}", _percent(figures.interval)]
+            numbers += [f"{100 * figures.accuracy_within_word:.1f}", _percent(figures.interval_within_word)]
+            style = "bold" if level in ("field", "all") else None
+            table.add_row(row_name, str(figures.pairs), *numbers, style=style)
     return table
 
 

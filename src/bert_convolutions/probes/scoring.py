@@ -43,12 +43,8 @@ class _Sentence:
     words: list[int]
 
 
-@dataclass(frozen=True)
-class _Copy:
-    """A sentence with tokens masked, and the one that is asked for."""
-
-    ids: NDArray[np.int64]
-    position: int
+_Copy = tuple[NDArray[np.int64], int]
+"""The ids of a sentence with tokens masked, and the position of the one that is asked for."""
 
 
 class PseudoLikelihood:
@@ -79,7 +75,7 @@ class PseudoLikelihood:
             ids[masked] = self.tokenizer.mask_token_id
             number = numbers.setdefault((ids.tobytes(), position), len(copies))
             if number == len(copies):
-                copies.append(_Copy(ids, position))
+                copies.append((ids, position))
             asked.append((number, int(sentences[sentence].ids[position]), sentence, *variants))
 
         for index, sentence in enumerate(sentences):
@@ -124,7 +120,7 @@ class PseudoLikelihood:
         self, copies: list[_Copy], asked: NDArray[np.int64], targets: NDArray[np.int64]
     ) -> NDArray[np.float64]:
         """log p of the ``targets`` (N,) at the masked positions of the copies numbered ``asked`` (N,)."""
-        lengths = np.array([len(copy.ids) for copy in copies])
+        lengths = np.array([len(ids) for ids, _ in copies])
         logarithms = np.zeros(len(asked))
         in_order = np.argsort(-lengths, kind="stable")  # the longest first: memory that is too small shows at once
         rank = np.empty_like(in_order)
@@ -144,21 +140,19 @@ class PseudoLikelihood:
 
     def _logits(self, copies: list[_Copy]) -> Tensor:
         """The logits (M, V) of M copies, each at its own position alone."""
-        lengths = np.array([len(copy.ids) for copy in copies])
+        lengths = np.array([len(ids) for ids, _ in copies])
         width = max(int(lengths.max()), PACKED_ROW) if self.packs else int(lengths.max())
         rows = Rows.of(lengths, width, packed=self.packs)
-        masked = rows.starts + np.array([copy.position for copy in copies])
-        ids = rows.lay_out(np.concatenate([copy.ids for copy in copies]), self.tokenizer.pad_token_id)
+        masked = rows.starts + np.array([position for _, position in copies])
+        ids = rows.lay_out(np.concatenate([ids for ids, _ in copies]), self.tokenizer.pad_token_id)
         device = self.model.device
         inputs = {"input_ids": ids, "attention_mask": rows.attention_mask()}
         if self.packs:
             inputs |= {"position_ids": rows.lay_out(rows.positions), "masked_positions": masked}
-            return self.model(**{name: torch.from_numpy(value).to(device) for name, value in inputs.items()}).logits
-        return _logits_at(
-            self.model,
-            {name: torch.from_numpy(value).to(device) for name, value in inputs.items()},
-            torch.from_numpy(masked).to(device),
-        )
+        tensors = {name: torch.from_numpy(value).to(device) for name, value in inputs.items()}
+        if self.packs:
+            return self.model(**tensors).logits
+        return _logits_at(self.model, tensors, torch.from_numpy(masked).to(device))
 
 
 def _logits_at(model: PreTrainedModel, inputs: Mapping[str, Tensor], masked: Tensor) -> Tensor:
