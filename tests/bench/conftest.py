@@ -11,17 +11,7 @@ import pytest
 from bert_convolutions.bench.corpus import Setup, prepare
 from bert_convolutions.bench.options import BenchOptions
 from bert_convolutions.bench.plan import make_plan
-from bert_convolutions.data.build.train_tokenizer import train_tokenizer
-from bert_convolutions.data.options import TrainTokenizerOptions
-
-SHAPE = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "embedding_size": 8,
-    "vocab_size": 300,
-}
+from tests.helpers import TINY, trained_tokenizer
 
 
 class ScriptedConnection:
@@ -47,14 +37,12 @@ def bench_flags(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     generator = random.Random(0)
     words = ["".join(generator.choices("abcdefghij", k=generator.randint(2, 7))) for _ in range(200)]
     lines = [" ".join(generator.choices(words, k=generator.randint(2, 12))) for _ in range(400)]
-    text = folder / "text.txt"
-    text.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    train_tokenizer(TrainTokenizerOptions(input=[str(text)], output_dir=str(folder / "tokenizer"), vocab_size=120))
+    tokenizer = trained_tokenizer(folder, "".join(f"{line}\n" for line in lines), vocab_size=120)
     config = folder / "config.json"
-    config.write_text(json.dumps(SHAPE), encoding="utf-8")
+    config.write_text(json.dumps(TINY | {"embedding_size": 8, "vocab_size": 300}))
     return {
-        "train_data_file": [str(text)],
-        "tokenizer_name": str(folder / "tokenizer"),
+        "train_data_file": [str(folder / "text.txt")],
+        "tokenizer_name": str(tokenizer),
         "config_name": str(config),
         "output_dir": str(folder / "out"),
         "batch_size": 4,

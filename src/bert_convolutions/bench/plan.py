@@ -78,7 +78,7 @@ CONTESTANTS = {
         Contestant("bert", "Hugging Face BERT, SDPA", default=False),
         Contestant("convbert", "Hugging Face ConvBERT"),
         Contestant("modernbert", "Hugging Face ModernBERT, SDPA"),
-        Core(PLAIN_SDPA, "PyTorch's SDPA without terms or borders in a row: the floor", quick=True),
+        Core(PLAIN_SDPA, "PyTorch's SDPA without terms or segments: the floor", quick=True),
         Core("ours", "composite, our kernels for this device", quick=True),
         Core("sdpa_bias", "composite, PyTorch's SDPA with the terms as a mask", score_tensors=4),
         Core("flex", "composite, PyTorch's FlexAttention", only_gpu=True),
@@ -188,12 +188,7 @@ class Group:
 
 
 def make_plan(options: BenchOptions, on_gpu: bool = False, memory: float = float("inf")) -> list[Group]:
-    """The groups of a bench, in order.
-
-    Args:
-        options: its flags.
-        on_gpu: whether it runs on one.
-        memory: bytes of it, or of the machine.
+    """The groups of a bench, in order, for a GPU or a CPU with so many bytes of memory.
 
     Raises:
         UsageError: a flag has a value that makes no sense, or names nobody.
@@ -247,9 +242,8 @@ def _groups(task: TaskName, options: BenchOptions, on_gpu: bool, memory: float) 
             for title, part in _split(f"{task}, S = {length}", all_jobs):
                 yield group(title, part)
     elif ours and task == "settings":
-        triton = on_gpu and find_spec("triton") is not None
         first = job(ours, precisions[0], lengths[0], backend="sdpa")
-        yield group(f"settings, {ours}, S = {lengths[0]}", _settings(first, precisions, quick, triton))
+        yield group(f"settings, {ours}, S = {lengths[0]}", _settings(first, precisions, quick))
     elif ours and task == "onnx":
         jobs = [job(ours, "float32", lengths[0], backend=engine) for engine in (PYTORCH, ONNX, ONNX_INT8)]
         yield group(f"onnx, {ours}, S = {lengths[0]}", jobs[:2] if quick else jobs)
@@ -279,13 +273,15 @@ def _split(title: str, jobs: list[Job]) -> Iterator[tuple[str, list[Job]]]:
         yield f"{title}, {precision}", [*part, *([baseline] if baseline else [])]
 
 
-def _settings(first: Job, precisions: list[Precision], quick: bool, triton: bool) -> list[Job]:
-    """Every precision, and with the last one the other backends, half the batch and twice (not in ``--quick``)."""
+def _settings(first: Job, precisions: list[Precision], quick: bool) -> list[Job]:
+    """Every precision, and with the last one the other backend, half the batch and twice (not in ``--quick``).
+
+    ``triton`` is no setting of its own: on a GPU, ``sdpa`` is the same kernels.
+    """
     last = replace(first, precision=precisions[-1])
     batches = [max(1, first.batch_size // 2), *([] if quick else [2 * first.batch_size])]
     jobs = [replace(first, precision=precision) for precision in precisions]
-    jobs += [replace(last, backend=backend) for backend in ("sdpa", "eager", *(["triton"] if triton else []))]
-    return jobs + [replace(last, batch_size=batch) for batch in batches]
+    return [*jobs, replace(last, backend="eager"), *(replace(last, batch_size=batch) for batch in batches)]
 
 
 def _obstacle(job: Job, options: BenchOptions, on_gpu: bool, memory: float) -> str | None:

@@ -44,11 +44,7 @@ def group_results(
 ) -> list[dict[str, Any]]:
     """The entries of a group's jobs in ``results.json``.
 
-    Args:
-        group: the group.
-        reports: of the jobs that were measured in all rounds, in their order.
-        failures: why the others were not.
-        peak: FLOP/s of the device in bf16, or None.
+    Jobs were measured in all rounds, or ``failures`` says why not; ``peak`` is the device's FLOP/s in bf16, if known.
     """
     entries = []
     for job in (*group.jobs, *group.left_out):
