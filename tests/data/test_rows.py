@@ -13,6 +13,7 @@ from bert_convolutions.data.collate import PretrainingCollator
 from bert_convolutions.data.masking import IGNORED, Masking
 from bert_convolutions.data.packing import one_per_row, pack
 from bert_convolutions.data.randomness import EpochOrder, mix
+from tests.helpers import NO_DROPOUT, TINY
 
 CLS, SEP, PAD, MASK, VOCABULARY = 57, 58, 59, 60, 61
 MASKING = Masking(seed=3, mask_id=MASK, vocab_size=VOCABULARY, special_ids=(CLS, SEP, PAD, MASK))
@@ -237,14 +238,10 @@ def test_sentence_order_swaps_the_sentences():
 def test_packed_rows_give_the_loss_and_gradients_of_padded_ones(options, implementation, sentence_order):
     config = CompositeBertConfig(
         vocab_size=VOCABULARY,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=48,
-        embedding_size=16,
+        embedding_size=8,
         max_position_embeddings=64,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
+        **TINY,
+        **NO_DROPOUT,
         pad_token_id=PAD,
         initializer_range=0.2,
         attn_implementation=implementation,

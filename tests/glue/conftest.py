@@ -4,10 +4,11 @@ import random
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import models, pre_tokenizers
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, set_seed
 
 from bert_convolutions import CompositeBertConfig, CompositeBertForMaskedLM
+from tests.helpers import TINY, fast_tokenizer
 
 WORDS = [f"w{number}" for number in range(40)]
 ROWS = {"train": 24, "dev": 10, "test": 7}
@@ -96,20 +97,7 @@ def write_glue(folder: Path, seed: int = 0) -> Path:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    vocabulary = {word: number for number, word in enumerate([*specials, *WORDS])}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    )
+    return fast_tokenizer(models.WordLevel, pre_tokenizers.Whitespace(), WORDS)
 
 
 @pytest.fixture(scope="session")
@@ -127,15 +115,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTok
     """A pre-trained model as a pre-training run leaves it; its name must not be taken for a step to go on from."""
     folder = tmp_path_factory.mktemp("pretrained") / "checkpoint-1000"
     set_seed(0)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=64,
-    )
-    BertForMaskedLM(config).save_pretrained(folder)
+    BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **TINY, max_position_embeddings=64)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -147,11 +127,8 @@ def composite_dir(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTraine
     set_seed(0)
     config = CompositeBertConfig(
         vocab_size=len(tokenizer),
-        hidden_size=16,
         embedding_size=8,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
+        **TINY,
         attention_kernel="qk_convfixed_convq_convk_convolution 3",
         value_forward="convolution_depth_mixed 3 2",
         remove_position_embeddings=True,

@@ -17,15 +17,9 @@ from transformers import (
 
 import bert_convolutions
 from bert_convolutions import CompositeBertConfig
+from tests.helpers import TINY
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 50,
-    "hidden_size": 16,
-    "num_attention_heads": 2,
-    "num_hidden_layers": 2,
-    "intermediate_size": 24,
-    "max_position_embeddings": 20,
-}
+SIZES = TINY | {"vocab_size": 50, "max_position_embeddings": 20}
 HEADS = {
     "TokenClassification": BertForTokenClassification,
     "QuestionAnswering": BertForQuestionAnswering,

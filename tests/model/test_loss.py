@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bert_convolutions import CompositeBertConfig, CompositeBertForMaskedLM, CompositeBertForPreTraining
 from bert_convolutions.model import loss as module
 from bert_convolutions.model.loss import linear_cross_entropy
+from tests.helpers import NO_DROPOUT, TINY
 
 TOKENS, SIZE, WORDS = 23, 16, 101
 
@@ -126,16 +127,7 @@ def test_a_frozen_decoder_gets_no_gradient() -> None:
 
 @pytest.mark.parametrize("sentence_order", [False, True])
 def test_training_by_positions_gives_the_gradients_of_training_by_logits(sentence_order: bool) -> None:
-    config = CompositeBertConfig(
-        vocab_size=60,
-        hidden_size=16,
-        num_attention_heads=2,
-        num_hidden_layers=1,
-        intermediate_size=24,
-        embedding_size=8,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
+    config = CompositeBertConfig(vocab_size=60, embedding_size=8, **TINY, **NO_DROPOUT)
     model = (CompositeBertForPreTraining if sentence_order else CompositeBertForMaskedLM)(config)
     ids = torch.arange(3, 43).view(2, 20)
     positions = torch.tensor([1, 5, 22, 39])

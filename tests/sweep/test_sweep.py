@@ -20,6 +20,7 @@ from bert_convolutions.schemas import CellRecord
 from bert_convolutions.sweep import run
 from bert_convolutions.sweep.cells import Cell, plan_cells, read_experiment, scientific_flags
 from bert_convolutions.sweep.options import SweepOptions
+from tests.helpers import TINY, trained_tokenizer
 
 ROOT = Path(__file__).parents[2]
 COMPOSITE = {"attention_kernel": "qk_convfixed_convq_convk 2", "remove_position_embeddings": True}
@@ -214,23 +215,17 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An experiment of a tiny model on a little text that can be run."""
     folder = tmp_path_factory.mktemp("real")
     lines = [f"the {a} {b} the {c} ." for a in ("cat", "dog", "cow") for b in ("sees", "eats") for c in ("cat", "dog")]
-    (folder / "text.txt").write_text("\n\n".join("\n".join(lines) for _ in range(20)))
+    tokenizer = trained_tokenizer(folder, "\n\n".join("\n".join(lines) for _ in range(20)), vocab_size=17)
     (folder / "zorro").mkdir()
     (folder / "zorro" / "agreement-x.txt").write_text("the cat see the dog .\nthe cat sees the dog .\n")
-    from bert_convolutions.data.build.train_tokenizer import train_tokenizer
-    from bert_convolutions.data.options import TrainTokenizerOptions
-
-    train_tokenizer(
-        TrainTokenizerOptions(input=[str(folder / "text.txt")], output_dir=str(folder / "tok"), vocab_size=17)
-    )
-    config = {"hidden_size": 16, "embedding_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-    (folder / "model.json").write_text(json.dumps({**config, "intermediate_size": 32, "max_position_embeddings": 64}))
+    config = {**TINY, "num_hidden_layers": 1, "embedding_size": 8, "max_position_embeddings": 64}
+    (folder / "model.json").write_text(json.dumps(config))
     text = str(folder / "text.txt")
     write(
         folder / "e.yaml",
         base={
             "config_name": str(folder / "model.json"),
-            "tokenizer_name": str(folder / "tok"),
+            "tokenizer_name": str(tokenizer),
             "train_data_file": text,
             "line_by_line": True,
             "eval_fraction": 0.2,

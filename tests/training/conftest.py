@@ -14,7 +14,13 @@ from bert_convolutions.model import CompositeBertConfig, CompositeBertForMaskedL
 from bert_convolutions.training.arguments import BertTrainingArguments
 from bert_convolutions.training.trainer import PretrainingTrainer
 from bert_convolutions.training.words import WordCounter
+from tests.helpers import NO_DROPOUT
 from tests.training.helpers import CLS, NUM_EXAMPLES, PAD, PIECES, SEP, SIZE, MakeTrainer, make_collator
+
+SIZES = {
+    **{"hidden_size": 32, "embedding_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
+    **{"intermediate_size": 48, "attention_kernel": "qk_convfixed_convq_convk 3"},
+}
 
 
 @pytest.fixture(scope="session")
@@ -43,14 +49,9 @@ def make_trainer(store: list[np.ndarray]) -> MakeTrainer:
         torch.manual_seed(0)
         config = CompositeBertConfig(
             vocab_size=SIZE,
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=48,
-            embedding_size=16,
+            **SIZES,
             max_position_embeddings=32,
             pad_token_id=PAD,
-            attention_kernel="qk_convfixed_convq_convk 3",
             hidden_dropout_prob=dropout,
             attention_probs_dropout_prob=dropout,
         )
@@ -121,18 +122,7 @@ def corner(tmp_path_factory: pytest.TempPathFactory, store: list[np.ndarray]) ->
         vocab_size=PIECES,
         minloglevel=2,
     )
-    config = {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 48,
-        "embedding_size": 16,
-        "max_position_embeddings": 64,
-        "attention_kernel": "qk_convfixed_convq_convk 3",
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-    }
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps({**SIZES, **NO_DROPOUT, "max_position_embeddings": 64}))
     for name, examples in (("train", store), ("eval", store[:21])):
         (folder / f"{name}.ids").write_text("".join(" ".join(map(str, ids)) + "\n" for ids in examples))
     return Corner(folder)
