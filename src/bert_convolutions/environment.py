@@ -14,11 +14,14 @@ _PACKAGES = ("bert_convolutions", "torch", "transformers", "numpy", "scipy", "se
 
 def environment() -> dict[str, str]:
     """What a result may depend on beside its flags."""
+    import torch
+
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in _PACKAGES)
+    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return {
         "versions": f"Python {platform.python_version()}, {versions}",
         "commit": _commit(),
-        "machine": f"{platform.machine()} {platform.system()}, {os.cpu_count()} x {processor()}, {_accelerator()}",
+        "machine": f"{platform.machine()} {platform.system()}, {os.cpu_count()} x {processor()}, {accelerator}",
     }
 
 
@@ -69,9 +72,3 @@ def processor() -> str:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor() or platform.machine())
-
-
-def _accelerator() -> str:
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"

@@ -31,6 +31,8 @@ _TEMPORARY = ".writing"
 _SMALL = 1 << 20
 _PATIENCE = 10
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+Inputs = str | Path | Sequence[str] | None
+"""What a flag gives to be read: a file or folder, several, or none."""
 
 
 def sync(path: Path) -> None:
@@ -154,21 +156,20 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def refuse_overlap(output: str | Path, output_flag: str, inputs: Mapping[str, str | Path | None]) -> None:
+def refuse_overlap(output: str | Path, output_flag: str, inputs: Mapping[str, Inputs]) -> None:
     """Refuse an output that is, holds or lies in an input, by whatever links and spellings.
 
     Args:
         output: file or folder to be written; need not exist.
         output_flag: its flag, for the message.
-        inputs: the inputs by their flags; None where one isn't given.
+        inputs: by their flags.
 
     Raises:
         UsageError: names both flags and paths.
     """
     target = Path(output).resolve()
-    for flag, given in inputs.items():
-        if given is None:
-            continue
+    listed = {flag: [given] if isinstance(given, str | Path) else given or () for flag, given in inputs.items()}
+    for flag, given in ((flag, path) for flag, paths in listed.items() for path in paths):
         source = Path(given).resolve()
         if target == source:
             relation = "is"
@@ -274,33 +275,27 @@ def run_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """
     path = folder / LOCK_NAME
     lock = filelock.FileLock(path, fallback_to_soft=False)
-    held = False
     try:
         try:
             lock.acquire(blocking=False)
-        except filelock.Timeout:
+        except filelock.Timeout as error:
+            in_use = f"{folder} is in use by another run ({_holder(path)})"
             if not wait:
-                raise
+                raise UsageError(f"{in_use}; wait for it, stop it, or use another folder") from error
             from bert_convolutions.terminal import say
 
-            say(f"{folder} is in use by another run ({_holder(path)}); waiting for its end")
+            say(f"{in_use}; waiting for its end")
             lock.acquire()
-        held = True
         about = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(timezone.utc).isoformat()}
         path.write_text(json.dumps(about))
-    except filelock.Timeout as error:
-        raise UsageError(
-            f"{folder} is in use by another run ({_holder(path)}); wait for it, stop it, or use another folder"
-        ) from error
     except OSError as error:
-        if held or error.errno not in _NO_LOCKS:
+        if lock.is_locked or error.errno not in _NO_LOCKS:
             raise
         warnings.warn(f"{folder} has no file locks ({error}): nothing keeps a second run out of it", stacklevel=3)
     try:
         yield
     finally:
-        if held:
-            lock.release()
+        lock.release()  # of one that is not held, nothing happens
 
 
 def _umask() -> int:

@@ -10,7 +10,10 @@ import pydantic
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, RootModel
 
 Size = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Stored(BaseModel):
@@ -25,13 +28,19 @@ class Foreign(BaseModel):
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False, frozen=True)
 
 
+class UserFile(BaseModel):
+    """Base of what a user writes as YAML: no other keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
 # Models: config.json
 
 
 class EncoderConfig(Foreign):
     """The fields of a model's ``config.json`` that say what it is made of; also of one written by the paper's code."""
 
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, frozen=True, strict=True)
+    model_config = ConfigDict(strict=True)
 
     vocab_size: Size = 30522
     hidden_size: Size = 768
@@ -42,7 +51,7 @@ class EncoderConfig(Foreign):
     intermediate_size: Size = 3072
     max_position_embeddings: Size = 512
     type_vocab_size: Size = 2
-    pad_token_id: Annotated[int, Field(ge=0)] | None = 0
+    pad_token_id: Count | None = 0
     hidden_act: str = "gelu"
     hidden_dropout_prob: Probability = 0.1
     attention_probs_dropout_prob: Probability = 0.1
@@ -63,12 +72,7 @@ class OriginalsConfig(EncoderConfig):
     architectures: Annotated[list[str], Field(min_length=1, max_length=1)]
 
 
-# Data sets: what ``bertconv build-dataset`` leaves with its result and in its work folder.
-
-Count = Annotated[int, Field(ge=0)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
+# Data sets: what ``bertconv build-dataset`` leaves with its result and in its work folder
 class TextRecord(Stored):
     """A text file as it was when it was read: size in bytes, time of its last change in ns."""
 
@@ -91,13 +95,13 @@ class BuildSettings(Stored):
     """All that decides the content of a data set."""
 
     tokenizer_hash: Sha256
-    vocabulary_size: Annotated[int, Field(ge=1)]
+    vocabulary_size: Size
     output_format: Literal["arrow", "ids"]
     seed: int
     pair_within_documents: bool
     split_sentences: str | None
     """The language to split by; None where a line is a sentence."""
-    shard_size_mb: Annotated[int, Field(ge=1)]
+    shard_size_mb: Size
     sources: list[TextRecord]
     """The files of the text; of a data set those that are here."""
     dataset: DatasetRecord | None = None
@@ -147,15 +151,15 @@ class BlockFacts(Stored):
     ends_with_border: bool
 
 
+FileFacts = RootModel[list[list[BlockFacts]]]
+"""The facts of the blocks of each text file."""
+
+
 class DemoSettings(Stored):
     """What a demonstration was started with."""
 
     seed: int
     quick: bool
-
-
-class FileFacts(RootModel[list[list[BlockFacts]]]):
-    """The facts of the blocks of each text file."""
 
 
 # Training: checkpoints and results
@@ -179,7 +183,7 @@ class CheckpointManifest(Stored):
 class StoredTrainerState(Foreign):
     """``trainer_state.json``, by ``transformers``: those of its values that a resumed run goes by."""
 
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=True, frozen=True)
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=True)
 
     global_step: Count
     max_steps: int
@@ -202,7 +206,6 @@ class TrainResults(Foreign):
 
 # Probes: minimal pairs and local order
 
-Share = Annotated[float, Field(ge=0, le=1)]
 Interval = tuple[Share, Share]
 
 
@@ -224,9 +227,7 @@ class Accuracy(Stored):
     interval: Interval
     accuracy_within_word: Share
     interval_within_word: Interval
-    pairs: Annotated[int, Field(ge=1)]
-
-
+    pairs: Size
 class ParadigmAccuracy(Accuracy):
     """Of one paradigm; ``sha256`` is that of its pairs."""
 
@@ -256,26 +257,23 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 """Of a variant or an evaluation: it becomes the name of a folder."""
 
 
-class Evaluations(BaseModel):
+class Evaluations(UserFile):
     """What a pre-trained model of an experiment is asked, beside its loss: flags of the commands that ask it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     minimal_pairs: dict[Name, Flags] = {}
     local_order: Flags | None = None
     glue: Flags | None = None
 
 
-class Experiment(BaseModel):
+class Experiment(UserFile):
     """An experiment file: flags of ``bertconv pretrain`` for all variants, and those by which the variants differ."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(allow_inf_nan=False)
 
     question: str = ""
     base: Flags
     variants: Annotated[dict[Name, Flags], Field(min_length=1)]
     baseline: str | None = None
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    seeds: Annotated[list[Count], Field(min_length=1)]
     evaluate: Evaluations = Evaluations()
 
 
@@ -294,8 +292,8 @@ class CellRecord(Stored):
 # GLUE: hyper-parameters, states, scores
 
 
-def _number_as_text(value: Any) -> Any:
-    """``3e-4`` and the like, which YAML reads as text."""
+def _text_as_number(value: Any) -> Any:
+    """A number for ``3e-4`` and the like, which YAML reads as text."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
@@ -311,7 +309,7 @@ class Hyperparameters(Stored):
         steps: optimizer steps.
     """
 
-    learning_rate: Annotated[float, BeforeValidator(_number_as_text), Field(gt=0)]
+    learning_rate: Annotated[float, BeforeValidator(_text_as_number), Field(gt=0)]
     batch_size: Annotated[int, Field(gt=0, lt=2**31)]
     steps: Annotated[int, Field(gt=0, lt=2**31)]
 
@@ -328,13 +326,7 @@ LabelWord = Annotated[
 ]
 
 
-class OwnTask(BaseModel):
-    """Base of what the YAML file of a task has in it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TaskFiles(OwnTask):
+class TaskFiles(UserFile):
     """Paths below the folder of the YAML file."""
 
     train: Annotated[str, Field(min_length=1)]
@@ -342,7 +334,7 @@ class TaskFiles(OwnTask):
     test: str | None = None
 
 
-class TaskColumns(OwnTask):
+class TaskColumns(UserFile):
     """Where one or two texts (of one column each, or of several joined by a space) or the words are, and the label."""
 
     text: Annotated[list[Joined], BeforeValidator(_listed), Field(max_length=2)] = []
@@ -350,7 +342,7 @@ class TaskColumns(OwnTask):
     label: Column
 
 
-class TaskFile(OwnTask):
+class TaskFile(UserFile):
     """The YAML file of a task: classes, numbers (where there are no ``labels``) or a class for each word."""
 
     name: Name | None = None
@@ -400,13 +392,7 @@ class TaskState(Stored):
     predicted: dict[str, Size] = {}
 
 
-class AccuracyScore(RootModel[Share]):
-    """An accuracy, or the mean of accuracy and F1, as a file of results has it."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
-
-
-class CorrelationScore(RootModel[Annotated[float, Field(ge=-1, le=1)]]):
-    """A correlation coefficient, as a file of results has it."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
+AccuracyScore = RootModel[Share]
+"""An accuracy, or the mean of accuracy and F1, as a file of results has it."""
+CorrelationScore = RootModel[Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]]
+"""A correlation coefficient, as a file of results has it."""

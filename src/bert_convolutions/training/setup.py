@@ -57,17 +57,14 @@ def check_flags(options: PretrainOptions, arguments: TrainingArguments) -> None:
         if not Path(path).exists():
             raise UsageError(f"{path} does not exist; --train_data_file and --eval_data_file take files or folders")
     if options.overwrite_output_dir and arguments.do_train:
-        for flag, source in _inputs(options):
-            files.refuse_overlap(str(arguments.output_dir), "--output_dir", {flag: source})
-
-
-def _inputs(options: PretrainOptions) -> Iterator[tuple[str, str | None]]:
-    """All files and folders that the run reads, with their flags."""
-    yield "--tokenizer_name", options.tokenizer_name
-    yield "--model_name_or_path", options.model_name_or_path
-    yield "--config_name", None if options.config_name in PRESETS else options.config_name
-    yield from (("--train_data_file", path) for path in options.train_data_file)
-    yield from (("--eval_data_file", path) for path in options.eval_data_file)
+        inputs: dict[str, files.Inputs] = {
+            "--tokenizer_name": options.tokenizer_name,
+            "--model_name_or_path": options.model_name_or_path,
+            "--config_name": None if options.config_name in PRESETS else options.config_name,
+            "--train_data_file": options.train_data_file,
+            "--eval_data_file": options.eval_data_file,
+        }
+        files.refuse_overlap(str(arguments.output_dir), "--output_dir", inputs)
 
 
 def _task_faults(options: PretrainOptions, arguments: TrainingArguments) -> Iterator[str]:

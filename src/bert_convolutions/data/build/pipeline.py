@@ -92,8 +92,7 @@ def build_on_demand(options: BuildDatasetOptions, tokenizer: Any, cache: Path) -
     records = [source.model_dump() for source in sources]
     content = [text_tokenizer.hash, options.seed, language, options.pair_within_documents, records]
     folder = cache / f"pairs-{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]}"
-    for text in options.train_data_file:
-        refuse_overlap(folder, "--data_cache_dir", {"--train_data_file": text})
+    refuse_overlap(folder, "--data_cache_dir", {"--train_data_file": options.train_data_file})
     # What is damaged there is made again: the folder's name says that nothing else can be in it.
     options = replace(options, output_dir=str(folder), overwrite_output_dir=True)
     with interruptible(str(folder)):

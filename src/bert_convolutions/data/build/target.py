@@ -61,9 +61,7 @@ class Target:
         for written in (target.result, target.manifest, target.work):
             flag = "--output_file" if options.output_format == "ids" else "--output_dir"
             inputs = {"--tokenizer_name": options.tokenizer_name or None, "--dataset": options.dataset}
-            refuse_overlap(written, flag, inputs)
-            for text in options.train_data_file:
-                refuse_overlap(written, flag, {"--train_data_file": text})
+            refuse_overlap(written, flag, {**inputs, "--train_data_file": options.train_data_file})
         return target
 
     def shard(self, number: int, num_shards: int, settings: BuildSettings) -> Path:

@@ -66,8 +66,7 @@ def _check(options: TrainTokenizerOptions, folder: Path) -> None:
             raise UsageError(f"--{name} {getattr(options, name)}: give a positive number")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--output_dir {folder}: is a file; give a folder")
-    for text in options.input:
-        refuse_overlap(folder, "--output_dir", {"--input": text})
+    refuse_overlap(folder, "--output_dir", {"--input": options.input})
     if (folder / MODEL_FILE).exists() and not options.overwrite_output_dir:
         raise UsageError(
             f"--output_dir {folder}: already holds a tokenizer; choose another folder or give --overwrite_output_dir"
