@@ -47,11 +47,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_yaml(path: Path, where: str) -> Any:
-    """The value in a small YAML file, or what comes through a pipe.
-
-    Args:
-        path: the file.
-        where: the flag and the file, for the message.
+    """The value in a small YAML file, or what comes through a pipe; a message names it ``where``, flag and file.
 
     Raises:
         UsageError: it can't be read, or is no YAML.
@@ -67,15 +63,10 @@ def read_yaml(path: Path, where: str) -> Any:
 
 
 def parse(model: type[ModelT], value: Any, source: str | Path) -> ModelT:
-    """A value read from outside as ``model``.
-
-    Args:
-        model: what it should be.
-        value: what JSON or YAML gave.
-        source: the file, for the message.
+    """The ``value`` that JSON or YAML gave, as ``model``.
 
     Raises:
-        UsageError: names the file, the place in it, and what is expected there.
+        UsageError: names ``source`` (the file), the place in it, and what is expected there.
     """
     try:
         return model.model_validate(value)

@@ -228,6 +228,8 @@ class Accuracy(Stored):
     accuracy_within_word: Share
     interval_within_word: Interval
     pairs: Size
+
+
 class ParadigmAccuracy(Accuracy):
     """Of one paradigm; ``sha256`` is that of its pairs."""
 
@@ -259,6 +261,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 class Evaluations(UserFile):
     """What a pre-trained model of an experiment is asked, beside its loss: flags of the commands that ask it."""
+
     minimal_pairs: dict[Name, Flags] = {}
     local_order: Flags | None = None
     glue: Flags | None = None
@@ -301,13 +304,7 @@ def _text_as_number(value: Any) -> Any:
 
 
 class Hyperparameters(Stored):
-    """How one GLUE task is fine-tuned.
-
-    Attributes:
-        learning_rate: peak of the schedule.
-        batch_size: examples of one optimizer step over all devices.
-        steps: optimizer steps.
-    """
+    """How one GLUE task is fine-tuned: peak of the schedule, examples of one optimizer step over all devices, steps."""
 
     learning_rate: Annotated[float, BeforeValidator(_text_as_number), Field(gt=0)]
     batch_size: Annotated[int, Field(gt=0, lt=2**31)]

@@ -64,13 +64,15 @@ def test_it_has_the_examples_of_the_files(glue_dir: Path, hub_dir: Path, tokeniz
     def content(encoded) -> tuple:
         return [encoded[i] for i in range(len(encoded))]
 
-    assert content(of_hub.train(tokenizer, loaded)) == content(of_files.train(tokenizer, task))
+    train = of_hub.encoded(tokenizer, loaded, loaded.train)
+    assert content(train) == content(of_files.encoded(tokenizer, task, task.train))
     for theirs, ours in zip(
         of_hub.dev(tokenizer, loaded).values(), of_files.dev(tokenizer, task).values(), strict=True
     ):
         assert content(theirs) == content(ours)
     for theirs, ours in zip(loaded.tests, task.tests, strict=True):
-        found, expected = of_hub.test(tokenizer, loaded, theirs), of_files.test(tokenizer, task, ours)
+        found = of_hub.encoded(tokenizer, loaded, theirs.path, theirs)
+        expected = of_files.encoded(tokenizer, task, ours.path, ours)
         assert (content(found), found.indices) == (content(expected), expected.indices)
 
 

@@ -4,7 +4,7 @@ Legend: R rows, S row length, M masked positions (padded to a bucket), X example
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -12,18 +12,6 @@ from numpy.typing import NDArray
 
 from bert_convolutions.data.masking import IGNORED, Masking
 from bert_convolutions.data.packing import Rows
-
-
-class Examples(Protocol):
-    """Anything that gives token ids ``[CLS] a [SEP] b [SEP]`` by index, such as ``data.store``."""
-
-    def __len__(self) -> int:
-        """Number of examples."""
-        ...
-
-    def __getitem__(self, index: int) -> NDArray[np.integer]:
-        """Token ids (S,) of an example, un-truncated."""
-        ...
 
 
 class Feature(TypedDict):

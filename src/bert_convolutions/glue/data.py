@@ -56,17 +56,9 @@ class GlueData:
             self._hashes[path] = files.sha256(path)
         return self._hashes.get(path)
 
-    def train(self, tokenizer: PreTrainedTokenizerBase, task: Task) -> EncodedExamples:
-        """Return a task's training examples."""
-        return self._encode(tokenizer, task, task.train)
-
     def dev(self, tokenizer: PreTrainedTokenizerBase, task: Task) -> dict[DevSet, EncodedExamples]:
         """Return a task's development sets."""
-        return {dev_set: self._encode(tokenizer, task, dev_set.path) for dev_set in task.dev}
-
-    def test(self, tokenizer: PreTrainedTokenizerBase, task: Task, test: TestSet) -> EncodedExamples:
-        """Return a test set."""
-        return self._encode(tokenizer, task, test.path, test)
+        return {dev_set: self.encoded(tokenizer, task, dev_set.path) for dev_set in task.dev}
 
     def has_test(self, task: Task, test: TestSet) -> bool:
         """Whether a test file is there."""
@@ -82,9 +74,10 @@ class GlueData:
             raise UsageError(f"{task.name} needs --data_dir, the folder with its files{way_out}")
         return root
 
-    def _encode(
+    def encoded(
         self, tokenizer: PreTrainedTokenizerBase, task: Task, path: str, test: TestSet | None = None
     ) -> EncodedExamples:
+        """Return the examples of a task's training or development file, or of the file of a ``test`` set."""
         key = (tokenizer_hash(tokenizer), task.name, self.root(task) / path)
         if key not in self._encoded:
             encoder = encode_words if task.per_token else encode

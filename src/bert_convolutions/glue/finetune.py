@@ -49,7 +49,7 @@ class GlueTrainer(ResumableTrainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Micro-batches of this process, in order; nothing in it draws a random number."""
         counted = Counted(self.layout, self.train_dataset.select(np.array([0])))
-        return self.loader(Shuffled(self.train_dataset, self.train_plan()), self.train_plan(), counted)
+        return self.train_loader(Shuffled(self.train_dataset, self.train_plan()), counted)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -98,7 +98,7 @@ def finetune(
     Args:
         trainer: made for the task.
         tokenizer: saved beside the model.
-        checkpoint: of this very run, to go on from; None starts at the first step, wherever the model came from.
+        checkpoint: of this very run, to go on from; None starts at the first step.
 
     Returns:
         The trained model, unwrapped; and the SHA-256 of what was saved, on the process that saves.
@@ -119,11 +119,7 @@ def finetune(
 
 
 def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> dict[str, str]:
-    """Save a model as safetensors with its tokenizer, and its encoder alone below it, and sync both to the disk.
-
-    Returns:
-        The files' names below ``folder`` with their SHA-256.
-    """
+    """Save a model, its tokenizer and, below them, its encoder alone; return the files' names with their SHA-256."""
     encoder = model.base_model
     assert isinstance(encoder, PreTrainedModel)  # as in all that an Auto class for classification makes
     with quiet_transformers():

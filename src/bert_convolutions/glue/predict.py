@@ -91,11 +91,6 @@ def evaluate(
     return results
 
 
-def accuracy(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Return the share of equal entries of two (N,) arrays."""
-    return {"acc": float(accuracy_score(labels, predictions))}
-
-
 def accuracy_and_f1(predictions: np.ndarray, labels: np.ndarray, average: str = "binary") -> dict[str, float]:
     """Return accuracy, F1 and the mean of both.
 
@@ -123,11 +118,6 @@ def entity_f1(predictions: list[list[str]], labels: list[list[str]]) -> dict[str
     return {"precision": precision, "recall": recall, "f1": f1, "acc": acc}
 
 
-def matthews(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Return the Matthews correlation coefficient (0 where it is undefined)."""
-    return {"mcc": float(matthews_corrcoef(labels, predictions))}
-
-
 def correlation(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Return Pearson's and Spearman's correlation and their mean.
 
@@ -142,11 +132,11 @@ def correlation(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]
 
 
 METRICS: Mapping[str, Callable[[Any, Any], dict[str, float]]] = {
-    "accuracy": accuracy,
+    "accuracy": lambda predictions, labels: {"acc": float(accuracy_score(labels, predictions))},
     "accuracy_and_f1": accuracy_and_f1,
     "accuracy_and_macro_f1": partial(accuracy_and_f1, average="macro"),  # as for CB
     "entity_f1": entity_f1,
-    "matthews": matthews,
+    "matthews": lambda predictions, labels: {"mcc": float(matthews_corrcoef(labels, predictions))},  # 0 if undefined
     "correlation": correlation,
 }
 
@@ -166,8 +156,7 @@ def dev_scores(
     Args:
         logits: (N, num_outputs), of the task's labels in its order.
         labels: (N,) label ids or scores.
-        task: the task.
-        dev_set: which of its development files.
+        task, dev_set: the task, and which of its development files.
         sentence_lengths: of a task of words, how many each sentence has.
     """
     prefix = f"eval_{dev_set.name}/" if len(task.dev) > 1 else "eval_"
@@ -175,7 +164,7 @@ def dev_scores(
     if task.metric == "entity_f1" and sentence_lengths is not None:
         given = tuple(by_sentence([task.labels[number] for number in ids], sentence_lengths) for ids in given)
     scores = METRICS[task.metric](*given)
-    return {"eval_loss": mean_loss(logits, labels, task), **{prefix + name: value for name, value in scores.items()}}
+    return {"eval_loss": _mean_loss(logits, labels, task), **{prefix + name: value for name, value in scores.items()}}
 
 
 def by_sentence(words: list[str], sentence_lengths: np.ndarray) -> list[list[str]]:
@@ -184,8 +173,8 @@ def by_sentence(words: list[str], sentence_lengths: np.ndarray) -> list[list[str
     return [words[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def mean_loss(logits: np.ndarray, labels: np.ndarray, task: Task) -> float:
-    """Return the mean cross-entropy in nats, or the mean squared error of real-valued tasks."""
+def _mean_loss(logits: np.ndarray, labels: np.ndarray, task: Task) -> float:
+    """The mean cross-entropy in nats, or the mean squared error of real-valued tasks."""
     logits = logits.astype(np.float64)
     if not task.labels:
         return float(np.mean((logits[:, 0] - labels) ** 2))
@@ -198,10 +187,8 @@ def format_predictions(logits: np.ndarray, examples: EncodedExamples, model: Pre
     A sentence of a task of words has its label words one after the other, with a space between.
 
     Args:
-        logits: (O, num_outputs) in the model's own order of outputs, which its configuration names.
-        examples: the test set, with its indices.
-        model: the model.
-        task: the task.
+        logits: (O, num_outputs) in the order of outputs that the configuration of ``model`` names.
+        examples: the test set of ``task``, with its indices.
     """
     if task.labels:
         words = label_words(model.config)

@@ -3,10 +3,14 @@
 import contextlib
 import json
 import math
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from rich.console import Console
+from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from bert_convolutions.data.tokenizer import load_tokenizer, tokenizer_hash
@@ -20,11 +24,10 @@ from bert_convolutions.glue.hyperparameters import DEFAULT, FLAG, OF_FLAGS
 from bert_convolutions.glue.options import GlueOptions
 from bert_convolutions.glue.plan import Job, check_flags, describe_training, plan_jobs, refuse_other_settings
 from bert_convolutions.glue.predict import evaluate, format_predictions, predict_logits
-from bert_convolutions.glue.progress import Progress
 from bert_convolutions.glue.submit import collect_scores, score_table
 from bert_convolutions.glue.tasks import TASKS
 from bert_convolutions.schemas import TaskState
-from bert_convolutions.terminal import make_console
+from bert_convolutions.terminal import duration, make_console
 from bert_convolutions.training import checkpoints
 from bert_convolutions.training.collectives import Collectives
 from bert_convolutions.training.signals import SignalWatch, resume_command
@@ -77,6 +80,48 @@ def _settle_killed_runs(output_dir: Path) -> None:
                 state.settle(place)
 
 
+class Progress:
+    """Counts jobs and estimates the time left from examples trained on so far.
+
+    Args:
+        console: where to print.
+        work: job to its examples (steps times batch), of all jobs that are to be trained.
+        total: number of all jobs.
+    """
+
+    def __init__(self, console: Console, work: Mapping[str, int], total: int) -> None:
+        self.console, self.work, self.total = console, work, total
+        self._started, self._begun = 0, 0.0
+        self._seconds: dict[str, float] = {}
+
+    def say(self, line: str, style: str = "") -> None:
+        """Print a line."""
+        self.console.print(Text(line, style=style))
+
+    def start(self, name: str, what: str) -> None:
+        """Announce a job."""
+        self._started, self._begun = self._started + 1, time.monotonic()
+        left = self.time_left()
+        self.say(f"[{self._started}/{self.total}] {name}: {what}" + (f"; about {left} left" if left else ""), "bold")
+
+    def trained(self, name: str) -> str:
+        """Note that the training of the job announced last has ended; return the time it took."""
+        self._seconds[name] = time.monotonic() - self._begun
+        return duration(self._seconds[name])
+
+    def time_left(self) -> str:
+        """Return the time that the jobs not yet trained will take, or nothing before the first has ended.
+
+        A task takes the time that it took in another round (``RTE4`` that of ``RTE3``); the others go by the examples.
+        """
+        if not self._seconds:
+            return ""
+        per_example = sum(self._seconds.values()) / sum(self.work[name] for name in self._seconds)
+        by_task = {name[:-1]: seconds / self.work[name] for name, seconds in self._seconds.items()}
+        waiting = [name for name in self.work if name not in self._seconds]
+        return duration(sum(self.work[name] * by_task.get(name[:-1], per_example) for name in waiting))
+
+
 class _GlueRun:
     """The jobs of one command, one after the other.
 
@@ -87,10 +132,8 @@ class _GlueRun:
     """
 
     def __init__(self, options: GlueOptions, jobs: list[Job], processes: PartialState) -> None:
-        self.options = options
-        self.jobs = jobs
+        self.options, self.jobs, self.processes = options, jobs, processes
         self.arguments = jobs[0].arguments
-        self.processes = processes
         self.data = GlueData(Path(options.data_dir) if options.data_dir else None, options.max_seq_length)
         self.left_out: list[str] = []
         self.damaged: list[str] = []
@@ -174,7 +217,7 @@ class _GlueRun:
         assert tokenizer is not None  # it comes with the model
         start = self._start(job)
         settings = self._settings(job, start)
-        train = self.data.train(tokenizer, job.task)
+        train = self.data.encoded(tokenizer, job.task, job.task.train)
         dev = self.data.dev(tokenizer, job.task) if job.reads_dev else {}
         self.progress.start(job.name, f"{describe_training(job, len(train))}, from {settings['model']}")
         if job.mnli_encoder not in (None, start):
@@ -278,7 +321,7 @@ class _GlueRun:
                 self.left_out.append(f"{job.name} ({test.path})")
                 self.progress.say(f"{job.name}: no test file {self.data.root(job.task) / test.path}: not predicted")
                 continue
-            examples = self.data.test(tokenizer, job.task, test)
+            examples = self.data.encoded(tokenizer, job.task, test.path, test)
             logits = predict_logits(model, examples, layout, job.arguments)
             path = job.folder / f"test_results_{test.name}.txt"
             if self.processes.is_main_process:
@@ -289,11 +332,9 @@ class _GlueRun:
             self.progress.say(f"{job.name}: {predicted[test.name]} predictions in {path}")
 
     def _note(self, job: Job, **changes: Any) -> None:
-        """Change the state of a job's folder, of which an older version may have left none; all processes wait for it.
+        """Change fields of ``TaskState`` in a job's folder, where an older version may have left none, for all to see.
 
-        Args:
-            job: the job.
-            changes: fields of ``TaskState``.
+        All processes wait for it.
         """
         if self.processes.is_main_process:
             before = state.read_state(job.folder) or TaskState(task=job.task.name, settings={}, trained=True)

@@ -28,7 +28,7 @@ from bert_convolutions.training.arguments import apply_settings, keep_freed_memo
 from bert_convolutions.training.collectives import Collectives
 from bert_convolutions.training.output_folder import diverged
 from bert_convolutions.training.progress import KernelBoard, RunProgress
-from bert_convolutions.training.sampling import StepPlan, StepSlices, slices_loader
+from bert_convolutions.training.sampling import StepPlan, slices_loader
 from bert_convolutions.training.signals import SignalWatch, resume_command
 
 logger = logging.get_logger(__name__)
@@ -130,10 +130,10 @@ class ResumableTrainer(Trainer):
         """The examples of a step (0-based) on all processes."""
         return self.train_plan().samples_of_step(step)
 
-    def loader(self, dataset: Dataset[Any], plan: StepPlan, collate: Callable[[Any], Any]) -> DataLoader[Any]:
+    def train_loader(self, dataset: Dataset[Any], collate: Callable[[Any], Any]) -> DataLoader[Any]:
         """This process's micro-batches of the epoch that training is in, see ``slices_loader``."""
-        slices = StepSlices(plan, self.args.process_index, lambda: self.state.global_step // plan.steps_per_epoch)
-        return slices_loader(self.args, dataset, slices, collate)
+        plan = self.train_plan()
+        return slices_loader(self.args, dataset, plan, lambda: self.state.global_step // plan.steps_per_epoch, collate)
 
     # A step and what is due after it
 

@@ -15,9 +15,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import TrainingArguments
 
-from bert_convolutions.data.collate import Examples, Feature
+from bert_convolutions.data.collate import Feature
 from bert_convolutions.data.masking import IGNORED
 from bert_convolutions.data.randomness import EpochOrder
+from bert_convolutions.data.store import ExampleStore
 from bert_convolutions.training.signals import ignore_signals
 
 
@@ -112,16 +113,20 @@ class StepSlices(Sampler[Slice]):
 
 
 def slices_loader(
-    arguments: TrainingArguments, dataset: Dataset[Any], slices: StepSlices, collate: Callable[[Any], Any]
+    arguments: TrainingArguments,
+    dataset: Dataset[Any],
+    plan: StepPlan,
+    epoch: Callable[[], int],
+    collate: Callable[[Any], Any],
 ) -> DataLoader[Any]:
-    """Batches that ``collate`` makes of what ``dataset`` answers (``__getitems__``) to each of ``slices``, in order.
+    """This process's micro-batches: what ``collate`` makes of the answer of ``dataset`` (``__getitems__``) to a slice.
 
     Nothing in it draws a random number.
     """
     workers = arguments.dataloader_num_workers
     return DataLoader(
         dataset,
-        batch_sampler=slices,  # type: ignore[arg-type]
+        batch_sampler=StepSlices(plan, arguments.process_index, epoch),  # type: ignore[arg-type]
         collate_fn=collate,
         num_workers=workers,
         pin_memory=arguments.dataloader_pin_memory and arguments.device.type == "cuda",
@@ -135,7 +140,7 @@ def slices_loader(
 class SlicedExamples(Dataset[Any]):
     """A store that is asked for a whole ``Slice`` of ``plan`` at a time and answers with the collator's features."""
 
-    def __init__(self, examples: Examples, plan: StepPlan) -> None:
+    def __init__(self, examples: ExampleStore, plan: StepPlan) -> None:
         self.examples, self.plan = examples, plan
 
     def __len__(self) -> int:

@@ -114,11 +114,7 @@ def _range_faults(options: PretrainOptions) -> Iterator[str]:
 
 def choose_tokenizer(options: PretrainOptions) -> PreTrainedTokenizerBase:
     """The tokenizer of ``--tokenizer_name`` or, left out, the one saved beside the model."""
-    tokenizer = load_tokenizer(options.tokenizer_name or options.model_name_or_path or "")
-    missing = [name for name in ("cls", "sep", "pad", "mask") if getattr(tokenizer, f"{name}_token_id") is None]
-    if missing:
-        raise UsageError(f"{options.tokenizer_name}: the tokenizer has no {' and no '.join(missing)} token")
-    return tokenizer
+    return load_tokenizer(options.tokenizer_name or options.model_name_or_path or "")
 
 
 @dataclass(frozen=True)
@@ -207,9 +203,8 @@ def compose_config(options: PretrainOptions, tokenizer: PreTrainedTokenizerBase)
 def compose_model(options: PretrainOptions, config: CompositeBertConfig, seed: int) -> PreTrainedModel:
     """The model with its heads: random weights drawn from ``seed``, or those of ``--model_name_or_path``."""
     model_class = CompositeBertForPreTraining if options.use_sop_head else CompositeBertForMaskedLM
-    backend: dict[str, Any] = (
-        {"attn_implementation": options.attn_implementation} if options.attn_implementation else {}
-    )
+    name = options.attn_implementation
+    backend: dict[str, Any] = {"attn_implementation": name} if name else {}
     set_seed(seed)
     if options.model_name_or_path:
         path = options.model_name_or_path
@@ -217,7 +212,7 @@ def compose_model(options: PretrainOptions, config: CompositeBertConfig, seed: i
     try:
         return model_class._from_config(config, **backend)
     except ValueError as error:  # the only input left to judge is the backend's name
-        raise UsageError(f"--attn_implementation {options.attn_implementation}: {error}") from error
+        raise UsageError(f"--attn_implementation {name}: {error}") from error
 
 
 def _config_of_model(options: PretrainOptions) -> CompositeBertConfig:

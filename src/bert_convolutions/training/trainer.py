@@ -20,7 +20,7 @@ from bert_convolutions.data.masking import IGNORED
 from bert_convolutions.errors import UsageError
 from bert_convolutions.training.progress import Throughput
 from bert_convolutions.training.resumable import ResumableTrainer
-from bert_convolutions.training.sampling import SlicedExamples, StepPlan, StepSlices, WithPlaceholder, slices_loader
+from bert_convolutions.training.sampling import SlicedExamples, StepPlan, WithPlaceholder, slices_loader
 from bert_convolutions.training.words import WordCounter
 
 Collate = Callable[[list[Any]], dict[str, torch.Tensor]]
@@ -63,20 +63,15 @@ class PretrainingTrainer(ResumableTrainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Micro-batches of this process, in order; nothing in it draws a random number."""
         dataset = SlicedExamples(self.train_dataset, self.train_plan())
-        return self.loader(dataset, dataset.plan, WithPlaceholder(self.data_collator, dataset[0]))
+        return self.train_loader(dataset, WithPlaceholder(self.data_collator, dataset[0]))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """The evaluation examples in their own order, each on one process."""
         store = self.eval_dataset if eval_dataset is None else eval_dataset
-        plan = StepPlan(
-            len(store),
-            None,
-            micro_batch_size=self.args.per_device_eval_batch_size,
-            micro_batches=1,
-            processes=self.args.world_size,
-        )
-        dataset, slices = SlicedExamples(store, plan), StepSlices(plan, self.args.process_index, lambda: 0)
-        return slices_loader(self.args, dataset, slices, WithPlaceholder(self.eval_collator, dataset[0]))
+        size, processes = self.args.per_device_eval_batch_size, self.args.world_size
+        plan = StepPlan(len(store), None, micro_batch_size=size, micro_batches=1, processes=processes)
+        dataset = SlicedExamples(store, plan)
+        return slices_loader(self.args, dataset, plan, lambda: 0, WithPlaceholder(self.eval_collator, dataset[0]))
 
     # A training step
 

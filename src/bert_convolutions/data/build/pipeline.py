@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -81,11 +81,7 @@ def build_on_demand(options: BuildDatasetOptions, tokenizer: Any, cache: Path) -
         tokenizer: a loaded Hugging Face tokenizer.
         cache: folder for such datasets.
 
-    Returns:
-        The folder of the Arrow shards.
-
-    Raises:
-        UsageError, RunInterrupted, CommandError: as ``build_dataset``.
+    Returns, and raises, what ``build_dataset`` does.
     """
     sources, text_tokenizer = find_sources(options.train_data_file), as_text_tokenizer(tokenizer)
     language = options.language if options.split_sentences else None
@@ -130,7 +126,8 @@ def _build(
                 stack.enter_context(run_lock(target.result, wait=True))
             stack.enter_context(target.locked_work_folder(settings, options.overwrite_output_dir))
             if not target.is_finished(settings, options.overwrite_output_dir):  # by who held the lock before
-                _Build(options, target, tokenizer, settings).run()
+                num_proc = options.num_proc or min(os.cpu_count() or 1, _DEFAULT_MAX_PROCESSES)
+                _Build(target, tokenizer, settings, num_proc).run()
     except OSError as error:
         raise UsageError(
             f"{error.filename or target.result}: {error.strerror}; run again to go on from here"
@@ -143,32 +140,28 @@ def _build(
     return target.result
 
 
+@dataclass(frozen=True)
 class _Build:
     """One build: the three stages over the files of the work folder."""
 
-    def __init__(
-        self, options: BuildDatasetOptions, target: Target, tokenizer: TextTokenizer, settings: BuildSettings
-    ) -> None:
-        self._options = options
-        self._target = target
-        self._tokenizer = tokenizer
-        self._settings = settings
-        self._id_type = sentences.smallest_id_type(len(tokenizer))
-        self._work = target.work
-        self._num_proc = options.num_proc or min(os.cpu_count() or 1, _DEFAULT_MAX_PROCESSES)
+    _target: Target
+    _tokenizer: TextTokenizer
+    _settings: BuildSettings
+    _num_proc: int
 
     def run(self) -> None:
         """Do what is left of the three stages, then write the manifest."""
-        facts_file = self._work / "facts.json"
+        facts_file = self._target.work / "facts.json"
         if not facts_file.exists():
             write_json(facts_file, [[block.model_dump() for block in file] for file in self._encode()])
         facts = read_model(FileFacts, facts_file).root
         every = [block for file in facts for block in file]
-        id_bytes = sum(block.num_tokens for block in every) * np.dtype(self._id_type).itemsize
-        num_shards = -(-id_bytes // (self._options.shard_size_mb << 20)) or 1
+        id_type = sentences.smallest_id_type(len(self._tokenizer))
+        id_bytes = sum(block.num_tokens for block in every) * np.dtype(id_type).itemsize
+        num_shards = -(-id_bytes // (self._settings.shard_size_mb << 20)) or 1
         files = [[self._sentence_file(i, j) for j in range(len(file))] for i, file in enumerate(facts)]
         special_ids = self._tokenizer.cls_id, self._tokenizer.sep_id
-        pairing = Pairing(self._options.pair_within_documents, self._options.seed, num_shards, *special_ids)
+        pairing = Pairing(self._settings.pair_within_documents, self._settings.seed, num_shards, *special_ids)
         tasks, num_documents = plan_pairs(files, facts, pairing)
         self._pair(tasks)
         records = self._merge([task.runs for task in tasks], num_shards)
@@ -179,10 +172,16 @@ class _Build:
             documents=num_documents,
             bytes=sum(block.num_bytes for block in every),
         )
-        self._finish(records, counts)
+        if self._settings.output_format == "ids":
+            records = [self._join_text(records, counts)]
+        else:
+            shards.write_datasets_files(self._target.result, records, id_type.__name__)
+        self._target.finish(DatasetManifest(settings=self._settings, counts=counts, shards=records))
+        sizes = f"{counts.examples:,} pairs, {counts.tokens:,} tokens from {counts.bytes:,} bytes"
+        print(f"{self._target.result}: {sizes}")
 
     def _sentence_file(self, source: int, block: int) -> Path:
-        return self._work / f"{source:06}-{block:06}.sentences"
+        return self._target.work / f"{source:06}-{block:06}.sentences"
 
     def _encode(self) -> list[list[BlockFacts]]:
         """Encode all blocks; return the facts of each block of each file."""
@@ -213,13 +212,13 @@ class _Build:
 
     def _pair(self, tasks: list[PairTask]) -> None:
         """Pair the sentences of all blocks, whose files are needed no more."""
-        done = self._work / "paired"
+        done = self._target.work / "paired"
         if not done.exists():
             self._run(
                 "pairing", "block", write_runs, [task for task in tasks if not task.runs.exists()], self._num_proc
             )
             write_json(done, True)
-        for file in self._work.glob("*.sentences"):
+        for file in self._target.work.glob("*.sentences"):
             file.unlink()
         if not any(read_facts(task.runs)["num_pairs"] for task in tasks):
             path = (self._settings.dataset or self._settings.sources[0]).path
@@ -232,7 +231,7 @@ class _Build:
                 shard,
                 runs,
                 self._target.shard(shard, num_shards, self._settings),
-                self._work / f"{shard:06}.shard.json",
+                self._target.work / f"{shard:06}.shard.json",
                 self._settings.output_format,
             )
             for shard in range(num_shards)
@@ -241,21 +240,12 @@ class _Build:
         self._run("shuffling", "shard", shards.write_shard, missing, min(self._num_proc, _MERGE_PROCESSES))
         return [read_model(ShardRecord, task.record) for task in tasks]
 
-    def _finish(self, records: list[ShardRecord], counts: CorpusCounts) -> None:
-        if self._settings.output_format == "ids":
-            records = [self._join_text(records, counts)]
-        else:
-            shards.write_datasets_files(self._target.result, records, self._id_type.__name__)
-        self._target.finish(DatasetManifest(settings=self._settings, counts=counts, shards=records))
-        sizes = f"{counts.examples:,} pairs, {counts.tokens:,} tokens from {counts.bytes:,} bytes"
-        print(f"{self._target.result}: {sizes}")
-
     def _join_text(self, records: list[ShardRecord], counts: CorpusCounts) -> ShardRecord:
         """Join the shards' lines into the one text file, which is without a manifest until it has a new one."""
         path = self._target.result
         with whole_file(path) as output:
             for record in records:
-                with (self._work / record.file).open("rb") as shard:
+                with (self._target.work / record.file).open("rb") as shard:
                     shutil.copyfileobj(shard, output, 1 << 20)
             self._target.manifest.unlink(missing_ok=True)
         return shards.record_of(path, counts.examples, counts.tokens)

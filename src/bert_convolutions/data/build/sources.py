@@ -29,17 +29,15 @@ Source = TextRecord | DatasetRecord
 
 @dataclass(frozen=True)
 class Block:
-    """Whole lines of a text: bytes ``start`` to ``end`` of the (decompressed) source.
-
-    ``text`` is given for compressed files and data sets only; the bytes of a plain file are read by whoever needs them.
-    ``position`` counts the bytes of the file on disk that were read so far, of a data set those of its text.
-    """
+    """Whole lines of a text: bytes ``start`` to ``end`` of the (decompressed) source."""
 
     source: Source
     start: int
     end: int
     position: int
+    """How many bytes of the file on disk, or of a data set's text, have been read so far."""
     text: bytes | None = None
+    """Left out for a plain file, whose bytes are read by whoever needs them."""
 
 
 def find_sources(paths: list[str]) -> list[TextRecord]:
@@ -157,9 +155,10 @@ def blocks(source: Source) -> Iterator[Block]:
     """
     try:
         if isinstance(source, DatasetRecord):
-            yield from _stream_blocks(source, as_stream(_row_texts(source)))
-        elif Path(source.path).suffix in _OPENERS:
-            yield from _compressed_blocks(source)
+            yield from _stream_blocks(source, io.BufferedReader(_Chunks(_row_texts(source)), 1 << 20))
+        elif opener := _OPENERS.get(Path(source.path).suffix):
+            with Path(source.path).open("rb") as file:
+                yield from _stream_blocks(source, opener(file), file.tell)
         else:
             yield from _plain_blocks(source)
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
@@ -201,11 +200,6 @@ def _plain_blocks(source: TextRecord) -> Iterator[Block]:
             start = end
 
 
-def _compressed_blocks(source: TextRecord) -> Iterator[Block]:
-    with Path(source.path).open("rb") as file:
-        yield from _stream_blocks(source, _OPENERS[Path(source.path).suffix](file), file.tell)
-
-
 def _stream_blocks(
     source: Source, stream: io.BufferedIOBase, position: Callable[[], int] | None = None
 ) -> Iterator[Block]:
@@ -219,11 +213,7 @@ def _stream_blocks(
 
 
 def _end_of_line(rest: bytes) -> int:
-    """Return how much of ``rest`` still belongs to the block: a whole line, or what a line too long is cut to.
-
-    Args:
-        rest: what follows, up to a newline or ``MAX_REST_BYTES``.
-    """
+    """How much of ``rest``, which goes up to a newline or ``MAX_REST_BYTES``, still belongs to the last line."""
     carriage_return = rest.find(b"\r")
     if 0 <= carriage_return < MAX_REST_BYTES - 1:
         return carriage_return + (2 if rest.startswith(b"\n", carriage_return + 1) else 1)
@@ -240,7 +230,7 @@ def _end_of_line(rest: bytes) -> int:
 
 
 class _Chunks(io.RawIOBase):
-    """Pieces of bytes, of any length but 0, as a stream."""
+    """A stream of pieces of bytes, none of them empty."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks, self._rest = chunks, b""
@@ -253,11 +243,6 @@ class _Chunks(io.RawIOBase):
         length = min(len(buffer), len(self._rest))
         buffer[:length], self._rest = self._rest[:length], self._rest[length:]
         return length
-
-
-def as_stream(chunks: Iterator[bytes]) -> io.BufferedReader:
-    """Return a stream of pieces of bytes, none of them empty."""
-    return io.BufferedReader(_Chunks(chunks), 1 << 20)
 
 
 def _open_zstd(file: BinaryIO) -> io.BufferedReader:

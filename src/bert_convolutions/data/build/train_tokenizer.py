@@ -89,13 +89,10 @@ def text_lines(sources: list[TextRecord], what: str) -> Iterator[str]:
 def _sample(sources: list[TextRecord], num_lines: int, options: TrainTokenizerOptions) -> Iterator[str]:
     """Yield about ``input_sentence_size`` lines, each with the same probability, as the tokenizer will see them.
 
-    A line is drawn when the hash of the seed and its number falls into that share of the range of hashes.
-
-    The lines are normalised as they are before encoding. SentencePiece's own normalisation keeps capitals and accents,
-    so it would spend a large part of the vocabulary on pieces that no lower-cased text can ever be cut into.
+    They are normalised as before encoding. SentencePiece's own normalisation keeps capitals and accents, and would
+    spend a large part of the vocabulary on pieces that no lower-cased text can ever be cut into.
     """
-    share = options.input_sentence_size / num_lines
-    threshold = np.uint64(min(int(share * 2.0**64), 2**64 - 1)) if share < 1 else np.uint64(2**64 - 1)
+    threshold = np.uint64(min(int(options.input_sentence_size / num_lines * 2.0**64), 2**64 - 1))
     lines = text_lines(sources, "sampling")
     number = 0
     while batch := list(islice(lines, _KEYS_AT_A_TIME)):
@@ -117,10 +114,7 @@ def _cut(line: str) -> Iterator[str]:
 
 
 def _learn(lines: Iterator[str], options: TrainTokenizerOptions) -> bytes:
-    """Return the model that SentencePiece learns.
-
-    The number of threads is left at SentencePiece's constant, not the machine's, since sums of floats depend on it.
-    """
+    """The model that SentencePiece learns, with its constant number of threads: sums of floats depend on it."""
     model = io.BytesIO()
     sentencepiece.set_random_generator_seed(options.seed & 0xFFFFFFFF)
     try:
@@ -140,7 +134,7 @@ def _learn(lines: Iterator[str], options: TrainTokenizerOptions) -> bytes:
 
 
 def _explain(message: str, options: TrainTokenizerOptions) -> str:
-    """Put SentencePiece's message about the size of the vocabulary into words."""
+    """What SentencePiece's message means for the flags."""
     if found := re.search(r"to a value <= (\d+)", message):
         return (
             f"--vocab_size {options.vocab_size}: too large for this text, which has at most {found[1]} pieces; "
