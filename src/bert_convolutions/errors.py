@@ -66,7 +66,7 @@ def install_command(module: str) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What an error of somebody else's says first, or else its type."""
+    """The first line of a library's error message, or the error's type where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -77,7 +77,7 @@ def brief(value: object) -> str:
 
 
 def in_flags(message: str, names: Sequence[str]) -> str:
-    """A message about arguments as one about flags: each name of ``names`` that begins it or can be nothing else."""
+    """A message with flags for arguments: those of ``names`` that begin it, and those with an underscore anywhere."""
     flags = "|".join(name for name in names if "_" in name)
     first = "|".join(names)
     return re.sub(rf'^({first})\b|(?<![\w"-])({flags})\b(?!")', lambda match: f"--{match[0]}", message)

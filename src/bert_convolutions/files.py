@@ -159,10 +159,7 @@ def sha256(path: Path) -> str:
 def refuse_overlap(output: str | Path, output_flag: str, inputs: Mapping[str, Inputs]) -> None:
     """Refuse an output that is, holds or lies in an input, by whatever links and spellings.
 
-    Args:
-        output: file or folder to be written; need not exist.
-        output_flag: its flag, for the message.
-        inputs: by their flags.
+    ``inputs`` are named by their flags; ``output`` need not exist.
 
     Raises:
         UsageError: names both flags and paths.
@@ -185,9 +182,7 @@ def refuse_overlap(output: str | Path, output_flag: str, inputs: Mapping[str, In
 def set_aside(folder: Path, paths: Iterable[Path]) -> None:
     """Move what an overwrite replaces into ``folder/.replaced``; ``put_back`` or ``discard_aside`` must follow.
 
-    Args:
-        folder: the output folder; its lock must be held.
-        paths: files and folders directly in it, of which those that exist are moved.
+    ``paths`` lie directly in the output folder, whose lock must be held; those that exist are moved.
     """
     aside = folder / ASIDE_NAME
     aside.mkdir(exist_ok=True)
@@ -200,7 +195,7 @@ def set_aside(folder: Path, paths: Iterable[Path]) -> None:
 
 
 def put_back(folder: Path) -> None:
-    """Return what was set aside, where nothing new has taken its name; then nothing is aside."""
+    """Move what was set aside back, where nothing new has taken its name, and remove the rest."""
     aside = folder / ASIDE_NAME
     if not aside.is_dir():
         return
@@ -224,13 +219,13 @@ def discard_aside(folder: Path) -> None:
 
 
 def settle_aside(folder: Path, *, new_stands: bool, debris: Iterable[Path] = ()) -> None:
-    """After a crash: ``put_back`` or, where the new run had begun to stand, ``discard_aside``.
+    """After a crash: ``discard_aside`` where the new run has left a checkpoint or a result, else ``put_back``.
 
     Args:
         folder: the output folder; its lock must be held.
-        new_stands: whether something of the new run is there; what is there of the old one, because the crash came
-            while it was moved, counts too.
-        debris: what else to remove of a new run that doesn't stand, beside all that has taken an old name.
+        new_stands: whether a checkpoint or a result is there. Where the crash came while the old run's files were
+            moved, it may be the old run's, and is not looked at.
+        debris: what to remove of a new run that has left neither, beside what has taken the name of an old file.
     """
     aside = folder / ASIDE_NAME
     if (aside / _ALL_ASIDE).exists():
@@ -261,14 +256,10 @@ def make_folder(folder: Path, flag: str) -> None:
 
 @contextlib.contextmanager
 def run_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold ``folder``, which must exist, for this process.
+    """Hold ``folder``, which must exist, for this process; ``wait`` for another process's end, instead of raising.
 
     The lock is the kernel's (``flock``, on NFS one of the server's), so it ends with the process however that ends;
     what the lock file says is only for the message. A file system without locks gives a warning.
-
-    Args:
-        folder: the folder of one run.
-        wait: say so and wait for the other process's end, instead of raising.
 
     Raises:
         UsageError: another living process holds it.

@@ -7,13 +7,7 @@ from typing import Any
 
 
 def flag(default: Any, help: str, **metadata: Any) -> Any:
-    """A field with a default and a help text.
-
-    Args:
-        default: of the flag; a list is copied for each instance.
-        help: what ``--help`` says of it.
-        metadata: what else ``cli`` is to know.
-    """
+    """A field with its default, its text for ``--help`` and other metadata for ``cli``; a list is copied each time."""
     metadata = {"help": help, **metadata}
     if isinstance(default, list):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)

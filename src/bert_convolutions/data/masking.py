@@ -16,14 +16,9 @@ Integers = int | NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Masking:
-    """BERT's masking: of the chosen tokens 80 % become [MASK], 10 % a uniform random id, 10 % stay.
+    """BERT's masking: each token but ``special_ids`` is chosen with ``probability``.
 
-    Attributes:
-        seed: of the run.
-        mask_id: the id of [MASK].
-        vocab_size: random ids are drawn from 0 .. vocab_size - 1.
-        special_ids: ids that are never chosen, such as [CLS] and [SEP].
-        probability: of a token to be chosen.
+    Of the chosen tokens 80 % become [MASK], 10 % a uniform random id below ``vocab_size``, 10 % stay.
     """
 
     seed: int

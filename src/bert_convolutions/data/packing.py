@@ -25,11 +25,7 @@ class Place(NamedTuple):
 
 
 def pack(lengths: Sequence[int], row_length: int) -> tuple[list[Place], int]:
-    """Place examples in rows.
-
-    Args:
-        lengths: tokens of each example, each from 1 to ``row_length``.
-        row_length: S.
+    """Place examples of ``lengths`` tokens, each from 1 to ``row_length``, in rows of so many slots.
 
     Returns:
         A place for each example, in the order given, and the number of rows.
@@ -87,13 +83,9 @@ class Rows:
 
     @classmethod
     def of(cls, lengths: NDArray[np.int64], row_length: int, *, packed: bool = True, row_bucket: int = 1) -> "Rows":
-        """Place examples.
+        """Place examples of ``lengths`` (X,) in rows of ``row_length`` S, whose number is a multiple of ``row_bucket``.
 
-        Args:
-            lengths: (X,) tokens of each example.
-            row_length: S.
-            packed: several examples in a row; else one.
-            row_bucket: there are as many rows as a multiple of this.
+        A row has several examples, or one where they are not ``packed``.
 
         Raises:
             ValueError: for an example longer than a row.

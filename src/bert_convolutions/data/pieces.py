@@ -76,9 +76,6 @@ class AlignedPiece(NamedTuple):
 class PieceTokenizer:
     """Text to token ids with a bare ``spm.model``; the ids are those of the original's tokenizer.
 
-    Args:
-        model_path: a SentencePiece model file.
-
     Raises:
         UsageError: the file is missing or is not a SentencePiece model.
     """

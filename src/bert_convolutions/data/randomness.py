@@ -52,16 +52,11 @@ def _finalise(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 class EpochOrder:
-    """The order of an epoch: a pseudo-random permutation of all samples that is never held in memory.
+    """The order of an epoch (from 0): a pseudo-random permutation of all N samples that is never held in memory.
 
     A Feistel network over the bits of the position is a permutation of the next power of four; positions that land past
     the end walk on until they land inside (cycle walking; Black and Rogaway, "Ciphers with arbitrary finite domains",
     2002).
-
-    Args:
-        num_samples: N >= 1.
-        seed: of the run.
-        epoch: counted from 0.
 
     Raises:
         ValueError: for no samples.

@@ -58,12 +58,7 @@ class ExampleStore:
 
 
 class ExampleView(ExampleStore):
-    """Some examples of a store, by index.
-
-    Args:
-        store: the examples.
-        indices: which of them, integers (n,).
-    """
+    """The examples of a store that have the ``indices`` (n,)."""
 
     def __init__(self, store: ExampleStore, indices: np.ndarray) -> None:
         self._store = store

@@ -24,13 +24,10 @@ _MAX_DIGITS = 9
 class IdsStore(ExampleStore):
     """Examples of an ids file, by line; blank lines are no examples.
 
-    Args:
-        path: the file.
-        vocabulary_size: ids must be below it.
-        cache_dir: where the index is kept; it is made again when the file's size or time changes.
+    The index is kept in ``cache_dir``, and made again when the file's size or time changes.
 
     Raises:
-        UsageError: something that is no id, or an id out of range; names the file and line.
+        UsageError: something that is no id below ``vocabulary_size``; names the file and line.
     """
 
     def __init__(self, path: str | Path, *, vocabulary_size: int, cache_dir: str | Path) -> None:

@@ -298,10 +298,7 @@ AutoTokenizer.register(_TokenizerOnlyConfig, CompositeBertTokenizer, exist_ok=Tr
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """Load a tokenizer from this machine, never from the network.
-
-    Args:
-        path: a bare ``spm.model``, or the directory of any Hugging Face tokenizer.
+    """Load a bare ``spm.model``, or the directory of any Hugging Face tokenizer; never from the network.
 
     Raises:
         UsageError: nothing is there, or what is there is no tokenizer that can be loaded.

@@ -15,16 +15,10 @@ from bert_convolutions.glue.tasks import DevSet, Task, TestSet
 
 
 class GlueData:
-    """Reads and encodes files, and keeps the encodings.
-
-    Args:
-        data_dir: folder with the tasks' folders; None where no task needs it.
-        max_seq_length: most tokens of an example.
-    """
+    """Reads and encodes files, below ``data_dir`` where no task brings its own folder, and keeps the encodings."""
 
     def __init__(self, data_dir: Path | None, max_seq_length: int) -> None:
-        self.data_dir = data_dir
-        self.max_seq_length = max_seq_length
+        self.data_dir, self.max_seq_length = data_dir, max_seq_length
         self._encoded: dict[tuple[str, str, Path], EncodedExamples] = {}
         self._hashes: dict[Path, str] = {}
 

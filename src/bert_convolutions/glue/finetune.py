@@ -22,8 +22,8 @@ class GlueTrainer(ResumableTrainer):
     """Trains on a uniform shuffle; stops, saves and goes on exactly, as :class:`ResumableTrainer` does.
 
     Args:
-        task: what is trained.
-        train, dev: the examples; of the development sets those for evaluation during training.
+        task, train: what is trained, on which examples.
+        dev: the development sets for evaluation during training.
         layout: makes batches of examples.
         kwargs: those of ``ResumableTrainer`` and the ``Trainer``.
     """
@@ -42,9 +42,7 @@ class GlueTrainer(ResumableTrainer):
         eval_dataset = {dev_set.name: examples for dev_set, examples in dev.items()} or None
         super().__init__(train_dataset=train, eval_dataset=eval_dataset, **kwargs)
         self.model_accepts_loss_kwargs = False
-        self.task = task
-        self.dev = dev
-        self.layout = layout
+        self.task, self.dev, self.layout = task, dev, layout
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Micro-batches of this process, in order; nothing in it draws a random number."""
@@ -93,12 +91,7 @@ class GlueTrainer(ResumableTrainer):
 def finetune(
     trainer: GlueTrainer, tokenizer: PreTrainedTokenizerBase, checkpoint: Path | None
 ) -> tuple[PreTrainedModel, dict[str, str]]:
-    """Train a model and save it, its tokenizer and its encoder in the trainer's output folder.
-
-    Args:
-        trainer: made for the task.
-        tokenizer: saved beside the model.
-        checkpoint: of this very run, to go on from; None starts at the first step.
+    """Train a model, from a checkpoint of this very run if there is one, and save it in the trainer's output folder.
 
     Returns:
         The trained model, unwrapped; and the SHA-256 of what was saved, on the process that saves.

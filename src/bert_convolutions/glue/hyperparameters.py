@@ -110,12 +110,8 @@ def _read(path: Path, where: str, tasks: tuple[Task, ...]) -> dict[str, dict[str
 
 
 def device_batch_size(batch_size: int, maximum: int, num_devices: int, accumulation: int) -> int:
-    """Return the examples a device takes at once so that an optimizer step sees ``batch_size`` over all of them.
+    """Return a device's share of a step's examples, at most ``maximum`` (``--per_device_train_batch_size``).
 
-    Args:
-        batch_size: of the hyper-parameters; it is shared among the devices and accumulation steps.
-        maximum: ``--per_device_train_batch_size``, which wins where the share is larger, as in the original.
-        num_devices: processes times GPUs of each.
-        accumulation: ``--gradient_accumulation_steps``.
+    That is as in the original. ``num_devices`` are processes times GPUs of each.
     """
     return min(maximum, max(1, batch_size // (num_devices * accumulation)))

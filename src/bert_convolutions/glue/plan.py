@@ -239,11 +239,9 @@ def _task_arguments(
 
 
 def refuse_other_settings(job: Job, settings: dict[str, Any]) -> None:
-    """Refuse results or a checkpoint that the flags, data or weights of now would not have given.
+    """Refuse results or a checkpoint of a former run that the flags, data or weights of now would not have given.
 
-    Args:
-        job: with the state that a former run left.
-        settings: of now. What an older version did not note is not compared, nor are paths.
+    What an older version did not note is not compared, nor are paths.
 
     Raises:
         UsageError: names all that differs, with both values.

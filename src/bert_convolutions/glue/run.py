@@ -37,11 +37,7 @@ Finetuned = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
 def run_glue(options: GlueOptions, arguments: TrainingArguments) -> None:
-    """Run ``bertconv glue``.
-
-    Args:
-        options: tasks, model, data.
-        arguments: the Trainer's; each task gets its own copy with its folder, seed and hyper-parameters.
+    """Run ``bertconv glue``; each task gets its own copy of the arguments with its folder, seed and hyper-parameters.
 
     Raises:
         UsageError: bad input, results of other settings, or nothing could be predicted.
@@ -81,13 +77,7 @@ def _settle_killed_runs(output_dir: Path) -> None:
 
 
 class Progress:
-    """Counts jobs and estimates the time left from examples trained on so far.
-
-    Args:
-        console: where to print.
-        work: job to its examples (steps times batch), of all jobs that are to be trained.
-        total: number of all jobs.
-    """
+    """Counts all jobs, and estimates the time left by the ``work`` of those to be trained: steps times batch."""
 
     def __init__(self, console: Console, work: Mapping[str, int], total: int) -> None:
         self.console, self.work, self.total = console, work, total

@@ -78,7 +78,7 @@ def begin(folder: Path, state: TaskState) -> None:
 
 
 def settle(folder: Path) -> None:
-    """Decide over what was set aside: it goes if a checkpoint or the result of the new run stands, or comes back."""
+    """Remove what was set aside if the new run has left a checkpoint or a result; else put it back."""
     state = read_state(folder)
     stands = state is not None and (state.trained or checkpoints.newest_complete(folder) is not None)
     files.settle_aside(folder, new_stands=stands, debris=[*_paths(folder, None), folder / STATE_FILE])

@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other about the run itself: counts, wishes to stop, one decision for all.
+"""What the processes of a run tell each other about the run itself: counts, whether to stop, one decision for all.
 
 These few numbers travel over gloo between the CPUs, so a GPU is never waited for. With one process nothing is sent.
 """
@@ -56,23 +56,23 @@ class Collectives:
         return self.gather(value)[0]
 
     def on_first(self, function: Callable[[], Result]) -> Result:
-        """Call ``function`` on the first process only; its value, or its complaint, reaches all of them.
+        """Call ``function`` on the first process only; its value, or its ``CommandError``, reaches all of them.
 
         Raises:
-            CommandError: what ``function`` raised of that kind, on all processes.
+            CommandError: as ``function`` raised it, on all processes.
         """
         if not self._several:
             return function()
         value: Any = None
-        complaint: CommandError | None = None
+        raised: CommandError | None = None
         if dist.get_rank() == 0:
             try:
                 value = function()
             except CommandError as error:
-                complaint = error
-        value, complaint = self.from_first((value, complaint))
-        if complaint:
-            raise complaint
+                raised = error
+        value, raised = self.from_first((value, raised))
+        if raised:
+            raise raised
         return value
 
     def _gloo(self) -> Any:

@@ -109,7 +109,7 @@ class Start(NamedTuple):
 
 
 def find_start(folder: Path, wish: str | None) -> Start:
-    """Look in the output folder, which is held, for what ``wish`` asks to go on from; what is skipped is told.
+    """Find what ``wish`` asks to go on from in the output folder, whose lock is held; say what was skipped and why.
 
     Raises:
         UsageError: it is not valid, or a model stands there without any checkpoint.
@@ -157,12 +157,9 @@ def _results_in(folder: Path) -> TrainResults | None:
 
 
 def refuse_other_run(folder: Path, start: Start, facts: Mapping[str, Any], last_step: int) -> None:
-    """Going on is exact only with the data, the batch and the model of before; what is not known of it isn't compared.
+    """Refuse to resume a run with other data, another batch or another model: it would not be the same run.
 
-    Args:
-        folder: the output folder.
-        start: where to go on from.
-        facts, last_step: of the run that is to go on.
+    What the earlier run has not recorded is not compared; ``facts`` and ``last_step`` are those of the run to come.
 
     Raises:
         UsageError: names the first flag that differs, with both values; or the model is of a shorter run.
@@ -183,7 +180,7 @@ def refuse_other_run(folder: Path, start: Start, facts: Mapping[str, Any], last_
 
 
 def _refuse_to_replace_model(folder: Path) -> None:
-    """A model without a checkpoint (finished, converted, fine-tuned) can't be gone on with, and is not replaced."""
+    """Refuse to resume where a model stands without a checkpoint (finished, converted, fine-tuned), or replace it."""
     models = [path.name for pattern in _MODELS for path in folder.glob(pattern)]
     if models:
         raise UsageError(
@@ -218,7 +215,7 @@ def _word_checkpoints(folder: Path) -> list[Path]:
 
 
 def install(staged: Path, folder: Path) -> None:
-    """Move complete files from ``staged``, in ``folder``, to their places; a crash on the way is made good later."""
+    """Move complete files from ``staged``, in ``folder``, to their places; after a crash the next run completes it."""
     files.sync_tree(staged)
     staged.rename(folder / _INSTALLING_NAME)
     files.sync(folder)

@@ -59,10 +59,9 @@ class Throughput:
 
 
 class RunProgress(ProgressCallback):
-    """The Trainer's progress line and its logs, as lines that read the same with and without the progress line.
+    """The Trainer's progress line, which ends with a ``note`` of each step, and its logs.
 
-    Args:
-        note: what the line says at its end, asked anew in each step.
+    Logs are lines that read the same with and without the progress line.
     """
 
     def __init__(self, note: Callable[[], str]) -> None:
@@ -89,7 +88,7 @@ class RunProgress(ProgressCallback):
             super().on_prediction_step(args, state, control, *more, **kwargs)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Write a log as a line; what is only known at the end is said by others then."""
+        """Write a log as a line, but for the last one, whose figures are told with the results."""
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:
             return
         if "loss" in logs:

@@ -142,14 +142,14 @@ class ResumableTrainer(Trainer):
         self.state.compute_steps(self.args, self.state.max_steps)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One micro-batch; the first step of a bad loss is kept on the device, for which nobody waits."""
+        """One micro-batch; the first step with a bad loss is noted on the device, so that nothing waits for it."""
         loss = super().training_step(*args, **kwargs)
         first_if_bad = self._first_bad.clamp(max=self.state.global_step)
         self._first_bad = torch.where(torch.isfinite(loss), self._first_bad, first_if_bad)
         return loss
 
     def step_finished(self, control: TrainerControl) -> None:
-        """Between a step and what is due after it (log, evaluate, save): what the processes want, agreed."""
+        """After a step, before it is logged, evaluated and saved: agree over all processes whether to save and stop."""
         is_time = self.is_world_process_zero() and time.monotonic() - self._last_saved >= self._save_every_seconds
         stop, save = self.collectives.sum([self.watch.received is not None, is_time])
         if stop:
@@ -373,7 +373,7 @@ class ResumableTrainer(Trainer):
 
 
 class _Events(TrainerCallback):
-    """Brings what happens to the trainer, after the Trainer's own callbacks."""
+    """Calls the trainer's own methods on events, after the Trainer's own callbacks."""
 
     def __init__(self, trainer: ResumableTrainer) -> None:
         self.trainer = trainer

@@ -89,14 +89,9 @@ class StepPlan:
 
 
 class StepSlices(Sampler[Slice]):
-    """The micro-batches of one process through an epoch, in order.
+    """The micro-batches of one process through an epoch, in order; ``epoch`` gives its number when it begins.
 
     It yields slices, not lists of examples: running past the steps that a resumed run has done costs next to nothing.
-
-    Args:
-        plan: of the run.
-        process: which one.
-        epoch: is asked for the number of the epoch when one begins.
     """
 
     def __init__(self, plan: StepPlan, process: int, epoch: Callable[[], int]) -> None:

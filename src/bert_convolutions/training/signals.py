@@ -1,4 +1,4 @@
-"""What ends a run from outside: signals, and an output that takes no more. Imports no PyTorch."""
+"""Ending a run from outside: signals, and a standard stream that can't be written to any more. Imports no PyTorch."""
 
 import os
 import shlex

@@ -129,7 +129,7 @@ class PretrainingTrainer(ResumableTrainer):
         return self._flops_per_token * inputs["input_ids"].numel()
 
     def step_finished(self, control: TrainerControl) -> None:
-        """As before; then save what is due by the words seen, before a checkpoint of the same step says they were."""
+        """As before; then save what is due by the words seen, before a checkpoint of this step records it as saved."""
         super().step_finished(control)
         for place in self.words.due():
             with self.throughput.paused():

@@ -38,7 +38,7 @@ def checkpoint_name(words: int) -> str:
 
 
 def word_starts(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
-    """Which ids begin a word of the text, bool (V,), so that ids tell how many words they are.
+    """Which ids begin a word, bool (V,), to count the words of a text by its ids.
 
     A word is what stands between white space. SentencePiece marks the first piece of each (``▁``), so the count is
     exact. Byte-level BPE marks all but the first of a text. WordPiece marks the later pieces (``##``) and cuts
@@ -57,12 +57,7 @@ def word_starts(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
 
 
 class WordCounter:
-    """The words that training has seen, kept in the trainer's state, and the numbers at which to save.
-
-    Args:
-        starts: of ``word_starts``.
-        targets: numbers of words.
-        folder: where the checkpoints go.
+    """The words that training has seen, kept in the trainer's state, and the numbers (``targets``) at which to save.
 
     Attributes:
         seen: words since the start of the run, repetitions included; None after going on from a checkpoint that

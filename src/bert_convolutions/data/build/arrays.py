@@ -13,6 +13,9 @@ import safetensors.numpy
 from bert_convolutions.errors import UsageError
 from bert_convolutions.files import whole_file
 
+_AT_A_TIME = 1 << 20
+"""Values that ``take_rows`` moves at a time, which bounds the memory of their indices."""
+
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
     """Write named arrays, and some JSON facts, into one file."""
@@ -55,20 +58,13 @@ def _named_if_damaged(path: Path) -> Iterator[None]:
         raise UsageError(f"{path}: the work file is damaged or gone ({error}); run build-dataset again") from error
 
 
-def take_rows(values: np.ndarray, starts: np.ndarray, lengths: np.ndarray, *, chunk: int = 1 << 20) -> np.ndarray:
-    """Copy rows of different lengths, one after another.
-
-    Args:
-        values: flat array with the rows in it.
-        starts: where each row begins.
-        lengths: how long it is.
-        chunk: values moved at a time, which bounds the memory of their indices.
-    """
+def take_rows(values: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Copy the rows that begin at ``starts`` in flat ``values`` and have ``lengths``, one after another."""
     ends = np.cumsum(lengths)
     taken = np.empty(int(ends[-1]) if ends.size else 0, dtype=values.dtype)
     row = begin = 0
     while row < ends.size:
-        stop = max(int(np.searchsorted(ends, begin + chunk, side="right")), row + 1)
+        stop = max(int(np.searchsorted(ends, begin + _AT_A_TIME, side="right")), row + 1)
         rows, end = slice(row, stop), int(ends[stop - 1])
         shifts = starts[rows] - (ends[rows] - lengths[rows])
         taken[begin:end] = values[np.repeat(shifts, lengths[rows]) + np.arange(begin, end)]

@@ -56,15 +56,10 @@ class PairTask:
 
 
 def plan_pairs(files: list[list[Path]], facts: list[list[BlockFacts]], pairing: Pairing) -> tuple[list[PairTask], int]:
-    """Plan the pairing of every block with sentences in it.
+    """Plan the pairing of every block with sentences in it, by the paths and the facts of each file's blocks.
 
     Pairing starts anew in every file. Sentences in a file are paired first with second, third with fourth and so on;
     within documents it starts anew after every blank line.
-
-    Args:
-        files: for each file, the paths of its blocks of sentences.
-        facts: for each file, the facts of its blocks.
-        pairing: what is the same for all.
 
     Returns:
         The tasks, and the number of documents in all files.
@@ -143,7 +138,8 @@ def write_runs(task: PairTask) -> None:
     order = np.argsort(keys, kind="stable")
     keys, first = keys[order], first[order]
     pair_lengths = lengths[first] + lengths[first + 1] + 3
-    bounds = np.searchsorted(shard_of(keys, num_shards), np.arange(num_shards + 1))
+    shards = ((keys >> np.uint64(32)) * np.uint64(num_shards)) >> np.uint64(32)  # equal shares of the range of keys
+    bounds = np.searchsorted(shards, np.arange(num_shards + 1))
     id_bounds = np.concatenate([[0], np.cumsum(pair_lengths)])[bounds]
     write_arrays(
         task.runs,
@@ -183,8 +179,3 @@ def _join_pairs(ids: np.ndarray, lengths: np.ndarray, first: np.ndarray, cls_id:
         is_text[positions] = False
     marked[is_text] = ids
     return take_rows(marked, begins[first], ends[first + 1] - begins[first])
-
-
-def shard_of(keys: np.ndarray, num_shards: int) -> np.ndarray:
-    """Return the shard of each key: equal shares of the range of keys, in order."""
-    return ((keys >> np.uint64(32)) * np.uint64(num_shards)) >> np.uint64(32)

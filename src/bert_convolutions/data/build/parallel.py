@@ -20,15 +20,12 @@ _WORKER_ENVIRONMENT = {"BERT_CONVOLUTIONS_LAZY": "1", "OMP_NUM_THREADS": "1", "O
 
 @contextlib.contextmanager
 def interruptible(what: str) -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end what is inside as Ctrl-C does, with a message; a second one ends the process at once.
+    """Let SIGTERM and SIGHUP end what is inside as Ctrl-C does; a second one ends the process at once.
 
     A signal that is ignored (``nohup``) stays ignored. Outside the main thread only Ctrl-C's effect is translated.
 
-    Args:
-        what: what is stopped, for the message.
-
     Raises:
-        RunInterrupted: a signal came.
+        RunInterrupted: a signal came; the message names ``what`` was stopped.
     """
     before: dict[int, Any] = {}
 
@@ -59,15 +56,9 @@ def run_tasks(
 ) -> Iterator[ResultT]:
     """Yield ``function(task)`` of every task, in the order in which they finish.
 
-    Tasks are drawn from their iterable only when a process is about to be free, so that it may be longer than memory.
-    With one process everything happens in this one.
-
-    Args:
-        function: defined at the top of a module.
-        tasks: what to work on.
-        num_proc: number of processes.
-        initializer: called with ``initargs`` once in every process; by default it does nothing.
-        initargs: its arguments.
+    Tasks are drawn from their iterable only when one of ``num_proc`` processes is about to be free, so that it may be
+    longer than memory. With one process everything happens in this one. ``initializer`` is called with ``initargs``
+    once in every process; like ``function`` it is defined at the top of a module.
     """
     if num_proc == 1:
         initializer(*initargs)
