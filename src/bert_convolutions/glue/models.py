@@ -22,8 +22,6 @@ from bert_convolutions.glue.tasks import Task
 from bert_convolutions.model.loading import load_strictly, quiet_transformers
 from bert_convolutions.parsing import read_json
 
-SCORE_LABEL = "score"
-"""Name of the one output of a real-valued task in a model's configuration."""
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 """Files of weights; those of the second kind count where there are none of the first."""
 _NOT_OF_THE_MODEL = ("transformers_version", "_name_or_path")
@@ -73,13 +71,11 @@ def fingerprint(folder: Path) -> str:
 def load_pretrained(folder: str | Path, task: Task) -> PreTrainedModel:
     """Load an encoder with a new classifier for a task, whose weights are drawn from PyTorch's global generator.
 
-    The folder's name has no meaning (``checkpoint-1000`` is a name as any).
-
     Raises:
         UsageError: weights or configuration can't be read, or they are not each other's.
     """
     config = load_config(folder)
-    config.id2label = dict(enumerate(task.labels or (SCORE_LABEL,)))
+    config.id2label = dict(enumerate(task.labels or ("score",)))
     config.label2id = {label: number for number, label in config.id2label.items()}
     config.problem_type = "single_label_classification" if task.labels else "regression"
     return _load_weights(folder, config, task, new_classifier=True)

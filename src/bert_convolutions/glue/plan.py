@@ -1,7 +1,6 @@
 """Which (task, round) there are, where each goes, and which of its stages are still to be done."""
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from bert_convolutions.glue.options import GlueOptions
 from bert_convolutions.glue.state import ENCODER_FOLDER, read_state, refuse_strangers
 from bert_convolutions.glue.tasks import MNLI, ROUND_SEEDS, Task, TestSet, parse_tasks, round_seed
 from bert_convolutions.schemas import Hyperparameters, TaskState
-from bert_convolutions.training.sampling import StepPlan
+from bert_convolutions.training.sampling import StepPlan, last_step
 
 SHORTEST_PAIR = 5
 """Tokens of ``[CLS] a [SEP] b [SEP]`` with texts of one token."""
@@ -93,10 +92,7 @@ class Job:
 
     def steps(self, num_examples: int) -> int:
         """Return the optimizer steps that its training takes on so many examples."""
-        if self.arguments.max_steps > 0:
-            return self.arguments.max_steps
-        steps_per_epoch = StepPlan.of_training(self.arguments, num_examples).steps_per_epoch
-        return math.ceil(steps_per_epoch * self.arguments.num_train_epochs)
+        return last_step(self.arguments, num_examples)
 
     def settings(self, max_seq_length: int) -> dict[str, Any]:
         """Return the flags that the result depends on, to be kept beside it and compared by a later run."""
@@ -239,7 +235,7 @@ def _task_arguments(
 
 
 def refuse_other_settings(job: Job, settings: dict[str, Any]) -> None:
-    """Refuse results or a checkpoint of a former run that the flags, data or weights of now would not have given.
+    """Refuse results or a checkpoint of a former run that had other flags, data or weights.
 
     What an older version did not note is not compared, nor are paths.
 

@@ -1,8 +1,8 @@
 """The folder of one (task, round): what has been done there, and how a new run takes the place of an old one.
 
-``glue_state.json`` is replaced as a whole after each stage, and only once what it speaks of is complete on the disk, so
-a killed run leaves a stage undone, never half-done and taken for good. What an overwrite replaces is set aside, and
-comes back unless a checkpoint or the result of the new run stands. Imports neither torch nor transformers.
+``glue_state.json`` is replaced as a whole after each stage, once the files of that stage are complete on the disk, so a
+killed run leaves a stage undone, never half-done and taken for good. What an overwrite replaces is set aside, and comes
+back unless the new run has left a checkpoint or a result. Imports neither torch nor transformers.
 """
 
 from pathlib import Path
@@ -44,7 +44,7 @@ def write_state(folder: Path, state: TaskState) -> None:
 
 
 def refuse_strangers(folder: Path, overwrite: bool, tasks: str) -> None:
-    """Refuse to train in a folder with files and no state; an overwrite replaces no model of somebody else's.
+    """Refuse to train in a folder with files and no state; even an overwrite replaces no model that isn't ours.
 
     Raises:
         UsageError: names a file, and ``tasks`` as what an overwrite runs again.
@@ -85,7 +85,7 @@ def settle(folder: Path) -> None:
 
 
 def delete_checkpoints(folder: Path) -> None:
-    """Delete the checkpoints of a task, from which nobody will go on."""
+    """Delete the checkpoints of a task that is done."""
     checkpoints.sweep(folder)
     for checkpoint in checkpoints.list_checkpoints(folder):
         checkpoints.delete(checkpoint)

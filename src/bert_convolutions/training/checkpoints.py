@@ -1,4 +1,4 @@
-"""Checkpoints on the disk: published whole, checked before they are used, thinned out without losing the last good one.
+"""Checkpoints on the disk: published whole, checked before use, the oldest deleted but never the last good one.
 
 A checkpoint is a folder ``checkpoint-<step>`` whose ``manifest.json`` gives the size and the SHA-256 of every other
 file. The manifest is the last thing written before the folder gets its name, so a folder without one is unfinished.

@@ -51,7 +51,7 @@ _FACTS = {
 
 
 def refuse_if_in_use(folder: Path, resume: str | None, overwrite: bool) -> None:
-    """A folder with files of another run in it is neither mixed with a new one nor emptied unasked.
+    """Refuse a folder with files in it, unless the flags say to resume the run there or to overwrite it.
 
     Raises:
         UsageError: names the flags that say what to do with it.
@@ -93,7 +93,7 @@ def held(folder: Path) -> Iterator[None]:
 
 
 class Start(NamedTuple):
-    """Where a run begins: at the beginning, at a checkpoint, or behind its end.
+    """Where a run begins: at its first step, at a checkpoint, or after its last step.
 
     Attributes:
         source: folder of the weights and the state to go on from; None for the beginning.
@@ -192,7 +192,7 @@ def _refuse_to_replace_model(folder: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(folder: Path) -> Iterator[None]:
-    """Set an earlier run aside; it comes back if the new one ends by an error before anything of it stands.
+    """Set an earlier run aside; it comes back if the new one fails before it leaves a checkpoint or a result.
 
     Files and folders other than a run's checkpoints, results and model stay where they are. The folder must be held.
     """

@@ -90,9 +90,9 @@ def _fixed_steps(start: Start, measured: Callable[[], int]) -> int:
 
 
 def steps_in(minutes: float, arguments: BertTrainingArguments, make_trainer: MakeTrainer) -> int:
-    """Train some steps on a copy, to be thrown away, and say how many fit in what is left of ``minutes`` then.
+    """Time some steps of a copy of the model, and say how many fit in what is then left of ``minutes``.
 
-    Evaluation and saving are not counted. The random states are those of before for whoever sets its seed again.
+    Evaluation and saving are not counted. The random generators have to be seeded anew afterwards.
     """
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -174,7 +174,7 @@ def _evaluate(trainer: PretrainingTrainer, folder: Path) -> None:
 
 @contextmanager
 def _explained(world_size: int, folder: Path, watch: SignalWatch | None = None) -> Iterator[None]:
-    """Say what a broken connection between processes means, and what an error of a step that a signal has hit too."""
+    """Explain a lost connection between processes, and an error in a step that a signal has interrupted."""
     try:
         yield
     except CommandError:

@@ -39,10 +39,6 @@ class Throughput:
         self.seen = self._seen_before = seen_before
         self._begun, self._paused = time.monotonic(), 0.0
 
-    def add(self, tokens: int) -> None:
-        """Count the tokens of a step."""
-        self.seen += tokens
-
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Time that is not training."""

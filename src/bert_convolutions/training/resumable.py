@@ -35,7 +35,7 @@ logger = logging.get_logger(__name__)
 
 OVERRIDDEN = {
     "_get_output_dir": "while a checkpoint is written, its staging folder",
-    "_save_checkpoint": "written by the first process into the staging folder, checked in, renamed, thinned out",
+    "_save_checkpoint": "written by the first process into the staging folder, renamed; then the oldest are deleted",
     "_save": "the arguments as JSON, not as a pickle",
     "_save_rng_state": "of one process; those of several are gathered and written by the first",
     "_load_rng_state": "a run on another number of processes gets new, reproducible ones",
@@ -253,7 +253,7 @@ class ResumableTrainer(Trainer):
             ) from failure
 
     def _failure_of(self, write: Callable[[], None]) -> Exception | None:
-        """What went wrong while all processes wrote, of whom only the first touches the disk; None if nothing did."""
+        """Write on all processes, of which the first touches the disk; return what went wrong on any of them."""
         failure: Exception | None = None
         try:
             write()

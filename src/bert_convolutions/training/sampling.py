@@ -7,6 +7,7 @@ same way: every example is seen once an epoch, and a slice left empty becomes a 
 Resuming needs the number of the step and nothing else.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -86,6 +87,13 @@ class StepPlan:
         begin = step * self.global_batch_size
         stop = min(begin + self.global_batch_size, self.num_examples)
         return [int(sample) for sample in self.samples(Slice(epoch, begin, stop))]
+
+
+def last_step(arguments: TrainingArguments, num_examples: int) -> int:
+    """The number of steps after which training on so many examples is finished."""
+    if arguments.max_steps > 0:
+        return arguments.max_steps
+    return math.ceil(arguments.num_train_epochs * StepPlan.of_training(arguments, num_examples).steps_per_epoch)
 
 
 class StepSlices(Sampler[Slice]):

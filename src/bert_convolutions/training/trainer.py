@@ -20,7 +20,7 @@ from bert_convolutions.data.masking import IGNORED
 from bert_convolutions.errors import UsageError
 from bert_convolutions.training.progress import Throughput
 from bert_convolutions.training.resumable import ResumableTrainer
-from bert_convolutions.training.sampling import SlicedExamples, StepPlan, WithPlaceholder, slices_loader
+from bert_convolutions.training.sampling import SlicedExamples, StepPlan, WithPlaceholder, last_step, slices_loader
 from bert_convolutions.training.words import WordCounter
 
 Collate = Callable[[list[Any]], dict[str, torch.Tensor]]
@@ -93,7 +93,7 @@ class PretrainingTrainer(ResumableTrainer):
             if "next_sentence_label" in batch:
                 batch["num_examples_in_batch"] = torch.full((), examples, device=device)
         self._refuse_blank_steps(masked, max(tokens - _SPECIAL_TOKENS * examples, examples))
-        self.throughput.add(tokens)
+        self.throughput.seen += tokens
         self.words.add(words, self.state)
         self.state.num_input_tokens_seen = self.throughput.seen
         return batches, torch.full((), max(masked, 1), device=device)
@@ -161,9 +161,7 @@ class PretrainingTrainer(ResumableTrainer):
 
     def last_step(self) -> int:
         """The step after which the run is finished."""
-        if self.args.max_steps > 0:
-            return self.args.max_steps
-        return math.ceil(self.args.num_train_epochs * self.train_plan().steps_per_epoch)
+        return last_step(self.args, len(self.train_dataset))
 
     def load_finished(self, checkpoint: str) -> None:
         """Take model and state from a checkpoint of the last step, where nothing is left to train."""

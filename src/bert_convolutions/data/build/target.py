@@ -145,7 +145,7 @@ class Target:
         write_json(file, settings.model_dump())
 
     def finish(self, manifest: DatasetManifest) -> None:
-        """Write the manifest, from when on the new dataset counts, and remove what it replaces."""
+        """Write the manifest, which makes the new dataset the one that is there, and remove what it replaces."""
         write_json(self.manifest, manifest.model_dump())
         if self.output_format == "arrow":
             self._remove_shards(keep={shard.file for shard in manifest.shards})
