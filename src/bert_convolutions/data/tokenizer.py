@@ -304,15 +304,9 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         UsageError: nothing is there, or what is there is no tokenizer that can be loaded.
     """
     model_file = find_model_file(path)
-    if model_file is not None:
-        config_file = model_file.parent / "tokenizer_config.json"
-        if Path(path).is_file() or not config_file.exists():
-            return CompositeBertTokenizer(model_file)
-        return _from_directory(CompositeBertTokenizer, path)
-    return _from_directory(AutoTokenizer, path)
-
-
-def _from_directory(loader: Any, path: str | Path) -> PreTrainedTokenizerBase:
+    if model_file and (Path(path).is_file() or not model_file.with_name("tokenizer_config.json").exists()):
+        return CompositeBertTokenizer(model_file)
+    loader: Any = CompositeBertTokenizer if model_file else AutoTokenizer
     try:
         tokenizer = loader.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
     except UsageError:
