@@ -1,18 +1,50 @@
-"""What tests of several rooms are built of: the sizes of tiny models, and tokenizers for them."""
+"""What tests of several rooms share: tiny models, tokenizers for them, and what a folder holds."""
 
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from bert_convolutions import CompositeAttention
+from bert_convolutions.attention.spec import parse_kernel
 from bert_convolutions.data.build.train_tokenizer import train_tokenizer
 from bert_convolutions.data.options import TrainTokenizerOptions
+from bert_convolutions.files import LOCK_NAME
 
 TINY: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 """Sizes that every encoder of ``transformers`` knows by these names."""
 NO_DROPOUT: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file in a folder but its lock."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != LOCK_NAME]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    """Those that a folder's model is saved with."""
+    return load_file(folder / "model.safetensors")
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    """Whether two folders hold models that are equal bit for bit."""
+    left, right = weights(one), weights(other)
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def random_attention(kernel: str, hidden_size: int = 16, heads: int = 2, **options: Any) -> CompositeAttention:
+    """Composite attention whose terms, of which some begin with zeros, are drawn at random."""
+    module = CompositeAttention(hidden_size, heads, parse_kernel(kernel), **options)
+    for name, parameter in module.named_parameters():
+        if name.endswith(("_param", "_scalar")):
+            nn.init.normal_(parameter)
+    return module.eval()
 
 
 def trained_tokenizer(folder: Path, text: str, vocab_size: int) -> Path:

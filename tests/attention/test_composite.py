@@ -17,18 +17,15 @@ from bert_convolutions.attention.spec import SCORE_TERMS, AttentionKernel, parse
 from bert_convolutions.attention.terms import TERMS, Term
 from bert_convolutions.errors import UsageError
 from bert_convolutions.model.backends import attend_interface, attention_backend
+from tests.helpers import random_attention
 
 SUBSETS = ["_".join(terms) for size in range(1, 5) for terms in itertools.combinations(SCORE_TERMS[:4], size)]
 SUBSETS += ["convqhead", "qk_convkhead", "qk_convqhead_convkhead", "_".join(SCORE_TERMS)]  # a kernel for each head
 CONVOLUTIONS = ["", "_convolution", "_convolution_scaled", "_convspan"]
 
 
-def make(kernel, hidden_size=16, heads=2, **options):
-    module = CompositeAttention(hidden_size, heads, parse_kernel(kernel), **options).double()
-    for name, parameter in module.named_parameters():
-        if name.endswith(("_param", "_scalar")):
-            nn.init.normal_(parameter)
-    return module.eval()
+def make(kernel, *shape, **options):
+    return random_attention(kernel, *shape, **options).double()
 
 
 def numbered(*lengths, row_length=None):

@@ -10,11 +10,12 @@ from torch import nn
 
 pytest.importorskip("triton")
 
-from bert_convolutions.attention.composite import CompositeAttention, attend_eager
+from bert_convolutions.attention.composite import attend_eager
 from bert_convolutions.attention.segments import Segments
-from bert_convolutions.attention.spec import SCORE_TERMS, parse_kernel
+from bert_convolutions.attention.spec import SCORE_TERMS
 from bert_convolutions.attention.triton import engine, tiling
 from bert_convolutions.attention.triton.engine import attend_triton
+from tests.helpers import random_attention
 
 DEVICE = "cpu" if engine.INTERPRETED else "cuda"
 SUBSETS = ["_".join(terms) for size in range(1, 5) for terms in itertools.combinations(SCORE_TERMS[:4], size)]
@@ -26,11 +27,7 @@ pytestmark = pytest.mark.usefixtures("small_tiles")
 
 
 def make(kernel, heads=2, head_size=8, dtype=torch.float32, **options):
-    module = CompositeAttention(16, heads, parse_kernel(kernel), head_size=head_size, **options)
-    for name, parameter in module.named_parameters():
-        if name.endswith("_param"):
-            nn.init.normal_(parameter)
-    return module.to(DEVICE, dtype).eval()
+    return random_attention(kernel, heads=heads, head_size=head_size, **options).to(DEVICE, dtype)
 
 
 def inputs(rows, length, dtype=torch.float32):

@@ -11,6 +11,8 @@ from bert_convolutions.data.build.pipeline import build_dataset
 from bert_convolutions.data.build.train_tokenizer import train_tokenizer
 from bert_convolutions.data.options import BuildDatasetOptions, TrainTokenizerOptions
 from bert_convolutions.data.pieces import PieceTokenizer
+from bert_convolutions.data.store import ArrowStore
+from bert_convolutions.data.tokenizer import CompositeBertTokenizer, load_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +33,19 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory, speeches: list[str])
     numbers = [f"in {year}, 1, 2, 10, 100, 1,000, and {year}, 5,000, 3,5 it was 0, 0," for year in range(1790, 2000)]
     text.write_text("\n".join(speeches[:1500] + numbers * 20), encoding="utf-8")
     return train_tokenizer(TrainTokenizerOptions([str(text)], str(folder / "out"), vocab_size=1000))
+
+
+def examples(folder: Path) -> list[list[int]]:
+    """Those of a data set, in its order."""
+    store = ArrowStore(folder)
+    return [store[index].tolist() for index in range(len(store))]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tokenizer_dir: Path) -> CompositeBertTokenizer:
+    loaded = load_tokenizer(tokenizer_dir)
+    assert isinstance(loaded, CompositeBertTokenizer) and loaded.is_fast
+    return loaded
 
 
 @pytest.fixture(scope="session")

@@ -25,8 +25,8 @@ from bert_convolutions.data.build import sources as build_sources
 from bert_convolutions.data.build.sentences import split_sentences
 from bert_convolutions.data.options import BuildDatasetOptions
 from bert_convolutions.data.pieces import PieceTokenizer
-from bert_convolutions.data.store import ArrowStore
 from bert_convolutions.errors import CommandError, RunInterrupted, UsageError
+from tests.data.conftest import examples
 
 Build = Callable[..., Path]
 zstd = partial(pa.compress, codec="zstd", asbytes=True)
@@ -36,11 +36,6 @@ zstd = partial(pa.compress, codec="zstd", asbytes=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 300 bytes, so that short texts have many (only in this process: with num_proc=1)."""
     monkeypatch.setattr(build_sources, "BLOCK_BYTES", 300)
-
-
-def examples(folder: Path) -> list[list[int]]:
-    store = ArrowStore(folder)
-    return [store[index].tolist() for index in range(len(store))]
 
 
 def expected_pairs(encoder: PieceTokenizer, documents: list[list[str]]) -> list[list[int]]:

@@ -15,8 +15,9 @@ import pytest
 from pyarrow import parquet
 
 from bert_convolutions.data.build import sources
-from bert_convolutions.data.store import ArrowStore, read_manifest
+from bert_convolutions.data.store import read_manifest
 from bert_convolutions.errors import CommandError, UsageError
+from tests.data.conftest import examples
 
 Build = Callable[..., Path]
 
@@ -44,11 +45,6 @@ def write_rows(folder: Path, suffix: str, rows: list[str | None]) -> Path:
     else:
         path.write_text("".join(json.dumps({"id": 0, "body": row}) + "\n" for row in rows))
     return path
-
-
-def examples(folder: Path) -> list[list[int]]:
-    store = ArrowStore(folder)
-    return [store[index].tolist() for index in range(len(store))]
 
 
 def as_text(rows: list[str | None]) -> str:

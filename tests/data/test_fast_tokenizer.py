@@ -22,14 +22,6 @@ TEXTS = st.text() | st.text(st.sampled_from(SHARP)) | st.text(st.sampled_from("a
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tokenizer_dir: Path) -> CompositeBertTokenizer:
-    loaded = load_tokenizer(tokenizer_dir)
-    assert isinstance(loaded, CompositeBertTokenizer)
-    assert loaded.is_fast
-    return loaded
-
-
-@pytest.fixture(scope="module")
 def rust(tokenizer: CompositeBertTokenizer) -> PreTrainedTokenizerFast:
     """A tokenizer of ``tokenizers`` with the same pieces, which encodes the same where no rule of ours comes in."""
     pieces = tokenizer.pieces.processor

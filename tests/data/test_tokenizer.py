@@ -15,13 +15,6 @@ GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "tokenizer"
 TEXTS = ["", "In 1900, it was [MASK].", "1,000 [SEP] ☃ Σ", "A longer sentence than the others, about the Union."]
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tokenizer_dir: Path) -> CompositeBertTokenizer:
-    loaded = load_tokenizer(tokenizer_dir)
-    assert isinstance(loaded, CompositeBertTokenizer)
-    return loaded
-
-
 def test_pairs_have_special_tokens_types_and_masks(tokenizer: CompositeBertTokenizer, encoder: PieceTokenizer) -> None:
     first, second = encoder.encode(["The Union", "of states"])
     batch = tokenizer("The Union", "of states", return_special_tokens_mask=True)

@@ -4,8 +4,6 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from bert_convolutions.glue.finetune import GlueTrainer
 from bert_convolutions.glue.options import GlueOptions
@@ -20,15 +18,6 @@ def arguments(folder: Path, **changes) -> BertTrainingArguments:
 def options(glue_dir: Path, model_dir: Path, task_name: str = "RTE", **changes) -> GlueOptions:
     given = {"data_dir": str(glue_dir), "task_name": task_name, "model_name_or_path": str(model_dir)}
     return GlueOptions(**{**given, "max_seq_length": 32, **changes})
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
-def same_weights(a: Path, b: Path) -> bool:
-    first, second = weights(a), weights(b)
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def kill_in_step(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:

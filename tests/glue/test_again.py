@@ -16,13 +16,8 @@ from bert_convolutions.glue import state
 from bert_convolutions.glue.finetune import GlueTrainer
 from bert_convolutions.glue.run import run_glue
 from bert_convolutions.schemas import TaskState
-from tests.glue.helpers import arguments, kill_in_step, options, same_weights
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """What is in a folder; a lock file apart."""
-    found = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != files.LOCK_NAME)
-    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+from tests.glue.helpers import arguments, kill_in_step, options
+from tests.helpers import contents, same_weights
 
 
 def change_weights(model: Path) -> None:

@@ -13,7 +13,8 @@ from bert_convolutions.glue.data import GlueData
 from bert_convolutions.glue.reading import read_examples
 from bert_convolutions.glue.run import run_glue
 from bert_convolutions.glue.tasks import TASKS, Task, find_task, of_dataset
-from tests.glue.helpers import arguments, options, same_weights
+from tests.glue.helpers import arguments, options
+from tests.helpers import same_weights
 
 HUB_ORDER = {"MNLI": ["entailment", "neutral", "contradiction"]}
 COLUMNS = {  # as nyu-mll/glue names them

@@ -25,7 +25,8 @@ from bert_convolutions.glue.models import load_pretrained
 from bert_convolutions.glue.run import run_glue
 from bert_convolutions.glue.tasks import find_task
 from tests.glue.conftest import WORDS
-from tests.glue.helpers import arguments, kill_in_step, options, same_weights
+from tests.glue.helpers import arguments, kill_in_step, options
+from tests.helpers import same_weights
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 

@@ -18,7 +18,8 @@ from bert_convolutions.glue.options import CompileGlueOptions
 from bert_convolutions.glue.run import run_glue
 from bert_convolutions.glue.submit import compile_submission
 from bert_convolutions.glue.tasks import TASKS, all_dev_sets, all_test_sets
-from tests.glue.helpers import arguments, kill_in_step, options, same_weights, weights
+from tests.glue.helpers import arguments, kill_in_step, options
+from tests.helpers import same_weights, weights
 
 
 @pytest.fixture(scope="module")

@@ -6,16 +6,14 @@ from importlib import import_module
 
 import pytest
 import torch
-from torch import nn
 from transformers import AutoModelForMaskedLM
 
-from bert_convolutions.attention.composite import CompositeAttention
 from bert_convolutions.attention.segments import Segments
-from bert_convolutions.attention.spec import parse_kernel
 from bert_convolutions.errors import UsageError
 from bert_convolutions.model import backends
 from bert_convolutions.model.configuration import CompositeBertConfig
 from bert_convolutions.model.modeling import CompositeBertForMaskedLM
+from tests.helpers import random_attention
 
 triton = pytest.mark.usefixtures("small_tiles")  # which skips where Triton is not installed
 PACKED = torch.tensor([[1] * 9 + [2] * 5 + [3] * 3, [1] * 13 + [0] * 4])
@@ -133,14 +131,6 @@ class Interface:
         return self._real(module, query, key, value, mask, **options)
 
 
-def attention(kernel):
-    module = CompositeAttention(16, 2, parse_kernel(kernel))
-    for name, parameter in module.named_parameters():
-        if name.endswith("_param"):
-            nn.init.normal_(parameter)
-    return module
-
-
 def attend_sdpa(*arguments):
     """``sdpa`` as on a GPU."""
     return backends.attend_interface("sdpa", *arguments)
@@ -149,7 +139,7 @@ def attend_sdpa(*arguments):
 def test_a_mask_keeps_sdpa_from_cudnn(monkeypatch):
     """pytorch#196678: its backward gives NaN with a mask at lengths of 64 beyond a multiple of 128."""
     interface = Interface(monkeypatch)
-    attention("qk_convq 2")(torch.randn(1, 64, 16), attend=attend_sdpa)
+    random_attention("qk_convq 2")(torch.randn(1, 64, 16), attend=attend_sdpa)
     assert not interface.calls[0]["cudnn"] and interface.calls[0]["efficient"]
 
 
@@ -157,7 +147,7 @@ def test_a_mask_has_the_queries_type(monkeypatch):
     """pytorch#191612: a float32 mask beside bfloat16 queries is read wrongly."""
     interface = Interface(monkeypatch)
     with torch.autocast("cpu", torch.bfloat16):
-        attention("qk_convfixed_convk 2")(torch.randn(1, 9, 16), PACKED[:1, :9], attend=attend_sdpa)
+        random_attention("qk_convfixed_convk 2")(torch.randn(1, 9, 16), PACKED[:1, :9], attend=attend_sdpa)
     assert interface.calls[0]["dtypes"] == {torch.bfloat16}
 
 
@@ -165,7 +155,7 @@ def test_a_mask_has_the_queries_type(monkeypatch):
 def test_a_mask_is_not_alone_in_wanting_a_gradient(kernel, monkeypatch):
     """pytorch#148476 (188302): the memory-efficient backward then reads what forward has not written."""
     interface = Interface(monkeypatch)
-    module = attention(kernel)
+    module = random_attention(kernel)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name == "convfixed_param")
     hidden = torch.randn(1, 9, 16)

@@ -10,6 +10,7 @@ import pytest
 import sentencepiece
 import torch
 
+from bert_convolutions.cli.main import main
 from bert_convolutions.model import CompositeBertConfig, CompositeBertForMaskedLM, CompositeBertForPreTraining
 from bert_convolutions.training.arguments import BertTrainingArguments
 from bert_convolutions.training.trainer import PretrainingTrainer
@@ -104,6 +105,10 @@ class Corner:
             "disable_tqdm": "true",
         } | changes
         return [f"--{name}={value}" for name, value in flags.items() if value is not None]
+
+    def run(self, output: str, **changes: Any) -> int:
+        """The exit code of ``bertconv pretrain`` with these flags."""
+        return main(["pretrain", *self.flags(output, **changes)])
 
     def log(self, output: str) -> list[float]:
         """The losses of a finished run."""

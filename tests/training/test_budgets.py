@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertTokenizerFast
 
 from bert_convolutions.cli.main import main
@@ -18,6 +16,7 @@ from bert_convolutions.files import sha256
 from bert_convolutions.training import pretrain
 from bert_convolutions.training.sampling import StepPlan
 from bert_convolutions.training.words import checkpoint_name, parse_words, word_starts
+from tests.helpers import same_weights
 from tests.training.conftest import Corner
 
 TARGETS = ["60", "100"]
@@ -27,15 +26,6 @@ STEPS = 6
 def run(corner: Corner, output: str, *words: str, **changes: Any) -> int:
     flags = corner.flags(output, **{"max_steps": STEPS, "save_steps": 1, **changes})
     return main(["pretrain", *flags, *(("--save_at_words", *words) if words else ())])
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
-def same(one: Path, other: Path) -> bool:
-    left, right = weights(one), weights(other)
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
 def results(folder: Path) -> dict[str, Any]:
@@ -75,7 +65,8 @@ def test_a_checkpoint_stands_at_each_number_of_words(counted: Path, words_by_ste
     assert 0 < reached[0] < reached[1] < STEPS
     for target, step in zip(TARGETS, reached, strict=True):
         place = counted / f"chck_{target}"
-        assert same(place, counted / f"checkpoint-{step}") and not same(place, counted / f"checkpoint-{step + 1}")
+        assert same_weights(place, counted / f"checkpoint-{step}")
+        assert not same_weights(place, counted / f"checkpoint-{step + 1}")
         model = AutoModelForMaskedLM.from_pretrained(place)
         tokenizer = AutoTokenizer.from_pretrained(place)
         assert model(**tokenizer("abc def", return_tensors="pt")).logits.shape[-1] == len(tokenizer)
@@ -90,7 +81,7 @@ def test_they_are_the_same_over_interruptions_and_never_thinned_out(corner: Corn
     shutil.rmtree(folder / "chck_60")
     assert run(corner, folder.name, *TARGETS, resume_from_checkpoint="true", save_total_limit=1) == 0
     assert [path.name for path in folder.glob("checkpoint-*")] == [f"checkpoint-{STEPS}"]
-    assert all(same(folder / f"chck_{target}", counted / f"chck_{target}") for target in TARGETS)
+    assert all(same_weights(folder / f"chck_{target}", counted / f"chck_{target}") for target in TARGETS)
     assert results(folder)["words_seen"] == results(counted)["words_seen"]
 
 
@@ -98,11 +89,13 @@ def test_a_changed_run_writes_its_own(corner: Corner, counted: Path, capsys: pyt
     """With another rate what stood there is replaced; what can't be had any more is told."""
     folder = corner.folder / "changed"
     shutil.copytree(counted, folder)
-    step = max(int(path.name[11:]) for path in folder.glob("checkpoint-*") if same(path, folder / "chck_100")) - 1
+    of_the_last = (path for path in folder.glob("checkpoint-*") if same_weights(path, folder / "chck_100"))
+    step = max(int(path.name[11:]) for path in of_the_last) - 1
     cut_back(folder, step)
     late = ["20", *TARGETS]
     assert run(corner, folder.name, *late, resume_from_checkpoint="true", learning_rate=0.001) == 0
-    assert same(folder / "chck_60", counted / "chck_60") and not same(folder / "chck_100", counted / "chck_100")
+    assert same_weights(folder / "chck_60", counted / "chck_60")
+    assert not same_weights(folder / "chck_100", counted / "chck_100")
     assert "too late for chck_20" in capsys.readouterr().err and not (folder / "chck_20").exists()
 
 
@@ -110,7 +103,7 @@ def test_an_overwritten_run_leaves_none(corner: Corner, counted: Path) -> None:
     folder = corner.folder / "overwritten"
     shutil.copytree(counted, folder)
     assert run(corner, folder.name, overwrite_output_dir="true", learning_rate=-1) != 0
-    assert same(folder / "chck_60", counted / "chck_60")
+    assert same_weights(folder / "chck_60", counted / "chck_60")
     assert run(corner, folder.name, "100", overwrite_output_dir="true", max_steps=5) == 0
     assert [path.name for path in folder.glob("chck_*")] == ["chck_100"]
 
@@ -187,7 +180,7 @@ def test_minutes_fix_the_steps_and_the_run_is_that_of_the_steps(
     assert steps == 105 // measured == 7
     assert f"7 steps ({60 * measured} s a step" in capsys.readouterr().err
     assert run(corner, "stepped", **{**common, "max_steps": steps}) == 0
-    assert same(corner.folder / "timed", corner.folder / "stepped")
+    assert same_weights(corner.folder / "timed", corner.folder / "stepped")
 
     def measures_again(*_: Any) -> int:
         raise AssertionError
@@ -196,7 +189,7 @@ def test_minutes_fix_the_steps_and_the_run_is_that_of_the_steps(
     cut_back(corner.folder / "timed", 4)
     assert run(corner, "timed", resume_from_checkpoint="true", train_minutes=105, **common) == 0
     assert results(corner.folder / "timed")["steps"] == steps
-    assert same(corner.folder / "timed", corner.folder / "stepped")
+    assert same_weights(corner.folder / "timed", corner.folder / "stepped")
     capsys.readouterr()
     assert run(corner, "timed", resume_from_checkpoint="true", train_minutes=105, **common) == 0
     assert "the run is finished, 7 of 7" in capsys.readouterr().err

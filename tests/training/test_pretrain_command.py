@@ -9,23 +9,17 @@ import signal
 import subprocess
 import sys
 import time
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM
 
-from bert_convolutions.cli.main import main
 from bert_convolutions.data.tokenizer import load_tokenizer
 from bert_convolutions.self_contained import CODE_FILES
 from bert_convolutions.training import arguments, checkpoints, setup
 from bert_convolutions.training.trainer import PretrainingTrainer
 from tests.training.conftest import Corner
-
-
-def run(corner: Corner, output: str, **changes: Any) -> int:
-    return main(["pretrain", *corner.flags(output, **changes)])
 
 
 def test_a_cpu_without_bf16_computes_in_float32_and_says_so(
@@ -42,7 +36,7 @@ def test_a_run_leaves_model_and_results_and_can_be_gone_on_from(
 ) -> None:
     flags = {"use_sop_head": "true", "bf16": "true"}
     evaluation = {"do_eval": "true", "eval_data_file": corner.folder / "eval.ids", "eval_steps": 6}
-    assert run(corner, "whole", eval_strategy="steps", **flags, **evaluation) == 0
+    assert corner.run("whole", eval_strategy="steps", **flags, **evaluation) == 0
     folder = corner.folder / "whole"
     results = json.loads((folder / "train_results.json").read_text())
     assert results["steps"] == 12 and results["non_padding_tokens_seen"] > 500 and results["real_tokens_per_second"] > 0
@@ -57,14 +51,14 @@ def test_a_run_leaves_model_and_results_and_can_be_gone_on_from(
     assert {path.name for path in folder.glob("*.py")} == {f"{name}.py" for name in CODE_FILES}
 
     before = (folder / "model.safetensors").read_bytes()
-    assert run(corner, "whole", **flags, resume_from_checkpoint="true") == 0
+    assert corner.run("whole", **flags, resume_from_checkpoint="true") == 0
     assert "the run is finished, 12 of 12 steps" in capsys.readouterr().err
     (folder / "train_results.json").unlink()  # as if killed between the last checkpoint and the model
     (folder / "model.safetensors").unlink()
-    assert run(corner, "whole", **flags, resume_from_checkpoint="true") == 0
+    assert corner.run("whole", **flags, resume_from_checkpoint="true") == 0
     assert (folder / "model.safetensors").read_bytes() == before and (folder / "train_results.json").exists()
 
-    assert run(corner, "next", config_name=None, tokenizer_name=None, model_name_or_path=folder, max_steps=2) == 0
+    assert corner.run("next", config_name=None, tokenizer_name=None, model_name_or_path=folder, max_steps=2) == 0
     assert json.loads((corner.folder / "next" / "train_results.json").read_text())["steps"] == 2
 
 
@@ -74,10 +68,10 @@ def test_a_signal_before_training_ends_the_run_with_its_message(
 ) -> None:
     """While the data are built, for instance; the command to give again is the same one, also where it overwrites."""
     output = f"before-{number.name}"
-    assert run(corner, output, max_steps=1) == 0
+    assert corner.run(output, max_steps=1) == 0
     held = sorted((corner.folder / output).iterdir())
     monkeypatch.setattr(setup, "open_corpus", lambda *_: os.kill(os.getpid(), number))
-    assert run(corner, output, overwrite_output_dir="true") == 75
+    assert corner.run(output, overwrite_output_dir="true") == 75
     said = capsys.readouterr().err
     assert f"stopped by {number.name}" in said and "run the same command again" in said
     assert sorted((corner.folder / output).iterdir()) == held
@@ -97,7 +91,7 @@ def test_a_lost_terminal_or_log_costs_no_step(
     corner: Corner, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, cause: str
 ) -> None:
     output = cause.replace(" ", "-")
-    assert run(corner, f"no-{output}") == 0
+    assert corner.run(f"no-{output}") == 0
     with monkeypatch.context() as patch:
         if cause == "SIGHUP":
             genuine = PretrainingTrainer.training_step
@@ -108,11 +102,11 @@ def test_a_lost_terminal_or_log_costs_no_step(
             )
         else:
             patch.setattr(sys, "stdout", FullDisk())
-        assert run(corner, output) == 75
+        assert corner.run(output) == 75
     said = capsys.readouterr().err
     assert ("SIGHUP" if cause == "SIGHUP" else "an output that failed (No space left on device)") in said
     assert len(checkpoints.list_checkpoints(corner.folder / output)) == 1
-    assert run(corner, output, resume_from_checkpoint="true") == 0
+    assert corner.run(output, resume_from_checkpoint="true") == 0
     one, other = (load_file(corner.folder / name / "model.safetensors") for name in (output, f"no-{output}"))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -126,7 +120,7 @@ def test_logs_read_the_same_with_and_without_a_progress_line(
     lines = []
     for disable in ("true", "false"):
         changes = {"disable_tqdm": disable, "do_eval": "true", "eval_data_file": corner.folder / "eval.ids"}
-        assert run(corner, f"lines-{disable}", max_steps=3, eval_strategy="steps", eval_steps=3, **changes) == 0
+        assert corner.run(f"lines-{disable}", max_steps=3, eval_strategy="steps", eval_steps=3, **changes) == 0
         said = capsys.readouterr()
         assert ("3/3" in said.err) == (disable == "false")
         found = [line for line in said.out.splitlines() if line.startswith("step ")]
@@ -160,7 +154,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     corner: Corner, capsys: pytest.CaptureFixture[str], case: str
 ) -> None:
     changes, message = WRONG[case]
-    assert run(corner, "wrong", **changes) == 2
+    assert corner.run("wrong", **changes) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.startswith("bertconv: error: ") and message in said
     left = corner.folder / "wrong"
@@ -170,13 +164,13 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
 def test_a_tokenizer_of_another_size_is_refused(corner: Corner, capsys: pytest.CaptureFixture[str]) -> None:
     config = json.loads((corner.folder / "config.json").read_text())
     (corner.folder / "other.json").write_text(json.dumps(config | {"vocab_size": 30004}))
-    assert run(corner, "wrong", config_name=corner.folder / "other.json") == 2
+    assert corner.run("wrong", config_name=corner.folder / "other.json") == 2
     assert "has a vocabulary of 30004 and the tokenizer" in capsys.readouterr().err
 
 
 def test_a_used_folder_is_left_alone_resumed_or_replaced(corner: Corner, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(corner, "used", max_steps=4, save_steps=2) == 0
-    assert run(corner, "used", max_steps=4) == 2
+    assert corner.run("used", max_steps=4, save_steps=2) == 0
+    assert corner.run("used", max_steps=4) == 2
     said = capsys.readouterr().err
     assert "--resume_from_checkpoint true" in said and "--overwrite_output_dir" in said
     for changes, reason in (
@@ -185,15 +179,15 @@ def test_a_used_folder_is_left_alone_resumed_or_replaced(corner: Corner, capsys:
         ({"value_forward": "convolution_depth 2 1"}, "value_forward"),
         ({"train_data_file": corner.folder / "eval.ids"}, "the number of examples"),
     ):
-        assert run(corner, "used", max_steps=8, resume_from_checkpoint="true", **changes) == 2
+        assert corner.run("used", max_steps=8, resume_from_checkpoint="true", **changes) == 2
         assert reason in capsys.readouterr().err
     source = corner.folder / "used" / "checkpoint-4"
     start = {"config_name": None, "model_name_or_path": source, "max_steps": 2}
-    assert run(corner, "used", overwrite_output_dir="true", **start) == 2
+    assert corner.run("used", overwrite_output_dir="true", **start) == 2
     assert "used holds the input --model_name_or_path" in capsys.readouterr().err and source.exists()
-    assert run(corner, "from", remove_position_embeddings="true", **start) == 2
+    assert corner.run("from", remove_position_embeddings="true", **start) == 2
     assert "--remove_position_embeddings True contradicts" in capsys.readouterr().err
-    assert run(corner, "used", overwrite_output_dir="true", max_steps=3, seed=7) == 0
+    assert corner.run("used", overwrite_output_dir="true", max_steps=3, seed=7) == 0
     left = checkpoints.list_checkpoints(corner.folder / "used")
     assert [checkpoints.step_of(path) for path in left] == [3]
 
@@ -201,7 +195,7 @@ def test_a_used_folder_is_left_alone_resumed_or_replaced(corner: Corner, capsys:
 def test_a_real_process_stopped_and_killed_ends_with_the_same_weights(corner: Corner) -> None:
     """First Ctrl-C, which reaches its DataLoader workers too, then kill -9 at a random moment."""
     changes = {"max_steps": 150, "save_steps": 7, "save_total_limit": 2, "gradient_accumulation_steps": 2}
-    assert run(corner, "unharmed", **changes) == 0
+    assert corner.run("unharmed", **changes) == 0
     flags = corner.flags("killed", resume_from_checkpoint="true", dataloader_num_workers=2, **changes)
     folder = corner.folder / "killed"
     for number in (signal.SIGINT, signal.SIGKILL):
@@ -223,6 +217,6 @@ def test_a_real_process_stopped_and_killed_ends_with_the_same_weights(corner: Co
         if number == signal.SIGINT:
             assert process.returncode == 75, said
             assert "go on with: bertconv pretrain" in said and "Traceback" not in said
-    assert run(corner, "killed", resume_from_checkpoint="true", **changes) == 0
+    assert corner.run("killed", resume_from_checkpoint="true", **changes) == 0
     one, other = (load_file(corner.folder / name / "model.safetensors") for name in ("unharmed", "killed"))
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

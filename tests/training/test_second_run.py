@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM
 
 from bert_convolutions import files
-from bert_convolutions.cli.main import main
 from bert_convolutions.errors import EXIT_DIVERGED
 from bert_convolutions.training import checkpoints
 from bert_convolutions.training.trainer import PretrainingTrainer
+from tests.helpers import contents, same_weights
 from tests.training.conftest import Corner
 
 
@@ -23,27 +22,12 @@ class KilledError(BaseException):
     """Ends a run as kill -9 would, where the test says."""
 
 
-def run(corner: Corner, output: str, **changes: Any) -> int:
-    return main(["pretrain", *corner.flags(output, **changes)])
-
-
 def resume(corner: Corner, output: str, **changes: Any) -> int:
-    return run(corner, output, resume_from_checkpoint="true", **changes)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Everything in a folder but its lock."""
-    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != files.LOCK_NAME]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+    return corner.run(output, resume_from_checkpoint="true", **changes)
 
 
 def steps_of_results(folder: Path) -> int:
     return json.loads((folder / "train_results.json").read_text())["steps"]
-
-
-def same_weights(one: Path, other: Path) -> bool:
-    left, right = (load_file(folder / "model.safetensors") for folder in (one, other))
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
 @pytest.fixture
@@ -71,7 +55,7 @@ def test_a_longer_run_interrupted_at_its_end_is_finished_by_the_next(
 ) -> None:
     """The results of the shorter run don't pass for those of the longer one, and never stand beside another model."""
     folder = corner.folder / "longer"
-    assert run(corner, "longer", max_steps=4) == 0
+    assert corner.run("longer", max_steps=4) == 0
     shutil.copytree(folder, corner.folder / "shorter")
     kill(PretrainingTrainer, "save_model", call=2)  # the first is the checkpoint's
     with pytest.raises(KilledError):
@@ -89,11 +73,11 @@ def test_a_longer_run_interrupted_at_its_end_is_finished_by_the_next(
 def test_results_and_model_are_installed_together(corner: Corner, kill: Any, call: int) -> None:
     """Killed at each file that is moved in: what the next command finds is the new model with the new results."""
     folder = corner.folder / f"together-{call}"
-    assert run(corner, folder.name, max_steps=2, save_strategy="no") == 0
+    assert corner.run(folder.name, max_steps=2, save_strategy="no") == 0
     shutil.copytree(folder, corner.folder / f"was-{call}")
     kill(Path, "replace", call, of=lambda source, target: source.parent.name == ".installing")
     with pytest.raises(KilledError):
-        run(corner, folder.name, max_steps=3, overwrite_output_dir="true", save_strategy="no")
+        corner.run(folder.name, max_steps=3, overwrite_output_dir="true", save_strategy="no")
     kill.undo()
     assert resume(corner, folder.name, max_steps=3, save_strategy="no") == 0
     assert steps_of_results(folder) == 3
@@ -102,7 +86,7 @@ def test_results_and_model_are_installed_together(corner: Corner, kill: Any, cal
 
 
 def test_flags_of_the_optimizer_count_on_resume(corner: Corner) -> None:
-    assert run(corner, "rates", max_steps=6, save_steps=3, learning_rate=0.01) == 0
+    assert corner.run("rates", max_steps=6, save_steps=3, learning_rate=0.01) == 0
     shutil.rmtree(corner.folder / "rates" / "checkpoint-6")
     settings = {"learning_rate": 0.002, "weight_decay": 0.3, "adam_beta2": 0.9, "adam_epsilon": 1e-5}
     assert resume(corner, "rates", max_steps=6, save_steps=3, **settings) == 0
@@ -121,7 +105,7 @@ def state_of(folder: Path) -> dict[str, Any]:
 def test_the_advice_after_a_divergence_works(corner: Corner, capsys: pytest.CaptureFixture[str]) -> None:
     """Go on from the last good checkpoint with a lower rate; where there is none, start again with one."""
     flags = {"save_steps": 2, "max_steps": 12, "max_grad_norm": 0}
-    assert run(corner, "wild", learning_rate=0.01, **{**flags, "max_steps": 2}) == 0
+    assert corner.run("wild", learning_rate=0.01, **{**flags, "max_steps": 2}) == 0
     assert resume(corner, "wild", learning_rate=1e30, **flags) == EXIT_DIVERGED
     said = capsys.readouterr().err
     assert "go on from it with --resume_from_checkpoint true and a lower --learning_rate" in said
@@ -131,7 +115,7 @@ def test_the_advice_after_a_divergence_works(corner: Corner, capsys: pytest.Capt
     rates = [entry.get("learning_rate", 0) for entry in state_of(corner.folder / "wild")["log_history"]]
     assert max(rates[2:]) <= 0.001
 
-    assert run(corner, "wild-start", learning_rate=1e30, **flags) == EXIT_DIVERGED
+    assert corner.run("wild-start", learning_rate=1e30, **flags) == EXIT_DIVERGED
     assert "start again with a lower --learning_rate" in capsys.readouterr().err
     assert resume(corner, "wild-start", learning_rate=0.001, **flags) == 0
 
@@ -154,10 +138,10 @@ FAILS_LATE = {
 def test_a_run_to_be_replaced_is_whole_whatever_fails(corner: Corner, case: str) -> None:
     folder = corner.folder / "precious"
     if not folder.exists():
-        assert run(corner, "precious", max_steps=2) == 0
+        assert corner.run("precious", max_steps=2) == 0
     before = contents(folder)
     changes = {"eval_data_file": corner.folder / "eval.ids"} | FAILS_LATE[case]
-    assert run(corner, "precious", overwrite_output_dir="true", seed=7, **changes) != 0
+    assert corner.run("precious", overwrite_output_dir="true", seed=7, **changes) != 0
     (folder / "diverged.json").unlink(missing_ok=True)
     assert contents(folder) == before
 
@@ -166,25 +150,25 @@ def test_a_run_to_be_replaced_comes_back_after_a_kill_and_goes_with_the_first_ch
     corner: Corner, kill: Any
 ) -> None:
     folder = corner.folder / "kept"
-    assert run(corner, "kept", max_steps=4, save_steps=2) == 0
+    assert corner.run("kept", max_steps=4, save_steps=2) == 0
     before = contents(folder)
     kill(PretrainingTrainer, "training_step", call=1)
     real_settle = files.settle_aside
     files.settle_aside = lambda *args, **kwargs: None  # what a killed process can't do any more
     try:
         with pytest.raises(KilledError):
-            run(corner, "kept", max_steps=3, seed=7, overwrite_output_dir="true")
+            corner.run("kept", max_steps=3, seed=7, overwrite_output_dir="true")
     finally:
         files.settle_aside = real_settle
         kill.undo()
     assert not checkpoints.list_checkpoints(folder) and (folder / files.ASIDE_NAME).exists()
-    assert run(corner, "kept", max_steps=4) == 2  # not taken for an empty folder
+    assert corner.run("kept", max_steps=4) == 2  # not taken for an empty folder
     assert resume(corner, "kept", max_steps=4, save_steps=2) == 0
     assert contents(folder) == before
 
     kill(PretrainingTrainer, "training_step", call=3)
     with pytest.raises(KilledError):
-        run(corner, "kept", max_steps=3, save_steps=1, seed=7, overwrite_output_dir="true")
+        corner.run("kept", max_steps=3, save_steps=1, seed=7, overwrite_output_dir="true")
     kill.undo()
     assert [path.name for path in checkpoints.list_checkpoints(folder)] == ["checkpoint-1", "checkpoint-2"]
     assert not (folder / files.ASIDE_NAME).exists() and not (folder / "model.safetensors").exists()
@@ -192,7 +176,7 @@ def test_a_run_to_be_replaced_comes_back_after_a_kill_and_goes_with_the_first_ch
 
 def test_what_changes_a_run_is_noticed_on_resume(corner: Corner, capsys: pytest.CaptureFixture[str]) -> None:
     """The whole configuration, and other data of the same size."""
-    assert run(corner, "facts", max_steps=2) == 0
+    assert corner.run("facts", max_steps=2) == 0
     config = json.loads((corner.folder / "config.json").read_text())
     for name, value in (("hidden_dropout_prob", 0.1), ("hidden_act", "relu"), ("layer_norm_eps", 1e-6)):
         (corner.folder / "changed.json").write_text(json.dumps(config | {name: value}))
@@ -214,7 +198,7 @@ def test_a_model_without_checkpoints_is_not_replaced_by_a_resumed_run(
 ) -> None:
     """Finished with this run's flags it is answered so; any other model, or a longer run, is refused."""
     folder = corner.folder / "no-checkpoints"
-    assert run(corner, folder.name, max_steps=2, save_strategy="no") == 0
+    assert corner.run(folder.name, max_steps=2, save_strategy="no") == 0
     before = contents(folder)
     assert resume(corner, folder.name, max_steps=2, save_strategy="no") == 0
     assert "the run is finished, 2 of 2 steps" in capsys.readouterr().err
@@ -231,8 +215,8 @@ def test_a_model_without_checkpoints_is_not_replaced_by_a_resumed_run(
     (corner.folder / "converted" / "train_results.json").unlink()
     for changes in ({}, {"resume_from_checkpoint": corner.folder / "other-run" / "checkpoint-2"}):
         if changes:
-            assert run(corner, "other-run", max_steps=2) == 0
-        assert run(corner, "converted", max_steps=2, **({"resume_from_checkpoint": "true"} | changes)) == 2
+            assert corner.run("other-run", max_steps=2) == 0
+        assert corner.run("converted", max_steps=2, **({"resume_from_checkpoint": "true"} | changes)) == 2
         assert "no checkpoint to go on from" in capsys.readouterr().err
     assert same_weights(corner.folder / "converted", folder)
 
@@ -245,7 +229,7 @@ def test_an_input_in_the_folder_that_would_be_cleared_is_refused(
 ) -> None:
     folder = corner.folder / "holding"
     if not folder.exists():
-        assert run(corner, folder.name, max_steps=1) == 0
+        assert corner.run(folder.name, max_steps=1) == 0
         for name in ("train.ids", "eval.ids"):
             shutil.copy(corner.folder / name, folder / name)
     inside = {
@@ -256,23 +240,15 @@ def test_an_input_in_the_folder_that_would_be_cleared_is_refused(
     changes: dict[str, Any] = {flag: folder / inside[flag]}
     if flag == "model_name_or_path":
         changes["config_name"] = None
-    assert (
-        run(
-            corner,
-            folder.name,
-            overwrite_output_dir="true",
-            do_eval="true",
-            **{"eval_data_file": corner.folder / "eval.ids", **changes},
-        )
-        == 2
-    )
+    changes = {"eval_data_file": corner.folder / "eval.ids", **changes}
+    assert corner.run(folder.name, overwrite_output_dir="true", do_eval="true", **changes) == 2
     assert f"the input --{flag}" in capsys.readouterr().err and contents(folder) == before
 
 
 def test_a_checkpoint_without_its_optimizer_is_no_place_to_go_on_from(
     corner: Corner, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(corner, "light", max_steps=2, save_steps=1, save_only_model="true") == 0
+    assert corner.run("light", max_steps=2, save_steps=1, save_only_model="true") == 0
     assert resume(corner, "light", max_steps=4) == 2
     assert "--save_only_model" in capsys.readouterr().err
     assert AutoModelForMaskedLM.from_pretrained(corner.folder / "light")
