@@ -248,6 +248,8 @@ def make_folder(folder: Path, flag: str) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise UsageError(f"{flag} {folder} is a file; give a folder") from error
     except OSError as error:
         raise UsageError(f"{flag} {folder} can't be made: {error.strerror}; give another folder") from error
     if not os.access(folder, os.W_OK | os.X_OK):

@@ -15,7 +15,6 @@ from bert_convolutions.bench.plan import CONTESTANTS, START_WORK, Group, Job, ma
 from bert_convolutions.bench.results import document, draw, fastest_setting, group_results, group_table
 from bert_convolutions.bench.worker import Report, Worker
 from bert_convolutions.errors import CommandError, UsageError
-from bert_convolutions.files import run_lock
 from bert_convolutions.model.flops import peak_flops
 from bert_convolutions.terminal import duration, make_console
 from bert_convolutions.training.arguments import cpu_has_bf16
@@ -36,10 +35,8 @@ def run_bench(options: BenchOptions) -> None:
         options.precision = ["float32"]
     groups = make_plan(options, *find_device())
     folder = Path(options.output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--output_dir {folder} is a file; give a folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    with run_lock(folder):
+    files.make_folder(folder, "--output_dir")
+    with files.run_lock(folder):
         Bench(options, groups, folder).run()
 
 

@@ -24,7 +24,6 @@ from bert_convolutions.demo.corpus import Speech, Split, load_speeches, split_sp
 from bert_convolutions.demo.glue_data import write_glue_data
 from bert_convolutions.demo.options import FULL, QUICK, DemoOptions
 from bert_convolutions.errors import RunInterrupted, UsageError
-from bert_convolutions.files import run_lock
 from bert_convolutions.glue.options import CompileGlueOptions, GlueOptions
 from bert_convolutions.glue.run import run_glue
 from bert_convolutions.glue.submit import compile_submission, read_score
@@ -82,8 +81,7 @@ class Places:
             UsageError: The folder holds something else, or a demonstration with other settings.
         """
         settings, record = DemoSettings(seed=options.seed, quick=options.quick), self.root / "demo.json"
-        if self.root.exists() and not self.root.is_dir():
-            raise UsageError(f"--output_dir {self.root} is a file; give a folder")
+        files.make_folder(self.root, "--output_dir")
         if record.exists():
             try:
                 before = read_model(DemoSettings, record)
@@ -97,9 +95,8 @@ class Places:
                     f"--output_dir {self.root} holds a demo with {_flags(before)}, not {_flags(settings)}; use another "
                     "folder, or start anew with --overwrite_output_dir"
                 )
-        elif self.root.exists() and any(self.root.iterdir()):
+        elif any(self.root.iterdir()):
             raise UsageError(f"--output_dir {self.root} is not empty and holds no demo; use another folder")
-        self.root.mkdir(parents=True, exist_ok=True)
         files.write_json(record, settings.model_dump())
 
 
@@ -118,7 +115,7 @@ def run_demo(options: DemoOptions) -> None:
     """
     places = Places(Path(options.output_dir))
     places.claim(options)
-    with run_lock(places.root):
+    with files.run_lock(places.root):
         try:
             Demo(options, places).run()
         except RunInterrupted as error:

@@ -71,7 +71,7 @@ def _run(options: ProbeOptions, paradigms: Sequence[Paradigm], name: str) -> Pro
     score = PseudoLikelihood(model, tokenizer, options.batch_tokens)
     _refuse_what_does_not_fit(score, paradigms)
     folder = options.output_dir
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder, "--output_dir")
     with files.run_lock(folder):
         files.remove_temporaries(folder)
         results = _read_done(folder / f"{name}.json", options, weights_sha256(model), paradigms)

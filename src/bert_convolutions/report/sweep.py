@@ -47,7 +47,7 @@ def write_report(options: ReportOptions) -> Path:
     """
     results = read_sweep(options.sweep)
     folder = options.output_dir or options.sweep / "report"
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder, "--output_dir")
     page = Page(folder)
     cells = plan_cells(results.experiment, options.sweep)
     page.heading(results.experiment.question or "Experiment", _how_much(results, cells), level=1)

@@ -42,7 +42,7 @@ def run_sweep(options: SweepOptions) -> None:
         else:
             _describe(experiment, cells, missing)
         return
-    options.output_dir.mkdir(parents=True, exist_ok=True)
+    files.make_folder(options.output_dir, "--output_dir")
     with files.run_lock(options.output_dir):
         files.write_text(options.output_dir / EXPERIMENT_NAME, experiment.model_dump_json(indent=2) + "\n")
         say(f"{len(cells)} cells, {len(missing)} of the chosen ones to run")
