@@ -132,11 +132,8 @@ def export(model: PreTrainedModel) -> torch.export.ExportedProgram:
 def _sizes(model: PreTrainedModel) -> dict[str, dict[int, Any]]:
     """Which dimensions of the inputs are free: all."""
     longest = None if model.config.remove_position_embeddings else model.config.max_position_embeddings
-    length, batch, choices = (
-        torch.export.Dim("length", max=longest),
-        torch.export.Dim("batch"),
-        torch.export.Dim("choices"),
-    )
+    free = torch.export.Dim
+    length, batch, choices = free("length", max=longest), free("batch"), free("choices")
     sizes = (batch, choices, length) if _chooses(model) else (batch, length)
     return {name: dict(enumerate(sizes)) for name in _INPUTS}
 
