@@ -178,7 +178,7 @@ def test_a_half_done_run_goes_on_from_the_same_weights_by_another_path(
 
 
 def test_data_that_changes_under_a_run_is_refused(tmp_path: Path, data: Path, model_dir: Path, monkeypatch):
-    from bert_convolutions.glue.data import GlueData
+    from bert_convolutions.glue.examples import GlueData
 
     check = GlueData.check
 

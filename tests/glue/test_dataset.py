@@ -9,7 +9,7 @@ import pytest
 from pyarrow import parquet
 
 from bert_convolutions.errors import UsageError
-from bert_convolutions.glue.data import GlueData
+from bert_convolutions.glue.examples import GlueData
 from bert_convolutions.glue.reading import read_examples
 from bert_convolutions.glue.run import run_glue
 from bert_convolutions.glue.tasks import TASKS, Task, find_task, of_dataset

@@ -17,8 +17,7 @@ from bert_convolutions.data.tokenizer import load_tokenizer, tokenizer_hash
 from bert_convolutions.errors import RunInterrupted, TrainingDiverged, UsageError
 from bert_convolutions.files import ASIDE_NAME, discard_aside, make_folder, run_lock, write_text
 from bert_convolutions.glue import models, state
-from bert_convolutions.glue.data import GlueData
-from bert_convolutions.glue.examples import layout_for
+from bert_convolutions.glue.examples import GlueData, layout_for
 from bert_convolutions.glue.finetune import GlueTrainer, finetune
 from bert_convolutions.glue.hyperparameters import DEFAULT, FLAG, OF_FLAGS
 from bert_convolutions.glue.options import GlueOptions
