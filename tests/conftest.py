@@ -30,9 +30,9 @@ def _seeds() -> Iterator[None]:
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of Triton's kernels: quicker in its interpreter, and several on either side of the band in a short sequence."""
-    tiling = pytest.importorskip("bert_convolutions.attention.triton.tiling")
-    tile = tiling.Tile(queries=32, keys=32, warps=4, stages=2)
-    monkeypatch.setattr(tiling, "TILES", dict.fromkeys(tiling.TILES, (tile,) * 3))
+    launch = pytest.importorskip("bert_convolutions.attention.triton.launch")
+    tile = launch.Tile(queries=32, keys=32, warps=4, stages=2)
+    monkeypatch.setattr(launch, "TILES", dict.fromkeys(launch.TILES, (tile,) * 3))
 
 
 class _NoNumber(TorchDispatchMode):

@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 from bert_convolutions.attention.composite import attend_eager
 from bert_convolutions.attention.segments import Segments
 from bert_convolutions.attention.spec import SCORE_TERMS
-from bert_convolutions.attention.triton import engine, tiling
+from bert_convolutions.attention.triton import engine, launch
 from bert_convolutions.attention.triton.engine import attend_triton
 from tests.helpers import random_attention
 
@@ -157,7 +157,7 @@ def test_dropout_is_of_probabilities_and_drawn_again_in_backward(monkeypatch):
         assert (tensor - actual[name]).abs().max() <= 1e-5 * max(1, tensor.abs().max()), name
 
     torch.manual_seed(3)  # the draw is one of seed, row, head and pair, whatever the tiles
-    monkeypatch.setattr(tiling, "TILES", dict.fromkeys(tiling.TILES, (tiling.Tile(16, 64, 4, 2),) * 3))
+    monkeypatch.setattr(launch, "TILES", dict.fromkeys(launch.TILES, (launch.Tile(16, 64, 4, 2),) * 3))
     assert torch.equal(dropped_probabilities(module, hidden, mask) != 0, kept)
     assert not torch.equal(dropped_probabilities(module, hidden, mask) != 0, kept)
     assert not torch.equal(kept[0, 0], kept[0, 1])
@@ -238,18 +238,19 @@ def test_the_operators_keep_what_they_promise_to_the_compiler():
     hidden, mask = inputs(1, 20), examples(13, 7)
     projected = [module.project(name, hidden, Segments()) for name in ("query", "key", "value")]
     tensors = [part.transpose(1, 2).contiguous().detach().requires_grad_() for part in projected]
-    tensors += [torch.randn(2, 8, 8, device=DEVICE, requires_grad=True) for _ in range(2)]
-    fixed = torch.randn(2, 8, device=DEVICE, requires_grad=True)
+    tensors += [torch.randn(*shape, device=DEVICE, requires_grad=True) for shape in ((8, 5), (2, 8, 5), (2, 5))]
     spans, seed = Segments.from_mask(mask).spans(), torch.tensor([5], device=DEVICE)
-    given = (*tensors, fixed, spans, seed, True, 2, 0.2, 0.3)
+    given = (*tensors, spans, seed, True, 0.2, 0.3)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(engine.composite_attention, given, test_utils=checks)
+    operator = torch.ops.bert_convolutions.composite_attention.default
+    torch.library.opcheck(operator, given, test_utils=checks)
     attend = lambda hidden: module(hidden, mask, attend=attend_triton)[0]  # noqa: E731
-    results = []
-    for function in (attend, torch.compile(attend, backend="eager", fullgraph=True)):
+    results, compiled = [], torch.compile(attend, backend="aot_eager", fullgraph=True)
+    for function in (attend, compiled):
         torch.manual_seed(1)
-        results.append(function(hidden))
-    assert torch.allclose(*results)
+        output = function(hidden)
+        results.append([output, *torch.autograd.grad(output.square().sum(), list(module.parameters()))])
+    assert all(torch.allclose(one, other) for one, other in zip(*results, strict=True))
 
 
 def test_what_the_kernels_do_not_take_is_left_to_the_equation():

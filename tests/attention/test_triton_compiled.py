@@ -20,16 +20,73 @@ SPILLED = 192  # bytes: on an H200, three programs on a multiprocessor with as f
 @pytest.mark.parametrize("architecture", SHARED_MEMORY)
 def test_every_shipped_kernel_fits_the_device(architecture):
     """Of all kernels and tiles, with all that takes registers: terms, segments and dropout."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, __file__, str(architecture)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    kernels = [json.loads(line) for line in result.stdout.splitlines()]
+    kernels = run_without_interpreter(str(architecture))
     assert len(kernels) == COMBINATIONS
     for kernel in kernels:
         assert kernel["spilled"] <= (SPILLED if kernel["limited"] else 0), kernel
         assert kernel["registers"] <= REGISTERS, kernel
         assert kernel["shared"] <= SHARED_MEMORY[architecture], kernel
+
+
+def test_a_second_launch_is_the_first_without_triton_between():
+    """What ``launch`` hands to what Triton has compiled is what Triton itself handed to it."""
+    first, second, other_type, unaligned, other_variant = run_without_interpreter("launches")
+    assert first == second
+    assert first["compiled"] == 1 and second["compiled"] == 1
+    assert [each["compiled"] for each in (other_type, unaligned, other_variant)] == [2, 3, 4]
+
+
+def run_without_interpreter(what):
+    """The lines that this file prints as a script, each an object."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    result = subprocess.run([sys.executable, __file__, what], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def record_launches():
+    """Launch a kernel five times with a driver for a GPU that is not there, and print what it got."""
+    import torch
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+
+    from bert_convolutions.attention.triton import band
+    from bert_convolutions.attention.triton.launch import launch
+
+    calls, compiled = [], []
+
+    class Launcher:
+        def __init__(self, source, metadata):
+            compiled.append(source)
+
+        def __call__(self, *given):
+            grid, arguments = given[:3], given[9:]
+            shown = [list(each.shape) if isinstance(each, torch.Tensor) else each for each in arguments]
+            calls.append({"grid": grid, "arguments": shown, "compiled": len(compiled)})
+
+    class Utilities:
+        get_device_properties = staticmethod(lambda device: {"max_shared_mem": 2**20})
+        load_binary = staticmethod(lambda *given: ("module", "function", 32, 0, 1024))
+
+    class Driver:
+        launcher_cls, utils = Launcher, Utilities()
+        get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
+        get_current_device = staticmethod(lambda: 0)
+        get_current_stream = staticmethod(lambda device: 0)
+
+    driver.set_active(Driver())
+    by_weights, parts = torch.zeros(1, 64, 8), torch.zeros(1, 1, 17, 5)
+    constants = {"HEAD_SIZE": 16, "REACH": 2, "G": 8, "DYNAMIC": True, "FIXED": True, "PRECISION": "ieee"}
+    constants |= {"BLOCK_D": 16, "BLOCK_G": 16, "TILE": 16}
+    plain, half, shifted = torch.zeros(1024), torch.zeros(1024, dtype=torch.bfloat16), torch.zeros(1025)[1:]
+    for projection, variant in ((plain, 0), (plain, 0), (half, 0), (shifted, 0), (plain, 1)):
+        by_type = by_weights.to(projection.dtype)
+        launch(
+            *(band.kernel_gradient, (1, 1), (projection, by_type, parts), (64, 1, 64, 0.5), (variant,)),
+            lambda changed=variant: constants | {"TILE": 32 if changed else 16},
+        )
+    for call in calls:
+        print(json.dumps(call))
 
 
 def compile_ahead(kernel, which, dtype, head_size, architecture, whole):
@@ -40,11 +97,11 @@ def compile_ahead(kernel, which, dtype, head_size, architecture, whole):
     from triton.compiler import ASTSource
 
     from bert_convolutions.attention.triton import engine
-    from bert_convolutions.attention.triton.band import BandShape
+    from bert_convolutions.attention.triton.launch import choose_tiles
 
-    shape, terms = BandShape(rows=1, heads=1, length=512, reach=8), engine.Terms(True, True, True, True)
-    constants = engine.kernel_constants(which, dtype, head_size, shape, terms, segments=True, dropout=True)
-    constants["WHOLE"] = whole
+    value, weights = torch.empty(1, 512, 1, head_size, dtype=dtype), torch.empty(head_size, 17)
+    inputs = engine.Inputs(value, value, value, weights, weights, weights, value, value, True, 0.1, 1.0)
+    constants = engine.attention_constants(inputs, choose_tiles(dtype, head_size)[which], whole)
     options = {name: constants.pop(name) for name in ("num_warps", "num_stages", "maxnreg")}
     types = {"examples": "*i32", "seeds": "*i64", "scaling": "fp32", "rescale": "fp32"}
     types |= dict.fromkeys(("rows", "heads", "length", "band_size", "threshold"), "i32")
@@ -77,13 +134,16 @@ def compile_ahead(kernel, which, dtype, head_size, architecture, whole):
 
 
 def main():
-    """Compile all, for the architecture on the command line."""
+    """Compile all, for the architecture on the command line, or record launches."""
+    if sys.argv[1] == "launches":
+        return record_launches()
+
     import torch
 
-    from bert_convolutions.attention.triton import kernels, tiling
+    from bert_convolutions.attention.triton import kernels, launch
 
     dtypes = {4: torch.float32, 2: torch.bfloat16}
-    for size, head_size in tiling.TILES:
+    for size, head_size in launch.TILES:
         for which, kernel in enumerate((kernels.forward, kernels.backward_query, kernels.backward_key)):
             for whole in (True, False) if (size, head_size) == (2, 64) else (False,):
                 compiled = compile_ahead(kernel, which, dtypes[size], head_size, int(sys.argv[1]), whole)

@@ -1,7 +1,8 @@
 """The convolution terms as the kernels read them: a band of weights near the diagonal, and four vectors beyond it.
 
-Weights by offset, (H, B S, G): of queries, by_query[h, i, n + r] for the key i + r; of keys, by_key[h, j, n - r] for
-the query j - r. Offsets beyond the reach have the outermost ones. So a pair nearer than n gets
+Weights by offset are a projection times the kernel of its side: of queries, by_query[i, n + r] for the key i + r, to
+which the fixed terms are added; of keys, by_key[j, n - r] for the query j - r. Offsets beyond the reach have the
+outermost ones. So a pair nearer than n gets
 
     band[i, r] = by_query[i, n + r] + by_key[i + r, n - r]
 
@@ -21,7 +22,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bert_convolutions.attention.triton.tiles import LN_2, load_kernel, load_tile, store_by_offset
+
 TILE = 32
+"""Positions whose weights a program makes at a time."""
 PARTS, TOKENS = 22, 64
 """Parts in which a kernel's gradient is summed, and positions at a time."""
 SPARE = 256
@@ -48,55 +52,107 @@ class BandShape:
         return -(-self.reach // 8) * 8
 
     @property
+    def width(self) -> int:
+        """G: weights by offset of a position, in memory."""
+        return -(-(2 * max(self.reach, 0) + 1) // 8) * 8
+
+    @property
     def size(self) -> int:
         """Elements from one row and head to the next."""
         return -(-self.length * (2 * self.padded + 1) // 16) * 16 + SPARE
 
     def new_band(self, like: Tensor, zeros: bool = False) -> Tensor:
-        """(B H size + spare) of the type of ``like``; empty with a reach of 0."""
-        elements = self.rows * self.heads * self.size + SPARE * 2 * self.padded if self.reach else 0
+        """(B H size + spare) of the type of ``like``; empty without a reach."""
+        elements = self.rows * self.heads * self.size + SPARE * 2 * self.padded if self.reach > 0 else 0
         return like.new_zeros(elements) if zeros else like.new_empty(elements)
+
+    def new_weights(self, like: Tensor) -> Tensor:
+        """Weights by offset, or their gradients, (H, B S, G) of the type of ``like``."""
+        return like.new_empty((self.heads, self.rows * self.length, self.width))
 
     def new_ends(self, like: Tensor) -> Tensor:
         """(4 B H S + spare) float32."""
         return like.new_empty(4 * self.rows * self.heads * self.length + SPARE, dtype=torch.float32)
 
 
-@triton.jit(do_not_specialize=("rows", "length"))
-def fold(
-    by_query, by_key, fixed, band, ends, rows, heads, length, size,
-    REACH: tl.constexpr, PADDED: tl.constexpr, G: tl.constexpr, W: tl.constexpr, TILE: tl.constexpr,
-    QUERY: tl.constexpr, KEY: tl.constexpr, FIXED: tl.constexpr,
+@triton.jit
+def fill_kernels(
+    query_kernel, key_kernel, filled, heads,
+    HEAD_SIZE: tl.constexpr, REACH: tl.constexpr, G: tl.constexpr, QUERY_STRIDE: tl.constexpr, KEY_STRIDE: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr,
 ):  # fmt: skip
-    """Band and ends of ``TILE`` positions of a row and head, of weights by offset; ``fixed`` (H, G) is the queries'."""
+    """A head's kernel of either side in the form that products of matrices want, with zeros at its end: (2, H, d, G).
+
+    The sides' kernels are (d, 2n+1), shared by the heads, with a stride of 0; (H, d, 2n+1) with another; and missing
+    with -1.
+    """
+    head, side = tl.program_id(0), tl.program_id(1)
+    size, offset = tl.arange(0, BLOCK_D)[:, None], tl.arange(0, BLOCK_G)[None, :]
+    inside = (size < HEAD_SIZE) & (offset < 2 * REACH + 1)
+    here, place = size * (2 * REACH + 1) + offset, filled + ((side * heads + head) * HEAD_SIZE + size) * G + offset
+    there = (size < HEAD_SIZE) & (offset < G)
+    if QUERY_STRIDE >= 0 and side == 0:
+        weights = tl.load(query_kernel + head * QUERY_STRIDE + here, mask=inside, other=0.0)
+        tl.store(place, weights.to(filled.dtype.element_ty), mask=there)
+    if KEY_STRIDE >= 0 and side == 1:
+        weights = tl.load(key_kernel + head * KEY_STRIDE + here, mask=inside, other=0.0)
+        tl.store(place, weights.to(filled.dtype.element_ty), mask=there)
+
+
+@triton.jit(do_not_specialize=("rows", "length"))
+def weigh_keys(
+    key, kernel, by_key, rows, heads, length, scaling,
+    HEAD_SIZE: tl.constexpr, REACH: tl.constexpr, G: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """The keys' weights by offset (H, B S, G) of ``TILE`` positions of a row and head; ``kernel`` is (H, d, G)."""
     start, matrix = tl.program_id(0) * TILE, tl.program_id(1)
     row, head = matrix // heads, matrix % heads
-    weights = (head * rows + row).to(tl.int64) * length * G
-    i, offset = start + tl.arange(0, TILE)[:, None], tl.arange(0, W)[None, :]
-    inner = (i < length) & (offset > 0) & (offset < 2 * REACH)
-    weight = tl.zeros((TILE, W), dtype=tl.float32)
+    here = (row.to(tl.int64) * length * heads + head) * HEAD_SIZE
+    keys = load_tile(key + here, start, heads * HEAD_SIZE, length, HEAD_SIZE, BLOCK_D, TILE, False)
+    columns = load_kernel(kernel + head * HEAD_SIZE * G, G, HEAD_SIZE, BLOCK_D, BLOCK_G)
+    weights = tl.dot(keys, tl.trans(columns), input_precision=PRECISION) * (scaling / LN_2)
+    by_key += (head * rows + row).to(tl.int64) * length * G
+    store_by_offset(by_key, weights, start + tl.arange(0, TILE), length, G, BLOCK_G)
+
+
+@triton.jit(do_not_specialize=("rows", "length"))
+def fold(
+    query, kernel, fixed, by_key, band, ends, rows, heads, length, size, scaling,
+    HEAD_SIZE: tl.constexpr, REACH: tl.constexpr, PADDED: tl.constexpr, G: tl.constexpr,
+    QUERY: tl.constexpr, KEY: tl.constexpr, FIXED: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Band and ends of ``TILE`` positions of a row and head: the queries' weights, and those that ``weigh_keys`` gave.
+
+    ``fixed`` is (H, 2n+1) float32, and counts as the queries'.
+    """
+    start, matrix = tl.program_id(0) * TILE, tl.program_id(1)
+    row, head = matrix // heads, matrix % heads
+    i, offset = start + tl.arange(0, TILE)[:, None], tl.arange(0, BLOCK_G)[None, :]
     one, there = start + tl.arange(0, TILE), start + tl.arange(0, TILE) < length
-    left = tl.zeros((TILE,), dtype=tl.float32)
-    right, key_left, key_right = left, left, left
+    weight = tl.zeros((TILE, BLOCK_G), dtype=tl.float32)
+    key_left = tl.zeros((TILE,), dtype=tl.float32)
+    key_right = key_left
     if QUERY:
-        by_query += weights
-        weight += tl.load(by_query + i * G + offset, mask=inner, other=0.0)
-        left += tl.load(by_query + one * G, mask=there, other=0.0)
-        right += tl.load(by_query + one * G + 2 * REACH, mask=there, other=0.0)
+        here = (row.to(tl.int64) * length * heads + head) * HEAD_SIZE
+        queries = load_tile(query + here, start, heads * HEAD_SIZE, length, HEAD_SIZE, BLOCK_D, TILE, False)
+        columns = load_kernel(kernel + head * HEAD_SIZE * G, G, HEAD_SIZE, BLOCK_D, BLOCK_G)
+        weight = tl.dot(queries, tl.trans(columns), input_precision=PRECISION) * (scaling / LN_2)
     if FIXED:
-        fixed += head * G
-        weight += tl.load(fixed + offset, mask=offset < G, other=0.0)
-        left += tl.load(fixed)
-        right += tl.load(fixed + 2 * REACH)
+        weight += tl.load(fixed + head * (2 * REACH + 1) + offset, mask=offset <= 2 * REACH, other=0.0) / LN_2
+    left = tl.sum(tl.where(offset == 0, weight, 0.0), 1)
+    right = tl.sum(tl.where(offset == 2 * REACH, weight, 0.0), 1)
+    inner = (i < length) & (offset > 0) & (offset < 2 * REACH)
     if KEY:
-        by_key += weights
+        by_key += (head * rows + row).to(tl.int64) * length * G
         j = i + offset - REACH
         weight += tl.load(by_key + j * G + 2 * REACH - offset, mask=inner & (j >= 0) & (j < length), other=0.0)
         key_left += tl.load(by_key + one * G + 2 * REACH, mask=there, other=0.0)
         key_right += tl.load(by_key + one * G, mask=there, other=0.0)
     if REACH > 0:
-        here = band + matrix.to(tl.int64) * size + i * (2 * PADDED + 1) + (PADDED - REACH) + offset
-        tl.store(here, weight.to(band.dtype.element_ty), mask=inner)
+        in_band = band + matrix.to(tl.int64) * size + i * (2 * PADDED + 1) + (PADDED - REACH) + offset
+        tl.store(in_band, weight.to(band.dtype.element_ty), mask=inner)
     plane = rows.to(tl.int64) * heads * length
     ends += matrix.to(tl.int64) * length + one
     tl.store(ends, left, mask=there)
@@ -107,27 +163,38 @@ def fold(
 
 @triton.jit(do_not_specialize=("positions", "each"))
 def kernel_gradient(
-    projection, by_weights, parts, positions, heads, each,
-    HEAD_SIZE: tl.constexpr, G: tl.constexpr, BLOCK_D: tl.constexpr, W: tl.constexpr, TILE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    projection, by_weights, parts, positions, heads, each, scaling,
+    HEAD_SIZE: tl.constexpr, REACH: tl.constexpr, G: tl.constexpr, DYNAMIC: tl.constexpr, FIXED: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Of a head and ``each`` of all B S positions, the product of projections (B S, H, d) and gradients (H, B S, G).
+    """A part of a kernel's gradient: of a head, and ``each`` of all B S positions.
 
-    It is one part of a kernel's gradient, ``parts`` (.., H, d, G) float32. cuBLAS gives a head to one multiprocessor.
+    It is the product of projections (B S, H, d) and the gradients of their weights by offset (H, B S, G), d rows; with
+    ``FIXED``, one row more is the sum of the latter. ``parts`` is (.., H, rows, 2n+1) float32. cuBLAS would give a head
+    to one multiprocessor.
     """
     head, part = tl.program_id(0), tl.program_id(1)
-    size, offset = tl.arange(0, BLOCK_D)[None, :], tl.arange(0, W)[None, :]
-    summed = tl.zeros((BLOCK_D, W), dtype=tl.float32)
+    size, offset = tl.arange(0, BLOCK_D)[None, :], tl.arange(0, BLOCK_G)[None, :]
+    product = tl.zeros((BLOCK_D, BLOCK_G), dtype=tl.float32)
+    summed = tl.zeros((BLOCK_G,), dtype=tl.float32)
     for start in range(part * each, tl.minimum((part + 1) * each, positions), TILE):
         position = (start + tl.arange(0, TILE)[:, None]).to(tl.int64)
         inside = position < positions
-        projected = tl.load(
-            projection + (position * heads + head) * HEAD_SIZE + size, mask=inside & (size < HEAD_SIZE), other=0.0
-        )
         gradients = tl.load(
             by_weights + (head.to(tl.int64) * positions + position) * G + offset, mask=inside & (offset < G), other=0.0
         )
-        summed = tl.dot(tl.trans(projected), gradients, summed, input_precision=PRECISION)
-    row = tl.arange(0, BLOCK_D)[:, None]
-    here = parts + ((part * heads + head) * HEAD_SIZE + row) * G + offset
-    tl.store(here, summed, mask=(row < HEAD_SIZE) & (offset < G))
+        if DYNAMIC:
+            projected = tl.load(
+                projection + (position * heads + head) * HEAD_SIZE + size, mask=inside & (size < HEAD_SIZE), other=0.0
+            )
+            product = tl.dot(tl.trans(projected), gradients, product, input_precision=PRECISION)
+        if FIXED:
+            summed += tl.sum(gradients.to(tl.float32), 0)
+    width: tl.constexpr = 2 * REACH + 1
+    parts += (part * heads + head) * (HEAD_SIZE * DYNAMIC + FIXED) * width
+    if DYNAMIC:
+        row = tl.arange(0, BLOCK_D)[:, None]
+        tl.store(parts + row * width + offset, product * scaling, mask=(row < HEAD_SIZE) & (offset < width))
+    if FIXED:
+        alone = tl.arange(0, BLOCK_G)
+        tl.store(parts + HEAD_SIZE * DYNAMIC * width + alone, summed, mask=alone < width)

@@ -9,24 +9,25 @@ that of shifted queries and keys; and mirrored on the left:
 backward beside queries, keys, values and context are the band, four vectors and one number a row of the softmax: all
 linear in S.
 
-Forward and backward are operators of PyTorch, so that its compiler takes them as they are.
+Forward and backward are operators of PyTorch where its compiler takes them, and a function of autograd elsewhere, which
+takes a third of the time: short rows wait for Python, not for the GPU.
 
 Legend: B rows, S sequence, H heads, d head size, n reach (a kernel is 2n+1 wide), G that rounded up to a multiple of 8.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
-from torch.nn import functional
+from torch.autograd.function import once_differentiable
 
 from bert_convolutions.attention.composite import ScoreParts, attend_eager
 from bert_convolutions.attention.triton import band as bands
 from bert_convolutions.attention.triton import kernels
 from bert_convolutions.attention.triton.band import BandShape
-from bert_convolutions.attention.triton.tiling import choose_tiles, padded_head_size
+from bert_convolutions.attention.triton.launch import Tile, choose_tiles, launch, padded_head_size
 
 INTERPRETED = not isinstance(kernels.forward, triton.JITFunction)
 """Whether the kernels run on a CPU, for tests: TRITON_INTERPRET=1 was in the environment when they were imported."""
@@ -48,21 +49,23 @@ def attend_triton(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Ten
     """
     if not takes(parts, value):
         return attend_eager(parts, value, dropout)
-    (by_query, fixed), (by_key, fixed_of_key) = (parts.kernel(side) for side in ("query", "key"))
+    (query_kernel, fixed), (key_kernel, fixed_of_key) = (parts.kernel(side) for side in ("query", "key"))
     assert fixed_of_key is None, "terms without a projection are seen from the query"
-    given = next((part for part in (by_query, by_key, fixed) if part is not None), None)
-    query_needed, key_needed = (parts.dot_product or part is not None for part in (by_query, by_key))
-    query = _by_position(parts.query.to(value.dtype)) if query_needed and parts.query is not None else None
-    key = _by_position(parts.key.to(value.dtype)) if key_needed and parts.key is not None else None
-    heads = value.shape[1]
-    kernels_of_heads = [_of_all_heads(part, heads, value.dtype) for part in (by_query, by_key)]
-    constants = None if fixed is None else _filled(fixed.expand(1, heads, 1, -1).flatten(0, 2)).float()
-    seed = torch.randint(2**62, (1,), device=value.device) if dropout > 0 else None
-    reach = -1 if given is None else given.shape[-1] // 2
-    context, *_ = composite_attention(
-        query, key, _by_position(value), *kernels_of_heads, constants, parts.segments.spans(), seed,
-        parts.dot_product, reach, dropout, parts.scaling,
-    )  # fmt: skip
+    query, key = (
+        _by_position(heads.to(value.dtype)) if heads is not None and (parts.dot_product or kernel is not None) else None
+        for heads, kernel in ((parts.query, query_kernel), (parts.key, key_kernel))
+    )
+    if fixed is not None:
+        fixed = fixed.expand(1, value.shape[1], 1, -1).flatten(0, 2).float()
+    given = (query_kernel, key_kernel, fixed)
+    inputs = (
+        *(query, key, _by_position(value), *(None if part is None else part.contiguous() for part in given)),
+        parts.segments.spans(),
+        torch.randint(2**62, (1,), device=value.device) if dropout > 0 else None,
+        *(parts.dot_product, dropout, parts.scaling),
+    )
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or type(value) is not Tensor
+    context = _operator(*inputs)[0] if traced else _Function.apply(*inputs)
     return context.transpose(1, 2), None
 
 
@@ -71,198 +74,156 @@ def _by_position(heads: Tensor) -> Tensor:
     return heads.transpose(1, 2).contiguous()
 
 
-def _filled(kernel: Tensor) -> Tensor:
-    """(.., 2n+1) as (.., G): products of matrices want it."""
-    return functional.pad(kernel, (0, -kernel.shape[-1] % 8))
+class Inputs(NamedTuple):
+    """What attention is computed from.
 
-
-def _of_all_heads(kernel: Tensor | None, heads: int, dtype: torch.dtype) -> Tensor | None:
-    """(d, 2n+1) or (H, d, 2n+1) as (H, d, G)."""
-    return None if kernel is None else _filled(kernel.to(dtype)).expand(heads, -1, -1).contiguous()
-
-
-def _by_offset(projection: Tensor | None, kernel: Tensor | None, factor: float) -> Tensor | None:
-    """Projections (B, S, H, d) times a kernel (H, d, G): weights (H, B S, G)."""
-    if projection is None or kernel is None:
-        return None
-    return projection.flatten(0, 1).transpose(0, 1) @ (kernel * factor)
-
-
-@torch.library.custom_op("bert_convolutions::composite_attention", mutates_args=())
-def composite_attention(
-    query: Tensor | None,
-    key: Tensor | None,
-    value: Tensor,
-    query_kernel: Tensor | None,
-    key_kernel: Tensor | None,
-    fixed: Tensor | None,
-    examples: Tensor | None,
-    seed: Tensor | None,
-    dot_product: bool,
-    reach: int,
-    dropout: float,
-    scaling: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Softmax of the score, dropout, times the values.
-
-    Args:
+    Attributes:
         query, key: (B, S, H, d), or None where neither the dot product nor a kernel needs them.
         value: (B, S, H, d).
-        query_kernel, key_kernel: of the dynamic terms, (H, d, G).
-        fixed: of the fixed ones, (H, G) float32.
+        query_kernel, key_kernel: of the dynamic terms, (d, 2n+1) or (H, d, 2n+1), of any floating-point type.
+        fixed: of the fixed ones, (H, 2n+1) float32.
         examples: (3, B, S) int32, as ``Segments.spans`` gives them, or None.
         seed: (1,) int64, of dropout.
         dot_product: whether it is in the score.
-        reach: n, or -1 without any term.
         dropout: its rate.
         scaling: 1/sqrt(d).
-
-    Returns:
-        Context (B, S, H, d); and for backward the logarithm to base 2 of the softmax's denominator (B, H, S) float32,
-        band and ends as ``band`` describes them, empty without terms.
     """
-    rows, length, heads, _ = value.shape
-    shape = BandShape(rows, heads, length, reach)
-    band, ends = _band_and_ends(value, shape)
-    if reach >= 0:
-        to_log_2 = scaling / kernels.LN_2.value
-        by_query = _by_offset(query, query_kernel, to_log_2)
-        by_key = _by_offset(key, key_kernel, to_log_2)
-        fixed_weights = None if fixed is None else fixed / kernels.LN_2.value
-        _fold(shape, (by_query, by_key, fixed_weights), band, ends)
-    context = torch.empty_like(value)
-    log_sum_exp = value.new_empty((rows, heads, length), dtype=torch.float32)
-    inputs = query, key, value, band, ends, query_kernel, key_kernel, examples, seed
-    options = fixed is not None, dot_product, dropout, scaling
-    _launch(kernels.forward, 0, shape, inputs, (context, log_sum_exp), *options)
-    return context, log_sum_exp, band, ends
+
+    query: Tensor | None
+    key: Tensor | None
+    value: Tensor
+    query_kernel: Tensor | None
+    key_kernel: Tensor | None
+    fixed: Tensor | None
+    examples: Tensor | None
+    seed: Tensor | None
+    dot_product: bool
+    dropout: float
+    scaling: float
+
+    @property
+    def shape(self) -> BandShape:
+        """B, H, S, and n, which is -1 without any term."""
+        rows, length, heads, _ = self.value.shape
+        kernel = next((part for part in (self.query_kernel, self.key_kernel, self.fixed) if part is not None), None)
+        return BandShape(rows, heads, length, -1 if kernel is None else kernel.shape[-1] // 2)
+
+    def outputs(self) -> "Outputs":
+        """Room for what ``forward`` returns."""
+        value, shape = self.value, self.shape
+        log_sum_exp = value.new_empty((shape.rows, shape.heads, shape.length), dtype=torch.float32)
+        filled = value.new_empty((2, shape.heads, value.shape[-1], shape.width))
+        return Outputs(torch.empty_like(value), log_sum_exp, shape.new_band(value), shape.new_ends(value), filled)
+
+    def gradients(self) -> list[Tensor]:
+        """Room for the gradients of the first six, empty for None."""
+        return [self.value.new_empty(0) if part is None else torch.empty_like(part) for part in self[:6]]
+
+    def variant(self) -> tuple:
+        """What kernels differ by, beside the types of tensors: for ``launch``."""
+        there = (None if part is None else part.dim() for part in self[:8])
+        return self.value.shape[2:], self.shape.reach, self.dot_product, self.dropout > 0, *there
+
+    def constants(self) -> dict[str, Any]:
+        """What all kernels are compiled for."""
+        head_size, reach = self.value.shape[-1], max(self.shape.reach, 0)
+        return {
+            "HEAD_SIZE": head_size,
+            "REACH": reach,
+            "G": self.shape.width,
+            "BLOCK_D": padded_head_size(head_size),
+            "BLOCK_G": max(16, triton.next_power_of_2(2 * reach + 1)),
+            "PRECISION": "ieee" if self.value.dtype == torch.float32 else "tf32",  # it matters to float32 only
+        }
 
 
-def _band_and_ends(value: Tensor, shape: BandShape) -> tuple[Tensor, Tensor]:
-    if shape.reach < 0:
-        return value.new_empty(0), value.new_empty(0, dtype=torch.float32)
-    return shape.new_band(value), shape.new_ends(value)
+class Outputs(NamedTuple):
+    """Of the forward pass; all but the first are for the backward pass alone.
+
+    Attributes:
+        context: (B, S, H, d).
+        log_sum_exp: of a query's scores, to base 2: (B, H, S) float32.
+        band, ends: as ``band`` describes them.
+        kernels: of the queries and of the keys, as (2, H, d, G); what isn't there is not written.
+    """
+
+    context: Tensor
+    log_sum_exp: Tensor
+    band: Tensor
+    ends: Tensor
+    kernels: Tensor
 
 
-@torch.library.custom_op("bert_convolutions::composite_attention_backward", mutates_args=())
-def _backward(
-    query: Tensor | None,
-    key: Tensor | None,
-    value: Tensor,
-    query_kernel: Tensor | None,
-    key_kernel: Tensor | None,
-    fixed: Tensor | None,
-    examples: Tensor | None,
-    seed: Tensor | None,
-    dot_product: bool,
-    reach: int,
-    dropout: float,
-    scaling: float,
-    context: Tensor,
-    log_sum_exp: Tensor,
-    band: Tensor,
-    ends: Tensor,
-    by_context: Tensor,
-) -> list[Tensor]:
-    """The gradients of the first six, empty for None."""
-    rows, length, heads, _ = value.shape
-    shape = BandShape(rows, heads, length, reach)
-    gradients = _empty_gradients(query, key, value, query_kernel, key_kernel, fixed)
-    to_query, to_key, to_value, to_query_kernel, to_key_kernel, to_fixed = gradients
-    by_band = shape.new_band(value, zeros=reach > 0)  # zeros: for keys of other examples, or none
+def forward(inputs: Inputs) -> Outputs:
+    """Softmax of the score, dropout, times the values."""
+    outputs = inputs.outputs()
+    with torch.cuda.device_of(inputs.value):
+        if inputs.shape.reach >= 0:
+            _fill_kernels(inputs, outputs)
+            _fill_band(inputs, outputs)
+        _attend(kernels.forward, 0, inputs, outputs, outputs[:2])
+    return outputs
+
+
+def backward(inputs: Inputs, outputs: Outputs, by_context: Tensor) -> list[Tensor]:
+    """The gradients of the first six inputs, empty for None."""
+    value, shape = inputs.value, inputs.shape
+    query_weights = inputs.query_kernel is not None or inputs.fixed is not None
+    gradients = inputs.gradients()
+    by_query_weights, by_key_weights = (
+        shape.new_weights(value) if there else None for there in (query_weights, inputs.key_kernel is not None)
+    )
+    by_band = shape.new_band(value, zeros=True)  # zeros: for keys of other examples, or none
     by_row = shape.new_ends(value)
     by_context = by_context.contiguous()
-    given = next((kernel for kernel in (query_kernel, key_kernel, fixed) if kernel is not None), None)
-    weights = [  # gradients of the weights by offset, (H, B S, G)
-        None if given is None or not there else value.new_empty((heads, rows * length, given.shape[-1]))
-        for there in (query_kernel is not None or fixed is not None, key_kernel is not None)
-    ]
-    inputs = query, key, value, band, ends, query_kernel, key_kernel, examples, seed
-    options = fixed is not None, dot_product, dropout, scaling
-    of_query = context, log_sum_exp, by_context, by_row, to_query, by_band, weights[0]
-    _launch(kernels.backward_query, 1, shape, inputs, of_query, *options)
-    of_key = by_context, by_row, by_band, to_key, to_value, weights[1]
-    _launch(kernels.backward_key, 2, shape, inputs, of_key, *options)
-    if fixed is not None and weights[0] is not None:
-        torch.sum(weights[0], 1, dtype=torch.float32, out=to_fixed)
-    for of_weights, projection, kernel, to_kernel in (
-        (weights[0], query, query_kernel, to_query_kernel),
-        (weights[1], key, key_kernel, to_key_kernel),
-    ):
-        if projection is not None and kernel is not None and of_weights is not None:
-            to_kernel.copy_(_kernel_gradient(projection, of_weights) * scaling)
+    with torch.cuda.device_of(value):
+        of_query = *outputs[:2], by_context, by_row, gradients[0], by_band, by_query_weights
+        _attend(kernels.backward_query, 1, inputs, outputs, of_query)
+        of_key = by_context, by_row, by_band, gradients[1], gradients[2], by_key_weights
+        _attend(kernels.backward_key, 2, inputs, outputs, of_key)
+        if by_query_weights is not None:
+            gradients[3], gradients[5] = _kernel_gradients(
+                inputs, inputs.query, inputs.query_kernel, inputs.fixed, by_query_weights
+            )
+        if by_key_weights is not None:
+            gradients[4], _ = _kernel_gradients(inputs, inputs.key, inputs.key_kernel, None, by_key_weights)
     return gradients
 
 
-def _empty_gradients(*inputs: Tensor | None) -> list[Tensor]:
-    value = inputs[2]
-    assert value is not None
-    return [value.new_empty(0) if part is None else torch.empty_like(part) for part in inputs]
-
-
-def _launch(
-    kernel: Any,
-    which: int,
-    shape: BandShape,
-    inputs: tuple[Tensor | None, ...],
-    outputs: tuple[Tensor | None, ...],
-    fixed: bool,
-    dot_product: bool,
-    dropout: float,
-    scaling: float,
-) -> None:
+def _attend(kernel: Any, which: int, inputs: Inputs, outputs: Outputs, others: tuple[Tensor | None, ...]) -> None:
     """Run the ``which``-th kernel of ``TILES`` over all positions, rows and heads."""
-    value, query_kernel, key_kernel, examples = inputs[2], *inputs[5:8]
-    assert value is not None
-    terms = Terms(dot_product, fixed, query_kernel is not None, key_kernel is not None)
-    constants = kernel_constants(which, value.dtype, value.shape[-1], shape, terms, examples is not None, dropout > 0)
-    own = constants["J" if kernel is kernels.backward_key else "I"]
-    with torch.cuda.device_of(value):
-        kernel[(triton.cdiv(shape.length, own), shape.rows * shape.heads)](
-            *(value if part is None else part for part in (*inputs, *outputs)),  # what the kernel then leaves alone
-            shape.rows,
-            shape.heads,
-            shape.length,
-            shape.size,
-            scaling,
-            round(dropout * 2**16),
-            1 / (1 - dropout),
-            **constants,
-        )
+    value, shape = inputs.value, inputs.shape
+    tile = choose_tiles(value.dtype, value.shape[-1])[which]
+    whole = shape.length % max(tile.queries, tile.keys) == 0
+    own = tile.keys if kernel is kernels.backward_key else tile.queries
+    kernels_of_sides = outputs.kernels[0], outputs.kernels[1]
+    given = inputs.query, inputs.key, value, outputs.band, outputs.ends, *kernels_of_sides, *inputs[6:8], *others
+    launch(
+        kernel,
+        (triton.cdiv(shape.length, own), shape.rows * shape.heads),
+        tuple(value if part is None else part for part in given),  # what the kernel then leaves alone
+        (
+            *(shape.rows, shape.heads, shape.length, shape.size, inputs.scaling),
+            *(round(inputs.dropout * 2**16), 1 / (1 - inputs.dropout)),
+        ),
+        (inputs.variant(), whole),
+        lambda: attention_constants(inputs, tile, whole),
+    )
 
 
-@dataclass(frozen=True)
-class Terms:
-    """Which terms a score has: the dot product, fixed ones, dynamic ones from the query and from the key."""
-
-    dot_product: bool
-    fixed: bool
-    query: bool
-    key: bool
-
-
-def kernel_constants(
-    which: int, dtype: torch.dtype, head_size: int, shape: BandShape, terms: Terms, segments: bool, dropout: bool
-) -> dict[str, Any]:
-    """What a kernel is compiled for."""
-    tile = choose_tiles(dtype, head_size)[which]
-    width = 2 * max(shape.reach, 0) + 1
+def attention_constants(inputs: Inputs, tile: Tile, whole: bool) -> dict[str, Any]:
+    """What a kernel of ``kernels`` is compiled for; ``whole``: the rows are whole tiles."""
     return {
-        "HEAD_SIZE": head_size,
-        "REACH": max(shape.reach, 0),
-        "PADDED": shape.padded,
-        "G": -(-width // 8) * 8,
-        "DOT_PRODUCT": terms.dot_product,
-        "TERMS": shape.reach >= 0,
-        "QUERY_WEIGHTS": terms.query or terms.fixed,
-        "QUERY_TERMS": terms.query,
-        "KEY_TERMS": terms.key,
-        "SEGMENTS": segments,
-        "DROPOUT": dropout,
-        "WHOLE": shape.length % max(tile.queries, tile.keys) == 0,
-        "PRECISION": _precision(dtype),
-        "BLOCK_D": padded_head_size(head_size),
-        "BLOCK_G": max(16, triton.next_power_of_2(width)),
+        **inputs.constants(),
+        "PADDED": inputs.shape.padded,
+        "DOT_PRODUCT": inputs.dot_product,
+        "TERMS": inputs.shape.reach >= 0,
+        "QUERY_WEIGHTS": inputs.query_kernel is not None or inputs.fixed is not None,
+        "QUERY_TERMS": inputs.query_kernel is not None,
+        "KEY_TERMS": inputs.key_kernel is not None,
+        "SEGMENTS": inputs.examples is not None,
+        "DROPOUT": inputs.dropout > 0,
+        "WHOLE": whole,
         "I": tile.queries,
         "J": tile.keys,
         "num_warps": tile.warps,
@@ -271,82 +232,153 @@ def kernel_constants(
     }
 
 
-def _fold(
-    shape: BandShape, weights: tuple[Tensor | None, Tensor | None, Tensor | None], band: Tensor, ends: Tensor
-) -> None:
-    """Run ``band.fold`` over all positions, rows and heads."""
-    given = next(part for part in weights if part is not None)
-    with torch.cuda.device_of(band):
-        bands.fold[(triton.cdiv(shape.length, bands.TILE), shape.rows * shape.heads)](
-            *(given if part is None else part for part in weights),
-            band,
-            ends,
-            shape.rows,
-            shape.heads,
-            shape.length,
-            shape.size,
-            REACH=shape.reach,
-            PADDED=shape.padded,
-            G=given.shape[-1],
-            W=max(16, triton.next_power_of_2(2 * shape.reach + 1)),
-            TILE=bands.TILE,
-            **{name: part is not None for name, part in zip(("QUERY", "KEY", "FIXED"), weights, strict=True)},
-        )
+def _fill_kernels(inputs: Inputs, outputs: Outputs) -> None:
+    """Run ``band.fill_kernels`` for all heads of both sides."""
+    given = inputs.query_kernel, inputs.key_kernel
+    if given == (None, None):
+        return
+    strides = [-1 if part is None else (part.stride(0) if part.dim() == 3 else 0) for part in given]
+    launch(
+        bands.fill_kernels,
+        (inputs.shape.heads, 2),
+        (*(outputs.kernels if part is None else part for part in given), outputs.kernels),
+        (inputs.shape.heads,),
+        inputs.variant(),
+        lambda: {
+            **{name: inputs.constants()[name] for name in ("HEAD_SIZE", "REACH", "G", "BLOCK_D", "BLOCK_G")},
+            **{"QUERY_STRIDE": strides[0], "KEY_STRIDE": strides[1]},
+        },
+    )
 
 
-def _kernel_gradient(projection: Tensor, by_weights: Tensor) -> Tensor:
-    """The sum over all positions of projections (B, S, H, d) times the gradients of weights (H, B S, G): (H, d, G)."""
-    heads, positions, width = by_weights.shape
-    head_size = projection.shape[-1]
+def _fill_band(inputs: Inputs, outputs: Outputs) -> None:
+    """Run ``band.weigh_keys``, where there are terms of keys, and ``band.fold``."""
+    value, shape = inputs.value, inputs.shape
+    grid = triton.cdiv(shape.length, bands.TILE), shape.rows * shape.heads
+    constants = lambda: {**inputs.constants(), "TILE": bands.TILE}  # noqa: E731
+    by_key = None
+    if inputs.key is not None and inputs.key_kernel is not None:
+        by_key = shape.new_weights(value)
+        numbers = shape.rows, shape.heads, shape.length, inputs.scaling
+        launch(bands.weigh_keys, grid, (inputs.key, outputs.kernels[1], by_key), numbers, inputs.variant(), constants)
+    given = inputs.query, inputs.fixed, by_key
+    query, fixed, weights = (value if part is None else part for part in given)
+    launch(
+        bands.fold,
+        grid,
+        (query, outputs.kernels, fixed, weights, outputs.band, outputs.ends),
+        (shape.rows, shape.heads, shape.length, shape.size, inputs.scaling),
+        inputs.variant(),
+        lambda: {
+            **constants(),
+            "PADDED": shape.padded,
+            "QUERY": inputs.query_kernel is not None,
+            "KEY": by_key is not None,
+            "FIXED": inputs.fixed is not None,
+        },
+    )
+
+
+def _kernel_gradients(
+    inputs: Inputs, projection: Tensor | None, kernel: Tensor | None, fixed: Tensor | None, by_weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Of a side's dynamic kernel and of the fixed one, empty for None.
+
+    Args:
+        projection: (B, S, H, d).
+        by_weights: gradients of the side's weights by offset, (H, B S, G).
+    """
+    heads, positions, _ = by_weights.shape
+    size = 0 if kernel is None else inputs.value.shape[-1]
     each = -(-positions // (bands.PARTS * bands.TOKENS)) * bands.TOKENS
     count = triton.cdiv(positions, each)
-    parts = by_weights.new_empty((count, heads, head_size, width), dtype=torch.float32)
-    with torch.cuda.device_of(projection):
-        bands.kernel_gradient[(heads, count)](
-            projection,
-            by_weights,
-            parts,
-            positions,
-            heads,
-            each,
-            HEAD_SIZE=head_size,
-            G=width,
-            BLOCK_D=padded_head_size(head_size),
-            W=max(16, triton.next_power_of_2(width)),
-            TILE=bands.TOKENS,
-            PRECISION=_precision(projection.dtype),
-        )
-    return parts.sum(0)
+    shape = count, heads, size + (fixed is not None), 2 * inputs.shape.reach + 1
+    parts = by_weights.new_empty(shape, dtype=torch.float32)
+    dynamic = kernel is not None
+    launch(
+        bands.kernel_gradient,
+        (heads, count),
+        (by_weights if projection is None else projection, by_weights, parts),
+        (positions, heads, each, inputs.scaling),
+        (inputs.variant(), dynamic, fixed is not None),
+        lambda: {
+            **inputs.constants(),
+            **{"DYNAMIC": dynamic, "FIXED": fixed is not None, "TILE": bands.TOKENS},
+            "num_stages": 3 if by_weights.shape[2] <= 64 else 1,  # wider ones would not fit into shared memory
+        },
+    )
+    by_kernel = by_fixed = parts.new_empty(0)
+    if kernel is not None:
+        by_kernel = parts[:, :, :size].sum(0 if kernel.dim() == 3 else (0, 1)).to(kernel.dtype)
+    if fixed is not None:
+        by_fixed = parts[:, :, size].sum(0)
+    return by_kernel, by_fixed
 
 
-def _precision(dtype: torch.dtype) -> str:
-    """Of products; it matters to float32 only."""
-    return "ieee" if dtype == torch.float32 else "tf32"
+_SCHEMA = (
+    "Tensor? query, Tensor? key, Tensor value, Tensor? query_kernel, Tensor? key_kernel, Tensor? fixed, "
+    "Tensor? examples, Tensor? seed, bool dot_product, float dropout, float scaling"
+)
+_NAME, _DEVICES = "bert_convolutions::composite_attention", ("cpu", "cuda")
+_OUTPUTS = ", ".join(f"Tensor {name}" for name in Outputs._fields)
+torch.library.define(_NAME, f"({_SCHEMA}) -> ({', '.join(['Tensor'] * len(Outputs._fields))})")
+torch.library.define(f"{_NAME}_backward", f"({_SCHEMA}, {_OUTPUTS}, Tensor by_context) -> Tensor[]")
+_operator = torch.ops.bert_convolutions.composite_attention.default
+_backward_operator = torch.ops.bert_convolutions.composite_attention_backward.default
 
 
-@composite_attention.register_fake
-def _(query: Any, key: Any, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    rows, length, heads, _ = value.shape
-    band, ends = _band_and_ends(value, BandShape(rows, heads, length, rest[6]))
-    return torch.empty_like(value), value.new_empty((rows, heads, length), dtype=torch.float32), band, ends
+def _forward_of(*inputs: Any) -> tuple[Tensor, ...]:
+    return tuple(forward(Inputs(*inputs)))
 
 
-@_backward.register_fake
-def _(query: Any, key: Any, value: Any, query_kernel: Any, key_kernel: Any, fixed: Any, *rest: Any) -> list[Tensor]:
-    return _empty_gradients(query, key, value, query_kernel, key_kernel, fixed)
+def _backward_of(*inputs: Any) -> list[Tensor]:
+    return backward(Inputs(*inputs[:11]), Outputs(*inputs[11:-1]), inputs[-1])
 
 
-def _keep_for_backward(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+torch.library.impl(_NAME, _DEVICES, _forward_of)
+torch.library.impl(f"{_NAME}_backward", _DEVICES, _backward_of)
+
+
+@torch.library.register_fake(_NAME)
+def _(*inputs: Any) -> tuple[Tensor, ...]:
+    return tuple(Inputs(*inputs).outputs())
+
+
+@torch.library.register_fake(f"{_NAME}_backward")
+def _(*inputs: Any) -> list[Tensor]:
+    return Inputs(*inputs[:11]).gradients()
+
+
+def _keep(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)  # of what is kept for backward there are none
     ctx.numbers = inputs[8:]
     ctx.save_for_backward(*inputs[:8], *output)
 
 
-def _gradients(ctx: Any, by_context: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors
-    inputs, outputs = saved[:8], saved[8:]
-    gradients = _backward(*inputs, *ctx.numbers, *outputs, by_context)
-    wanted = (None if part is None else gradient for part, gradient in zip(inputs, gradients, strict=False))
-    return *wanted, *[None] * 6
+def _gradients(compute: Callable[..., list[Tensor]], ctx: Any, by_context: Tensor | None) -> tuple[Tensor | None, ...]:
+    if by_context is None:
+        return (None,) * 11
+    saved = ctx.saved_tensors  # once: a layer that is computed again is so for each reading
+    inputs, output = saved[:8], saved[8:]
+    gradients = compute(*inputs, *ctx.numbers, *output, by_context)
+    return *(None if part is None else by for part, by in zip(inputs, gradients, strict=False)), *[None] * 5
 
 
-composite_attention.register_autograd(_gradients, setup_context=_keep_for_backward)
+torch.library.register_autograd(
+    _NAME, lambda ctx, by_context, *_: _gradients(_backward_operator, ctx, by_context), setup_context=_keep
+)
+
+
+class _Function(torch.autograd.Function):
+    """The same without the dispatcher."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        output = forward(Inputs(*inputs))
+        _keep(ctx, inputs, output)
+        return output[0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_context: Tensor | None) -> tuple[Tensor | None, ...]:
+        return _gradients(_backward_of, ctx, by_context)

@@ -25,11 +25,11 @@ weights by offset together and multiplies them by the kernel. There are no atomi
 Scores, band and vectors are in units of log 2, gradients in the usual ones.
 
 Legend: B rows, S sequence, H heads, d head size, n reach, G at least 2n+1 with zeros to fill up, I and J queries and
-keys of a tile. Layouts: queries, keys, values, context and their gradients (B, S, H, d); band: ``engine.Band``; ends
-(4, B, H, S) float32, the four vectors in the order above; query_kernel and key_kernel
-(H, d, G); gradients of weights by offset (H, B, S, G); examples (3, B, S), what
-``Segments.spans`` gives; log_sum_exp (B, H, S) float32; by_row (4, B, H, S) float32: the row sums of context x its
-gradient, log_sum_exp, and that less query_left and less query_right.
+keys of a tile. Layouts: queries, keys, values, context and their gradients (B, S, H, d); band: as ``band.BandShape``
+says; ends (4, B, H, S) float32, the four vectors in the order above; query_kernel and key_kernel (H, d, G); gradients
+of weights by offset (H, B, S, G); examples (3, B, S), what ``Segments.spans`` gives; log_sum_exp (B, H, S) float32;
+by_row (4, B, H, S) float32: the row sums of context x its gradient, log_sum_exp, and that less query_left and less
+query_right.
 """
 
 import triton
