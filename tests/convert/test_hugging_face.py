@@ -148,6 +148,16 @@ def test_the_command_takes_terms_and_the_tokenizer_along_and_refuses_them_for_th
     assert main(["convert", *flags, "--overwrite_output_dir", "--add", f"attention_kernel={KERNEL}"]) == 2
 
 
+def test_a_model_that_has_only_its_vocabulary_keeps_its_tokenizer(tmp_path: Path) -> None:
+    """As the oldest ones of the hub, whose class is that of their model."""
+    made(BertModel, BertConfig, tmp_path / "bert")
+    (tmp_path / "bert" / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb\n")
+    convert_checkpoint(tmp_path / "bert", tmp_path / "ours")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "ours")
+    assert tokenizer("a b")["input_ids"] == [2, 5, 6, 3]
+    assert tokenizer.model_max_length == SIZES["max_position_embeddings"]
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("fields", [{}, {"num_groups": 2, "head_ratio": 4, "conv_kernel_size": 5}])
 @pytest.mark.parametrize("head", ["Model", "ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering"])

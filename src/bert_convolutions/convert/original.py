@@ -26,9 +26,11 @@ from bert_convolutions.self_contained import CODE_PATTERN
 ARCHITECTURES = ("BertModel", "BertForMaskedLM", "BertForPreTraining", "BertForSequenceClassification")
 """The original's, each of which is ``Composite...`` here."""
 _BUFFERS = ("relative_positions_mat", "position_ids")
+_TOKENIZERS = (MODEL_FILE, "tokenizer.json", "tokenizer_config.json", "vocab.txt")
+"""Any of them makes a tokenizer of ``transformers``; the oldest models have no more than the last."""
 _OF_A_CONVERTED_FOLDER = (
-    *("config.json", "generation_config.json", "model*.safetensors*", CODE_PATTERN, MODEL_FILE, "vocab.txt"),
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("config.json", "generation_config.json", "model*.safetensors*", CODE_PATTERN),
+    *(*_TOKENIZERS, "special_tokens_map.json", "added_tokens.json"),
 )
 """Patterns of what is written here; an overwrite replaces these and leaves all else."""
 
@@ -74,7 +76,7 @@ def convert_checkpoint(
 
     with files.folder_beside(target) as temporary:
         model.save_pretrained(temporary)
-        signs = (MODEL_FILE, "tokenizer_config.json") if of_transformers else (MODEL_FILE,)
+        signs = _TOKENIZERS if of_transformers else (MODEL_FILE,)
         if any((source / name).is_file() for name in signs):
             tokenizer = load_tokenizer(source if of_transformers else source / MODEL_FILE)
             as_long_as(model.config, tokenizer).save_pretrained(temporary)
