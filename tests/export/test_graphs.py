@@ -6,7 +6,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import bert_convolutions
-from bert_convolutions import CompositeAttention, CompositeBertConfig, CompositeBertForMaskedLM
+from bert_convolutions import CompositeAttention, CompositeBertConfig, CompositeBertForMaskedLM, CompositeBertModel
 from bert_convolutions.attention.spec import parse_kernel, parse_projection
 from bert_convolutions.cli.main import main
 from bert_convolutions.errors import CommandError
@@ -61,6 +61,14 @@ def exported(model, folder):
     graphs.check(model, graphs.torch_run(folder / "model.pt2"), "model.pt2")
     graphs.save_onnx(model, program, folder / "model.onnx")
     graphs.check(model, graphs.onnx_run(folder / "model.onnx"), "model.onnx")
+
+
+def test_a_model_saved_in_half_precision_is_written_in_float32(tmp_path):
+    CompositeBertModel(config()).bfloat16().save_pretrained(tmp_path / "model")
+    flags = ["--model_name_or_path", str(tmp_path / "model"), "--output_dir", str(tmp_path / "out")]
+    assert main(["export", *flags, "--format", "torch"]) == 0
+    program = torch.export.load(tmp_path / "out" / "model.pt2")
+    assert {value.dtype for value in program.state_dict.values()} == {torch.float32}
 
 
 def test_every_term(tmp_path):
