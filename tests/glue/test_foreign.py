@@ -1,6 +1,7 @@
 """Encoders of ``transformers`` through the same pipeline: every road that one of ours takes."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -16,12 +17,14 @@ from transformers import (
     RobertaConfig,
     RobertaForMaskedLM,
     RobertaTokenizerFast,
+    XLNetConfig,
+    XLNetModel,
     set_seed,
 )
 
 from bert_convolutions.errors import RunInterrupted, UsageError
 from bert_convolutions.glue.finetune import GlueTrainer
-from bert_convolutions.glue.models import load_pretrained
+from bert_convolutions.glue.models import check_fit, load_pretrained
 from bert_convolutions.glue.run import run_glue
 from bert_convolutions.glue.tasks import find_task
 from tests.glue.conftest import WORDS
@@ -119,6 +122,28 @@ def test_its_batches_are_those_of_our_models(
     for number, model in enumerate((foreign, composite_dir)):
         run_glue(options(glue_dir, model), arguments(tmp_path / str(number), do_train=True))
     assert taken[0] == taken[1]
+
+
+@pytest.mark.parametrize("foreign", ["electra"], indirect=True)
+def test_a_model_without_the_files_of_its_tokenizer_is_refused(tmp_path: Path, glue_dir: Path, foreign: Path):
+    """``transformers`` then makes one to which all words are unknown."""
+    shutil.copytree(foreign, tmp_path / "model", ignore=shutil.ignore_patterns("*token*", "vocab.txt"))
+    with pytest.raises(UsageError, match="knows no words"):
+        run_glue(options(glue_dir, tmp_path / "model"), arguments(tmp_path / "out", do_train=True))
+
+
+@pytest.mark.parametrize("foreign", ["electra", "roberta"], indirect=True)
+def test_a_classifier_of_other_labels_is_drawn_anew(tmp_path: Path, foreign: Path):
+    load_pretrained(foreign, find_task("MNLI")).save_pretrained(tmp_path)
+    model = load_pretrained(tmp_path, find_task("RTE"))
+    assert model.num_labels == 2
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
+def test_a_model_of_any_length_takes_any(tmp_path: Path):
+    config = XLNetConfig(vocab_size=9, d_model=8, n_layer=1, n_head=2, d_inner=8)
+    XLNetModel(config).save_pretrained(tmp_path)
+    check_fit(load_pretrained(tmp_path, find_task("RTE")), range(9), True, 600)
 
 
 def test_it_is_trained_in_float32_and_with_the_positions_it_has(tmp_path: Path, glue_dir: Path, foreign: Path):

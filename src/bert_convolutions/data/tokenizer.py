@@ -79,6 +79,11 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
         pieces = self.pieces.processor.id_to_piece(list(range(self.vocab_size)))
         return {**{piece: position for position, piece in enumerate(pieces)}, **self._added_tokens_encoder}
 
+    @property
+    def vocab(self) -> dict[str, int]:
+        """The same, under the name that fast tokenizers also have for it."""
+        return self.get_vocab()
+
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
         return self.pieces.tokenize(text)
 
@@ -316,6 +321,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     missing = [name for name in ("cls_token", "sep_token", "pad_token", "mask_token") if not getattr(tokenizer, name)]
     if missing:
         raise UsageError(f"{path}: the tokenizer has no {', '.join(missing)}, which BERT needs; choose another")
+    if not tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys():  # transformers makes one without files
+        raise UsageError(f"{path}: the tokenizer knows no words, as its files are missing; copy them or choose another")
     return tokenizer
 
 

@@ -118,11 +118,11 @@ def check_fit(
             f"the tokenizer has {len(tokenizer)} tokens and the model {rows} embeddings: "
             "give the --tokenizer_name that the model was pre-trained with"
         )
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions = getattr(model.config, "max_position_embeddings", None) or -1  # what XLNet says: any length
     for name, module in model.base_model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
             positions = module.num_embeddings - module.padding_idx - 1  # RoBERTa's are counted from the padding's on
-    if positions and max_seq_length > positions and not getattr(model.config, "remove_position_embeddings", False):
+    if 0 < positions < max_seq_length and not getattr(model.config, "remove_position_embeddings", False):
         raise UsageError(f"--max_seq_length {max_seq_length} is above the model's {positions} positions")
 
 

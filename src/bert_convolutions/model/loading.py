@@ -35,8 +35,8 @@ def load_strictly(
         model_class: a model or an Auto class.
         folder: where the weights are.
         config: what they must be the weights of.
-        new_head: the head and the pooler may be missing, to be drawn anew, and others left over: only the encoder is
-            looked at.
+        new_head: the head and the pooler may be missing or of another shape, to be drawn anew, and others left over:
+            only the encoder is looked at.
         options: others of ``from_pretrained``.
 
     Raises:
@@ -59,7 +59,7 @@ def load_strictly(
     def matters(name: str) -> bool:
         return not new_head or (name.startswith((prefix, *parts)) and "pooler." not in name)
 
-    other_shape = sorted(report["mismatched_keys"])
+    other_shape = sorted(key for key in report["mismatched_keys"] if matters(key[0]))
     if other_shape:
         name, found, expected = other_shape[0]
         raise UsageError(f"{folder}: {name} is {tuple(found)}, and by the configuration {tuple(expected)}")
