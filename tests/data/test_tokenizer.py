@@ -71,7 +71,7 @@ def test_saved_tokenizers_load_by_their_class_name(tokenizer: CompositeBertToken
         assert isinstance(loaded, CompositeBertTokenizer)
         assert len(loaded) == 1004
         assert loaded(TEXTS)["input_ids"] == tokenizer(TEXTS)["input_ids"]
-        assert loaded.get_vocab() == tokenizer.get_vocab()
+        assert loaded.get_vocab() == tokenizer.get_vocab() == tokenizer.vocab
 
 
 def test_decoding(tokenizer: CompositeBertTokenizer) -> None:
