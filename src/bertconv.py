@@ -13,12 +13,15 @@ def main() -> int:
     """
     already_set = _LAZY in os.environ
     os.environ.setdefault(_LAZY, "1")
-    from bert_convolutions.cli.main import leave
-    from bert_convolutions.cli.main import main as run_command_line
+    from bert_convolutions.training.signals import leaving_at_once
 
-    if not already_set:  # child processes import the package in full, so that its classes are registered there
-        del os.environ[_LAZY]
-    return leave(run_command_line())
+    with leaving_at_once("run the same command again"):
+        from bert_convolutions.cli.main import leave
+        from bert_convolutions.cli.main import main as run_command_line
+
+        if not already_set:  # child processes import the package in full, so that its classes are registered there
+            del os.environ[_LAZY]
+        return leave(run_command_line())
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pytest
 
 from bert_convolutions import files
-from bert_convolutions.cli.commands import Command
+from bert_convolutions.cli.commands import COMMANDS, Command
 from bert_convolutions.cli.trainer_flags import TrainerFlags
 from bert_convolutions.errors import UsageError
 
@@ -133,6 +133,11 @@ class TestConfigFile:
 
     def test_an_empty_file_changes_nothing(self, tmp_path: Path) -> None:
         assert options("--config", self.write(tmp_path, "# nothing\n")) == options()
+
+    def test_a_list_in_it_leaves_the_words_of_the_command_line(self, tmp_path: Path) -> None:
+        path = self.write(tmp_path, "only: [a/*, b/*]\n")
+        sweep, _ = COMMANDS["sweep"].read(["e.yaml", "--config", path, "--output_dir", "out"])
+        assert (sweep.experiment, sweep.only) == (Path("e.yaml"), ["a/*", "b/*"])
 
     def test_keys_of_the_trainer_are_kept_for_it(self, tmp_path: Path) -> None:
         path = self.write(tmp_path, "train_data_file: a\nmax_steps: 5\n")

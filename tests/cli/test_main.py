@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import bertconv
 from bert_convolutions import __version__
 from bert_convolutions.attention.spec import parse_kernel, parse_projection
 from bert_convolutions.cli import commands
@@ -88,6 +89,23 @@ def test_python_m_is_as_light_and_leaves_the_environment_alone() -> None:
     assert "torch" not in result.stderr
     script = "import os, bertconv; bertconv.main(); print('BERT_CONVOLUTIONS_LAZY' in os.environ)"
     assert python("-c", script).stdout.endswith("False\n")
+
+
+def test_a_signal_while_modules_are_imported_is_told() -> None:
+    script = """
+import os, signal, sys, bertconv
+
+class Stop:
+    def find_spec(self, name, path=None, target=None):
+        if name == "yaml":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+sys.meta_path.insert(0, Stop())
+bertconv.main()
+"""
+    result = python("-c", script)
+    assert result.returncode == 75
+    assert result.stderr == "\nbertconv: stopped by SIGTERM; run the same command again\n"
 
 
 def test_help_all_adds_the_flags_of_the_trainer(capsys: pytest.CaptureFixture[str]) -> None:
@@ -353,8 +371,9 @@ def test_a_signal_ends_a_sub_command_with_a_message(
     monkeypatch.setattr(os, "_exit", leave)
     before = signal.getsignal(number)
     if "imported" in stage:
+        monkeypatch.setattr(sys, "argv", ["bertconv", "convert"])
         with pytest.raises(LeftError, match=str(EXIT_INTERRUPTED)):
-            main(["convert"])
+            bertconv.main()
     else:
         assert main(["convert"]) == EXIT_INTERRUPTED
     assert f"stopped by {name}; run the same command again" in capfd.readouterr().err

@@ -12,7 +12,7 @@ from bert_convolutions.cli.config_file import ConfigFile, read_config_file
 from bert_convolutions.cli.flags import FlagParser, make_options, options_parser, refuse_left_over, with_underscores
 from bert_convolutions.cli.trainer_flags import COMMON_TRAINER_FLAGS, TrainerFlags, trainer_parser
 from bert_convolutions.errors import UsageError, in_flags
-from bert_convolutions.training.signals import SignalWatch, leaving_at_once
+from bert_convolutions.training.signals import SignalWatch
 
 _AGAIN = "run the same command again"
 _HELP = {"-h", "--help"}
@@ -67,12 +67,11 @@ class Command:
 
     def _do(self, options: Any, trainer_flags: TrainerFlags) -> None:
         arguments = []
-        with leaving_at_once(_AGAIN):
-            if self.trainer:
-                from bert_convolutions.training.arguments import BertTrainingArguments
+        if self.trainer:
+            from bert_convolutions.training.arguments import BertTrainingArguments
 
-                arguments = [trainer_flags.parse(BertTrainingArguments)]
-            work = _locate(self.work)
+            arguments = [trainer_flags.parse(BertTrainingArguments)]
+        work = _locate(self.work)
         with SignalWatch().ending_at_once(_AGAIN):
             result = work(options, *arguments)
         if self.result:
@@ -90,7 +89,8 @@ class Command:
         argv = with_underscores(argv)
         config_path = parser.parse_known_args(argv)[0].config
         config = ConfigFile() if config_path is None else read_config_file(Path(config_path))
-        argv = [*config.part(own_names, inside=True).argv(parser), *argv]
+        # After a list of the file, a flag: or else the list would take the command line's first word for its own.
+        argv = [*config.part(own_names, inside=True).argv(parser), "--config=", *argv]
         others = config.part(own_names, inside=False)
         parsed, left_over = parser.parse_known_args(argv)
         self._take_first_words(parser, parsed, left_over)

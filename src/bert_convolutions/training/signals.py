@@ -27,7 +27,7 @@ def ignore_signals(worker: int = 0) -> None:
 
 @contextmanager
 def leaving_at_once(advice: str) -> Iterator[None]:
-    """While modules are imported, whose loaders swallow exceptions: a signal ends the process where it is."""
+    """While there is nothing to tidy up, as in imports, whose loaders swallow exceptions: a signal ends the process."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         _say(f"stopped by {signal.Signals(number).name}; {advice}")
