@@ -245,6 +245,7 @@ class ProbeResults(Stored):
 
     model: str
     model_sha256: str
+    tokenizer_sha256: str | None = None
     paradigms: dict[str, ParadigmAccuracy]
     phenomena: dict[str, Accuracy]
     fields: dict[str, Accuracy]
@@ -283,13 +284,15 @@ class Experiment(UserFile):
 class CellRecord(Stored):
     """How a cell of a sweep was run last: the command's words after ``bertconv``, its exit code, and where.
 
-    ``seconds`` are those of all its sessions; ``environment`` holds versions, commit and machine of the last.
+    ``seconds`` are those of all its sessions; ``environment`` holds versions, commit and machine of the last; ``model``
+    is the training that made the model it judges, see ``Cell.judged``.
     """
 
     command: list[str]
     seconds: Annotated[float, Field(ge=0)]
     exit_code: int
     environment: dict[str, str] = {}
+    model: str | None = None
 
 
 # GLUE: hyper-parameters, states, scores

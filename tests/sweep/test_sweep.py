@@ -114,6 +114,33 @@ def test_results_without_a_record_count_and_those_of_other_flags_are_refused(tmp
     assert ran == []
 
 
+def test_evaluations_of_a_model_that_is_no_more_are_run_again(tmp_path: Path, ran: list[str]) -> None:
+    experiment, folder = write(tmp_path / "e.yaml"), tmp_path / "out"
+    cells = {cell.label: cell for cell in plan_cells(read_experiment(experiment), folder)}
+    pretrain, blimp = (cells[f"absolute/seed1/{name}"] for name in ("pretrain", "blimp"))
+    sweep(experiment, folder)
+    (pretrain.folder / "train_results.json").write_text('{"train_runtime": 1.25}')
+    blimp.record_path.write_text(finish(blimp).model_copy(update={"model": blimp.judged()}).model_dump_json())
+    assert blimp.is_finished()
+    (pretrain.folder / "train_results.json").write_text('{"train_runtime": 1.5}')
+    ran.clear()
+    sweep(experiment, folder)
+    assert ran == ["absolute/seed1/blimp"]
+
+
+def test_a_cell_that_has_begun_is_not_gone_on_with_by_other_flags(tmp_path: Path, ran: list[str]) -> None:
+    experiment, folder = write(tmp_path / "e.yaml"), tmp_path / "out"
+    cell = plan_cells(read_experiment(experiment), folder)[0]
+    cell.folder.mkdir(parents=True)
+    cell.record_path.write_text(CellRecord(command=cell.argv, seconds=1.0, exit_code=75).model_dump_json())
+    sweep(experiment, folder, set=["learning_rate=0.1"], only=[cell.label])  # nothing was saved yet
+    assert ran == [cell.label]
+    (cell.folder / "eval_results.json").unlink()
+    (cell.folder / "checkpoint-1").mkdir()
+    with pytest.raises(UsageError, match=r"was run with --learning_rate=0\.1 and the experiment now says less"):
+        sweep(experiment, folder)
+
+
 def test_a_failed_cell_does_not_stop_the_others_and_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -164,6 +191,8 @@ def test_an_interrupted_cell_stops_the_sweep(tmp_path: Path, monkeypatch: pytest
         ({"seeds": [1, 1]}, "seed is given twice"),
         ({"baseline": "other"}, "baseline other is none"),
         ({"surprise": 1}, "surprise"),
+        ({"base": None}, r"e\.yaml: base: "),
+        ({"base": ["max_steps"]}, r"e\.yaml: base: "),
         ({"evaluate": {"minimal_pairs": {"pretrain": {"data_dir": "x"}}}}, "can't be named pretrain"),
         ({"evaluate": {"local_order": {"txt": "x"}}}, "local_order: there is no flag txt"),
         (
@@ -175,6 +204,18 @@ def test_an_interrupted_cell_stops_the_sweep(tmp_path: Path, monkeypatch: pytest
 def test_bad_experiments_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         read_experiment(write(tmp_path / "e.yaml", **{"baseline": None, **changes}))
+
+
+@pytest.mark.parametrize(("change", "message"), [("max_steps=[1", "not valid YAML"), ("a={b: 1}", "a")])
+def test_bad_changes_are_refused(tmp_path: Path, change: str, message: str) -> None:
+    with pytest.raises(UsageError, match=f"^--set.*{message}"):
+        read_experiment(write(tmp_path / "e.yaml"), [change])
+
+
+def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    with pytest.raises(UsageError, match=r"--output_dir .*out can't be made"):
+        sweep(write(tmp_path / "e.yaml"), tmp_path / "out")
 
 
 def test_files_that_are_no_experiment(tmp_path: Path) -> None:
@@ -247,7 +288,9 @@ def test_real_commands(real: Path, tmp_path: Path) -> None:
     with pytest.raises(CommandError, match="2 of 4 cells failed"):
         sweep(real / "e.yaml", folder)
     record = read_model(CellRecord, folder / "absolute" / "seed1" / "pretrain.cell.json")
-    assert record.exit_code == 0 and record.seconds > 0
+    assert record.exit_code == 0 and record.seconds > 0 and record.model is None
+    judging = next(cell for cell in plan_cells(read_experiment(real / "e.yaml"), folder) if cell.name == "zorro")
+    assert judging.is_finished() and judging.record() and judging.record().model == judging.judged() is not None
     assert (folder / "absolute" / "seed1" / "pretrain" / "model.safetensors").is_file()
     assert json.loads((folder / "absolute" / "seed1" / "zorro" / "minimal_pairs.json").read_text())["all"]["pairs"] == 1
     assert read_model(CellRecord, folder / "broken" / "seed1" / "pretrain.cell.json").exit_code == 2
@@ -263,6 +306,7 @@ def test_a_signal_reaches_the_command_which_saves(real: Path, tmp_path: Path) ->
     deadline = time.monotonic() + 60
     while not list(pretrain.glob("checkpoint-*")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
+    assert read_model(CellRecord, pretrain.with_name("pretrain.cell.json")).exit_code == 75  # should both be killed
     process.send_signal(signal.SIGTERM)
     error = process.communicate(timeout=60)[1]
     assert process.returncode == 75, error

@@ -89,18 +89,23 @@ class Cell:
         """How the cell was run last, or None."""
         return read_model(CellRecord, self.record_path) if self.record_path.is_file() else None
 
+    def judged(self) -> str | None:
+        """SHA-256 of what the training of the model to be judged has left, its duration included; None if nothing."""
+        results = self.folder.with_name(PRETRAIN) / "train_results.json"
+        return files.sha256(results) if self.command != PRETRAIN and results.is_file() else None
+
     def is_finished(self) -> bool:
-        """Whether the command's own results are there; for GLUE, which has many, whether it said so.
+        """Whether the command has said so, its own results are there, and the model they judge is that of today.
 
         Raises:
-            UsageError: the results are there, but of a command with other flags.
+            UsageError: results or checkpoints are there, but of a command with other flags.
         """
         record = self.record()
-        if self.command in _RESULTS:
-            finished = (self.folder / _RESULTS[self.command]).is_file()
-        else:
-            finished = record is not None and record.exit_code == 0
-        if finished and record is not None:
+        finished = (self.folder / _RESULTS[self.command]).is_file() if self.command in _RESULTS else record is not None
+        if record is None:
+            return finished
+        finished = finished and record.exit_code == 0 and record.model in (None, self.judged())
+        if finished or any(self.folder.glob("checkpoint-*")):
             now, before = (set(_scientific_words(words)) for words in (self.argv, record.command))
             if now != before:
                 raise UsageError(
@@ -119,8 +124,10 @@ def read_experiment(path: Path, changes: Sequence[str] = ()) -> Experiment:
         UsageError: it can't be read, names a flag that there is not, or two variants that differ in speed alone.
     """
     value = _read_yaml(path)
-    value["base"] = {**value.get("base", {}), **_parse_changes(changes)}
-    experiment = parse(Experiment, value, path)
+    experiment = parse(Experiment, {"base": {}, **value}, path)
+    experiment = parse(
+        Experiment, {**dict(experiment), "base": {**experiment.base, **_parse_changes(changes)}}, "--set"
+    )
     _check_flags(path, experiment)
     _refuse_equal_variants(path, experiment)
     if experiment.baseline is not None and experiment.baseline not in experiment.variants:
@@ -155,7 +162,10 @@ def _parse_changes(changes: Sequence[str]) -> dict[str, Any]:
         name, equals, text = change.partition("=")
         if not equals:
             raise UsageError(f"--set {change} is not flag=value")
-        parsed[name] = yaml.safe_load(text)
+        try:
+            parsed[name] = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
+            raise UsageError(f"--set {change}: {text} is not valid YAML; put quotes around it") from error
     return parsed
 
 

@@ -90,6 +90,14 @@ def run_cell(cell: Cell) -> CellRecord:
     """Run one command, its output to its log, and leave a record of it."""
     cell.folder.parent.mkdir(parents=True, exist_ok=True)
     earlier, start = cell.record(), time.monotonic()
+    record = CellRecord(
+        command=cell.argv,
+        seconds=earlier.seconds if earlier else 0,
+        exit_code=EXIT_INTERRUPTED,  # as is true if this process is killed
+        environment=environment(),
+        model=cell.judged(),
+    )
+    files.write_text(cell.record_path, record.model_dump_json(indent=2) + "\n")
     with cell.log_path.open("ab") as log, _signals_passed_on() as processes:
         process = subprocess.Popen(
             [sys.executable, "-m", "bert_convolutions", *cell.argv],
@@ -100,12 +108,8 @@ def run_cell(cell: Cell) -> CellRecord:
         processes.append(process)
         code = process.wait()
     interrupted = len(processes) > 1 or code in [-number for number in _SIGNALS]
-    record = CellRecord(
-        command=cell.argv,
-        seconds=time.monotonic() - start + (earlier.seconds if earlier else 0),
-        exit_code=EXIT_INTERRUPTED if interrupted else code,
-        environment=environment(),
-    )
+    seconds, code = record.seconds + time.monotonic() - start, EXIT_INTERRUPTED if interrupted else code
+    record = record.model_copy(update={"seconds": seconds, "exit_code": code})
     files.write_text(cell.record_path, record.model_dump_json(indent=2) + "\n")
     return record
 
