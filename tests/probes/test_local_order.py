@@ -120,4 +120,6 @@ def test_bad_text_and_flags(model_dir: Path, tmp_path: Path) -> None:
         run_local_order(options(tmp_path / "missing.txt"))
     with pytest.raises(UsageError, match="--distances"):
         options(tmp_path / "text.txt", distances=[1, 0])
+    with pytest.raises(UsageError, match="--seed -1"):
+        options(tmp_path / "text.txt", seed=-1)
     assert not (tmp_path / "out").exists()

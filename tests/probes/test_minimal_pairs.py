@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,17 @@ def test_results_of_another_question_are_not_taken_for_these(
         model.cls.predictions.bias += torch.randn_like(model.cls.predictions.bias)
     model.save_pretrained(tmp_path / "other")
     tokenizer.save_pretrained(tmp_path / "other")
+    (tmp_path / "vocabulary").mkdir()
+    pieces = (model_dir / "spm.model").read_bytes()
+    longest = max((piece for piece in tokenizer.get_vocab() if piece[0] == "▁"), key=len).encode()
+    (tmp_path / "vocabulary" / "spm.model").write_bytes(pieces.replace(longest, longest.swapcase()))
+    with pytest.raises(UsageError, match=r"--tokenizer_name .*vocabulary has other tokens than"):
+        run.run_minimal_pairs(options(model_dir, data, folder, tokenizer_name=str(tmp_path / "vocabulary")))
+    shutil.copytree(model_dir, tmp_path / "bare", ignore=shutil.ignore_patterns("spm.model", "token*"))
+    run.run_minimal_pairs(options(tmp_path / "bare", data, tmp_path / "bare-out", tokenizer_name=str(model_dir)))
+    other = options(tmp_path / "bare", data, tmp_path / "bare-out", tokenizer_name=str(tmp_path / "vocabulary"))
+    with pytest.raises(UsageError, match="another tokenizer"):
+        run.run_minimal_pairs(other)
     with pytest.raises(UsageError, match="another model"):
         run.run_minimal_pairs(options(tmp_path / "other", data, folder))
     assert (folder / "minimal_pairs.json").read_bytes() == before
@@ -168,6 +180,7 @@ def test_some_pairs_are_spread_over_the_paradigm() -> None:
         ("p.jsonl", '{"sentence_good": 3, "sentence_bad": "b"}\n', "sentence_good"),
         ("p.txt", "a\nb\nc\n", "3 lines"),
         ("p.txt", "a\n\nc\nd\n", "line 2 is blank"),
+        ("p.tsv", "sentence_good\tsentence_bad\na\tb\n \tb\n", "pair 2 of p has a blank sentence"),
         ("p.tsv", "good\tbad\na\tb\n", "sentence_good and sentence_bad"),
         ("p.tsv", "sentence_good\tsentence_bad\na\n", "line 2 has 1 columns"),
         ("p.tsv", "sentence_good\tsentence_bad\n", "no pairs"),

@@ -4,6 +4,7 @@ A tokenizer directory holds ``spm.model`` and ``tokenizer_config.json``; ``AutoT
 ``bert_convolutions`` is imported.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -302,12 +303,28 @@ class _TokenizerOnlyConfig(PreTrainedConfig):
 AutoTokenizer.register(_TokenizerOnlyConfig, CompositeBertTokenizer, exist_ok=True)
 
 
-def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: str | Path, model: str | Path | None = None) -> PreTrainedTokenizerBase:
     """Load a bare ``spm.model``, or the directory of any Hugging Face tokenizer; never from the network.
 
+    Where it is for a trained ``model``, it must have the same tokens as one that is saved in that folder.
+
     Raises:
-        UsageError: nothing is there, or what is there is no tokenizer that can be loaded.
+        UsageError: nothing is there, or what is there is no tokenizer that can be loaded, or not that of the model.
     """
+    own = None
+    if model is not None and model != path:
+        with contextlib.suppress(UsageError):
+            own = load_tokenizer(model)
+    tokenizer = _load(path)
+    if own is not None and not tokenizer.get_vocab().items() <= own.get_vocab().items():  # a model may have fillers
+        raise UsageError(
+            f"--tokenizer_name {path} has other tokens than the tokenizer that {model} was trained with and has beside "
+            "it; leave the flag out"
+        )
+    return tokenizer
+
+
+def _load(path: str | Path) -> PreTrainedTokenizerBase:
     model_file = find_model_file(path)
     if model_file and (Path(path).is_file() or not model_file.with_name("tokenizer_config.json").exists()):
         return CompositeBertTokenizer(model_file)

@@ -135,7 +135,7 @@ class _GlueRun:
         trains = self.arguments.do_train
         self.model_folder = models.locate_model(str(options.model_name_or_path)) if trains else None
         tokenizer_path = options.tokenizer_name or self.model_folder
-        self.tokenizer = load_tokenizer(tokenizer_path) if tokenizer_path is not None else None
+        self.tokenizer = load_tokenizer(tokenizer_path, self.model_folder) if tokenizer_path is not None else None
         if trains and not options.overwrite_output_dir:
             self._refuse_other_settings()
 

@@ -53,3 +53,5 @@ class LocalOrderOptions(ProbeOptions):
         super().__post_init__()
         if not self.distances or min(self.distances) < 1:
             raise UsageError("--distances takes whole numbers of at least 1")
+        if self.seed < 0:
+            raise UsageError(f"--seed {self.seed} is less than 0")

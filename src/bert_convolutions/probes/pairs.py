@@ -64,6 +64,9 @@ def read_paradigms(path: Path) -> list[Paradigm]:
             raise UsageError(f"--data_dir {path} has two files named {paradigm.name}; rename one")
         if not paradigm.pairs:
             raise UsageError(f"{path}: {paradigm.name} holds no pairs")
+        for number, pair in enumerate(paradigm.pairs, 1):
+            if not all(map(str.strip, pair)):  # whose score would be that of certainty
+                raise UsageError(f"{path}: pair {number} of {paradigm.name} has a blank sentence; leave the pair out")
     return paradigms
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokeni
 
 import bert_convolutions.model  # noqa: F401  registers CompositeBert* with the Auto classes
 from bert_convolutions import files
-from bert_convolutions.data.tokenizer import load_tokenizer
+from bert_convolutions.data.tokenizer import load_tokenizer, tokenizer_hash
 from bert_convolutions.errors import UsageError, first_line
 from bert_convolutions.model.loading import quiet_transformers
 from bert_convolutions.parsing import read_model
@@ -74,7 +74,15 @@ def _run(options: ProbeOptions, paradigms: Sequence[Paradigm], name: str) -> Pro
     files.make_folder(folder, "--output_dir")
     with files.run_lock(folder):
         files.remove_temporaries(folder)
-        results = _read_done(folder / f"{name}.json", options, weights_sha256(model), paradigms)
+        asked = ProbeResults(
+            model=str(options.model_name_or_path),
+            model_sha256=weights_sha256(model),
+            tokenizer_sha256=tokenizer_hash(tokenizer),
+            paradigms={},
+            phenomena={},
+            fields={},
+        )
+        results = asked if options.overwrite_output_dir else _read_done(folder / f"{name}.json", asked, paradigms)
         finished = dict(results.paradigms)
         waiting = [paradigm for paradigm in paradigms if paradigm.name not in finished]
         if finished:
@@ -98,9 +106,10 @@ def load_model(path: str, tokenizer_name: str | None) -> tuple[PreTrainedModel, 
         UsageError: nothing is there, it lacks weights (of the language model's head, for one), or the tokenizer is not
             the model's.
     """
-    if not (Path(path) / "config.json").is_file() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
+    on_hub = tokenizer_name and not path.startswith((".", "/", "~")) and path.count("/") < 2  # or in its cache
+    if not on_hub and not (Path(path) / "config.json").is_file():
         raise UsageError(f"--model_name_or_path {path} holds no config.json; give the folder of a saved model")
-    tokenizer = load_tokenizer(tokenizer_name or path)
+    tokenizer = load_tokenizer(tokenizer_name or path, path)
     try:
         with quiet_transformers():
             model, report = AutoModelForMaskedLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
@@ -145,18 +154,19 @@ def _refuse_what_does_not_fit(score: PseudoLikelihood, paradigms: Sequence[Parad
             )
 
 
-def _read_done(path: Path, options: ProbeOptions, sha256: str, paradigms: Sequence[Paradigm]) -> ProbeResults:
-    """What an earlier run of the same question has left."""
-    empty = ProbeResults(
-        model=str(options.model_name_or_path), model_sha256=sha256, paradigms={}, phenomena={}, fields={}
-    )
-    if not path.is_file() or options.overwrite_output_dir:
-        return empty
+def _read_done(path: Path, asked: ProbeResults, paradigms: Sequence[Paradigm]) -> ProbeResults:
+    """What an earlier run of the same question has left, or ``asked``."""
+    if not path.is_file():
+        return asked
     done = read_model(ProbeResults, path)
     pairs = {paradigm.name: paradigm.sha256 for paradigm in paradigms}
     other = [name for name, result in done.paradigms.items() if pairs.get(name) != result.sha256]
-    if done.model_sha256 != sha256 or other:
-        what = f"other pairs ({other[0]})" if done.model_sha256 == sha256 else f"another model ({done.model})"
+    what = f"other pairs ({other[0]})" if other else ""
+    if done.tokenizer_sha256 not in (None, asked.tokenizer_sha256):
+        what = "another tokenizer"
+    if done.model_sha256 != asked.model_sha256:
+        what = f"another model ({done.model})"
+    if what:
         raise UsageError(f"{path} holds results of {what}; give another --output_dir or --overwrite_output_dir")
     return done
 
