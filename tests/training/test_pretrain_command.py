@@ -135,6 +135,14 @@ WRONG = {
     "no data": ({"train_data_file": None}, "--do_train needs --train_data_file"),
     "lost data": ({"train_data_file": "nowhere.ids"}, "nowhere.ids does not exist"),
     "no eval data": ({"do_eval": "true"}, "--do_eval needs --eval_data_file"),
+    "eval of nothing": (
+        {"do_train": None, "do_eval": "true", "eval_data_file": "nowhere.ids"}, "give --model_name_or_path",
+    ),
+    "eval on start": ({"eval_on_start": "true"}, "--eval_on_start needs --do_eval"),
+    "workers": ({"dataloader_persistent_workers": "true"}, "--dataloader_persistent_workers true is not supported"),
+    "smooth order": ({"use_sop_head": "true", "label_smoothing_factor": 0.1}, "--label_smoothing_factor knows no"),
+    "best by nothing": ({"save_strategy": "best"}, "metric_for_best_model"),
+    "bare JSON": ({"lr_scheduler_kwargs": "{num_cycles:2}"}, "{num_cycles:2} is no JSON"),
     "no config": ({"config_name": None}, "give --config_name"),
     "bad preset": ({"config_name": "bert_huge"}, "bert_huge is neither a preset"),
     "bad kernel": ({"attention_kernel": "qk_konv 8"}, "konv"),
@@ -146,7 +154,7 @@ WRONG = {
     "two models": ({"model_name_or_path": "somewhere"}, "--config_name and --model_name_or_path"),
     "batch finder": ({"auto_find_batch_size": "true"}, "--auto_find_batch_size"),
     "resume": ({"resume_from_checkpoint": "nowhere"}, "--resume_from_checkpoint nowhere"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", WRONG)
@@ -187,6 +195,11 @@ def test_a_used_folder_is_left_alone_resumed_or_replaced(corner: Corner, capsys:
     assert "used holds the input --model_name_or_path" in capsys.readouterr().err and source.exists()
     assert corner.run("from", remove_position_embeddings="true", **start) == 2
     assert "--remove_position_embeddings True contradicts" in capsys.readouterr().err
+    pieces = (corner.folder / "spm.model").read_bytes()
+    longest = max((piece for piece in load_tokenizer(source).get_vocab() if piece[0] == "▁"), key=len).encode()
+    (corner.folder / "other.model").write_bytes(pieces.replace(longest, longest.swapcase()))
+    assert corner.run("from", tokenizer_name=corner.folder / "other.model", **start) == 2
+    assert "other.model has other tokens than the tokenizer that" in capsys.readouterr().err
     assert corner.run("used", overwrite_output_dir="true", max_steps=3, seed=7) == 0
     left = checkpoints.list_checkpoints(corner.folder / "used")
     assert [checkpoints.step_of(path) for path in left] == [3]

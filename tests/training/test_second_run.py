@@ -102,6 +102,22 @@ def state_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "trainer_state.json").read_text())
 
 
+def test_an_earlier_checkpoint_is_not_gone_on_from_beside_later_ones(
+    corner: Corner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stopped again, the run's own advice would take the later one, of the course that was given up."""
+    folder = corner.folder / "back"
+    assert run(corner, "back", save_steps=2, max_steps=6) == 0
+    before = contents(folder)
+    earlier = {"resume_from_checkpoint": folder / "checkpoint-4", "max_steps": 6, "learning_rate": 0.001}
+    assert run(corner, "back", **earlier) == 2
+    assert f"would take {folder / 'checkpoint-6'}" in capsys.readouterr().err and contents(folder) == before
+    assert run(corner, "back-elsewhere", **earlier) == 0
+    (folder / "checkpoint-6").rename(corner.folder / "elsewhere")
+    assert run(corner, "back", **earlier) == 0
+    assert same_weights(folder, corner.folder / "back-elsewhere")
+
+
 def test_the_advice_after_a_divergence_works(corner: Corner, capsys: pytest.CaptureFixture[str]) -> None:
     """Go on from the last good checkpoint with a lower rate; where there is none, start again with one."""
     flags = {"save_steps": 2, "max_steps": 12, "max_grad_norm": 0}

@@ -1,6 +1,7 @@
 """The flags that a sub-command passes on to ``transformers.Trainer``, which is imported when they are read."""
 
 import dataclasses
+import json
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from bert_convolutions.cli.config_file import ConfigFile
@@ -44,6 +45,8 @@ class TrainerFlags:
             raise UsageError(f"--output_dir is required (see bertconv {self.command} --help)")
         try:
             return arguments_class(**{name: getattr(parsed, name) for name in names})
+        except json.JSONDecodeError as error:
+            raise UsageError(f"{error.doc} is no JSON ({error.msg}); in a shell, put it into single quotes") from error
         except (ValueError, ImportError) as error:
             raise UsageError(" ".join(str(error).split())) from error
 

@@ -143,6 +143,7 @@ def _refuse_missing_trackers(report_to: str | list[str] | None) -> None:
 _UNSUPPORTED: dict[str, tuple[bool, str]] = {
     "auto_find_batch_size": (True, "would change the global batch; set --per_device_train_batch_size"),
     "average_tokens_across_devices": (False, "would weigh the processes' examples unequally; leave it out"),
+    "dataloader_persistent_workers": (True, "is not supported: workers end with their epoch; leave it out"),
     "ignore_data_skip": (True, "would show examples twice; a resumed run needs no time to skip here"),
     "restore_callback_states_from_checkpoint": (True, "is not needed: what resuming needs is restored in any case"),
     "save_on_each_node": (True, "is not supported: let all nodes see one --output_dir"),

@@ -119,6 +119,12 @@ def find_start(folder: Path, wish: str | None) -> Start:
     checkpoint, results = _find_checkpoint(folder, wish), _results_in(folder)
     if checkpoint:
         step = checkpoints.read_trainer_state(checkpoint).global_step
+        later = checkpoints.newest_complete(folder) if wish != "true" else None
+        if later and checkpoints.step_of(later) > step:
+            raise UsageError(
+                f"--resume_from_checkpoint {wish}: the next resume would take {later}, which is further on; move it "
+                "elsewhere, or give another --output_dir"
+            )
         own = checkpoint.resolve().parent == folder.resolve()
         if not own and not checkpoints.list_checkpoints(folder):
             _refuse_to_replace_model(folder)

@@ -22,7 +22,7 @@ from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME, TRAINING_AR
 from transformers.utils import logging
 
 from bert_convolutions import files
-from bert_convolutions.errors import RunInterrupted, UsageError
+from bert_convolutions.errors import RunInterrupted, UsageError, first_line
 from bert_convolutions.training import checkpoints
 from bert_convolutions.training.arguments import apply_settings, keep_freed_memory, optimizer_settings
 from bert_convolutions.training.collectives import Collectives
@@ -103,7 +103,10 @@ class ResumableTrainer(Trainer):
         self._published_step = -1
         self._last_saved = time.monotonic()
         self._must_stop = False
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        except (ValueError, ImportError) as error:  # flags that contradict, or need a package that isn't here
+            raise UsageError(first_line(error)) from error
         if self.args.device.type == "cpu":
             keep_freed_memory()
         self.output_folder = Path(self.args.output_dir or ".")

@@ -126,14 +126,12 @@ def slices_loader(
 
     Nothing in it draws a random number.
     """
-    workers = arguments.dataloader_num_workers
     return DataLoader(
         dataset,
         batch_sampler=StepSlices(plan, arguments.process_index, epoch),  # type: ignore[arg-type]
         collate_fn=collate,
-        num_workers=workers,
+        num_workers=arguments.dataloader_num_workers,
         pin_memory=arguments.dataloader_pin_memory and arguments.device.type == "cuda",
-        persistent_workers=arguments.dataloader_persistent_workers and workers > 0,
         prefetch_factor=arguments.dataloader_prefetch_factor,
         worker_init_fn=ignore_signals,
         generator=torch.Generator(),  # or else it draws a seed from the global one, which a resumed run repeats

@@ -76,6 +76,10 @@ def _task_faults(options: PretrainOptions, arguments: TrainingArguments) -> Iter
         yield "--config_name and --model_name_or_path contradict: the second brings its own config; leave one out"
     if not options.config_name and not options.model_name_or_path:
         yield "give --config_name (bert_small, bert_base or a config.json), or --model_name_or_path to go on from one"
+    if arguments.do_eval and not arguments.do_train and not options.model_name_or_path:
+        yield "--do_eval without --do_train evaluates a trained model: give --model_name_or_path, not --config_name"
+    if options.use_sop_head and arguments.label_smoothing_factor:
+        yield "--label_smoothing_factor knows no loss of the order of sentences; leave it or --use_sop_head out"
     if not options.tokenizer_name and not options.model_name_or_path:
         yield "--tokenizer_name is required: the path of an spm.model or of a tokenizer directory"
     if options.train_minutes is not None:
@@ -91,6 +95,8 @@ def _data_faults(options: PretrainOptions, arguments: TrainingArguments) -> Iter
         yield "--do_train needs --train_data_file"
     if arguments.do_eval and not held_out:
         yield "--do_eval needs --eval_data_file, or --eval_fraction to hold some of the training data out"
+    if arguments.eval_on_start and not arguments.do_eval:
+        yield "--eval_on_start needs --do_eval"
     if options.eval_data_file and options.eval_fraction > 0:
         yield "--eval_data_file and --eval_fraction contradict: leave one out"
     if options.eval_fraction > 0 and not options.train_data_file:
@@ -114,7 +120,7 @@ def _range_faults(options: PretrainOptions) -> Iterator[str]:
 
 def choose_tokenizer(options: PretrainOptions) -> PreTrainedTokenizerBase:
     """The tokenizer of ``--tokenizer_name`` or, left out, the one saved beside the model."""
-    return load_tokenizer(options.tokenizer_name or options.model_name_or_path or "")
+    return load_tokenizer(options.tokenizer_name or options.model_name_or_path or "", options.model_name_or_path)
 
 
 @dataclass(frozen=True)
