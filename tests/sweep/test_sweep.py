@@ -214,7 +214,7 @@ def test_bad_changes_are_refused(tmp_path: Path, change: str, message: str) -> N
 
 def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").touch()
-    with pytest.raises(UsageError, match=r"--output_dir .*out can't be made"):
+    with pytest.raises(UsageError, match=r"--output_dir .*out is a file"):
         sweep(write(tmp_path / "e.yaml"), tmp_path / "out")
 
 

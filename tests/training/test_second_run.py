@@ -107,14 +107,14 @@ def test_an_earlier_checkpoint_is_not_gone_on_from_beside_later_ones(
 ) -> None:
     """Stopped again, the run's own advice would take the later one, of the course that was given up."""
     folder = corner.folder / "back"
-    assert run(corner, "back", save_steps=2, max_steps=6) == 0
+    assert corner.run("back", save_steps=2, max_steps=6) == 0
     before = contents(folder)
     earlier = {"resume_from_checkpoint": folder / "checkpoint-4", "max_steps": 6, "learning_rate": 0.001}
-    assert run(corner, "back", **earlier) == 2
+    assert corner.run("back", **earlier) == 2
     assert f"would take {folder / 'checkpoint-6'}" in capsys.readouterr().err and contents(folder) == before
-    assert run(corner, "back-elsewhere", **earlier) == 0
+    assert corner.run("back-elsewhere", **earlier) == 0
     (folder / "checkpoint-6").rename(corner.folder / "elsewhere")
-    assert run(corner, "back", **earlier) == 0
+    assert corner.run("back", **earlier) == 0
     assert same_weights(folder, corner.folder / "back-elsewhere")
 
 
