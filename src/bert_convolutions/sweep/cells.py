@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from bert_convolutions import files
 from bert_convolutions.attention.spec import parse_kernel, parse_projection
 from bert_convolutions.errors import UsageError
 from bert_convolutions.flags import as_argv, as_text
@@ -125,9 +126,8 @@ def read_experiment(path: Path, changes: Sequence[str] = ()) -> Experiment:
     """
     value = _read_yaml(path)
     experiment = parse(Experiment, {"base": {}, **value}, path)
-    experiment = parse(
-        Experiment, {**dict(experiment), "base": {**experiment.base, **_parse_changes(changes)}}, "--set"
-    )
+    base = {**experiment.base, **_parse_changes(changes)}
+    experiment = parse(Experiment, {**dict(experiment), "base": base}, "--set")
     _check_flags(path, experiment)
     _refuse_equal_variants(path, experiment)
     if experiment.baseline is not None and experiment.baseline not in experiment.variants:
