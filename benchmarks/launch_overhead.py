@@ -3,9 +3,10 @@
     python -m benchmarks.launch_overhead
 
 Triton is given a driver for a GPU that is not there: it looks up its kernels, compiles them, and launches nothing.
-Prints microseconds of CPU time a call, the least of 15 rounds of 40.
+Prints microseconds of CPU time a call, the least of some rounds of 40.
 """
 
+import argparse
 import time
 
 import torch
@@ -18,7 +19,7 @@ from bert_convolutions.attention.segments import Segments
 from bert_convolutions.attention.spec import parse_kernel
 from bert_convolutions.attention.triton.engine import attend_triton
 
-ROUNDS, CALLS = 15, 40
+CALLS = 40
 KERNELS = ("dot_product", "qk_convfixed_convq_convk 8")
 
 
@@ -37,7 +38,7 @@ class NoDriver:
         load_binary = staticmethod(lambda *given: ("module", "function", 32, 0, 1024))
 
 
-def measure(kernel: str, dropout: float, packed: bool) -> tuple[float, float]:
+def measure(kernel: str, dropout: float, packed: bool, rounds: int) -> tuple[float, float]:
     """Microseconds of a forward pass, and of forward and backward."""
     module = CompositeAttention(32, 2, parse_kernel(kernel)).train()
     segments = Segments.from_mask(torch.ones(1, 16)).with_spans() if packed else Segments()
@@ -54,24 +55,27 @@ def measure(kernel: str, dropout: float, packed: bool) -> tuple[float, float]:
 
     least = []
     for function in (forward, step):
-        rounds = []
-        for _ in range(ROUNDS):
+        taken = []
+        for _ in range(rounds):
             start = time.process_time()
             for _ in range(CALLS):
                 function()
-            rounds.append((time.process_time() - start) / CALLS * 1e6)
-        least.append(min(rounds))
+            taken.append((time.process_time() - start) / CALLS * 1e6)
+        least.append(min(taken))
     return least[0], least[1]
 
 
 def main() -> None:
     """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args()
     driver.set_active(NoDriver())
     torch.set_num_threads(1)
     print(f"{'kernel':30} {'dropout':>8} {'packed':>7} {'forward':>8} {'and backward':>13}")
     for kernel in KERNELS:
         for dropout, packed in ((0.0, False), (0.1, True)):
-            forward, step = measure(kernel, dropout, packed)
+            forward, step = measure(kernel, dropout, packed, options.rounds)
             print(f"{kernel:30} {dropout:8} {packed!s:>7} {forward:8.0f} {step:13.0f}")
 
 

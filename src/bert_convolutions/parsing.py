@@ -78,8 +78,8 @@ def describe(error: pydantic.ValidationError) -> str:
     """The first fault in one line: its place, what is expected there, what was found."""
     fault = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in fault["loc"])
-    found = "" if fault["type"] == "missing" else f", not {brief(fault['input'])}"
-    return f"{place + ': ' if place else ''}{fault['msg']}{found}"
+    found = "" if fault["type"] in ("missing", "value_error") else f", not {brief(fault['input'])}"
+    return f"{place + ': ' if place else ''}{fault['msg'].removeprefix('Value error, ')}{found}"
 
 
 def read_model(model: type[ModelT], path: Path) -> ModelT:

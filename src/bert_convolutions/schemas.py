@@ -321,9 +321,15 @@ def _listed(value: Any) -> Any:
 Column = Annotated[str, Field(strict=True, min_length=1)] | Annotated[int, Field(strict=True, ge=-1)]
 """A column's name; in CoNLL's files, which have none, its number from 0, or -1 for the last."""
 Joined = Annotated[list[Column], BeforeValidator(_listed), Field(min_length=1)]
-LabelWord = Annotated[
-    str, BeforeValidator(lambda word: str(word) if type(word) is int else word), Field(strict=True, min_length=1)
-]
+
+
+def _word(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError(f"YAML takes yes, no, on and off for truth values, here {value}; put it in quotes")
+    return str(value) if isinstance(value, int) else value
+
+
+LabelWord = Annotated[str, BeforeValidator(_word), Field(strict=True, min_length=1)]
 
 
 class TaskFiles(UserFile):

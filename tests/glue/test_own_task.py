@@ -227,7 +227,10 @@ BAD_YAML = {
     "no dev": (YAML.replace(", dev: t.jsonl", ""), "files.dev: Field required"),
     "no label": (YAML.replace(", label: y", ""), "columns.label: Field required"),
     "metric": (YAML.replace("accuracy", "acuracy"), "metric: Input should be 'accuracy'"),
-    "truth values": (YAML.replace("x, z", "no, yes"), "labels.0: Input should be a valid string, not False"),
+    "truth values": (
+        YAML.replace("x, z", "no, yes"),
+        "labels.0: YAML takes yes, no, on and off for truth values",
+    ),
     "twice": (YAML.replace("x, z", "x, x"), "labels: a word comes twice"),
     "one label": (YAML.replace("x, z", "x"), "labels: give two at least"),
     "neither": (YAML.replace("text: a, ", ""), "columns: give text or tokens"),
