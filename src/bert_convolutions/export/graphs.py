@@ -116,9 +116,7 @@ def _without_advice() -> Iterator[None]:
 
 def _prepare(options: ExportOptions, folder: Path) -> PreTrainedModel:
     """The model in float32, for inference; its configuration and its tokenizer are written beside what it becomes."""
-    model = (
-        load_model(options.model_name_or_path).float().eval()
-    )  # numbers of fewer bits are rounded otherwise in a graph
+    model = load_model(options.model_name_or_path).eval().float()  # of fewer bits, a graph rounds otherwise
     model.config.save_pretrained(folder)
     copy_tokenizer(options.model_name_or_path, folder)
     return model
