@@ -92,11 +92,13 @@ def test_a_changed_run_writes_its_own(corner: Corner, counted: Path, capsys: pyt
     of_the_last = (path for path in folder.glob("checkpoint-*") if same_weights(path, folder / "chck_100"))
     step = max(int(path.name[11:]) for path in of_the_last) - 1
     cut_back(folder, step)
-    late = ["20", *TARGETS]
+    late = ["20", *TARGETS, "1M"]
     assert run(corner, folder.name, *late, resume_from_checkpoint="true", learning_rate=0.001) == 0
     assert same_weights(folder / "chck_60", counted / "chck_60")
     assert not same_weights(folder / "chck_100", counted / "chck_100")
-    assert "too late for chck_20" in capsys.readouterr().err and not (folder / "chck_20").exists()
+    said = capsys.readouterr().err
+    assert "too late for chck_20" in said and not (folder / "chck_20").exists()
+    assert f"after {results(folder)['words_seen']:,} words, before chck_1M" in said
 
 
 def test_an_overwritten_run_leaves_none(corner: Corner, counted: Path) -> None:

@@ -22,6 +22,7 @@ from bert_convolutions.training.output_folder import Start
 from bert_convolutions.training.resumable import EvaluationAbandonedError
 from bert_convolutions.training.signals import SignalWatch, resume_command
 from bert_convolutions.training.trainer import PretrainingTrainer
+from bert_convolutions.training.words import checkpoint_name
 
 MakeTrainer = Callable[[BertTrainingArguments], PretrainingTrainer]
 _WARM_UP_STEPS, _MEASURED_STEPS = 3, 10
@@ -157,6 +158,9 @@ def _train(trainer: PretrainingTrainer, start: Start, folder: Path) -> None:
         output_folder.install(staged, folder)
         rate = metrics["real_tokens_per_second"]
         say(f"trained {trainer.state.global_step} steps, {rate:,.0f} real tokens/s; the model is in {folder}")
+        if trainer.words.targets:
+            missed = ", ".join(map(checkpoint_name, trainer.words.targets))
+            say(f"--save_at_words: training has ended after {trainer.words.seen:,} words, before {missed}")
 
 
 def _evaluate(trainer: PretrainingTrainer, folder: Path) -> None:
