@@ -15,12 +15,9 @@ NOT_IMPORTED_BY_TESTS = {
 
 
 def requirements() -> dict[str, Requirement]:
-    """Of the package, its extras and the tests, by name in lower case.
-
-    Not of ``slurm``, which needs a cluster.
-    """
+    """Of the package, its extras and the tests, by name in lower case."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    names = "dependencies|demo|dev|docs|gpu|onnx|report|tensorboard"
+    names = "dependencies|demo|dev|docs|gpu|onnx|report|slurm|tensorboard"
     lists = re.findall(rf"^(?:{names}) = (\[.*?\])$", text, flags=re.DOTALL | re.MULTILINE)
     assert len(lists) == len(names.split("|"))
     found = [Requirement(item) for part in lists for item in re.findall(r'"([^"]+)"', part)]
