@@ -345,7 +345,7 @@ def test_submitit_runs_the_cells_in_jobs(real: Path, tmp_path: Path) -> None:
         [sys.executable, "-m", "bert_convolutions", *argv, "--executor_options", "timeout_min=5"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
         env=environment,
     )
     assert result.returncode == 1, result.stderr
