@@ -243,6 +243,45 @@ def test_a_bad_option_is_refused_by_the_configuration():
 CONVOLVED = {"attention_kernel": "qk_convfixed_convolution 2"}
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"attention_probs_dropout_prob": 2.0},
+        {"num_hidden_layers": 0},
+        {"hidden_act": "geluu"},
+        {"num_attention_heads": 5},
+        {"attention_kernel": "qk_convfixd 8"},
+    ],
+)
+def test_a_field_set_after_the_configuration_was_made_is_checked_too(field, tmp_path):
+    model = CompositeBertForMaskedLM(config())
+    model.save_pretrained(tmp_path)
+    (name,) = field
+    for make_one in (
+        lambda: CompositeBertConfig(**{**model.config.to_dict(), **field}),
+        lambda: AutoModelForMaskedLM.from_pretrained(tmp_path, **field),
+        lambda: AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(tmp_path, **field)),
+    ):
+        with pytest.raises(ValueError, match=name):
+            make_one()
+
+
+def test_a_second_derivative_is_the_equations_or_refused():
+    def second(model):
+        embeddings = torch.randn(1, 24, model.config.embedding_size, generator=torch.manual_seed(0), requires_grad=True)
+        penalty = torch.autograd.grad(
+            model(inputs_embeds=embeddings).logits.pow(2).sum(), embeddings, create_graph=True
+        )
+        return torch.autograd.grad(penalty[0].pow(2).sum(), embeddings)[0]
+
+    model = CompositeBertForMaskedLM(config(**COMPOSITE)).eval()
+    model.set_attn_implementation("eager")
+    assert second(model).isfinite().all()
+    model.set_attn_implementation("sdpa")
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        second(model)
+
+
 def test_the_scale_of_a_convolution_is_not_trained_by_any_road(tmp_path):
     """From the constructor, a folder, an Auto class, an old checkpoint, and a Trainer that resumes."""
     made = CompositeBertForMaskedLM(config(**CONVOLVED))

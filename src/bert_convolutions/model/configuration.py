@@ -66,14 +66,10 @@ class CompositeBertConfig(BertConfig):
         if _IN_THE_PACKAGE:  # it is the folder's, where another interpreter finds the classes, and none of the model's
             kwargs.pop("auto_map", None)
         super().__post_init__(**kwargs)
-        try:
-            EncoderConfig.model_validate({name: getattr(self, name) for name in EncoderConfig.model_fields})
-        except pydantic.ValidationError as error:
-            raise ValueError(describe(error)) from error
+        self.check()
         self.attention_kernel = str(self.kernel)
         self.value_forward = str(self.value_projection)
         self.qk = str(self.query_key_projection)
-        self._check_sizes()
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Write ``config.json``, and the code of the models for those who load them without this package."""
@@ -93,7 +89,16 @@ class CompositeBertConfig(BertConfig):
         finally:
             del self.auto_map
 
-    def _check_sizes(self) -> None:
+    def check(self) -> None:
+        """See whether a model can be made of this; models ask again, since ``from_pretrained`` may have set a field.
+
+        Raises:
+            ValueError: as the class.
+        """
+        try:
+            EncoderConfig.model_validate({name: getattr(self, name) for name in EncoderConfig.model_fields})
+        except pydantic.ValidationError as error:
+            raise ValueError(describe(error)) from error
         if self.hidden_act not in ACT2FN:
             raise ValueError(f'hidden_act "{self.hidden_act}" is unknown; valid are {", ".join(sorted(ACT2FN))}')
         if self.pad_token_id is not None and self.pad_token_id >= self.vocab_size:

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from bert_convolutions.attention.derivatives import once_differentiable
 from bert_convolutions.data.masking import IGNORED
 
 TILE_LOGITS = 2**22

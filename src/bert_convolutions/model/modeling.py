@@ -48,6 +48,10 @@ class CompositeBertPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _no_split_modules = ["BertEmbeddings", "BertLayer"]  # noqa: RUF012
 
+    def __init__(self, config: CompositeBertConfig, *args: Any, **kwargs: Any) -> None:
+        config.check()
+        super().__init__(config, *args, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Normal for Linear and Embedding weights, zero biases; convolutions keep PyTorch's default."""

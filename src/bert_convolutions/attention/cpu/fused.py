@@ -39,6 +39,7 @@ from bert_convolutions.attention.cpu.bias import Bias, BiasGrad, write_mask
 from bert_convolutions.attention.cpu.columns import Columns
 from bert_convolutions.attention.cpu.dropout import draw_keep_mask
 from bert_convolutions.attention.cpu.tiles import Scratch, Tile, tiles, with_room
+from bert_convolutions.attention.derivatives import once_differentiable
 
 
 class _Settings(NamedTuple):
@@ -130,6 +131,7 @@ class _FusedAttention(torch.autograd.Function):
         return context.view(shape)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads):  # type: ignore[no-untyped-def]
         """The gradient of the scores is the one S x S tensor; all others are products with it or sums of it."""
         query, key, value, shifted_query, shift, in_query, probabilities, keep = ctx.saved_tensors

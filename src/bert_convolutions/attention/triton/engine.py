@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from bert_convolutions.attention.composite import ScoreParts, attend_eager
+from bert_convolutions.attention.derivatives import once_differentiable
 from bert_convolutions.attention.triton import band as bands
 from bert_convolutions.attention.triton import kernels
 from bert_convolutions.attention.triton.band import BandShape
