@@ -27,6 +27,7 @@ OUT_OF_RANGE = [
     ("logging_steps", math.nan),
     ("save_steps", -5),
     ("eval_steps", -5),
+    ("torch_compile_mode", "fastest"),
 ]
 CONTRADICTIONS = {
     "average_tokens_across_devices": {"average_tokens_across_devices": False},
@@ -39,7 +40,7 @@ CONTRADICTIONS = {
 
 
 @pytest.mark.parametrize(("name", "value"), OUT_OF_RANGE)
-def test_a_value_out_of_range_is_refused_by_name(name: str, value: float) -> None:
+def test_a_value_out_of_range_is_refused_by_name(name: str, value: float | str) -> None:
     with pytest.raises(UsageError, match=rf"^--{name} {value} is n"):
         BertTrainingArguments(output_dir="x", use_cpu=True, **{name: value})
 

@@ -39,6 +39,7 @@ LEANED_ON = {
     "transformers.PretrainedConfig._attn_implementation": "the backend chosen",
     "accelerate.Accelerator._models": "whether autocast is set up yet",
     "torch.optim.lr_scheduler.LambdaLR._last_lr": "the rate that is logged",
+    "torch._inductor": "the modes of torch.compile, for --torch_compile_mode",
     "torch._dynamo": "which sizes change, before a model is compiled for those of its first batch",
     "torch.ops.mkldnn._is_mkldnn_bf16_supported": "whether this CPU multiplies bf16",
 }

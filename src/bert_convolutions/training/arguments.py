@@ -40,7 +40,9 @@ _NOT_NEGATIVE = _between(0, sys.float_info.max), "is no number of at least 0"
 _SHARE = _between(0, math.nextafter(1, 0)), "is no number of at least 0 and below 1"
 _SEED = _between(0, _LARGEST_SEED), f"is no whole number from 0 to {_LARGEST_SEED}"
 
-RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+_COMPILE_MODES = tuple(torch._inductor.list_mode_options())  # no public name for what torch.compile's own check reads
+
+RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "per_device_train_batch_size": _COUNT,
     "per_device_eval_batch_size": _COUNT,
     "gradient_accumulation_steps": _COUNT,
@@ -68,8 +70,9 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "dataloader_prefetch_factor": _COUNT,
     "ddp_timeout": _COUNT,
     "ddp_bucket_cap_mb": _COUNT,
+    "torch_compile_mode": (_COMPILE_MODES.__contains__, f"is none of {', '.join(_COMPILE_MODES)}"),
 }
-"""The Trainer's flags that are numbers: what they may be, and the end of the sentence that refuses another value."""
+"""Flags that the Trainer checks late or not at all: what they may be, and how the sentence that refuses others ends."""
 
 
 def cpu_has_bf16() -> bool:
