@@ -107,6 +107,9 @@ def test_a_bad_test_file_is_refused(tmp_path: Path, row: str, message: str):
 def test_a_missing_file_is_named(tmp_path: Path):
     with pytest.raises(UsageError, match=r"RTE/train\.tsv: no such file; --data_dir"):
         read_examples(tmp_path / RTE.train, RTE)
+    boolq = find_task("BoolQ")
+    with pytest.raises(UsageError, match=r"BoolQ/train\.jsonl: no such file; --data_dir must hold SuperGLUE's folders"):
+        read_examples(tmp_path / boolq.train, boolq)
 
 
 def test_a_few_short_lines_of_qqp_are_skipped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture):

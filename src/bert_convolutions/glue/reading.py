@@ -63,7 +63,9 @@ def read_examples(path: Path, task: Task, test: TestSet | None = None) -> Exampl
     if task.dataset is not None:
         digest, rows = "", _dataset_rows(task.dataset, str(path.relative_to(task.dataset)))
     elif not path.is_file():
-        advice = "see files: in the task's YAML file" if task.named else "--data_dir must hold GLUE's TSV files"
+        in_data_dir = "SuperGLUE's folders with JSONL (super.gluebenchmark.com)" if task.named else "GLUE's TSV files"
+        own = task.root is not None
+        advice = "see files: in the task's YAML file" if own else f"--data_dir must hold {in_data_dir}"
         raise UsageError(f"{path}: no such file; {advice}")
     else:
         content = path.read_bytes()
