@@ -22,7 +22,7 @@ from bert_convolutions.bench.options import BenchOptions
 from bert_convolutions.bench.plan import BASE_LENGTH, COMPOSITE, Group, Job
 from bert_convolutions.bench.run import Bench
 from bert_convolutions.bench.worker import Turns, Work
-from bert_convolutions.data.tokenizer import load_tokenizer
+from bert_convolutions.data.loading import load_tokenizer
 from bert_convolutions.glue.examples import EncodedExamples, Layout, PackedRows, PaddedRows, encode
 from bert_convolutions.glue.finetune import GlueTrainer
 from bert_convolutions.glue.predict import predict_logits

@@ -25,8 +25,8 @@ from transformers import (
     set_seed,
 )
 
+from bert_convolutions.data.loading import load_tokenizer
 from bert_convolutions.data.store import ArrowStore
-from bert_convolutions.data.tokenizer import load_tokenizer
 from bert_convolutions.model import CompositeBertConfig
 from bert_convolutions.training.sampling import StepPlan
 

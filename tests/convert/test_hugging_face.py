@@ -37,7 +37,7 @@ import bert_convolutions
 from bert_convolutions.cli.main import main
 from bert_convolutions.convert.hugging_face import convert_model
 from bert_convolutions.convert.original import convert_checkpoint
-from bert_convolutions.data.tokenizer import load_tokenizer
+from bert_convolutions.data.loading import load_tokenizer
 from bert_convolutions.errors import UsageError
 from tests.helpers import TINY
 

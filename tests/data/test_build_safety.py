@@ -17,9 +17,9 @@ import pytest
 from bert_convolutions.data.build import pipeline, sources
 from bert_convolutions.data.build.examples import open_examples
 from bert_convolutions.data.build.train_tokenizer import train_tokenizer
+from bert_convolutions.data.loading import load_tokenizer
 from bert_convolutions.data.options import TrainTokenizerOptions
 from bert_convolutions.data.store import ArrowStore
-from bert_convolutions.data.tokenizer import load_tokenizer
 from bert_convolutions.errors import RunInterrupted, UsageError
 
 Build = Callable[..., Path]

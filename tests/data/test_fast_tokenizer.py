@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AddedToken, BatchEncoding, PreTrainedTokenizerFast
 
+from bert_convolutions.data.loading import load_tokenizer
 from bert_convolutions.data.pieces import PieceTokenizer, normalize, normalize_aligned
-from bert_convolutions.data.tokenizer import CompositeBertTokenizer, load_tokenizer
+from bert_convolutions.data.tokenizer import CompositeBertTokenizer
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "tokenizer"
 SHARP = "abAB 01,,9'`\"’ΣσςİıﬁÉ½ｆ한\u00a0\u2003\t𝚺漢☃é\u0301.-ǅ\u200b\u00ad\u0345\ufeff㈱"
@@ -145,6 +146,9 @@ WORDS = [["the", "union", "unbelievable"], ["war", "and", "peace"]]
         ((WORDS,), {"is_split_into_words": True}),
         ((WORDS[0],), {"is_split_into_words": True}),
         ((WORDS, WORDS[::-1]), {"is_split_into_words": True}),
+        (([],), {"is_split_into_words": True}),
+        ((A,), {"return_length": True}),
+        ((A[0], B[0]), {"return_length": True}),
         ((A,), {"truncation": True, "max_length": 7, "stride": 2, "return_overflowing_tokens": True}),
         ((A[3],), {"truncation": True, "max_length": 6, "return_overflowing_tokens": True}),
         (
@@ -198,10 +202,42 @@ def test_tokens_of_a_users_own(tokenizer_dir: Path) -> None:
     assert [
         text[slice(*encoded["offset_mapping"][n])] for n, i in enumerate(encoded["input_ids"]) if i >= 1004 and n
     ] == ["<new>", "<newer>", "lone"]
+    found = tokenizer.tokenize("the <NEW>Alone LONE [mask]")  # the text is lower-cased, so case makes no difference
+    assert [token for token in found if token in tokenizer.get_added_vocab()] == ["<new>", "lone"]
+    assert tokenizer.decode(encoded["input_ids"][1:-1]) == "the <new> union <newer> alone lone states"
     assert tokenizer("[MASK]", split_special_tokens=True)["input_ids"] != tokenizer("[MASK]")["input_ids"]
     assert tokenizer([[3, 4], [5]])["input_ids"] == [
         [tokenizer.cls_token_id, *ids, tokenizer.sep_token_id] for ids in ([3, 4], [5])
     ]
+
+
+def test_tokenize_takes_the_arguments_of_a_call(
+    tokenizer: CompositeBertTokenizer, rust: PreTrainedTokenizerFast
+) -> None:
+    calls: list[tuple[Any, dict[str, Any]]] = [
+        ((A[0],), {}),
+        ((A[0],), {"add_special_tokens": True}),
+        ((A[0], B[0]), {"add_special_tokens": True}),
+        ((A[0],), {"pair": B[0]}),
+        ((WORDS[0],), {"is_split_into_words": True}),
+    ]
+    for texts, options in calls:
+        assert tokenizer.tokenize(*texts, **options) == rust.tokenize(*texts, **options)
+
+
+def test_what_no_text_is(tokenizer: CompositeBertTokenizer) -> None:
+    """An empty batch has no rows, and one text takes no list of pairs."""
+    for options in ({}, {"return_offsets_mapping": True}, {"padding": True}):
+        assert tokenizer([], **options)["input_ids"] == []
+    with pytest.raises(ValueError, match="two strings, or two lists"):
+        tokenizer(A[0], B)
+
+
+@pytest.mark.parametrize("more", [{}, {"return_offsets_mapping": True}])
+def test_a_text_too_short_to_be_cut_is_refused(tokenizer: CompositeBertTokenizer, more: dict[str, Any]) -> None:
+    """As ``tokenizers`` does: a longer sequence than was asked for would fail in the model."""
+    with pytest.raises(ValueError, match="'only_second': the text has 2 tokens"):
+        tokenizer(A[1], "the the", truncation="only_second", max_length=8, **more)
 
 
 def test_it_goes_to_other_processes(tokenizer: CompositeBertTokenizer) -> None:

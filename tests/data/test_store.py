@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from bert_convolutions import data
 from bert_convolutions.data.build.examples import open_examples
+from bert_convolutions.data.loading import load_tokenizer
 from bert_convolutions.data.pieces import PieceTokenizer
 from bert_convolutions.data.store import ArrowStore, ExampleView
 from bert_convolutions.data.store_ids import IdsStore, write_line_index
-from bert_convolutions.data.tokenizer import load_tokenizer
 from bert_convolutions.errors import UsageError
 
 Build = Callable[..., Path]

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizer
 
+from bert_convolutions.data.loading import load_tokenizer, tokenizer_hash
 from bert_convolutions.data.pieces import PieceTokenizer
-from bert_convolutions.data.tokenizer import CompositeBertTokenizer, load_tokenizer, tokenizer_hash
+from bert_convolutions.data.tokenizer import CompositeBertTokenizer
 from bert_convolutions.errors import UsageError
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "tokenizer"
@@ -49,6 +50,11 @@ def test_truncation_is_longest_first(
     )
     assert second is not None
     assert (first, second) == (list(range(kept[0])), list(range(kept[1])))
+    left = copy.deepcopy(tokenizer)
+    left.truncation_side = "left"
+    texts = [list(range(length)) for length in lengths]
+    cut = left.truncate_sequences(*texts, num_tokens_to_remove=sum(lengths) + 3 - limit)
+    assert list(cut[:2]) == [text[len(text) - count :] for text, count in zip(texts, kept, strict=True)]
 
 
 def test_words_split_by_the_caller_and_added_tokens_take_the_base_class(tokenizer_dir: Path) -> None:
@@ -78,6 +84,7 @@ def test_decoding(tokenizer: CompositeBertTokenizer) -> None:
     ids = tokenizer("The Union, in 1,000 [MASK] years")["input_ids"]
     assert tokenizer.decode(ids) == "[CLS] the union, in 1,000 [MASK] years [SEP]"
     assert tokenizer.decode(ids, skip_special_tokens=True) == "the union, in 1,000 years"
+    assert tokenizer.decode([ids[1], len(tokenizer)]) == "the <unk>"  # of a model with more embeddings than tokens
 
 
 def test_a_hash_names_vocabulary_and_rules_not_the_path(tokenizer: CompositeBertTokenizer, tokenizer_dir: Path) -> None:

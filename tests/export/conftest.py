@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from bert_convolutions import CompositeBertConfig, CompositeBertForMaskedLM, CompositeBertForSequenceClassification
-from bert_convolutions.data.tokenizer import CompositeBertTokenizer, load_tokenizer
+from bert_convolutions.data.loading import load_tokenizer
+from bert_convolutions.data.tokenizer import CompositeBertTokenizer
 from bert_convolutions.model.loading import as_long_as
 from tests.helpers import trained_tokenizer
 

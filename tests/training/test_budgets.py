@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertTokenizerFast
 
 from bert_convolutions.cli.main import main
-from bert_convolutions.data.tokenizer import load_tokenizer
+from bert_convolutions.data.loading import load_tokenizer
 from bert_convolutions.errors import UsageError
 from bert_convolutions.files import sha256
 from bert_convolutions.training import pretrain

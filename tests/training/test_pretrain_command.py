@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM
 
-from bert_convolutions.data.tokenizer import load_tokenizer
+from bert_convolutions.data.loading import load_tokenizer
 from bert_convolutions.self_contained import CODE_FILES
 from bert_convolutions.training import arguments, checkpoints, setup
 from bert_convolutions.training.trainer import PretrainingTrainer

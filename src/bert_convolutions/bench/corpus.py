@@ -14,10 +14,10 @@ from bert_convolutions.bench.plan import BASE_LENGTH, READ_PAIRS, Group
 from bert_convolutions.data.build.examples import open_examples
 from bert_convolutions.data.build.sources import find_sources
 from bert_convolutions.data.build.train_tokenizer import text_lines, train_tokenizer
+from bert_convolutions.data.loading import load_tokenizer
 from bert_convolutions.data.options import TrainTokenizerOptions
 from bert_convolutions.data.pieces import MODEL_FILE
 from bert_convolutions.data.store import ArrowStore
-from bert_convolutions.data.tokenizer import load_tokenizer
 from bert_convolutions.demo.corpus import load_speeches, write_text
 from bert_convolutions.errors import UsageError
 from bert_convolutions.model.presets import load_config

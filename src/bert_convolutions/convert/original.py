@@ -13,8 +13,8 @@ import bert_convolutions
 from bert_convolutions import files
 from bert_convolutions.convert.hugging_face import convert_model, load_weights
 from bert_convolutions.convert.options import ConvertOptions
+from bert_convolutions.data.loading import load_tokenizer
 from bert_convolutions.data.pieces import MODEL_FILE
-from bert_convolutions.data.tokenizer import load_tokenizer
 from bert_convolutions.errors import UsageError
 from bert_convolutions.model.configuration import CompositeBertConfig
 from bert_convolutions.model.loading import as_long_as

@@ -242,7 +242,7 @@ def normalize_all(texts: Sequence[str]) -> list[str]:
     """Return ``normalize`` of each text, with as many steps as possible over all of them in one string."""
     joined = "\n".join([" ".join(text.split()) for text in texts])  # no text has a line break of its own any more
     joined = joined.replace("Σ", "σ").lower().replace("``", '"').replace("''", '"')
-    lines = joined.split("\n")
+    lines = joined.split("\n") if texts else []
     return lines if joined.isascii() else [line if line.isascii() else _without_accents(line).lower() for line in lines]
 
 

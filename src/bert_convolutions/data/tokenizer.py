@@ -1,12 +1,10 @@
-"""The original's tokenizer as a ``transformers`` class, and loading of any tokenizer from a local path.
+"""The original's tokenizer as a ``transformers`` class.
 
 A tokenizer directory holds ``spm.model`` and ``tokenizer_config.json``; ``AutoTokenizer.from_pretrained`` loads it once
 ``bert_convolutions`` is imported.
 """
 
-import contextlib
 import functools
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +14,7 @@ from typing import Any
 from tokenizers import Encoding
 from tokenizers.processors import BertProcessing
 from transformers import AddedToken, AutoTokenizer, BatchEncoding, PreTrainedConfig, PreTrainedTokenizer
-from transformers.tokenization_utils_base import PaddingStrategy, PreTrainedTokenizerBase, TruncationStrategy
+from transformers.tokenization_utils_base import PaddingStrategy, TruncationStrategy
 
 from bert_convolutions.data.pieces import (
     AUTO_MAP,
@@ -26,9 +24,7 @@ from bert_convolutions.data.pieces import (
     WORD_START,
     AlignedPiece,
     PieceTokenizer,
-    find_model_file,
 )
-from bert_convolutions.errors import UsageError, first_line
 
 _Example = tuple[Any, Any]
 """A text and its pair or None; each a string, or a list of words."""
@@ -85,6 +81,10 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
         """The same, under the name that fast tokenizers also have for it."""
         return self.get_vocab()
 
+    def tokenize(self, text: Any, pair: Any = None, add_special_tokens: bool = False, **kwargs: Any) -> list[str]:
+        """Return the tokens that a call with the same arguments gives, as fast tokenizers do."""
+        return self._encode_plus(text, pair, add_special_tokens=add_special_tokens, **kwargs).tokens()
+
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
         return self.pieces.tokenize(text)
 
@@ -92,12 +92,14 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
         return self.pieces.piece_to_id(token)
 
     def _convert_id_to_token(self, index: int) -> str:
+        if index >= self.vocab_size:  # a model may have embeddings beyond the last token, to fill a multiple of 8
+            return str(self.unk_token)
         return self.pieces.processor.id_to_piece(index)
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """Join pieces into text; special tokens stand apart."""
-        special = set(self.all_special_tokens)
-        text = "".join(f" {token} " if token in special else token.replace("▁", " ") for token in tokens)
+        """Join pieces into text; special and added tokens stand apart."""
+        added = self._added_tokens_encoder
+        text = "".join(f" {token} " if token in added else token.replace(WORD_START, " ") for token in tokens)
         return " ".join(text.split())
 
     @property
@@ -110,7 +112,9 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
     ) -> BatchEncoding:
         """Encode strings in one batch, others one by one with their places in the text; leave ids to the base class."""
         split = bool(kwargs.get("is_split_into_words"))
-        batched = isinstance(text, list | tuple) and not (split and text and isinstance(text[0], str))
+        batched = isinstance(text, list | tuple) and not (split and (not text or isinstance(text[0], str)))
+        if isinstance(text, str) and _are_strings(text_pair):  # the base class would take them for tokens
+            raise ValueError("text is one string and text_pair a list of them: give two strings, or two lists")
         examples = _examples(text, text_pair, batched, split)
         if examples is None or kwargs.get("sanitize_control_tokens"):
             return super()._encode_plus(text, text_pair=text_pair, **kwargs)
@@ -126,7 +130,7 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
             data = self._encode_alone(examples, kwargs)
         single = not batched and not overflows
         if single:
-            data = {name: values[0] for name, values in data.items()}
+            data = {name: values[0] if isinstance(values[0], list) else values for name, values in data.items()}
         sequences = 1 + any(second is not None for _, second in examples)
         return BatchEncoding(data, encodings, kwargs.get("return_tensors"), single, n_sequences=sequences)
 
@@ -155,12 +159,11 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
                 return_token_type_ids=kwargs.get("return_token_type_ids"),
                 return_attention_mask=False,
                 return_special_tokens_mask=kwargs.get("return_special_tokens_mask", False),
-                return_length=kwargs.get("return_length", False),
                 verbose=kwargs.get("verbose", True),
             )
             for key, value in example.items():
                 prepared.setdefault(key, []).append(value)
-        return self._pad_data(prepared, kwargs)
+        return self._with_lengths(self._pad_data(prepared, kwargs), kwargs)
 
     def _as_data(self, encodings: Sequence[Encoding], kwargs: dict[str, Any]) -> dict[str, list[Any]]:
         """What is asked for of encodings, which are padded."""
@@ -172,9 +175,10 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
         data = {name: [getattr(encoding, attribute) for encoding in encodings] for name, attribute in wanted.items()}
         for ids in data["input_ids"]:
             self._eventual_warn_about_too_long_sequence(ids, kwargs.get("max_length"), kwargs.get("verbose", True))
-        if kwargs.get("return_length"):
-            data["length"] = [len(encoding) for encoding in encodings]
-        return data
+        return self._with_lengths(data, kwargs)
+
+    def _with_lengths(self, data: dict[str, list[Any]], kwargs: dict[str, Any]) -> dict[str, list[Any]]:
+        return data | ({"length": [*map(len, data["input_ids"])]} if kwargs.get("return_length") else {})
 
     def _align(self, examples: list[_Example], kwargs: dict[str, Any]) -> list[Encoding]:
         """Truncated and padded encodings with the places of their tokens; what is cut off overflows."""
@@ -202,10 +206,10 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
         tokens: list[tuple[int, str, int | None, tuple[int, int]]] = []
         word = -1
         for number, piece_of_text in enumerate([text] if isinstance(text, str) else text):
-            for part, start, is_token in self._cut_out_added(piece_of_text, kwargs):
-                if is_token:
+            for part, start, token in self._cut_out_added(piece_of_text, kwargs):
+                if token:
                     word += 1
-                    found = [(self._added_tokens_encoder[part], AlignedPiece(part, 0, len(part)))]
+                    found = [(self._added_tokens_encoder[token], AlignedPiece(token, 0, len(part)))]
                 else:
                     found = [(self.pieces.piece_to_id(piece.piece), piece) for piece in self.pieces.align(part)]
                 for token_id, (piece, begin, end) in found:
@@ -222,16 +226,19 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
         encoding.__setstate__(json.dumps(state).encode())  # the only way to make one, and that of its pickles
         return encoding
 
-    def _cut_out_added(self, text: str, kwargs: dict[str, Any]) -> Iterator[tuple[str, int, bool]]:
-        """A text's parts, with where each begins and whether it is a token of its own or what is between them."""
+    def _cut_out_added(self, text: str, kwargs: dict[str, Any]) -> Iterator[tuple[str, int, str | None]]:
+        """A text's parts, with where each begins and which token of its own it is; None for what is between them."""
         if kwargs.get("split_special_tokens", self.split_special_tokens):
-            yield text, 0, False
+            yield text, 0, None
             return
-        added = tuple((token.content, token.single_word) for token in self._added_tokens_decoder.values())
+        added = self._added_tokens_decoder.values()
+        of_any_case = {token.content.lower(): token.content for token in added if token.normalized}
         start = 0
-        for number, part in enumerate(_tokens_of_their_own(added).split(text)):
+        pattern = _tokens_of_their_own(tuple((token.content, token.single_word, token.normalized) for token in added))
+        for number, part in enumerate(pattern.split(text)):
             if part:
-                yield part, start, number % 2 == 1
+                token = part if part in self._added_tokens_encoder else of_any_case.get(part.lower())
+                yield part, start, token if number % 2 else None
             start += len(part)
 
     def _cut(self, parts: list[Encoding], special_tokens: int, kwargs: dict[str, Any]) -> None:
@@ -250,14 +257,15 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
                     part.truncate(len(ids or ()), stride=stride, direction=self.truncation_side)
 
     def _pad_data(self, data: dict[str, list[Any]], kwargs: dict[str, Any]) -> dict[str, list[Any]]:
-        return self.pad(
+        padded = self.pad(
             data,
             padding=kwargs.get("padding_strategy", PaddingStrategy.DO_NOT_PAD).value,
             max_length=kwargs.get("max_length"),
             pad_to_multiple_of=kwargs.get("pad_to_multiple_of"),
             padding_side=kwargs.get("padding_side"),
             return_attention_mask=kwargs.get("return_attention_mask"),
-        ).data
+        )
+        return dict(padded)
 
     def truncate_sequences(  # type: ignore[override]  # there may be no second sequence
         self,
@@ -270,9 +278,18 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
         """Truncate as the base class does; pairs longest-first, without its warning for every pair.
 
         One token at a time leaves the longer sentence, or the second where both are equally long.
+
+        Raises:
+            ValueError: the one sequence that is to be cut is too short for that.
         """
-        longest_first = TruncationStrategy(truncation_strategy) == TruncationStrategy.LONGEST_FIRST
-        if not (longest_first and pair_ids is not None and self.truncation_side == "right"):
+        strategy = TruncationStrategy(truncation_strategy)
+        cut = {TruncationStrategy.ONLY_FIRST: ids, TruncationStrategy.ONLY_SECOND: pair_ids}.get(strategy)
+        if cut is not None and len(cut) < num_tokens_to_remove:
+            raise ValueError(
+                f"truncation={strategy.value!r}: the text has {len(cut)} tokens, and {num_tokens_to_remove} are too "
+                "many; give a larger max_length, or truncation='longest_first'"
+            )
+        if strategy != TruncationStrategy.LONGEST_FIRST or pair_ids is None:
             return super().truncate_sequences(ids, pair_ids, num_tokens_to_remove, truncation_strategy, stride)
         excess = max(num_tokens_to_remove, 0)
         from_longer = min(abs(len(ids) - len(pair_ids)), excess)
@@ -281,6 +298,8 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
             from_first += from_longer
         else:
             from_second += from_longer
+        if self.truncation_side == "left":
+            return ids[from_first:], pair_ids[from_second:], []
         return ids[: max(len(ids) - from_first, 0)], pair_ids[: max(len(pair_ids) - from_second, 0)], []
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
@@ -301,58 +320,6 @@ class _TokenizerOnlyConfig(PreTrainedConfig):
 
 
 AutoTokenizer.register(_TokenizerOnlyConfig, CompositeBertTokenizer, exist_ok=True)
-
-
-def load_tokenizer(path: str | Path, model: str | Path | None = None) -> PreTrainedTokenizerBase:
-    """Load a bare ``spm.model``, or the directory of any Hugging Face tokenizer; never from the network.
-
-    Where it is for a trained ``model``, it must have the same tokens as one that is saved in that folder.
-
-    Raises:
-        UsageError: nothing is there, or what is there is no tokenizer that can be loaded, or not that of the model.
-    """
-    own = None
-    if model is not None and model != path:
-        with contextlib.suppress(UsageError):
-            own = load_tokenizer(model)
-    tokenizer = _load(path)
-    if own is not None and not tokenizer.get_vocab().items() <= own.get_vocab().items():  # a model may have fillers
-        raise UsageError(
-            f"--tokenizer_name {path} has other tokens than the tokenizer that {model} was trained with and has beside "
-            "it; leave the flag out"
-        )
-    return tokenizer
-
-
-def _load(path: str | Path) -> PreTrainedTokenizerBase:
-    model_file = find_model_file(path)
-    if model_file and (Path(path).is_file() or not model_file.with_name("tokenizer_config.json").exists()):
-        return CompositeBertTokenizer(model_file)
-    loader: Any = CompositeBertTokenizer if model_file else AutoTokenizer
-    try:
-        tokenizer = loader.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
-    except UsageError:
-        raise
-    except Exception as error:  # a third party's loader may raise anything
-        raise UsageError(f"{path}: no tokenizer can be loaded from this directory ({first_line(error)})") from error
-    missing = [name for name in ("cls_token", "sep_token", "pad_token", "mask_token") if not getattr(tokenizer, name)]
-    if missing:
-        raise UsageError(f"{path}: the tokenizer has no {', '.join(missing)}, which BERT needs; choose another")
-    if not tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys():  # transformers makes one without files
-        raise UsageError(f"{path}: the tokenizer knows no words, as its files are missing; copy them or choose another")
-    return tokenizer
-
-
-def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a sha256 (hexadecimal) that identifies a tokenizer's vocabulary and rules, wherever it was loaded from."""
-    if isinstance(tokenizer, CompositeBertTokenizer):
-        return tokenizer.pieces.hash
-    identity: dict[str, Any] = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        rules = json.loads(backend.to_str())
-        identity = {key: value for key, value in rules.items() if key not in ("padding", "truncation")}
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 class _Deferred(Sequence[Encoding]):
@@ -379,10 +346,16 @@ class _Deferred(Sequence[Encoding]):
 
 
 @functools.lru_cache
-def _tokens_of_their_own(added: tuple[tuple[str, bool], ...]) -> re.Pattern[str]:
-    """What finds tokens in a text, the longest first; those that are single words only between spaces."""
-    longest_first = sorted(added, key=lambda token: -len(token[0]))
-    names = (f"(?<![^ ]){re.escape(name)}(?![^ ])" if alone else re.escape(name) for name, alone in longest_first)
+def _tokens_of_their_own(added: tuple[tuple[str, bool, bool], ...]) -> re.Pattern[str]:
+    """What finds tokens in a text, the longest first.
+
+    Those that are single words are found only between spaces, those that are normalised in upper and lower case alike,
+    as the text itself is lower-cased.
+    """
+    names = []
+    for name, alone, any_case in sorted(added, key=lambda token: -len(token[0])):
+        found = f"(?i:{re.escape(name)})" if any_case else re.escape(name)
+        names.append(f"(?<![^ ]){found}(?![^ ])" if alone else found)
     return re.compile(f"({'|'.join(names)})")
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 from transformers import PreTrainedModel
 
-from bert_convolutions.data.tokenizer import load_tokenizer
+from bert_convolutions.data.loading import load_tokenizer
 from bert_convolutions.errors import CommandError, UsageError
 from bert_convolutions.export.hub import copy_tokenizer, load_model
 from bert_convolutions.export.options import ExportOptions

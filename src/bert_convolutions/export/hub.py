@@ -7,7 +7,7 @@ from huggingface_hub import HfApi
 from transformers import AutoConfig, PreTrainedModel
 
 import bert_convolutions
-from bert_convolutions.data.tokenizer import load_tokenizer
+from bert_convolutions.data.loading import load_tokenizer
 from bert_convolutions.errors import UsageError, first_line
 from bert_convolutions.export.card import write_card
 from bert_convolutions.export.options import ExportOptions

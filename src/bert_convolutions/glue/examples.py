@@ -21,10 +21,10 @@ from transformers import (
 )
 
 from bert_convolutions import files
+from bert_convolutions.data.loading import tokenizer_hash
 from bert_convolutions.data.masking import IGNORED
 from bert_convolutions.data.packing import Rows, positions_within
 from bert_convolutions.data.pieces import flatten
-from bert_convolutions.data.tokenizer import tokenizer_hash
 from bert_convolutions.errors import UsageError
 from bert_convolutions.glue.plan import Job
 from bert_convolutions.glue.reading import Examples, has_split, read_examples

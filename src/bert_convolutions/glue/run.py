@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
-from bert_convolutions.data.tokenizer import load_tokenizer, tokenizer_hash
+from bert_convolutions.data.loading import load_tokenizer, tokenizer_hash
 from bert_convolutions.errors import RunInterrupted, TrainingDiverged, UsageError
 from bert_convolutions.files import ASIDE_NAME, discard_aside, make_folder, run_lock, write_text
 from bert_convolutions.glue import models, state

@@ -13,7 +13,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokeni
 
 import bert_convolutions.model  # noqa: F401  registers CompositeBert* with the Auto classes
 from bert_convolutions import files
-from bert_convolutions.data.tokenizer import load_tokenizer, tokenizer_hash
+from bert_convolutions.data.loading import load_tokenizer, tokenizer_hash
 from bert_convolutions.errors import UsageError, first_line
 from bert_convolutions.model.loading import quiet_transformers
 from bert_convolutions.parsing import read_model

@@ -10,8 +10,8 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from bert_convolutions import files
+from bert_convolutions.data.loading import tokenizer_hash
 from bert_convolutions.data.store import MANIFEST_FILE, ArrowStore
-from bert_convolutions.data.tokenizer import tokenizer_hash
 from bert_convolutions.environment import environment
 from bert_convolutions.errors import UsageError
 from bert_convolutions.parsing import read_json

@@ -9,7 +9,7 @@ import torch
 from torch.utils.benchmark import Timer
 from transformers import PreTrainedModel
 
-from bert_convolutions.data.tokenizer import load_tokenizer
+from bert_convolutions.data.loading import load_tokenizer
 from bert_convolutions.errors import UsageError
 from bert_convolutions.model import CompositeBertConfig, CompositeBertForMaskedLM
 from bert_convolutions.model.flops import FlopCounter, count_flops

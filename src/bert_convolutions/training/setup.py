@@ -15,9 +15,9 @@ from transformers.training_args import OptimizerNames
 from bert_convolutions import files
 from bert_convolutions.data.build.examples import open_examples
 from bert_convolutions.data.collate import PretrainingCollator
+from bert_convolutions.data.loading import load_tokenizer, tokenizer_hash
 from bert_convolutions.data.masking import Masking
 from bert_convolutions.data.store import ExampleStore
-from bert_convolutions.data.tokenizer import load_tokenizer, tokenizer_hash
 from bert_convolutions.errors import UsageError, in_flags
 from bert_convolutions.model import CompositeBertConfig, CompositeBertForMaskedLM, CompositeBertForPreTraining
 from bert_convolutions.model.loading import as_long_as, load_strictly

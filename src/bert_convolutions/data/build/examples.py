@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_convolutions.data.build.pipeline import build_on_demand
+from bert_convolutions.data.loading import tokenizer_hash
 from bert_convolutions.data.options import BuildDatasetOptions
 from bert_convolutions.data.store import (
     MANIFEST_FILE,
@@ -15,7 +16,6 @@ from bert_convolutions.data.store import (
     read_manifest,
 )
 from bert_convolutions.data.store_ids import IdsStore
-from bert_convolutions.data.tokenizer import tokenizer_hash
 from bert_convolutions.errors import UsageError
 
 

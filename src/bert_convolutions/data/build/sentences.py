@@ -28,7 +28,7 @@ class HuggingFaceTextTokenizer:
     @functools.cached_property
     def hash(self) -> str:
         """The sha256 that identifies vocabulary and rules."""
-        from bert_convolutions.data.tokenizer import tokenizer_hash
+        from bert_convolutions.data.loading import tokenizer_hash
 
         return tokenizer_hash(self._tokenizer)
 
@@ -54,7 +54,7 @@ def open_text_tokenizer(path: str | Path) -> TextTokenizer:
     """
     if (model_file := find_model_file(path)) is not None:
         return PieceTokenizer(model_file)
-    from bert_convolutions.data.tokenizer import load_tokenizer
+    from bert_convolutions.data.loading import load_tokenizer
 
     return HuggingFaceTextTokenizer(load_tokenizer(path))
 

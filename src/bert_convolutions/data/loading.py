@@ -1,0 +1,66 @@
+"""Loading of any tokenizer from a local path, and what tells one from another."""
+
+import contextlib
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from bert_convolutions.data.pieces import find_model_file
+from bert_convolutions.data.tokenizer import CompositeBertTokenizer
+from bert_convolutions.errors import UsageError, first_line
+
+
+def load_tokenizer(path: str | Path, model: str | Path | None = None) -> PreTrainedTokenizerBase:
+    """Load a bare ``spm.model``, or the directory of any Hugging Face tokenizer; never from the network.
+
+    Where it is for a trained ``model``, it must have the same tokens as one that is saved in that folder.
+
+    Raises:
+        UsageError: nothing is there, or what is there is no tokenizer that can be loaded, or not that of the model.
+    """
+    own = None
+    if model is not None and model != path:
+        with contextlib.suppress(UsageError):
+            own = load_tokenizer(model)
+    tokenizer = _load(path)
+    if own is not None and not tokenizer.get_vocab().items() <= own.get_vocab().items():  # a model may have fillers
+        raise UsageError(
+            f"--tokenizer_name {path} has other tokens than the tokenizer that {model} was trained with and has beside "
+            "it; leave the flag out"
+        )
+    return tokenizer
+
+
+def _load(path: str | Path) -> PreTrainedTokenizerBase:
+    model_file = find_model_file(path)
+    if model_file and (Path(path).is_file() or not model_file.with_name("tokenizer_config.json").exists()):
+        return CompositeBertTokenizer(model_file)
+    loader: Any = CompositeBertTokenizer if model_file else AutoTokenizer
+    try:
+        tokenizer = loader.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+    except UsageError:
+        raise
+    except Exception as error:  # a third party's loader may raise anything
+        raise UsageError(f"{path}: no tokenizer can be loaded from this directory ({first_line(error)})") from error
+    missing = [name for name in ("cls_token", "sep_token", "pad_token", "mask_token") if not getattr(tokenizer, name)]
+    if missing:
+        raise UsageError(f"{path}: the tokenizer has no {', '.join(missing)}, which BERT needs; choose another")
+    if not tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys():  # transformers makes one without files
+        raise UsageError(f"{path}: the tokenizer knows no words, as its files are missing; copy them or choose another")
+    return tokenizer
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a sha256 (hexadecimal) that identifies a tokenizer's vocabulary and rules, wherever it was loaded from."""
+    if isinstance(tokenizer, CompositeBertTokenizer):
+        return tokenizer.pieces.hash
+    identity: dict[str, Any] = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        rules = json.loads(backend.to_str())
+        identity = {key: value for key, value in rules.items() if key not in ("padding", "truncation")}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
