@@ -31,6 +31,26 @@ def test_a_cpu_without_bf16_computes_in_float32_and_says_so(
         assert ("computing in float32" in capsys.readouterr().err) != available
 
 
+def test_half_precision_is_left_to_gpus_and_a_low_perplexity_is_better(capsys: pytest.CaptureFixture[str]) -> None:
+    made = arguments.BertTrainingArguments(output_dir="x", use_cpu=True, fp16=True, fp16_full_eval=True)
+    assert not made.fp16 and not made.fp16_full_eval and "--fp16 is for GPUs" in capsys.readouterr().err
+    for metric, greater in (("perplexity", False), ("eval_loss", False), ("masked_accuracy", True)):
+        assert (
+            arguments.BertTrainingArguments(output_dir="x", metric_for_best_model=metric).greater_is_better == greater
+        )
+
+
+def test_the_precision_of_evaluation_is_the_flags(corner: Corner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arguments, "cpu_has_bf16", lambda: True)
+    perplexity = {}
+    for flag in ("bf16_full_eval", "bf16", None):
+        changes = {"do_eval": "true", "eval_data_file": corner.folder / "eval.ids", **({flag: "true"} if flag else {})}
+        assert corner.run(f"precision-{flag}", max_steps=1, learning_rate=1e-9, **changes) == 0
+        results = json.loads((corner.folder / f"precision-{flag}" / "eval_results.json").read_text())
+        perplexity[flag] = results["eval_perplexity"]
+    assert perplexity["bf16_full_eval"] == perplexity["bf16"] != perplexity[None]
+
+
 def test_a_run_leaves_model_and_results_and_can_be_gone_on_from(
     corner: Corner, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,6 +161,9 @@ WRONG = {
     "eval on start": ({"eval_on_start": "true"}, "--eval_on_start needs --do_eval"),
     "workers": ({"dataloader_persistent_workers": "true"}, "--dataloader_persistent_workers true is not supported"),
     "smooth order": ({"use_sop_head": "true", "label_smoothing_factor": 0.1}, "--label_smoothing_factor knows no"),
+    "best by what": (
+        {"metric_for_best_model": "beauty"}, "--metric_for_best_model beauty is not measured; known are loss, perp",
+    ),
     "best by nothing": ({"save_strategy": "best"}, "metric_for_best_model"),
     "bare JSON": ({"lr_scheduler_kwargs": "{num_cycles:2}"}, "{num_cycles:2} is no JSON"),
     "no config": ({"config_name": None}, "give --config_name"),

@@ -5,7 +5,6 @@ The metrics are scikit-learn's and SciPy's.
 
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -21,6 +20,7 @@ from bert_convolutions.data.masking import IGNORED
 from bert_convolutions.glue.examples import EncodedExamples, Layout, rows_of, token_budget_batches
 from bert_convolutions.glue.models import label_words
 from bert_convolutions.glue.tasks import DevSet, Task
+from bert_convolutions.training.arguments import evaluation_precision
 
 MIN_BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
 """Tokens of a batch at least, by device: fewer keep it waiting, and on a CPU more leave its cache."""
@@ -53,7 +53,10 @@ def predict_logits(
     batches = all_batches[arguments.process_index :: arguments.world_size]
     torch.nn.Module.to(model, arguments.device).eval()
     outputs = []
-    with torch.no_grad(), _precision(arguments):  # not inference_mode: what a model caches now is used in training
+    with (
+        torch.no_grad(),
+        evaluation_precision(arguments),
+    ):  # not inference_mode: what a model caches now is used in training
         for turn in range(-(-len(all_batches) // arguments.world_size)):
             if before_batch is not None:
                 before_batch()
@@ -199,10 +202,3 @@ def format_predictions(logits: np.ndarray, examples: EncodedExamples, model: Pre
         cells = [" ".join(sentence) for sentence in by_sentence(cells, examples.sentence_lengths)]
     rows = [f"{index}\t{cell}\n" for index, cell in zip(examples.indices or (), cells, strict=True)]
     return "".join(["index\tprediction\n", *rows])
-
-
-def _precision(arguments: TrainingArguments) -> AbstractContextManager[Any]:
-    """Mixed precision where the Trainer's flags ask for it."""
-    dtype = torch.bfloat16 if arguments.bf16 or arguments.bf16_full_eval else torch.float16
-    enabled = arguments.bf16 or arguments.bf16_full_eval or arguments.fp16 or arguments.fp16_full_eval
-    return torch.autocast(arguments.device.type, dtype=dtype, enabled=enabled)

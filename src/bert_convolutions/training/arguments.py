@@ -110,6 +110,8 @@ class BertTrainingArguments(TrainingArguments):
             if value is not None and not is_right(value):
                 raise UsageError(f"--{name} {value} {fault}")
         _refuse_missing_trackers(self.report_to)
+        if self.greater_is_better is None and str(self.metric_for_best_model).endswith("perplexity"):
+            self.greater_is_better = False
         if not torch.accelerator.is_available():
             self.use_cpu = True  # or else the Trainer refuses bf16 and does not see several processes
         super().__post_init__()
@@ -117,6 +119,12 @@ class BertTrainingArguments(TrainingArguments):
             self.bf16 = self.bf16_full_eval = False
             if self.process_index == 0:
                 say("--bf16: this CPU has no instructions for it and would be many times slower; computing in float32")
+        if (self.fp16 or self.fp16_full_eval) and self.device.type == "cpu":
+            self.fp16 = self.fp16_full_eval = False
+            if self.process_index == 0:
+                say(
+                    "--fp16 is for GPUs; computing in float32 (--bf16 is faster, where the CPU has instructions for it)"
+                )
         if os.environ.get("WORLD_SIZE", "1") != str(self.world_size):
             raise UsageError(
                 f"started as one of {os.environ['WORLD_SIZE']} processes, which do not find each other; "
@@ -196,6 +204,13 @@ def apply_settings(settings: list[dict[str, Any]], optimizer: Any, schedule: Any
         for group, factor in zip(optimizer.param_groups, schedule.lr_lambdas, strict=True):
             group["lr"] = group["initial_lr"] * factor(schedule.last_epoch)
     schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
+
+
+def evaluation_precision(arguments: TrainingArguments) -> contextlib.AbstractContextManager[Any]:
+    """Mixed precision where the flags ask for it, of training or of evaluation; the weights stay as they are."""
+    dtype = torch.bfloat16 if arguments.bf16 or arguments.bf16_full_eval else torch.float16
+    enabled = arguments.bf16 or arguments.bf16_full_eval or arguments.fp16 or arguments.fp16_full_eval
+    return torch.autocast(arguments.device.type, dtype=dtype, enabled=enabled)
 
 
 def keep_freed_memory() -> None:

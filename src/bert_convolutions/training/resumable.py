@@ -179,6 +179,10 @@ class ResumableTrainer(Trainer):
             super()._maybe_log_save_evaluate(*args, **kwargs)
         except EvaluationAbandonedError:
             self._must_stop = True
+        except KeyError as error:
+            if "metric_for_best_model" not in str(error):
+                raise
+            raise UsageError(f"--metric_for_best_model: {error.args[0]}") from error
         if busy and not self._must_stop:
             self._must_stop = self.collectives.any(self.watch.received is not None)
         if self._must_stop:

@@ -27,7 +27,7 @@ from bert_convolutions.training.arguments import BertTrainingArguments
 from bert_convolutions.training.options import ARCHITECTURE_FLAGS, PretrainOptions
 from bert_convolutions.training.sampling import StepPlan, data_seed
 from bert_convolutions.training.signals import SignalWatch
-from bert_convolutions.training.trainer import PretrainingTrainer
+from bert_convolutions.training.trainer import MASKED_METRICS, ORDER_METRICS, PretrainingTrainer
 from bert_convolutions.training.words import WordCounter, parse_words, word_starts
 
 EVALUATION_SEED = 0
@@ -82,6 +82,10 @@ def _task_faults(options: PretrainOptions, arguments: TrainingArguments) -> Iter
         yield "--label_smoothing_factor knows no loss of the order of sentences; leave it or --use_sop_head out"
     if not options.tokenizer_name and not options.model_name_or_path:
         yield "--tokenizer_name is required: the path of an spm.model or of a tokenizer directory"
+    metric = (arguments.metric_for_best_model or "loss").removeprefix("eval_")
+    metrics = [*MASKED_METRICS, *(ORDER_METRICS if options.use_sop_head else ())]
+    if metric not in metrics:
+        yield f"--metric_for_best_model {metric} is not measured; known are {', '.join(metrics)}"
     if options.train_minutes is not None:
         if arguments.max_steps > 0:
             yield "--train_minutes and --max_steps contradict: each says how long to train; leave one out"

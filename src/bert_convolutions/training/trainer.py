@@ -18,11 +18,14 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from bert_convolutions.data.masking import IGNORED
 from bert_convolutions.errors import UsageError
+from bert_convolutions.training.arguments import evaluation_precision
 from bert_convolutions.training.progress import Throughput
 from bert_convolutions.training.resumable import ResumableTrainer
 from bert_convolutions.training.sampling import SlicedExamples, StepPlan, WithPlaceholder, last_step, slices_loader
 from bert_convolutions.training.words import WordCounter
 
+MASKED_METRICS, ORDER_METRICS = ("loss", "perplexity", "masked_accuracy"), ("sop_loss", "sop_accuracy")
+"""What an evaluation measures that a best model may be chosen by; the second with a sentence-order head."""
 Collate = Callable[[list[Any]], dict[str, torch.Tensor]]
 _SPECIAL_TOKENS = 3
 """Of a pair; they are never masked."""
@@ -149,7 +152,7 @@ class PretrainingTrainer(ResumableTrainer):
         for batch in dataloader:
             del batch["num_real_tokens"], batch["sample_ids"]
             inputs = self._prepare_inputs(batch)
-            with torch.no_grad(), self.compute_loss_context_manager():
+            with torch.no_grad(), evaluation_precision(self.args):
                 total += _evaluation_sums(inputs, model(**inputs)).to(total)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         return EvalLoopOutput(
