@@ -115,16 +115,8 @@ class BertTrainingArguments(TrainingArguments):
         if not torch.accelerator.is_available():
             self.use_cpu = True  # or else the Trainer refuses bf16 and does not see several processes
         super().__post_init__()
-        if (self.bf16 or self.bf16_full_eval) and self.device.type == "cpu" and not cpu_has_bf16():
-            self.bf16 = self.bf16_full_eval = False
-            if self.process_index == 0:
-                say("--bf16: this CPU has no instructions for it and would be many times slower; computing in float32")
-        if (self.fp16 or self.fp16_full_eval) and self.device.type == "cpu":
-            self.fp16 = self.fp16_full_eval = False
-            if self.process_index == 0:
-                say(
-                    "--fp16 is for GPUs; computing in float32 (--bf16 is faster, where the CPU has instructions for it)"
-                )
+        if self.device.type == "cpu":
+            self._settle_precision_of_cpu()
         if os.environ.get("WORLD_SIZE", "1") != str(self.world_size):
             raise UsageError(
                 f"started as one of {os.environ['WORLD_SIZE']} processes, which do not find each other; "
@@ -137,6 +129,18 @@ class BertTrainingArguments(TrainingArguments):
             logger.warning(f"{self.n_gpu} GPUs are visible and one is used; torchrun --nproc_per_node uses them all.")
             self._n_gpu = 1
         _try_optimizer(self)
+
+    def _settle_precision_of_cpu(self) -> None:
+        """Compute in float32 what this CPU has no fast instructions for, and say so."""
+        faults = []
+        if (self.bf16 or self.bf16_full_eval) and not cpu_has_bf16():
+            self.bf16 = self.bf16_full_eval = False
+            faults.append("--bf16: this CPU has no instructions for it and would be many times slower")
+        if self.fp16 or self.fp16_full_eval:  # which accelerate ignores here without a word
+            self.fp16 = self.fp16_full_eval = False
+            faults.append("--fp16 is for GPUs (of CPUs, some have --bf16)")
+        if faults and self.process_index == 0:
+            say(f"{'; '.join(faults)}; computing in float32")
 
 
 def _refuse_missing_trackers(report_to: str | list[str] | None) -> None:
