@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 import pytest
 import sentencepiece
+from datasets.fingerprint import Hasher
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -245,8 +246,11 @@ def test_it_goes_to_other_processes(tokenizer: CompositeBertTokenizer) -> None:
     again = pickle.loads(pickle.dumps(encoded))
     assert again.word_ids(1) == encoded.word_ids(1)
     rows = datasets.Dataset.from_dict({"text": A})
+    fingerprint = Hasher.hash(tokenizer)
     mapped = rows.map(lambda row: tokenizer(row["text"], return_offsets_mapping=True), batched=True, num_proc=2)
     assert mapped["input_ids"] == encoded["input_ids"]
+    tokenizer(A, padding=True, truncation=True, max_length=5)
+    assert tokenizer.pieces.hash and Hasher.hash(tokenizer) == fingerprint  # a second map finds the first one's rows
 
 
 def test_nothing_of_its_loading_is_saved(tokenizer: CompositeBertTokenizer, tmp_path: Path) -> None:

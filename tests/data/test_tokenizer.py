@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizer
+from transformers import AddedToken, AutoTokenizer, BertTokenizer, PreTrainedTokenizer
 
 from bert_convolutions.data.loading import load_tokenizer, tokenizer_hash
 from bert_convolutions.data.pieces import PieceTokenizer
@@ -78,6 +78,22 @@ def test_saved_tokenizers_load_by_their_class_name(tokenizer: CompositeBertToken
         assert len(loaded) == 1004
         assert loaded(TEXTS)["input_ids"] == tokenizer(TEXTS)["input_ids"]
         assert loaded.get_vocab() == tokenizer.get_vocab() == tokenizer.vocab
+
+
+def test_added_tokens_go_every_road(tokenizer_dir: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(tokenizer_dir)
+    tokenizer.add_tokens(["NewTok", AddedToken("lone", single_word=True)])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<e>"]})
+    tokenizer.save_pretrained(tmp_path)
+    text = "the newtok alone lone <e>union"
+    expected = tokenizer(text)["input_ids"]
+    assert {1004, 1005, 1006} < set(expected)
+    roads = (load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path), pickle.loads(pickle.dumps(tokenizer)))
+    for loaded in (*roads, copy.deepcopy(tokenizer)):
+        assert loaded(text)["input_ids"] == expected
+        assert loaded.get_vocab() == tokenizer.get_vocab()
+        assert loaded.all_special_tokens == tokenizer.all_special_tokens
+        assert loaded.decode(expected, skip_special_tokens=True) == "the NewTok alone lone union"
 
 
 def test_decoding(tokenizer: CompositeBertTokenizer) -> None:

@@ -42,7 +42,8 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
 
     The ids come from ``PieceTokenizer``, which encodes whole batches in C++. It is no ``tokenizers`` model: the Unigram
     of that library breaks ties of scores otherwise, and the rule for commas after digits has no place there. But it
-    gives the same ``Encoding``s, so that it is a fast tokenizer for all that ask for one.
+    gives the same ``Encoding``s, so that it is a fast tokenizer for all that ask for one. It has no
+    ``backend_tokenizer``: one with these rules in Python gives the ids, but not the places, and can't be saved.
 
     Args:
         vocab_file: the ``spm.model``.
