@@ -122,9 +122,10 @@ class BertTrainingArguments(TrainingArguments):
                 f"started as one of {os.environ['WORLD_SIZE']} processes, which do not find each other; "
                 f"start them with torchrun or accelerate launch, and see --ddp_backend"
             )
-        for name, (wrong, fault) in _UNSUPPORTED.items():
-            if getattr(self, name) is wrong:
-                raise UsageError(f"--{name} {str(wrong).lower()} {fault}")
+        for name, (only, fault) in _FIXED.items():
+            value = getattr(self, name)
+            if value != only:
+                raise UsageError(f"--{name} {str(value).lower()} {fault}")
         if self.n_gpu > 1:
             logger.warning(f"{self.n_gpu} GPUs are visible and one is used; torchrun --nproc_per_node uses them all.")
             self._n_gpu = 1
@@ -155,14 +156,16 @@ def _refuse_missing_trackers(report_to: str | list[str] | None) -> None:
             )
 
 
-_UNSUPPORTED: dict[str, tuple[bool, str]] = {
-    "auto_find_batch_size": (True, "would change the global batch; set --per_device_train_batch_size"),
-    "average_tokens_across_devices": (False, "would weigh the processes' examples unequally; leave it out"),
-    "dataloader_persistent_workers": (True, "is not supported: workers end with their epoch; leave it out"),
-    "ignore_data_skip": (True, "would show examples twice; a resumed run needs no time to skip here"),
-    "restore_callback_states_from_checkpoint": (True, "is not needed: what resuming needs is restored in any case"),
-    "save_on_each_node": (True, "is not supported: let all nodes see one --output_dir"),
+_FIXED: dict[str, tuple[bool | str, str]] = {
+    "auto_find_batch_size": (False, "would change the global batch; set --per_device_train_batch_size"),
+    "average_tokens_across_devices": (True, "would weigh the processes' examples unequally; leave it out"),
+    "dataloader_persistent_workers": (False, "is not supported: workers end with their epoch; leave it out"),
+    "ignore_data_skip": (False, "would show examples twice; a resumed run needs no time to skip here"),
+    "restore_callback_states_from_checkpoint": (False, "is not needed: what resuming needs is restored in any case"),
+    "save_on_each_node": (False, "is not supported: let all nodes see one --output_dir"),
+    "train_sampling_strategy": ("random", "is not supported: the order is a function of the seed alone; leave it out"),
 }
+"""The Trainer's flags that have one value here, and the end of the sentence that refuses another."""
 
 
 def _try_optimizer(arguments: TrainingArguments) -> None:
