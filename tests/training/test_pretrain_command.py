@@ -161,6 +161,8 @@ WRONG = {
     "eval on start": ({"eval_on_start": "true"}, "--eval_on_start needs --do_eval"),
     "workers": ({"dataloader_persistent_workers": "true"}, "--dataloader_persistent_workers true is not supported"),
     "sampling": ({"train_sampling_strategy": "sequential"}, "--train_sampling_strategy sequential is not supported"),
+    "pushing": ({"push_to_hub": "true"}, "publish a finished model with bertconv export --format hub"),
+    "liger": ({"use_liger_kernel": "true"}, "--use_liger_kernel true is not supported"),
     "smooth order": ({"use_sop_head": "true", "label_smoothing_factor": 0.1}, "--label_smoothing_factor knows no"),
     "best by what": (
         {"metric_for_best_model": "beauty"}, "--metric_for_best_model beauty is not measured; known are loss, perp",

@@ -161,9 +161,11 @@ _FIXED: dict[str, tuple[bool | str, str]] = {
     "average_tokens_across_devices": (True, "would weigh the processes' examples unequally; leave it out"),
     "dataloader_persistent_workers": (False, "is not supported: workers end with their epoch; leave it out"),
     "ignore_data_skip": (False, "would show examples twice; a resumed run needs no time to skip here"),
+    "push_to_hub": (False, "is not supported: publish a finished model with bertconv export --format hub"),
     "restore_callback_states_from_checkpoint": (False, "is not needed: what resuming needs is restored in any case"),
     "save_on_each_node": (False, "is not supported: let all nodes see one --output_dir"),
     "train_sampling_strategy": ("random", "is not supported: the order is a function of the seed alone; leave it out"),
+    "use_liger_kernel": (False, "is not supported: the loss is made without the logits in any case; leave it out"),
 }
 """The Trainer's flags that have one value here, and the end of the sentence that refuses another."""
 
