@@ -1,4 +1,4 @@
-"""Reading what comes from outside: text, JSON and YAML, and values of ``schemas``' and ``user_files``' models.
+"""Reading what comes from outside: text, JSON and YAML, and values of ``schemas``' models.
 
 What is wrong is named with its file and place in one sentence. Imports neither PyTorch nor transformers.
 """

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from bert_convolutions.errors import UsageError
 from bert_convolutions.glue.hyperparameters import HYPERPARAMETERS, device_batch_size, load_hyperparameters
 from bert_convolutions.glue.tasks import TASK_NAMES, TASKS, parse_tasks
-from bert_convolutions.user_files import Hyperparameters
+from bert_convolutions.schemas import Hyperparameters
 
 STEPS = {
     "electra": dict(

@@ -9,7 +9,7 @@ import sentencepiece
 from bert_convolutions import CompositeBertConfig, CompositeBertForMaskedLM
 from bert_convolutions.cli.main import main
 from bert_convolutions.data.tokenizer import CompositeBertTokenizer
-from bert_convolutions.user_files import Experiment
+from bert_convolutions.schemas import Experiment
 from tests.helpers import TINY
 
 TEXT = """the cat sees a dog and the dog sees a cat

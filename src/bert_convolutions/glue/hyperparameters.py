@@ -9,7 +9,7 @@ from pathlib import Path
 from bert_convolutions.errors import UsageError, brief
 from bert_convolutions.glue.tasks import TASK_NAMES, TASKS, Task
 from bert_convolutions.parsing import parse, read_yaml
-from bert_convolutions.user_files import Hyperparameters
+from bert_convolutions.schemas import Hyperparameters
 
 FLAG = "--hyperparams"
 OF_FLAGS = "flags"

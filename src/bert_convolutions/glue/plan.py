@@ -21,9 +21,8 @@ from bert_convolutions.glue.hyperparameters import (
 from bert_convolutions.glue.options import GlueOptions
 from bert_convolutions.glue.state import ENCODER_FOLDER, read_state, refuse_strangers
 from bert_convolutions.glue.tasks import MNLI, ROUND_SEEDS, Task, TestSet, parse_tasks, round_seed
-from bert_convolutions.schemas import TaskState
+from bert_convolutions.schemas import Hyperparameters, TaskState
 from bert_convolutions.training.sampling import StepPlan, last_step
-from bert_convolutions.user_files import Hyperparameters
 
 SHORTEST_PAIR = 5
 """Tokens of ``[CLS] a [SEP] b [SEP]`` with texts of one token."""

@@ -1,7 +1,7 @@
 """The nine GLUE tasks and the diagnostic set as a table: columns, labels, metric, files.
 
 Source: the GLUE benchmark's TSV files (Wang et al. 2019) and the original's readers. A task with named columns is a
-YAML file (``user_files.TaskFile``): one's own, or one of SuperGLUE's beside this module; ``of_dataset`` makes one of a
+YAML file (``schemas.TaskFile``): one's own, or one of SuperGLUE's beside this module; ``of_dataset`` makes one of a
 task of GLUE. Imports neither torch nor transformers.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from bert_convolutions.errors import UsageError
 from bert_convolutions.parsing import parse, read_yaml
-from bert_convolutions.user_files import TaskFile
+from bert_convolutions.schemas import TaskFile
 
 Texts = tuple[tuple[str | int, ...], ...]
 """Of each text its column, or several that are joined by a space: names, or numbers from 0 where there are none."""

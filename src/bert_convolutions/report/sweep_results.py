@@ -11,12 +11,11 @@ from bert_convolutions.errors import UsageError
 from bert_convolutions.model.flops import count_flops
 from bert_convolutions.model.presets import load_config
 from bert_convolutions.parsing import read_json, read_model
-from bert_convolutions.schemas import Accuracy, ProbeResults
+from bert_convolutions.schemas import Accuracy, Experiment, ProbeResults
 from bert_convolutions.sweep.cells import LOCAL_ORDER, MINIMAL_PAIRS, PRETRAIN, Cell, by_model, plan_cells
 from bert_convolutions.sweep.estimate import bare_model, example_length, training_flops
 from bert_convolutions.sweep.run import EXPERIMENT_NAME
 from bert_convolutions.sweep.statistics import Interval, ratio_interval, tokens_to_loss
-from bert_convolutions.user_files import Experiment
 
 LOSS = "held-out loss"
 MASKED_ACCURACY = "masked tokens right"

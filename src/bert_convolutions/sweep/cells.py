@@ -17,9 +17,8 @@ from bert_convolutions.flags import as_argv, as_text
 from bert_convolutions.glue.options import GlueOptions
 from bert_convolutions.parsing import parse, read_model, read_yaml
 from bert_convolutions.probes.options import LocalOrderOptions, MinimalPairsOptions
-from bert_convolutions.schemas import CellRecord
+from bert_convolutions.schemas import CellRecord, Experiment, Flags
 from bert_convolutions.training.options import PretrainOptions
-from bert_convolutions.user_files import Experiment, Flags
 
 PRETRAIN, MINIMAL_PAIRS, LOCAL_ORDER, GLUE = "pretrain", "minimal-pairs", "local-order", "glue"
 _RESULTS = {

@@ -15,9 +15,9 @@ from bert_convolutions.model import CompositeBertConfig, CompositeBertForMaskedL
 from bert_convolutions.model.flops import FlopCounter, count_flops
 from bert_convolutions.model.presets import load_config
 from bert_convolutions.parsing import read_json
+from bert_convolutions.schemas import Flags
 from bert_convolutions.sweep.cells import Cell
 from bert_convolutions.training.options import ARCHITECTURE_FLAGS
-from bert_convolutions.user_files import Flags
 
 _SHARE_OF_PRODUCTS = 0.5
 """Of the time of a training step on a CPU that goes into matrix products, roughly (``bertconv bench`` says exactly)."""

@@ -14,11 +14,10 @@ from typing import Any
 from bert_convolutions import files
 from bert_convolutions.environment import environment
 from bert_convolutions.errors import EXIT_INTERRUPTED, CommandError, RunInterrupted, UsageError
-from bert_convolutions.schemas import CellRecord
+from bert_convolutions.schemas import CellRecord, Experiment
 from bert_convolutions.sweep.cells import PRETRAIN, Cell, by_model, plan_cells, read_experiment
 from bert_convolutions.sweep.options import SweepOptions
 from bert_convolutions.terminal import duration, make_console, make_table, say
-from bert_convolutions.user_files import Experiment
 
 EXPERIMENT_NAME = "experiment.json"
 """What the folder's sweep was, for ``bertconv report``."""
