@@ -64,3 +64,7 @@ def test_every_range_is_of_a_flag_and_holds_its_default() -> None:
     defaults = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
     assert set(RANGES) - set(defaults) <= {"warmup_ratio"}
     BertTrainingArguments(output_dir="x", use_cpu=True)
+
+
+def test_one_process_needs_no_backend_to_talk_by() -> None:
+    assert BertTrainingArguments(output_dir="x", ddp_backend="gloo").world_size == 1

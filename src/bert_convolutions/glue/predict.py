@@ -53,10 +53,8 @@ def predict_logits(
     batches = all_batches[arguments.process_index :: arguments.world_size]
     torch.nn.Module.to(model, arguments.device).eval()
     outputs = []
-    with (
-        torch.no_grad(),
-        evaluation_precision(arguments),
-    ):  # not inference_mode: what a model caches now is used in training
+    # Not inference_mode: what a model caches now is used in training.
+    with torch.no_grad(), evaluation_precision(arguments):
         for turn in range(-(-len(all_batches) // arguments.world_size)):
             if before_batch is not None:
                 before_batch()

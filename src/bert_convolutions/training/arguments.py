@@ -114,6 +114,8 @@ class BertTrainingArguments(TrainingArguments):
             self.greater_is_better = False
         if not torch.accelerator.is_available():
             self.use_cpu = True  # or else the Trainer refuses bf16 and does not see several processes
+        if os.environ.get("WORLD_SIZE", "1") == "1":
+            self.ddp_backend = None  # which says how processes talk, and would be looked for
         super().__post_init__()
         if self.device.type == "cpu":
             self._settle_precision_of_cpu()
