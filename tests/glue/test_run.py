@@ -49,6 +49,15 @@ def test_every_task_has_its_results(finished: Path):
         assert not list(folder.rglob("*.bin"))
 
 
+def test_labels_are_smoothed_where_there_are_classes(glue_dir: Path, model_dir: Path, tmp_path: Path):
+    for smoothing in (0.0, 0.2):
+        flags = {"do_train": True, "label_smoothing_factor": smoothing}
+        chosen = options(glue_dir, model_dir, "CoLA,STS-B", rounds=1, hyperparams="flags")
+        run_glue(chosen, arguments(tmp_path / str(smoothing), **flags))
+    assert not same_weights(tmp_path / "0.0" / "CoLA0", tmp_path / "0.2" / "CoLA0")
+    assert same_weights(tmp_path / "0.0" / "STS-B0", tmp_path / "0.2" / "STS-B0")
+
+
 def test_models_know_their_labels(finished: Path):
     config = json.loads((finished / "RTE0" / "config.json").read_text())
     assert config["id2label"] == {"0": "entailment", "1": "not_entailment"}

@@ -42,6 +42,8 @@ class GlueTrainer(ResumableTrainer):
         eval_dataset = {dev_set.name: examples for dev_set, examples in dev.items()} or None
         super().__init__(train_dataset=train, eval_dataset=eval_dataset, **kwargs)
         self.model_accepts_loss_kwargs = False
+        if not task.labels:
+            self.label_smoother = None  # smooths classes; of ALL tasks, one has numbers
         self.task, self.dev, self.layout = task, dev, layout
 
     def get_train_dataloader(self) -> DataLoader[Any]:
