@@ -55,6 +55,7 @@ OVERRIDDEN = {
     "train_dataset": "declared: any store",
     "eval_dataset": "declared: any store",
     "model": "declared: always there",
+    "label_smoother": "set: GLUE has none where labels are numbers",
     "model_accepts_loss_kwargs": "set: whether the model divides by the global batch's count",
     "loss_is_scaled_for_ga": "set: losses are divided already, by no number of accumulation steps again",
 }
