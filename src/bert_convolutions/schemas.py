@@ -64,6 +64,8 @@ class EncoderConfig(Foreign):
     remove_qk: bool = False
     remove_position_embeddings: bool = False
     sparse_prediction: bool = False
+    is_decoder: Literal[False] = False
+    add_cross_attention: Literal[False] = False
 
 
 class OriginalsConfig(EncoderConfig):

@@ -251,6 +251,7 @@ CONVOLVED = {"attention_kernel": "qk_convfixed_convolution 2"}
         {"hidden_act": "geluu"},
         {"num_attention_heads": 5},
         {"attention_kernel": "qk_convfixd 8"},
+        {"is_decoder": True},
     ],
 )
 def test_a_field_set_after_the_configuration_was_made_is_checked_too(field, tmp_path):
