@@ -34,6 +34,7 @@ from transformers import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import bert_convolutions
+from bert_convolutions import CompositeBertConfig, CompositeBertForMaskedLM
 from bert_convolutions.cli.main import main
 from bert_convolutions.convert.hugging_face import convert_model
 from bert_convolutions.convert.original import convert_checkpoint
@@ -111,6 +112,55 @@ def test_what_would_change_the_model_is_refused(add: dict[str, str], message: st
     made(BertModel, BertConfig, tmp_path)
     with pytest.raises(UsageError, match=message):
         convert_model(tmp_path, add)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("source", ["BertModel", "BertForMaskedLM", "BertForSequenceClassification", "ElectraModel"])
+def test_terms_are_added_to_a_converted_model_too(source: str, tmp_path: Path) -> None:
+    theirs = made(*SOURCES[source], tmp_path / "theirs")
+    inputs = {"input_ids": torch.arange(5, 25).view(2, 10)}
+    expected = theirs(**inputs)
+    last = tmp_path / "theirs"
+    for kernel in ("dot_product", "qk_convq 3", KERNEL):
+        add = {} if kernel == "dot_product" else {"attention_kernel": kernel}
+        convert_checkpoint(last, tmp_path / kernel, add=add)
+        last = tmp_path / kernel
+        architecture = json.loads((last / "config.json").read_text())["architectures"][0]
+        ours = getattr(bert_convolutions, architecture).from_pretrained(last).eval()
+        assert ours.config.attention_kernel == kernel
+        for name, value in expected.items():
+            torch.testing.assert_close(ours(**inputs)[name], value, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("add", "message"),
+    [
+        (None, "is converted already: give it to --model_name_or_path"),
+        ({"hidden_size": "32"}, "--add hidden_size: only attention_kernel"),
+        ({"attention_kernel": "qk_convq 3"}, "name all of its terms and some of convfixed, convq"),
+        ({"attention_kernel": "qk_convfixed 3"}, "name all of its terms"),
+        ({"attention_kernel": "qk_convfixed_convq 4"}, "its reach and what convolves its values stay"),
+        ({"attention_kernel": "qk_convfixed_convq_convolution 3"}, "its reach and what convolves its values stay"),
+    ],
+)
+def test_what_would_change_a_model_of_ours_is_refused(add: dict[str, str] | None, message: str, tmp_path: Path) -> None:
+    fields = SIZES | {"embedding_size": 8, "attention_kernel": "qk_convq 3"}
+    CompositeBertForMaskedLM(CompositeBertConfig(**fields)).save_pretrained(tmp_path / "ours")
+    with pytest.raises(UsageError, match=message):
+        convert_checkpoint(tmp_path / "ours", tmp_path / "more", add=add)
+    assert not (tmp_path / "more").exists()
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_a_truncated_file_of_weights_is_named(ours: bool, tmp_path: Path) -> None:
+    made(BertForMaskedLM, BertConfig, tmp_path / "0")
+    if ours:
+        convert_checkpoint(tmp_path / "0", tmp_path / "1")
+    folder = tmp_path / str(int(ours))
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UsageError, match=str(folder)):
+        convert_checkpoint(folder, tmp_path / "more", add={"attention_kernel": KERNEL})
 
 
 def test_models_without_a_counterpart_are_refused_with_the_reason(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_p
 
 import bert_convolutions
 from bert_convolutions.attention.terms import TERMS
-from bert_convolutions.errors import UsageError
+from bert_convolutions.errors import UsageError, first_line
 from bert_convolutions.model import CompositeBertConfig, CompositeBertModel
 from bert_convolutions.terminal import say
 
@@ -119,7 +119,12 @@ def convert_model(source: Path, add: Mapping[str, str]) -> PreTrainedModel:
             "times that with a reach of 8 for texts of 128 tokens, 1.7 times for 512"
         )
     loader: Any = getattr(transformers, architecture if head else encoder)
-    theirs, found = loader.from_pretrained(source, local_files_only=True, dtype=torch.float32, output_loading_info=True)
+    try:
+        theirs, found = loader.from_pretrained(
+            source, local_files_only=True, dtype=torch.float32, output_loading_info=True
+        )
+    except Exception as error:
+        raise UsageError(f"{source}: the model can't be loaded ({first_line(error)})") from error
     weights = {_renamed(name): value for name, value in theirs.state_dict().items()}
     prefix = "bert." if head else ""
     if isinstance(config, MPNetConfig):
@@ -294,20 +299,32 @@ def _deberta_projection(attention: Any, term: str) -> Any:
 
 def _relative_terms(source: Path, config: CompositeBertConfig, prefix: str) -> Weights:
     """The parameters of the terms, from embeddings (2n+1, d) of the distance i - j, which transformers doesn't load."""
-    files = sorted(source.glob("*.safetensors")) or sorted(source.glob("pytorch_model*.bin"))
-    stored = {_renamed(name): value for file in files for name, value in load_state_dict(file).items()}
     terms = {}
-    for name, value in stored.items():
+    for stored, value in stored_weights(source).items():
+        name = _renamed(stored)
         if name.endswith(_DISTANCES):
             layer = prefix + name.removeprefix("bert.").removesuffix(_DISTANCES)
-            terms[f"{layer}convq_param"] = value.flip(0).T.float()
+            terms[f"{layer}convq_param"] = value.flip(0).T
             if "convk" in config.kernel.convolution_terms:
-                terms[f"{layer}convk_param"] = value.T.float()
+                terms[f"{layer}convk_param"] = value.T
     if len(terms) < config.num_hidden_layers * len(config.kernel.convolution_terms):
         raise UsageError(
             f"{source}: its config.json asks for relative positions, and a layer's {_DISTANCES} is missing"
         )
     return terms
+
+
+def stored_weights(source: Path) -> Weights:
+    """The weights of a folder in float32, by the names that they have there.
+
+    Raises:
+        UsageError: a file can't be read as plain weights.
+    """
+    files = sorted(source.glob("*.safetensors")) or sorted(source.glob("pytorch_model*.bin"))
+    try:
+        return {name: value.float() for file in files for name, value in load_state_dict(file).items()}
+    except Exception as error:  # torch, safetensors and transformers each have their own for a bad file
+        raise UsageError(f"{source}: its weights can't be read ({first_line(error)})") from error
 
 
 def load_weights(model: PreTrainedModel, weights: Mapping[str, Tensor], source: Path) -> None:

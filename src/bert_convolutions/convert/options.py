@@ -13,7 +13,7 @@ class ConvertOptions:
     input: Path = field(
         metadata={
             "help": "checkpoint folder: of the original code, or a BERT, ELECTRA, MPNet, ConvBERT or DeBERTa of "
-            "transformers",
+            "transformers; or a model of this program, to --add terms to",
             "metavar": "DIR",
         }
     )
@@ -21,7 +21,7 @@ class ConvertOptions:
     overwrite_output_dir: bool = flag(False, "replace a converted checkpoint there")
     add: list[str] = flag(
         [],
-        "terms for a model with absolute positions, which change nothing before they are trained: "
+        "terms for a model with absolute positions or of this program, which change nothing before they are trained: "
         "'attention_kernel=qk_convfixed_convq_convk 8'",
         metavar="FIELD=VALUE",
     )

@@ -1,9 +1,10 @@
-"""``bertconv convert``: a checkpoint of the paper's code, or of ``transformers``, into one of ours."""
+"""``bertconv convert``: a checkpoint of the paper's code or of ``transformers`` into one of ours; or ours, extended."""
 
 import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 
 import bert_convolutions
 from bert_convolutions import files
+from bert_convolutions.convert.extend import extend_model
 from bert_convolutions.convert.hugging_face import convert_model, load_weights
 from bert_convolutions.convert.options import ConvertOptions
 from bert_convolutions.data.loading import load_tokenizer
@@ -56,10 +58,10 @@ def convert_checkpoint(
 
     Args:
         input_dir: a folder with the original's ``config.json`` and ``pytorch_model.bin``, or with one of the models of
-            ``transformers`` that ``convert_model`` takes.
+            ``transformers`` that ``convert_model`` takes; or one of ours, for ``extend_model``.
         output_dir: the folder to make. It appears whole; an old one loses nothing before the new files are written.
         overwrite_output_dir: replace the model in a folder that is there; other files in it stay.
-        add: fields that ``convert_model`` adds to a BERT or ELECTRA.
+        add: fields that ``convert_model`` or ``extend_model`` adds.
 
     Raises:
         UsageError: where a file is missing, damaged or not of this kind, or the output folder is not empty, holds or
@@ -68,27 +70,34 @@ def convert_checkpoint(
     source, target = Path(input_dir), Path(output_dir)
     files.refuse_overlap(target, "--output_dir", {"--input": source})
     _check_target(target, overwrite_output_dir)
-    of_transformers = _is_of_transformers(source / "config.json")
-    if add and not of_transformers:
-        raise UsageError(f"--add is for a BERT or ELECTRA of transformers, which {source} doesn't hold")
-    model = convert_model(source, add or {}) if of_transformers else _read_original(source)
+    kind = _kind_of(source / "config.json")
+    if add and kind == "original":
+        raise UsageError(f"--add: convert {source}, a checkpoint of the original, and then add terms to the result")
+    if kind == "original":
+        model = _read_original(source)
+    else:
+        model = (extend_model if kind == "ours" else convert_model)(source, add or {})
     model.config.architectures = [type(model).__name__]
 
     with files.folder_beside(target) as temporary:
         model.save_pretrained(temporary)
-        signs = _TOKENIZERS if of_transformers else (MODEL_FILE,)
+        signs = (MODEL_FILE,) if kind == "original" else _TOKENIZERS
         if any((source / name).is_file() for name in signs):
-            tokenizer = load_tokenizer(source if of_transformers else source / MODEL_FILE)
+            tokenizer = load_tokenizer(source / MODEL_FILE if kind == "original" else source)
             as_long_as(model.config, tokenizer).save_pretrained(temporary)
         files.sync_tree(temporary)
         _put(temporary, target)
     return target
 
 
-def _is_of_transformers(config_path: Path) -> bool:
-    """Whether a ``config.json`` is of ``transformers``; the original's names its model ``bert`` and a kernel too."""
+def _kind_of(config_path: Path) -> Literal["original", "transformers", "ours"]:
+    """Whose a ``config.json`` is; the original's names its model ``bert`` and a kernel too."""
     config = read_json(config_path) if config_path.is_file() else None
-    return isinstance(config, dict) and "model_type" in config and "attention_kernel" not in config
+    if not isinstance(config, dict) or "model_type" not in config:
+        return "original"
+    if config["model_type"] == CompositeBertConfig.model_type:
+        return "ours"
+    return "original" if "attention_kernel" in config else "transformers"
 
 
 def _read_original(source: Path) -> PreTrainedModel:
