@@ -1,7 +1,7 @@
 """The held-out loss by step of a masked language model of ``transformers`` under its own Trainer, on the same pairs.
 
     python experiments/cpu/transformers_curve.py --model_type electra --like positions/absolute/seed1/pretrain \
-        --pairs sample/pairs --heldout sample/heldout --output_dir electra --stop_after 150
+        --pairs sample/pairs --heldout sample/heldout --output_dir electra
 
 It takes the shape, the batches and the schedule of the runs of ``positions.yaml``: 64 pairs a step in the same order,
 AdamW with a peak rate of 1e-3 after 50 steps, which falls to 0 in step 500, bf16. Each batch is padded to its longest
