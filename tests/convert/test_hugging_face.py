@@ -286,6 +286,10 @@ def test_debertas_disentangled_attention_becomes_terms_with_a_kernel_for_each_he
     fields = {"relative_attention": True, "pos_att_type": "c2p|p2c", **fields}
     config_class = getattr(transformers, f"{version}Config")
     theirs = made(getattr(transformers, f"{version}{head}"), config_class, tmp_path / "theirs", **fields)
+    try:
+        type(theirs).from_pretrained(tmp_path / "theirs")
+    except AttributeError:  # in 5.19 the other head of version 1
+        pytest.skip("this transformers doesn't load the model that it has saved")
     convert_model(tmp_path / "theirs", {}).save_pretrained(tmp_path / "ours")
     ours = getattr(bert_convolutions, f"CompositeBert{head}").from_pretrained(tmp_path / "ours").eval()
     assert kernel in (None, ours.config.attention_kernel)
