@@ -12,11 +12,11 @@ SOURCES := src tests benchmarks docs examples
 demo: $(INSTALLED)  # the whole path on public-domain speeches, in under ten minutes
 	$(BIN)/bertconv demo
 
-test: $(INSTALLED)  # the test suite
-	$(BIN)/python -m pytest -n logical --maxprocesses 4
+test: $(INSTALLED)  # the test suite; a file is one process's, so that what its tests share is made once
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 test-oldest: $(OLDEST)/.installed  # the test suite with the lowest versions that pyproject.toml allows
-	$(OLDEST)/bin/python -m pytest -n logical --maxprocesses 4
+	$(OLDEST)/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 lint: $(INSTALLED)  # ruff: rules and format
 	$(BIN)/ruff check $(SOURCES)

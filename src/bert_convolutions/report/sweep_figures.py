@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
 from bert_convolutions.report.style import line_colors, plain
@@ -38,6 +39,8 @@ def loss_curves(results: SweepResults) -> Figure:
             axes.plot(xs, losses.mean(axis=0), color=color[variant], marker="o", markersize=3, label=name)
             axes.fill_between(xs, losses.min(axis=0), losses.max(axis=0), color=color[variant], alpha=0.2, linewidth=0)
         axes.set(xlabel=label, ylabel="held-out loss (nats per masked token)")
+        if label != "steps":
+            axes.xaxis.set_major_formatter(EngFormatter())  # 10 M instead of 1.0 and, in a corner, 1e7
         plain(axes)
     figure.axes[0].legend(frameon=False)
     return figure
