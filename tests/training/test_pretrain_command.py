@@ -13,7 +13,7 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForMaskedLM
+from transformers import AutoModelForMaskedLM, Trainer
 
 from bert_convolutions.data.loading import load_tokenizer
 from bert_convolutions.self_contained import CODE_FILES
@@ -27,12 +27,15 @@ def test_a_cpu_without_bf16_computes_in_float32_and_says_so(
 ) -> None:
     for available in (True, False):
         monkeypatch.setattr(arguments, "cpu_has_bf16", lambda available=available: available)
-        assert arguments.BertTrainingArguments(output_dir="x", use_cpu=True, bf16=True).bf16 == available
+        made = arguments.BertTrainingArguments(output_dir="x", use_cpu=True, bf16=True)
+        assert made.bf16 == available
+        assert Trainer(torch.nn.Linear(1, 1), made).accelerator.mixed_precision == ("bf16" if available else "no")
         assert ("computing in float32" in capsys.readouterr().err) != available
 
 
 def test_half_precision_is_left_to_gpus_and_a_low_perplexity_is_better(capsys: pytest.CaptureFixture[str]) -> None:
     made = arguments.BertTrainingArguments(output_dir="x", use_cpu=True, fp16=True, fp16_full_eval=True)
+    assert made.mixed_precision == "no"
     assert not made.fp16 and not made.fp16_full_eval and "--fp16 is for GPUs" in capsys.readouterr().err
     for metric, greater in (("perplexity", False), ("eval_loss", False), ("masked_accuracy", True)):
         assert (

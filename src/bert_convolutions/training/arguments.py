@@ -142,6 +142,8 @@ class BertTrainingArguments(TrainingArguments):
         if self.fp16 or self.fp16_full_eval:  # which accelerate ignores here without a word
             self.fp16 = self.fp16_full_eval = False
             faults.append("--fp16 is for GPUs (of CPUs, some have --bf16)")
+        if faults:
+            self.mixed_precision = "bf16" if self.bf16 else "no"  # what the Trainer's autocast goes by, made before
         if faults and self.process_index == 0:
             say(f"{'; '.join(faults)}; computing in float32")
 
