@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 import bert_convolutions
 from bert_convolutions.attention.terms import TERMS
-from bert_convolutions.convert.hugging_face import load_weights, stored_weights
+from bert_convolutions.convert.hugging_face import check_addable, load_weights, stored_weights, zero_terms
 from bert_convolutions.errors import UsageError
 from bert_convolutions.model import CompositeBertConfig, CompositeBertModel
 from bert_convolutions.model.configuration import AUTO_CLASSES
@@ -31,8 +30,7 @@ def extend_model(source: Path, add: Mapping[str, str]) -> PreTrainedModel:
     before = f'"{config.attention_kernel}"'
     if not add:
         raise UsageError(f"{source} is converted already: give it to --model_name_or_path, or name terms to --add")
-    if set(add) != {"attention_kernel"}:
-        raise UsageError(f"--add {min(set(add) - {'attention_kernel'})}: only attention_kernel can be added to")
+    check_addable(add)
     extended = CompositeBertConfig(**config.to_dict() | dict(add))
     old, new = config.kernel, extended.kernel
     added = set(new.score_terms) - set(old.score_terms)
@@ -48,10 +46,5 @@ def extend_model(source: Path, add: Mapping[str, str]) -> PreTrainedModel:
     weights = stored_weights(source)
     unpooled = model_class is CompositeBertModel and "pooler.dense.weight" not in weights
     ours: PreTrainedModel = model_class(extended, **({"add_pooling_layer": False} if unpooled else {}))
-    zeros = {
-        name: torch.zeros_like(value)
-        for name, value in ours.state_dict().items()
-        if name.endswith(tuple(f".{term}_param" for term in added))
-    }
-    load_weights(ours, zeros | weights, source)
+    load_weights(ours, zero_terms(ours, added) | weights, source)
     return ours

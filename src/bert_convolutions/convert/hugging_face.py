@@ -12,7 +12,7 @@ or both: the embeddings of distances as each layer projects them, which further 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +85,6 @@ _DEBERTA_ONLY = re.compile(r"encoder\.(rel_embeddings|LayerNorm)\.|\.self\.(pos_
 _RELATIVE = {"absolute": "", "relative_key": "qk_convq", "relative_key_query": "qk_convq_convk"}
 """A ``position_embedding_type`` to the terms it is; transformers itself has forgotten all but the first."""
 _DISTANCES = "distance_embedding.weight"
-_TERMS = tuple(f".{name}_param" for name in TERMS)
-"""Ends of the names of the terms' parameters; an added one starts from zeros."""
 _FAR = 128
 """Beyond this reach its cost is told, as measured with the shape of deberta-v3-base."""
 ADDABLE = ("attention_kernel",)
@@ -147,9 +145,25 @@ def convert_model(source: Path, add: Mapping[str, str]) -> PreTrainedModel:
         weights = {name: value for name, value in weights.items() if pooled or not name.startswith("pooler.")}
     expected = ours.state_dict()
     weights = {name: value for name, value in weights.items() if name in expected or "position_ids" not in name}
-    added = {name: torch.zeros_like(value) for name, value in expected.items() if name.endswith(_TERMS)}
-    load_weights(ours, added | weights, source)
+    load_weights(ours, zero_terms(ours, TERMS) | weights, source)
     return ours
+
+
+def check_addable(add: Mapping[str, str]) -> None:
+    """Refuse what ``--add`` can't change.
+
+    Raises:
+        UsageError: names the first field that is none of ``ADDABLE``.
+    """
+    unknown = sorted(set(add) - set(ADDABLE))
+    if unknown:
+        raise UsageError(f"--add {unknown[0]}: only {', '.join(ADDABLE)} can be added without changing the model")
+
+
+def zero_terms(model: PreTrainedModel, terms: Iterable[str]) -> Weights:
+    """The parameters of ``terms`` in a model of ours as zeros, from which an added term starts."""
+    ends = tuple(f".{term}_param" for term in terms)
+    return {name: torch.zeros_like(value) for name, value in model.state_dict().items() if name.endswith(ends)}
 
 
 def _counterpart(source: Path, config: PreTrainedConfig, architecture: str) -> str:
@@ -174,9 +188,7 @@ def _counterpart(source: Path, config: PreTrainedConfig, architecture: str) -> s
 
 
 def _config(config: PreTrainedConfig, add: Mapping[str, str], source: Path) -> CompositeBertConfig:
-    unknown = sorted(set(add) - set(ADDABLE))
-    if unknown:
-        raise UsageError(f"--add {unknown[0]}: only {', '.join(ADDABLE)} can be added without changing the model")
+    check_addable(add)
     shared = {name: value for name, value in config.to_dict().items() if name in BertConfig().to_dict()}
     for name in ("model_type", "architectures", "transformers_version"):
         shared.pop(name, None)
