@@ -2,12 +2,13 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from bert_convolutions.errors import RunInterrupted
-from bert_convolutions.training.signals import SignalWatch, resume_command
+from bert_convolutions.training.signals import SIGNALS, SignalWatch, resume_command
 
 TWICE = """
 import os, signal, sys
@@ -82,6 +83,17 @@ def test_what_nohup_ignores_stays_ignored() -> None:
             assert watch.received is None
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_outside_the_main_thread_a_run_goes_on_without_handlers() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+
+    def nested() -> list[object]:
+        with SignalWatch().ending_at_once("do it again"), SignalWatch().installed():
+            return [signal.getsignal(number) for number in SIGNALS]
+
+    with ThreadPoolExecutor() as threads:  # as in a worker of Ray, or a notebook's
+        assert threads.submit(nested).result() == before
 
 
 def test_of_several_processes_one_that_fails_has_its_say_whatever_the_launcher_sends(

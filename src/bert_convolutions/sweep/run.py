@@ -18,11 +18,11 @@ from bert_convolutions.schemas import CellRecord, Experiment
 from bert_convolutions.sweep.cells import PRETRAIN, Cell, by_model, plan_cells, read_experiment
 from bert_convolutions.sweep.options import SweepOptions
 from bert_convolutions.terminal import duration, make_console, make_table, say
+from bert_convolutions.training.signals import SIGNALS, handled_by
 
 EXPERIMENT_NAME = "experiment.json"
 """What the folder's sweep was, for ``bertconv report``."""
 _SUBMITTED = "submitted"
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run_sweep(options: SweepOptions) -> None:
@@ -107,7 +107,7 @@ def run_cell(cell: Cell) -> CellRecord:
         )
         processes.append(process)
         code = process.wait()
-    interrupted = len(processes) > 1 or code in [-number for number in _SIGNALS]
+    interrupted = len(processes) > 1 or code in [-number for number in SIGNALS]
     seconds, code = record.seconds + time.monotonic() - start, EXIT_INTERRUPTED if interrupted else code
     record = record.model_copy(update={"seconds": seconds, "exit_code": code})
     files.write_text(cell.record_path, record.model_dump_json(indent=2) + "\n")
@@ -124,12 +124,8 @@ def _signals_passed_on() -> Iterator[list[Any]]:
         if number != signal.SIGINT:  # which a terminal sends to the command too
             received[0].send_signal(signal.SIGTERM)
 
-    before = {number: signal.signal(number, pass_on) for number in _SIGNALS}
-    try:
+    with handled_by(pass_on):
         yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _time_left(cells: Sequence[Cell], took: dict[str, list[float]]) -> float | None:

@@ -5,6 +5,7 @@ import shlex
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
@@ -33,7 +34,7 @@ def leaving_at_once(advice: str) -> Iterator[None]:
         _say(f"stopped by {signal.Signals(number).name}; {advice}")
         os._exit(EXIT_INTERRUPTED)
 
-    with _handled_by(handle):
+    with handled_by(handle):
         yield
 
 
@@ -68,7 +69,7 @@ class SignalWatch:
             self._note(signal.Signals(number))
             raise RunInterrupted(f"stopped by {self.cause}; {advice}")
 
-        with _handled_by(handle):
+        with handled_by(handle):
             try:
                 yield
             except Exception as error:
@@ -83,7 +84,7 @@ class SignalWatch:
         An output that fails (the terminal is gone, the disk under the log is full) counts as one.
         """
         stdout, stderr = (stream and _GuardedStream(stream, self._note) for stream in (sys.stdout, sys.stderr))
-        with _handled_by(self._handle), redirect_stdout(stdout), redirect_stderr(stderr):
+        with handled_by(self._handle), redirect_stdout(stdout), redirect_stderr(stderr):
             yield self
 
     @contextmanager
@@ -144,15 +145,16 @@ class _GuardedStream:
 
 
 @contextmanager
-def _handled_by(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def handled_by(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Let ``handle`` have the signals that are not ignored (as by nohup), and give them back at the end.
 
     Of several processes one that ends by an exception goes on ignoring SIGTERM: the launcher sends it as soon as
-    another has ended, and it must not cut off what is still to be said.
+    another has ended, and it must not cut off what is still to be said. Outside the main thread, as in a worker of Ray,
+    Python lets nobody handle signals.
     """
-    before = {
-        number: signal.signal(number, handle) for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN
-    }
+    in_main = threading.current_thread() is threading.main_thread()
+    handled = [number for number in SIGNALS if in_main and signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in handled}
     try:
         yield
     except BaseException:
