@@ -123,7 +123,9 @@ def test_number_of_processes_blocks_and_compression_change_nothing(
         "zst": b"".join(map(zstd, (text[:100], text[100:]))),
     }
     reference = examples(build(plain, "one", shard_size_mb=1))
-    assert examples(build(plain, "two", num_proc=2)) == reference
+    files = [tmp_path / "b.txt", plain]  # each a task, and a single one would stay in this process
+    files[0].write_bytes(text[: len(text) // 2])
+    assert examples(build(files, "two", num_proc=2)) == examples(build(files, "both"))
     for suffix, data in compressed.items():
         file = tmp_path / f"a.txt.{suffix}"
         file.write_bytes(data)
@@ -257,6 +259,12 @@ def test_damaged_archives_are_refused(build: Build, tmp_path: Path, suffix: str)
     file.write_bytes(data[: len(data) // 2])
     with pytest.raises(UsageError, match=f"bad.{suffix}: cannot be decompressed"):
         build(file)
+
+
+def test_a_small_text_starts_no_process(build: Build, speeches: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which would take longer than the work, and fails in a script without ``if __name__ == "__main__"``."""
+    monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor", None)
+    build("\n".join(speeches[:50]), num_proc=2)
 
 
 def test_a_fault_that_a_worker_process_finds(build: Build, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import itertools
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -57,10 +58,13 @@ def run_tasks(
     """Yield ``function(task)`` of every task, in the order in which they finish.
 
     Tasks are drawn from their iterable only when one of ``num_proc`` processes is about to be free, so that it may be
-    longer than memory. With one process everything happens in this one. ``initializer`` is called with ``initargs``
-    once in every process; like ``function`` it is defined at the top of a module.
+    longer than memory. With one process, or one task, everything happens in this one. ``initializer`` is called with
+    ``initargs`` once in every process; like ``function`` it is defined at the top of a module.
     """
-    if num_proc == 1:
+    tasks = iter(tasks)
+    first = list(itertools.islice(tasks, 2))
+    tasks = itertools.chain(first, tasks)
+    if num_proc == 1 or len(first) < 2:  # a small text is done before another process would have started
         initializer(*initargs)
         yield from map(function, tasks)
         return
