@@ -166,6 +166,10 @@ WRONG = {
     "sampling": ({"train_sampling_strategy": "sequential"}, "--train_sampling_strategy sequential is not supported"),
     "pushing": ({"push_to_hub": "true"}, "publish a finished model with bertconv export --format hub"),
     "liger": ({"use_liger_kernel": "true"}, "--use_liger_kernel true is not supported"),
+    "preemption": ({"enable_jit_checkpoint": "true"}, "--enable_jit_checkpoint true is not needed: SIGTERM saves"),
+    "drop last": ({"dataloader_drop_last": "true"}, "--dataloader_drop_last true would leave examples out"),
+    "tokens twice": ({"include_num_input_tokens_seen": "true"}, "--include_num_input_tokens_seen is not needed"),
+    "unknown key": ({"accelerator_config": '{"beauty": 1}'}, "unexpected keyword argument 'beauty'"),
     "smooth order": ({"use_sop_head": "true", "label_smoothing_factor": 0.1}, "--label_smoothing_factor knows no"),
     "best by what": (
         {"metric_for_best_model": "beauty"}, "--metric_for_best_model beauty is not measured; known are loss, perp",

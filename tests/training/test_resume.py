@@ -13,7 +13,8 @@ import torch
 from transformers import TrainerCallback
 
 from bert_convolutions.errors import RunInterrupted, TrainingDiverged, UsageError
-from bert_convolutions.training import checkpoints
+from bert_convolutions.training import checkpoints, pretrain
+from bert_convolutions.training.output_folder import Start
 from bert_convolutions.training.trainer import PretrainingTrainer
 from tests.training.helpers import CLS, SEP, MakeTrainer, assert_same_weights, losses
 
@@ -165,6 +166,22 @@ def test_new_flags_count_after_a_resume_and_other_weights_are_refused(
     assert [checkpoints.step_of(path) for path in checkpoints.list_checkpoints(tmp_path)] == [4, 6, 8]
     with pytest.raises(UsageError, match="of another model"):
         run(make_trainer(tmp_path, sentence_order=True), resume=True)
+
+
+def test_where_nothing_is_left_to_train_there_is_no_speed_and_the_first_process_speaks(
+    make_trainer: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(make_trainer(tmp_path, max_steps=2, save_strategy="steps", save_steps=2))
+    checkpoint = tmp_path / "checkpoint-2"
+    trainer = make_trainer(tmp_path, max_steps=2)
+    trainer.load_finished(str(checkpoint))
+    figures = trainer.figures()
+    assert figures["real_tokens_per_second"] == 0 < figures["non_padding_tokens_seen"]
+    monkeypatch.setattr(trainer, "is_world_process_zero", lambda: False)
+    capsys.readouterr()
+    pretrain._train(trainer, Start(checkpoint, step=2, is_finished=True), tmp_path)
+    trainer.log({"eval_loss": 1.0})
+    assert capsys.readouterr() == ("", "")
 
 
 class Store(list[np.ndarray]):

@@ -163,7 +163,9 @@ def _refuse_missing_trackers(report_to: str | list[str] | None) -> None:
 _FIXED: dict[str, tuple[bool | str, str]] = {
     "auto_find_batch_size": (False, "would change the global batch; set --per_device_train_batch_size"),
     "average_tokens_across_devices": (True, "would weigh the processes' examples unequally; leave it out"),
+    "dataloader_drop_last": (False, "would leave examples out: each is seen once an epoch; leave it out"),
     "dataloader_persistent_workers": (False, "is not supported: workers end with their epoch; leave it out"),
+    "enable_jit_checkpoint": (False, "is not needed: SIGTERM saves a checkpoint in any case; leave it out"),
     "ignore_data_skip": (False, "would show examples twice; a resumed run needs no time to skip here"),
     "push_to_hub": (False, "is not supported: publish a finished model with bertconv export --format hub"),
     "restore_callback_states_from_checkpoint": (False, "is not needed: what resuming needs is restored in any case"),

@@ -142,7 +142,8 @@ def _train(trainer: PretrainingTrainer, start: Start, folder: Path) -> None:
     if start.step >= last_step:
         trainer.load_finished(str(start.source))
         if start.is_finished:
-            say(f"{folder}: the run is finished, {start.step} of {last_step} steps")
+            if trainer.is_world_process_zero():
+                say(f"{folder}: the run is finished, {start.step} of {last_step} steps")
             return
         metrics = {}
     else:

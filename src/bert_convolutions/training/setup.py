@@ -82,15 +82,15 @@ def _task_faults(options: PretrainOptions, arguments: TrainingArguments) -> Iter
         yield "--label_smoothing_factor knows no loss of the order of sentences; leave it or --use_sop_head out"
     if not options.tokenizer_name and not options.model_name_or_path:
         yield "--tokenizer_name is required: the path of an spm.model or of a tokenizer directory"
+    if arguments.include_num_input_tokens_seen != "no":  # would be added to the number that is kept in any case
+        yield "--include_num_input_tokens_seen is not needed: tokens that are no padding are counted; leave it out"
     metric = (arguments.metric_for_best_model or "loss").removeprefix("eval_")
     metrics = [*MASKED_METRICS, *(ORDER_METRICS if options.use_sop_head else ())]
     if metric not in metrics:
         yield f"--metric_for_best_model {metric} is not measured; known are {', '.join(metrics)}"
-    if options.train_minutes is not None:
-        if arguments.max_steps > 0:
-            yield "--train_minutes and --max_steps contradict: each says how long to train; leave one out"
-        if arguments.num_train_epochs != TrainingArguments.num_train_epochs:
-            yield "--train_minutes and --num_train_epochs contradict: each says how long to train; leave one out"
+    for name in ("max_steps", "num_train_epochs"):
+        if options.train_minutes is not None and getattr(arguments, name) != getattr(TrainingArguments, name):
+            yield f"--train_minutes and --{name} contradict: each says how long to train; leave one out"
 
 
 def _data_faults(options: PretrainOptions, arguments: TrainingArguments) -> Iterator[str]:

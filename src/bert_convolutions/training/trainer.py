@@ -169,11 +169,11 @@ class PretrainingTrainer(ResumableTrainer):
     def load_finished(self, checkpoint: str) -> None:
         """Take model and state from a checkpoint of the last step, where nothing is left to train."""
         self.state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        self.state.is_world_process_zero = self.is_world_process_zero()  # it was saved by the first process
         best = self.state.best_model_checkpoint
         wants_best = self.args.load_best_model_at_end and best is not None and Path(best).is_dir()
         self._load_from_checkpoint(best if best and wants_best else checkpoint)
-        self.throughput.seen = self.state.num_input_tokens_seen
-        self.words.restore(self.state)
+        self.training_begins()
 
     # Time and logs
 
