@@ -135,6 +135,14 @@ def test_flags_that_need_another(flags, message, tmp_path, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_a_text_that_is_missing_is_refused_before_the_work(folders, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(graphs, "export", lambda model: pytest.fail("exported"))
+    argv = ["export", "--model_name_or_path", str(folders["classifier"]), "--output_dir", str(tmp_path / "out")]
+    assert main([*argv, "--format", "onnx", "--quantize", "int8", "--text", str(tmp_path / "missing.txt")]) == 2
+    assert "missing.txt: no such file" in capsys.readouterr().err
+
+
 def test_a_graph_that_computes_something_else_leaves_nothing(folders, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(graphs, "export", lambda model: torch.export.export(nn.Identity(), (torch.ones(1),)))
     wrong = {"logits": torch.zeros(1, 1, 1)}

@@ -1,10 +1,12 @@
 """``bertconv report`` and ``plot-kernels``: figures from a sweep's files, and a page that needs nothing else."""
 
 import csv
+import gzip
 import json
 import math
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,8 +15,10 @@ import torch
 
 from bert_convolutions.attention.terms import TERMS
 from bert_convolutions.cli.main import main
+from bert_convolutions.data.loading import load_tokenizer
 from bert_convolutions.errors import UsageError
-from bert_convolutions.report.sweep import _score_table
+from bert_convolutions.report.options import ReportOptions
+from bert_convolutions.report.sweep import _score_table, _texts
 from bert_convolutions.report.sweep_results import (
     LOSS,
     MASKED_ACCURACY,
@@ -24,7 +28,7 @@ from bert_convolutions.report.sweep_results import (
     token_savings,
 )
 from bert_convolutions.sweep.statistics import compare
-from tests.report.conftest import KERNEL
+from tests.report.conftest import KERNEL, TEXT
 
 
 def test_values_and_curves_are_those_of_the_files(sweep: Path) -> None:
@@ -170,3 +174,14 @@ def test_nothing_worse_is_bold(sweep: Path, tmp_path: Path) -> None:
     results = read_sweep(tmp_path / "turned")
     assert compare(results.values(LOSS), "composite", larger_is_better(LOSS))["absolute"].differs
     assert not any(_score_table(LOSS, compare(results.values(LOSS), "composite", False), results)[1])
+
+
+def test_attention_is_measured_on_the_runs_own_text_in_any_form(sweep: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt.gz").write_bytes(gzip.compress(TEXT.encode()))
+    results, options = read_sweep(sweep), ReportOptions(sweep)
+    tokenizer = load_tokenizer(results.runs[0].folder)
+    assert _texts(results, options, tokenizer) == []
+    for given in (tmp_path, tmp_path / "text.txt.gz"):
+        base = results.experiment.base | {"eval_data_file": str(given), "line_by_line": True}
+        of_text = replace(results, experiment=results.experiment.model_copy(update={"base": base}))
+        assert len(_texts(of_text, options, tokenizer)) == 3

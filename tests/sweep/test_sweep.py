@@ -298,6 +298,25 @@ def test_real_commands(real: Path, tmp_path: Path) -> None:
     assert json.loads((folder / "experiment.json").read_text())["baseline"] == "absolute"
 
 
+def test_a_signal_before_there_is_a_command_is_passed_on_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminated: list[bool] = []
+
+    class Process:
+        def __init__(self, *_: object, **__: object) -> None:
+            os.kill(os.getpid(), signal.SIGHUP)
+
+        def terminate(self) -> None:
+            terminated.append(True)
+
+        def wait(self) -> int:
+            return 0
+
+    monkeypatch.setattr(run.subprocess, "Popen", Process)
+    monkeypatch.setattr(run, "environment", dict)
+    cell = plan_cells(read_experiment(write(tmp_path / "e.yaml")), tmp_path / "out")[0]
+    assert run.run_cell(cell).exit_code == 75 and terminated == [True]
+
+
 def test_a_signal_reaches_the_command_which_saves(real: Path, tmp_path: Path) -> None:
     argv = ["sweep", str(real / "e.yaml"), "--output_dir", str(tmp_path / "out"), "--only", "absolute/*"]
     argv += ["--set", "max_steps=1000000", "logging_steps=1"]

@@ -12,8 +12,8 @@ from bert_convolutions import files
 from bert_convolutions.bench.options import BenchOptions
 from bert_convolutions.bench.plan import BASE_LENGTH, READ_PAIRS, Group
 from bert_convolutions.data.build.examples import open_examples
-from bert_convolutions.data.build.sources import find_sources
-from bert_convolutions.data.build.train_tokenizer import text_lines, train_tokenizer
+from bert_convolutions.data.build.sources import find_sources, text_lines
+from bert_convolutions.data.build.train_tokenizer import train_tokenizer
 from bert_convolutions.data.loading import load_tokenizer
 from bert_convolutions.data.options import TrainTokenizerOptions
 from bert_convolutions.data.pieces import MODEL_FILE

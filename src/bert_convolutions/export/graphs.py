@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 from transformers import PreTrainedModel
 
+from bert_convolutions.data.build.sources import find_sources, text_lines
 from bert_convolutions.data.loading import load_tokenizer
 from bert_convolutions.errors import CommandError, UsageError
 from bert_convolutions.export.hub import copy_tokenizer, load_model
@@ -75,11 +76,12 @@ def write_onnx(options: ExportOptions, folder: Path) -> None:
     import onnxscript  # noqa: F401
 
     model = _prepare(options, folder)
+    batch = _batch(model, options)  # whose text may be missing, so before the work
     save_onnx(model, export(model), folder / ONNX_FILE)
     check(model, onnx_run(folder / ONNX_FILE), ONNX_FILE)
     if options.quantize:
         save_int8(folder / ONNX_FILE, folder / INT8_FILE)
-        _say_what_int8_does(model, folder, _batch(model, options))
+        _say_what_int8_does(model, folder, batch)
 
 
 def save_onnx(model: PreTrainedModel, program: torch.export.ExportedProgram, path: Path) -> None:
@@ -215,8 +217,7 @@ def _batch(model: PreTrainedModel, options: ExportOptions) -> dict[str, Tensor]:
     batch = example_inputs(model, _TIMED_ROWS, longest)
     if options.text is None or batch["input_ids"].dim() > 2:
         return batch
-    with options.text.open(encoding="utf-8", errors="replace") as file:
-        lines = list(itertools.islice(filter(str.strip, file), _TIMED_ROWS))
+    lines = list(itertools.islice(text_lines(find_sources([str(options.text)])), _TIMED_ROWS))
     if not lines:
         raise UsageError(f"--text {options.text} has no line of text")
     encoded = load_tokenizer(options.model_name_or_path)(

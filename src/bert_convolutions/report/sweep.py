@@ -5,13 +5,15 @@ import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from bert_convolutions import files
+from bert_convolutions.data.build.sources import find_sources, text_lines
 from bert_convolutions.data.loading import tokenizer_hash
-from bert_convolutions.data.store import MANIFEST_FILE, ArrowStore
+from bert_convolutions.data.store import MANIFEST_FILE, ArrowStore, read_manifest
 from bert_convolutions.environment import environment
 from bert_convolutions.errors import UsageError
 from bert_convolutions.parsing import read_json
@@ -29,7 +31,7 @@ from bert_convolutions.report.sweep_results import (
     read_sweep,
     token_savings,
 )
-from bert_convolutions.sweep.cells import Cell, plan_cells
+from bert_convolutions.sweep.cells import Cell, given_paths, plan_cells
 from bert_convolutions.sweep.statistics import SEEDS_FOR_INTERVAL, SEEDS_FOR_TEST, Comparison, Interval, compare
 from bert_convolutions.terminal import duration, say
 
@@ -245,21 +247,16 @@ def _add_sentence(page: Page, options: ReportOptions, variant: str, found: atten
 
 def _texts(results: SweepResults, options: ReportOptions, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Ids of held-out text: of ``--text``, or of the data that the runs were evaluated on if they are still there."""
-    path, is_text = options.text, True
-    if path is None:
-        data = results.experiment.base.get("eval_data_file")
-        path = Path(str(data[0] if isinstance(data, list) else data))
-        is_text = bool(results.experiment.base.get("line_by_line"))
-        if (path / MANIFEST_FILE).is_file():
-            store = ArrowStore(path, tokenizer_hash(tokenizer))
+    base = results.experiment.base
+    paths = [options.text] if options.text else given_paths(base, "eval_data_file")
+    if not options.text:
+        if paths and (paths[0] / MANIFEST_FILE).is_file():
+            store = ArrowStore(paths[0], tokenizer_hash(tokenizer))
             return [store[index][:_LONGEST].tolist() for index in range(min(_TEXTS, len(store)))]
-        if not is_text or not path.is_file():
+        if not (paths and base.get("line_by_line") and all(path.exists() for path in paths)):
             return []
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if len(line.split()) > 1]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--text {path} can't be read as UTF-8 text ({error})") from error
-    return [ids[:_LONGEST] for ids in tokenizer(lines[:_TEXTS])["input_ids"]] if lines else []
+    lines = (line for line in text_lines(find_sources([*map(str, paths)])) if len(line.split()) > 1)
+    return [tokenizer(line)["input_ids"][:_LONGEST] for line in islice(lines, _TEXTS)]
 
 
 def _add_what_was_run(page: Page, results: SweepResults, cells: Sequence[Cell]) -> None:
@@ -299,13 +296,11 @@ def _data_hashes(results: SweepResults) -> str:
     """Of the shards that a build-dataset folder's manifest names."""
     found = []
     for flag in ("train_data_file", "eval_data_file"):
-        value = results.experiment.base.get(flag)
-        for path in value if isinstance(value, list) else [value]:
-            manifest = Path(str(path)) / "manifest.json"
+        for manifest in (path / MANIFEST_FILE for path in given_paths(results.experiment.base, flag)):
             if manifest.is_file():
-                shards = ", ".join(str(shard["sha256"])[:16] for shard in read_json(manifest)["shards"])
-                found.append(f"{flag} {path} (SHA-256 {shards})")
-    return "; ".join(found) or "not at hand any more"
+                shards = ", ".join(shard.sha256[:16] for shard in read_manifest(manifest).shards)
+                found.append(f"{flag} {manifest.parent} (SHA-256 {shards})")
+    return "; ".join(found) or "no folder of build-dataset is at hand"
 
 
 def _interval(interval: Interval | None, digits: int) -> str:

@@ -200,6 +200,12 @@ def _cells_of_model(experiment: Experiment, variant: str, seed: int, folder: Pat
         yield Cell(variant, seed, name, command, {**own, **places}, folder / name)
 
 
+def given_paths(flags: Flags, name: str) -> list[Path]:
+    """The files and folders that a flag names."""
+    value = flags.get(name) or []
+    return [Path(str(path)) for path in (value if isinstance(value, list) else [value])]
+
+
 def scientific_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
     """Flags that make a run another run, in one spelling; the batch as one number."""
     chosen = {name: value for name, value in flags.items() if name not in (*_SPEED_ONLY, *_BATCH)}

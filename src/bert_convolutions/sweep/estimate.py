@@ -1,7 +1,6 @@
 """What a cell will cost before it is run: parameters, FLOPs, and time by a short measurement."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,13 +9,13 @@ from torch.utils.benchmark import Timer
 from transformers import PreTrainedModel
 
 from bert_convolutions.data.loading import load_tokenizer
+from bert_convolutions.data.store import MANIFEST_FILE, read_manifest
 from bert_convolutions.errors import UsageError
 from bert_convolutions.model import CompositeBertConfig, CompositeBertForMaskedLM
 from bert_convolutions.model.flops import FlopCounter, count_flops
 from bert_convolutions.model.presets import load_config
-from bert_convolutions.parsing import read_json
 from bert_convolutions.schemas import Flags
-from bert_convolutions.sweep.cells import Cell
+from bert_convolutions.sweep.cells import Cell, given_paths
 from bert_convolutions.training.options import ARCHITECTURE_FLAGS
 
 _SHARE_OF_PRODUCTS = 0.5
@@ -79,12 +78,11 @@ def bare_model(config: CompositeBertConfig) -> PreTrainedModel:
 def example_length(flags: Flags) -> float:
     """Real tokens of an example: the mean of a ``build-dataset`` folder; of other data, half of ``--block_size``."""
     block = float(flags.get("block_size") or 128)  # type: ignore[arg-type]
-    data = flags.get("train_data_file")
-    manifest = Path(str(data[0] if isinstance(data, list) else data)) / "manifest.json"
-    if not manifest.is_file():
-        return block / 2
-    counts = read_json(manifest)["counts"]
-    return min(counts["tokens"] / counts["examples"], block)
+    for manifest in (path / MANIFEST_FILE for path in given_paths(flags, "train_data_file")):
+        if manifest.is_file():
+            counts = read_manifest(manifest).counts
+            return min(counts.tokens / counts.examples, block)
+    return block / 2
 
 
 def planned_tokens(flags: Flags) -> float:

@@ -6,10 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from bert_convolutions import files
 from bert_convolutions.environment import environment
@@ -22,7 +20,6 @@ from bert_convolutions.training.signals import SIGNALS, handled_by
 
 EXPERIMENT_NAME = "experiment.json"
 """What the folder's sweep was, for ``bertconv report``."""
-_SUBMITTED = "submitted"
 
 
 def run_sweep(options: SweepOptions) -> None:
@@ -87,7 +84,7 @@ def run_cells(cells: Sequence[Cell]) -> None:
 
 
 def run_cell(cell: Cell) -> CellRecord:
-    """Run one command, its output to its log, and leave a record of it."""
+    """Run one command, its output to its log, and leave a record of it; signals end the command and not the sweep."""
     cell.folder.parent.mkdir(parents=True, exist_ok=True)
     earlier, start = cell.record(), time.monotonic()
     record = CellRecord(
@@ -98,34 +95,29 @@ def run_cell(cell: Cell) -> CellRecord:
         model=cell.judged(),
     )
     files.write_text(cell.record_path, record.model_dump_json(indent=2) + "\n")
-    with cell.log_path.open("ab") as log, _signals_passed_on() as processes:
+    process: subprocess.Popen[bytes] | None = None
+    received: list[int] = []
+
+    def pass_on(number: int, frame: object) -> None:
+        received.append(number)
+        if process is not None and number != signal.SIGINT:  # which a terminal sends to the command too
+            process.terminate()
+
+    with cell.log_path.open("ab") as log, handled_by(pass_on):
         process = subprocess.Popen(
             [sys.executable, "-m", "bert_convolutions", *cell.argv],
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
         )
-        processes.append(process)
+        if received:  # before there was a command to pass it on to
+            process.terminate()
         code = process.wait()
-    interrupted = len(processes) > 1 or code in [-number for number in SIGNALS]
+    interrupted = received or code in [-number for number in SIGNALS]
     seconds, code = record.seconds + time.monotonic() - start, EXIT_INTERRUPTED if interrupted else code
     record = record.model_copy(update={"seconds": seconds, "exit_code": code})
     files.write_text(cell.record_path, record.model_dump_json(indent=2) + "\n")
     return record
-
-
-@contextmanager
-def _signals_passed_on() -> Iterator[list[Any]]:
-    """While a command runs, signals end it and not the sweep; the list holds the process and then the signals."""
-    received: list[Any] = []
-
-    def pass_on(number: int, frame: object) -> None:
-        received.append(number)
-        if number != signal.SIGINT:  # which a terminal sends to the command too
-            received[0].send_signal(signal.SIGTERM)
-
-    with handled_by(pass_on):
-        yield received
 
 
 def _time_left(cells: Sequence[Cell], took: dict[str, list[float]]) -> float | None:
@@ -142,11 +134,9 @@ def _last_line(path: Path) -> str:
 
 def _submit(cells: Sequence[Cell], options: SweepOptions) -> None:
     """A job for each variant and seed, whose cells run in order."""
-    try:
-        import submitit
-    except ImportError as error:
-        raise UsageError("--executor needs submitit: pip install 'bert_convolutions[slurm]'") from error
-    executor = submitit.AutoExecutor(folder=str(options.output_dir / _SUBMITTED), cluster=options.executor)
+    import submitit
+
+    executor = submitit.AutoExecutor(folder=str(options.output_dir / "submitted"), cluster=options.executor)
     parameters = dict(option.split("=", 1) for option in options.executor_options)
     executor.update_parameters(**{name: int(text) if text.isdigit() else text for name, text in parameters.items()})
     jobs = []

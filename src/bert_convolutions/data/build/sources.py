@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tqdm import tqdm
+
 from bert_convolutions.data.options import BuildDatasetOptions
 from bert_convolutions.errors import CommandError, UsageError, brief, first_line
 from bert_convolutions.schemas import DatasetRecord, TextRecord
@@ -187,6 +189,20 @@ def read_text(block: Block) -> str:
             f"{block.source.path}: not UTF-8 text: byte 0x{data[error.start]:02x} at offset {position}, "
             f"line {_line_number(block.source, position)}; convert the file, for example with iconv"
         ) from error
+
+
+def text_lines(sources: list[TextRecord], doing: str | None = None) -> Iterator[str]:
+    """Yield the lines of all files that are not blank, with progress under the name of what is done, if it has one."""
+    total = sum(source.size for source in sources)
+    with tqdm(total=total, desc=doing, unit="B", unit_scale=True, mininterval=1.0, disable=doing is None) as bar:
+        for source in sources:
+            before = 0
+            for block in blocks(source):
+                for line in split_lines(read_text(block)):
+                    if line and not line.isspace():
+                        yield line
+                bar.update(block.position - before)
+                before = block.position
 
 
 def _plain_blocks(source: TextRecord) -> Iterator[Block]:

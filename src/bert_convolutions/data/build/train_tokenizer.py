@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import sentencepiece
-from tqdm import tqdm
 
-from bert_convolutions.data.build.sources import blocks, find_sources, read_text, refuse_changed, split_lines
+from bert_convolutions.data.build.sources import find_sources, refuse_changed, text_lines
 from bert_convolutions.data.options import TrainTokenizerOptions
 from bert_convolutions.data.pieces import AUTO_MAP, CODE_FILE, MODEL_FILE, SPECIAL_TOKENS, normalize
 from bert_convolutions.data.randomness import Stream, mix
@@ -71,19 +70,6 @@ def _check(options: TrainTokenizerOptions, folder: Path) -> None:
         raise UsageError(
             f"--output_dir {folder}: already holds a tokenizer; choose another folder or give --overwrite_output_dir"
         )
-
-
-def text_lines(sources: list[TextRecord], what: str) -> Iterator[str]:
-    """Yield the lines of all files that are not blank, with progress."""
-    with tqdm(total=sum(s.size for s in sources), desc=what, unit="B", unit_scale=True, mininterval=1.0) as bar:
-        for source in sources:
-            before = 0
-            for block in blocks(source):
-                for line in split_lines(read_text(block)):
-                    if line and not line.isspace():
-                        yield line
-                bar.update(block.position - before)
-                before = block.position
 
 
 def _sample(sources: list[TextRecord], num_lines: int, options: TrainTokenizerOptions) -> Iterator[str]:
