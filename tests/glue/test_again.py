@@ -216,6 +216,13 @@ def test_the_rest_is_predicted_and_the_exit_says_what_was_not(tmp_path: Path, gl
     assert not (tmp_path / "RTE0" / "test_results_rte.txt").exists()
 
 
+def test_a_test_file_that_is_not_there_fails_no_second_run(tmp_path: Path, data: Path, model_dir: Path, capsys):
+    (data / "diagnostic" / "diagnostic.tsv").unlink()
+    for _ in range(2):
+        run_glue(options(data, model_dir, "MNLI"), arguments(tmp_path / "out", do_train=True, do_predict=True))
+        assert "Left out: MNLI (diagnostic/diagnostic.tsv)" in capsys.readouterr().out
+
+
 def test_a_state_of_the_version_before_is_read(again: Path, glue_dir: Path, model_dir: Path, capsys):
     kept = json.loads((again / "glue_state.json").read_text())
     names = ("seed", "learning_rate", "batch_size", "max_steps", "num_train_epochs", "max_seq_length", "model")

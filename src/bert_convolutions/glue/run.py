@@ -126,7 +126,8 @@ class _GlueRun:
         self.data = GlueData(Path(options.data_dir) if options.data_dir else None, options.max_seq_length)
         self.left_out: list[str] = []
         self.damaged: list[str] = []
-        self.has_predictions = any(job.state.predicted for job in jobs if job.state and not job.predict)
+        asked = [(job.state, {test.name for test in job.predict}) for job in jobs]
+        self.has_predictions = any(before.predicted.keys() - names for before, names in asked if before)
         self._fingerprints: dict[Path, str] = {}
         open_jobs = [job for job in jobs if not job.finished]
         counts = self.data.check(open_jobs)
@@ -142,7 +143,7 @@ class _GlueRun:
     def run(self) -> None:
         """Run every job that is not finished, and print the dev table."""
         several = self.jobs[0].round_number is not None
-        if several and self.options.hyperparams is None and any(job.train for job in self.jobs):
+        if several and self.options.hyperparams is None and any(job.train and not job.task.is_own for job in self.jobs):
             self.progress.say(
                 f"{FLAG} {DEFAULT}: what several tasks or rounds take unless another is named ({FLAG} {OF_FLAGS} takes "
                 "the Trainer's flags)"
