@@ -173,6 +173,14 @@ def test_models_without_a_counterpart_are_refused_with_the_reason(tmp_path: Path
             convert_model(tmp_path, {})
 
 
+def test_a_configuration_of_the_wrong_type_is_named(tmp_path: Path) -> None:
+    made(BertModel, BertConfig, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_size": "many"}))
+    with pytest.raises(UsageError, match=rf"{tmp_path}: cannot load a model configuration .*hidden_size"):
+        convert_model(tmp_path, {})
+
+
 def test_weights_that_are_not_there_are_refused_and_not_drawn(tmp_path: Path) -> None:
     made(BertForMaskedLM, BertConfig, tmp_path)
     weights = load_file(tmp_path / "model.safetensors")

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from scipy import stats
+from tokenizers import models, pre_tokenizers
+from transformers import RobertaConfig, RobertaForMaskedLM
 
 from bert_convolutions.cli.main import main
 from bert_convolutions.errors import UsageError
@@ -18,6 +20,7 @@ from bert_convolutions.probes.options import MinimalPairsOptions
 from bert_convolutions.probes.pairs import Paradigm, read_paradigms
 from bert_convolutions.probes.scoring import PseudoLikelihood, Score
 from bert_convolutions.schemas import ProbeResults
+from tests.helpers import TINY, fast_tokenizer
 
 PAIRS = [("the cat sleeps .", "the cat sleep ."), ("dogs bark at the mat .", "dogs barks at the mat .")]
 
@@ -219,3 +222,13 @@ def test_a_sentence_longer_than_the_positions_is_named(model_dir: Path, data: Pa
     (data / "long.txt").write_text(f"a cat\na dog\n{'cat ' * 70}\na dog\n")
     with pytest.raises(UsageError, match=r"pair 2 of long has .* positions"):
         run.run_minimal_pairs(options(model_dir, data, tmp_path / "out"))
+
+
+def test_positions_that_are_counted_from_the_paddings_on_are_fewer(tmp_path: Path) -> None:
+    tokenizer = fast_tokenizer(models.WordLevel, pre_tokenizers.Whitespace(), ["cat", "dog"])
+    config = RobertaConfig(vocab_size=len(tokenizer), **TINY, max_position_embeddings=8, pad_token_id=0)
+    RobertaForMaskedLM(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "p.txt").write_text("cat cat cat cat cat\ndog\ncat cat cat cat cat cat\ndog\n")
+    with pytest.raises(UsageError, match="pair 2 of p has 8 tokens, more than the model's 7 positions"):
+        run.run_minimal_pairs(options(tmp_path / "model", tmp_path / "p.txt", tmp_path / "out"))

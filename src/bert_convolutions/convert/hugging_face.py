@@ -20,7 +20,6 @@ import torch
 import transformers
 from torch import Tensor
 from transformers import (
-    AutoConfig,
     BertConfig,
     ConvBertConfig,
     DebertaConfig,
@@ -36,6 +35,7 @@ import bert_convolutions
 from bert_convolutions.attention.terms import TERMS
 from bert_convolutions.errors import UsageError, first_line
 from bert_convolutions.model import CompositeBertConfig, CompositeBertModel
+from bert_convolutions.model.loading import load_config
 from bert_convolutions.terminal import say
 
 Weights = dict[str, Tensor]
@@ -105,7 +105,7 @@ def convert_model(source: Path, add: Mapping[str, str]) -> PreTrainedModel:
     if kind not in _HEADS:
         reason = _REFUSED.get(kind, f"only {', '.join(_HEADS)} have the same layers")
         raise UsageError(f"{source} holds a {kind} model, which can't be converted: {reason}")
-    config = AutoConfig.from_pretrained(source, local_files_only=True)
+    config = load_config(source)
     architecture, encoder = (config.architectures or [""])[0], type(config).__name__.replace("Config", "Model")
     head = _counterpart(source, config, architecture)
     fields = _config(config, add, source)

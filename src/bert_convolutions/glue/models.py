@@ -6,9 +6,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     PreTrainedConfig,
@@ -19,7 +17,7 @@ from transformers import (
 from bert_convolutions.errors import UsageError, first_line
 from bert_convolutions.files import sha256
 from bert_convolutions.glue.tasks import Task
-from bert_convolutions.model.loading import load_strictly, quiet_transformers
+from bert_convolutions.model.loading import count_positions, load_config, load_strictly, quiet_transformers
 from bert_convolutions.parsing import read_json
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -118,24 +116,9 @@ def check_fit(
             f"the tokenizer has {len(tokenizer)} tokens and the model {rows} embeddings: "
             "give the --tokenizer_name that the model was pre-trained with"
         )
-    positions = getattr(model.config, "max_position_embeddings", None) or -1  # what XLNet says: any length
-    for name, module in model.base_model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
-            positions = module.num_embeddings - module.padding_idx - 1  # RoBERTa's are counted from the padding's on
-    if 0 < positions < max_seq_length and not getattr(model.config, "remove_position_embeddings", False):
+    positions = count_positions(model)
+    if positions is not None and positions < max_seq_length:
         raise UsageError(f"--max_seq_length {max_seq_length} is above the model's {positions} positions")
-
-
-def load_config(folder: str | Path) -> PreTrainedConfig:
-    """Load the configuration of a model folder.
-
-    Raises:
-        UsageError: it is of no known model, or says what can't be.
-    """
-    try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # each configuration has its own for what it can't be
-        raise UsageError(f"{folder}: cannot load a model configuration ({first_line(error)})") from error
 
 
 def _load_weights(folder: str | Path, config: PreTrainedConfig, task: Task, new_classifier: bool) -> PreTrainedModel:

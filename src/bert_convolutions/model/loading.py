@@ -5,7 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 from transformers.utils import logging
 
@@ -24,6 +25,29 @@ def as_long_as(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> 
         endless = config.remove_position_embeddings
         tokenizer.model_max_length = VERY_LARGE_INTEGER if endless else config.max_position_embeddings
     return tokenizer
+
+
+def load_config(folder: str | Path) -> PreTrainedConfig:
+    """The configuration in a model folder, ours or any of ``transformers``.
+
+    Raises:
+        UsageError: it is of no known model, or says what can't be.
+    """
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # each configuration has its own for what it can't be
+        raise UsageError(f"{folder}: cannot load a model configuration ({first_line(error)})") from error
+
+
+def count_positions(model: PreTrainedModel) -> int | None:
+    """How many tokens, special ones included, a text may have for a model; None for any number."""
+    if getattr(model.config, "remove_position_embeddings", False):
+        return None
+    for name, module in model.base_model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            return module.num_embeddings - module.padding_idx - 1  # RoBERTa's are counted from the padding's on
+    positions = getattr(model.config, "max_position_embeddings", None) or -1  # what XLNet says: any number
+    return positions if positions > 0 else None
 
 
 def load_strictly(

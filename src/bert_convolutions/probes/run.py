@@ -15,7 +15,7 @@ import bert_convolutions.model  # noqa: F401  registers CompositeBert* with the 
 from bert_convolutions import files
 from bert_convolutions.data.loading import load_tokenizer, tokenizer_hash
 from bert_convolutions.errors import UsageError, first_line
-from bert_convolutions.model.loading import quiet_transformers
+from bert_convolutions.model.loading import count_positions, quiet_transformers
 from bert_convolutions.parsing import read_model
 from bert_convolutions.probes.options import LocalOrderOptions, MinimalPairsOptions, ProbeOptions
 from bert_convolutions.probes.pairs import Paradigm, moved_words, read_paradigms
@@ -141,9 +141,8 @@ def weights_sha256(model: PreTrainedModel) -> str:
 
 
 def _refuse_what_does_not_fit(score: PseudoLikelihood, paradigms: Sequence[Paradigm]) -> None:
-    config = score.model.config
-    positions = getattr(config, "max_position_embeddings", None)
-    if not positions or getattr(config, "remove_position_embeddings", False):
+    positions = count_positions(score.model)
+    if positions is None:
         return
     for paradigm in paradigms:
         length, index = score.longest([sentence for pair in paradigm.pairs for sentence in pair])
