@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bert_convolutions import files
 from bert_convolutions.cli.commands import COMMANDS
 from bert_convolutions.demo import run as demo_run
 from bert_convolutions.demo.corpus import Speech
@@ -80,6 +81,15 @@ def test_a_stopped_demo_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(demo_run.Demo, "run", stopped)
     with pytest.raises(RunInterrupted, match=r"go on with: bertconv demo --output_dir .*/new --quick"):
         run_demo(DemoOptions(output_dir=str(tmp_path / "new"), quick=True))
+
+
+def test_an_overwrite_leaves_a_demo_alone_that_is_running(tmp_path: Path) -> None:
+    places = Places(tmp_path)
+    places.claim(DemoOptions())
+    places.tokenizer.mkdir()
+    with files.run_lock(tmp_path), pytest.raises(UsageError, match="in use by another run"):
+        run_demo(DemoOptions(output_dir=str(tmp_path), seed=2, overwrite_output_dir=True))
+    assert places.tokenizer.exists() and '"seed": 42' in (tmp_path / "demo.json").read_text()
 
 
 def test_whose_folder_it_is(tmp_path: Path) -> None:

@@ -52,6 +52,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 """What each model asks for beyond the configuration that all share."""
 ORDER_SCORES = {"CoLA": "Matthews x 100", "QQP": "accuracy, %"}
 """The tasks that only word order decides, with what they are scored by."""
+RECORD = "demo.json"
+"""In the output folder: the settings of the demonstration."""
 
 
 class Places:
@@ -74,30 +76,39 @@ class Places:
         """All that a demonstration makes, by name."""
         return {name: path for name, path in vars(self).items() if name != "root"}
 
-    def claim(self, options: DemoOptions) -> None:
-        """Make the folder, or go on in one where the same demonstration has begun.
+    def check(self, options: DemoOptions) -> None:
+        """Make the folder, or see that the same demonstration has begun there, or may be overwritten.
 
         Raises:
             UsageError: The folder holds something else, or a demonstration with other settings.
         """
-        settings, record = DemoSettings(seed=options.seed, quick=options.quick), self.root / "demo.json"
         files.make_folder(self.root, "--output_dir")
+        record = self.root / RECORD
         if record.exists():
             try:
                 before = read_model(DemoSettings, record)
             except UsageError as error:
                 raise UsageError(f"{error}: damaged; delete {self.root} or use another folder") from error
-            if options.overwrite_output_dir:
-                for path in self.named().values():
-                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-            elif before != settings:
+            settings = _settings(options)
+            if before != settings and not options.overwrite_output_dir:
                 raise UsageError(
                     f"--output_dir {self.root} holds a demo with {_flags(before)}, not {_flags(settings)}; use another "
                     "folder, or start anew with --overwrite_output_dir"
                 )
-        elif any(self.root.iterdir()):
+        elif any(path.name != files.LOCK_NAME for path in self.root.iterdir()):
             raise UsageError(f"--output_dir {self.root} is not empty and holds no demo; use another folder")
-        files.write_json(record, settings.model_dump())
+
+    def claim(self, options: DemoOptions) -> None:
+        """``check``, and note the settings; an overwrite deletes what an earlier demonstration left."""
+        self.check(options)
+        if options.overwrite_output_dir:
+            for path in self.named().values():
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        files.write_json(self.root / RECORD, _settings(options).model_dump())
+
+
+def _settings(options: DemoOptions) -> DemoSettings:
+    return DemoSettings(seed=options.seed, quick=options.quick)
 
 
 def _flags(settings: DemoSettings) -> str:
@@ -114,8 +125,9 @@ def run_demo(options: DemoOptions) -> None:
         TrainingDiverged: A loss became NaN or infinite.
     """
     places = Places(Path(options.output_dir))
-    places.claim(options)
+    places.check(options)  # before there is a lock file in a folder of others
     with files.run_lock(places.root):
+        places.claim(options)
         try:
             Demo(options, places).run()
         except RunInterrupted as error:
