@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bert_convolutions.data.packing import token_budget_batches
 from bert_convolutions.glue.examples import (
     Counted,
     EncodedExamples,
@@ -15,7 +16,6 @@ from bert_convolutions.glue.examples import (
     PaddedRows,
     Shuffled,
     layout_for,
-    token_budget_batches,
 )
 from bert_convolutions.glue.models import load_pretrained
 from bert_convolutions.glue.tasks import MNLI, find_task

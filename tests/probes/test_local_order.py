@@ -107,6 +107,21 @@ def test_without_positions_and_convolutions_order_is_chance_and_composite_attent
         assert result.interval[0] > 0.8
 
 
+def test_a_byte_order_mark_and_carriage_returns_are_no_part_of_a_sentence(model_dir: Path, tmp_path: Path) -> None:
+    texts = sentences(20, seed=3)
+    (tmp_path / "unix.txt").write_bytes("\n".join(texts).encode())
+    (tmp_path / "windows.txt").write_bytes("\r\n".join(["\ufeff" + texts[0], *texts[1:], ""]).encode())
+    found = [
+        run_local_order(
+            LocalOrderOptions(
+                model_name_or_path=str(model_dir), text=tmp_path / f"{name}.txt", output_dir=tmp_path / name, pairs=20
+            )
+        )
+        for name in ("unix", "windows")
+    ]
+    assert found[0] == found[1]
+
+
 def test_bad_text_and_flags(model_dir: Path, tmp_path: Path) -> None:
     def options(text: Path, **others: object) -> LocalOrderOptions:
         return LocalOrderOptions(

@@ -109,3 +109,19 @@ class Rows:
     def attention_mask(self) -> NDArray[np.int64]:
         """(R, S): 0 for padding and k for the tokens of the k-th example of a row."""
         return self.lay_out(np.repeat(self.numbers, self.lengths))
+
+
+def token_budget_batches(lengths: NDArray[np.int64], budget: int) -> list[NDArray[np.int64]]:
+    """Cut examples of ``lengths`` (N,) into batches that padded to their longest hold at most ``budget`` tokens.
+
+    For predictions, whose batches may be any. The largest comes first, so that too little memory shows at once. An
+    example longer than the budget is alone. Returns the indices of each batch's examples.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    batches = []
+    start = 0
+    while start < len(order):
+        rows = max(1, budget // int(lengths[order[start]]))
+        batches.append(order[start : start + rows])
+        start += rows
+    return batches

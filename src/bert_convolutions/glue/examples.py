@@ -309,19 +309,3 @@ class Counted:
         """Return the batch."""
         count = int(examples.output_offsets[-1])
         return {**self.layout(examples if len(examples) else self.stand_in), "num_examples": count}
-
-
-def token_budget_batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
-    """Cut examples of ``lengths`` (N,) into batches that padded to their longest hold at most ``budget`` tokens.
-
-    For predictions, whose batches may be any. The largest comes first, so that too little memory shows at once. An
-    example longer than the budget is alone. Returns the indices of each batch's examples.
-    """
-    order = np.argsort(-lengths, kind="stable")
-    batches = []
-    start = 0
-    while start < len(order):
-        rows = max(1, budget // int(lengths[order[start]]))
-        batches.append(order[start : start + rows])
-        start += rows
-    return batches

@@ -17,7 +17,8 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import PreTrainedModel, TrainingArguments
 
 from bert_convolutions.data.masking import IGNORED
-from bert_convolutions.glue.examples import EncodedExamples, Layout, rows_of, token_budget_batches
+from bert_convolutions.data.packing import token_budget_batches
+from bert_convolutions.glue.examples import EncodedExamples, Layout, rows_of
 from bert_convolutions.glue.models import label_words
 from bert_convolutions.glue.tasks import DevSet, Task
 from bert_convolutions.training.arguments import evaluation_precision

@@ -18,7 +18,7 @@ from bert_convolutions.errors import UsageError, first_line
 from bert_convolutions.model.loading import count_positions, quiet_transformers
 from bert_convolutions.parsing import read_model
 from bert_convolutions.probes.options import LocalOrderOptions, MinimalPairsOptions, ProbeOptions
-from bert_convolutions.probes.pairs import Paradigm, moved_words, read_paradigms
+from bert_convolutions.probes.pairs import Paradigm, moved_words, read_lines, read_paradigms
 from bert_convolutions.probes.scoring import PseudoLikelihood
 from bert_convolutions.schemas import Accuracy, ParadigmAccuracy, ProbeResults
 from bert_convolutions.terminal import make_console, make_table, say
@@ -49,11 +49,8 @@ def run_local_order(options: LocalOrderOptions) -> ProbeResults:
         UsageError: bad input, or the folder holds results of another model or other text.
     """
     files.refuse_overlap(options.output_dir, "--output_dir", _inputs(options, "--text", options.text))
-    try:
-        lines = options.text.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--text {options.text} can't be read as UTF-8 text ({error})") from error
-    sentences = list(dict.fromkeys(line for line in lines if 0 < len(line.split()) <= _LONGEST_SENTENCE))
+    lines = dict.fromkeys(read_lines(options.text))
+    sentences = [line for line in lines if 0 < len(line.split()) <= _LONGEST_SENTENCE]
     pairs = options.pairs or _DEFAULT_ORDER_PAIRS
     return _run(options, moved_words(sentences, options.distances, pairs, options.seed), "local_order")
 

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bert_convolutions.data.packing import Rows
+from bert_convolutions.data.packing import Rows, token_budget_batches
+from bert_convolutions.data.pieces import WORD_START
 from bert_convolutions.model import CompositeBertConfig
 
 PACKED_ROW = 128
 """Length of a packed row; longer sentences have rows of their own length."""
-_WORD_START = "▁"
 _CONTINUATION = "##"
 
 
@@ -36,11 +36,11 @@ class Score:
 
 @dataclass(frozen=True)
 class _Sentence:
-    """Ids with special tokens (S,), and where its own tokens stand: ``positions`` and the ``words`` they belong to."""
+    """Ids with special tokens (S,), and of its own tokens T: ``positions`` (T,), and the ``words`` (T,) they are of."""
 
     ids: NDArray[np.int64]
-    positions: list[int]
-    words: list[int]
+    positions: NDArray[np.int64]
+    words: NDArray[np.int64]
 
 
 _Copy = tuple[NDArray[np.int64], int]
@@ -61,41 +61,27 @@ class PseudoLikelihood:
         self.tokenizer = tokenizer
         self.batch_tokens = batch_tokens
         self.packs = isinstance(model.config, CompositeBertConfig)
-        self._outside = {tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id}
+        self._outside = [tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id]
 
     def __call__(self, texts: Sequence[str]) -> list[Score]:
         """Score sentences."""
-        sentences = [self._read(text) for text in texts]
         numbers: dict[tuple[bytes, int], int] = {}
         copies: list[_Copy] = []
-        asked: list[tuple[int, int, int, int, int]] = []  # copy, target, sentence, counts as whole, as within word
-
-        def ask(sentence: int, position: int, masked: list[int], variants: tuple[int, int]) -> None:
-            ids = sentences[sentence].ids.copy()
-            ids[masked] = self.tokenizer.mask_token_id
-            number = numbers.setdefault((ids.tobytes(), position), len(copies))
-            if number == len(copies):
-                copies.append((ids, position))
-            asked.append((number, int(sentences[sentence].ids[position]), sentence, *variants))
-
-        for index, sentence in enumerate(sentences):
-            for place, position in enumerate(sentence.positions):
-                later = [
-                    other
-                    for other, word in zip(sentence.positions[place + 1 :], sentence.words[place + 1 :], strict=True)
-                    if word == sentence.words[place]
-                ]
-                ask(index, position, [position], (1, 0 if later else 1))
-                if later:
-                    ask(index, position, [position, *later], (0, 1))
-        if not asked:
-            return [Score(0.0, 0.0)] * len(texts)
-        table = np.array(asked)
-        logarithms = self._log_probabilities(copies, table[:, 0], table[:, 1])
-        whole, within = (
-            np.bincount(table[:, 2], logarithms * table[:, column], minlength=len(texts)) for column in (3, 4)
-        )
-        return [Score(*scores) for scores in zip(whole.tolist(), within.tolist(), strict=True)]
+        asked: list[tuple[int, int, int, int]] = []  # copy, target, sentence, 0 for the whole and 1 within words
+        for number, sentence in enumerate(map(self._read, texts)):
+            for place, position in enumerate(sentence.positions.tolist()):
+                of_the_word = sentence.positions[place:][sentence.words[place:] == sentence.words[place]]
+                for variant, masked in enumerate((position, of_the_word)):
+                    ids = sentence.ids.copy()
+                    ids[masked] = self.tokenizer.mask_token_id
+                    copy = numbers.setdefault((ids.tobytes(), position), len(copies))
+                    if copy == len(copies):
+                        copies.append((ids, position))
+                    asked.append((copy, int(sentence.ids[position]), number, variant))
+        table = np.array(asked, dtype=np.int64).reshape(-1, 4)
+        scores = np.zeros((len(texts), 2))
+        np.add.at(scores, (table[:, 2], table[:, 3]), self._log_probabilities(copies, table[:, 0], table[:, 1]))
+        return [Score(*pair) for pair in scores.tolist()]
 
     def longest(self, texts: Sequence[str]) -> tuple[int, int]:
         """The number of tokens of the longest text, special tokens included, and its index."""
@@ -105,37 +91,28 @@ class PseudoLikelihood:
     def _read(self, text: str) -> _Sentence:
         encoded = self.tokenizer(text, verbose=False)
         ids = np.array(encoded["input_ids"], dtype=np.int64)
-        positions = [position for position, token in enumerate(ids.tolist()) if token not in self._outside]
+        positions = np.flatnonzero(~np.isin(ids, self._outside))
         pieces = self.tokenizer.convert_ids_to_tokens(ids[positions].tolist())
         # Who marks the words parts them at spaces alone, and a word's punctuation would be masked with it.
-        if self.tokenizer.is_fast and not any(piece.startswith(_WORD_START) for piece in pieces):
-            numbers = encoded.word_ids()
-            words = [-position if numbers[position] is None else numbers[position] for position in positions]
-        else:
-            words = words_of_pieces(pieces)
-        return _Sentence(ids, positions, words)
+        if self.tokenizer.is_fast and not any(piece.startswith(WORD_START) for piece in pieces):
+            words = [-place if number is None else number for place, number in enumerate(encoded.word_ids())]
+            return _Sentence(ids, positions, np.array(words)[positions])
+        return _Sentence(ids, positions, np.array(words_of_pieces(pieces)))
 
     @torch.inference_mode()
     def _log_probabilities(
         self, copies: list[_Copy], asked: NDArray[np.int64], targets: NDArray[np.int64]
     ) -> NDArray[np.float64]:
         """log p of the ``targets`` (N,) at the masked positions of the copies numbered ``asked`` (N,)."""
-        lengths = np.array([len(ids) for ids, _ in copies])
         logarithms = np.zeros(len(asked))
-        in_order = np.argsort(-lengths, kind="stable")  # the longest first: memory that is too small shows at once
-        rank = np.empty_like(in_order)
-        rank[in_order] = np.arange(len(in_order))
-        questions = np.argsort(rank[asked], kind="stable")
-        ranks = rank[asked][questions]
-        first = 0
-        while first < len(copies):
-            count = max(self.batch_tokens // int(lengths[in_order[first]]), 1)
-            logits = self._logits([copies[number] for number in in_order[first : first + count]]).float()
-            span = slice(*np.searchsorted(ranks, [first, first + count]))
-            row = torch.from_numpy(ranks[span] - first).to(logits.device)
-            target = torch.from_numpy(targets[questions[span]]).to(logits.device)
-            logarithms[questions[span]] = (logits[row, target] - logits.logsumexp(-1)[row]).double().cpu().numpy()
-            first += count
+        row_of = np.zeros(len(copies), dtype=np.int64)
+        for batch in token_budget_batches(np.array([len(ids) for ids, _ in copies]), self.batch_tokens):
+            logits = self._logits([copies[number] for number in batch]).float()
+            row_of[batch] = np.arange(len(batch))
+            chosen = np.flatnonzero(np.isin(asked, batch))
+            row = torch.from_numpy(row_of[asked[chosen]]).to(logits.device)
+            target = torch.from_numpy(targets[chosen]).to(logits.device)
+            logarithms[chosen] = (logits[row, target] - logits.logsumexp(-1)[row]).double().cpu().numpy()
         return logarithms
 
     def _logits(self, copies: list[_Copy]) -> Tensor:
@@ -181,12 +158,12 @@ def words_of_pieces(pieces: Sequence[str]) -> list[int]:
     A word begins at SentencePiece's mark (where no piece has one, at each without BERT's ``##``); punctuation stands
     alone.
     """
-    marked = any(piece.startswith(_WORD_START) for piece in pieces)
+    marked = any(piece.startswith(WORD_START) for piece in pieces)
     words: list[int] = []
     word, after_punctuation = 0, False
     for piece in pieces:
-        starts = piece.startswith(_WORD_START) if marked else not piece.startswith(_CONTINUATION)
-        bare = piece.removeprefix(_WORD_START)
+        starts = piece.startswith(WORD_START) if marked else not piece.startswith(_CONTINUATION)
+        bare = piece.removeprefix(WORD_START)
         is_punctuation = bool(bare) and all(unicodedata.category(character)[0] == "P" for character in bare)
         word += starts or is_punctuation or after_punctuation
         after_punctuation = is_punctuation
