@@ -29,9 +29,9 @@ class Foreign(BaseModel):
 
 
 class UserFile(BaseModel):
-    """Base of what a user writes as YAML: no other keys."""
+    """Base of what a user writes as YAML: no other keys, no NaN or infinity."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 
 
 # Models: config.json
@@ -208,7 +208,7 @@ class TrainResults(Foreign):
 
 # Probes: minimal pairs and local order
 
-Interval = tuple[Share, Share]
+Interval = Annotated[tuple[Share, Share], Field(strict=False)]  # JSON has no tuples
 
 
 class BlimpPair(Foreign):
@@ -222,8 +222,6 @@ class BlimpPair(Foreign):
 
 class Accuracy(Stored):
     """Share of pairs whose good sentence is the likelier one, ties counted as half, and 95 % intervals over pairs."""
-
-    model_config = ConfigDict(strict=False)  # JSON has no tuples
 
     accuracy: Share
     interval: Interval
@@ -243,8 +241,6 @@ class ParadigmAccuracy(Accuracy):
 class ProbeResults(Stored):
     """``minimal_pairs.json`` and ``local_order.json``: by paradigm, and means over the paradigms of each group."""
 
-    model_config = ConfigDict(strict=False)
-
     model: str
     model_sha256: str
     tokenizer_sha256: str | None = None
@@ -256,8 +252,7 @@ class ProbeResults(Stored):
 
 # Experiments
 
-FlagValue = bool | int | float | str | list[bool | int | float | str] | None
-Flags = dict[str, FlagValue]
+Flags = dict[str, bool | int | float | str | list[bool | int | float | str] | None]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 """Of a variant or an evaluation: it becomes the name of a folder."""
 
@@ -272,8 +267,6 @@ class Evaluations(UserFile):
 
 class Experiment(UserFile):
     """An experiment file: flags of ``bertconv pretrain`` for all variants, and those by which the variants differ."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
 
     question: str = ""
     base: Flags

@@ -13,8 +13,8 @@ import torch
 from bert_convolutions.cli.main import main
 from bert_convolutions.model import CompositeBertConfig, CompositeBertForMaskedLM, CompositeBertForPreTraining
 from bert_convolutions.training.arguments import BertTrainingArguments
+from bert_convolutions.training.progress import WordCounter
 from bert_convolutions.training.trainer import PretrainingTrainer
-from bert_convolutions.training.words import WordCounter
 from tests.helpers import NO_DROPOUT
 from tests.training.helpers import CLS, NUM_EXAMPLES, PAD, PIECES, SEP, SIZE, MakeTrainer, make_collator
 

@@ -14,8 +14,8 @@ from bert_convolutions.data.loading import load_tokenizer
 from bert_convolutions.errors import UsageError
 from bert_convolutions.files import sha256
 from bert_convolutions.training import pretrain
+from bert_convolutions.training.progress import checkpoint_name, parse_words, word_starts
 from bert_convolutions.training.sampling import StepPlan
-from bert_convolutions.training.words import checkpoint_name, parse_words, word_starts
 from tests.helpers import same_weights
 from tests.training.conftest import Corner
 

@@ -9,14 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from bert_convolutions.cli.config_file import ConfigFile, read_config_file
-from bert_convolutions.cli.flags import FlagParser, make_options, options_parser, refuse_left_over, with_underscores
+from bert_convolutions.cli.flags import make_options, options_parser, refuse_left_over, with_underscores
 from bert_convolutions.cli.trainer_flags import COMMON_TRAINER_FLAGS, TrainerFlags, trainer_parser
 from bert_convolutions.errors import UsageError, in_flags
 from bert_convolutions.training.signals import SignalWatch
 
-_AGAIN = "run the same command again"
-_HELP = {"-h", "--help"}
-_HELP_ALL = {"--help-all", "--help_all"}
 _SPEAK_OF_ARGUMENTS = ("bert_convolutions.attention", "bert_convolutions.model")
 """Packages whose ``ValueError``s are about what their caller gave, in words for those who write Python."""
 
@@ -52,9 +49,9 @@ class Command:
         Raises:
             UsageError: a flag, a value or a key of the configuration file is wrong.
         """
-        if _HELP_ALL & set(argv):
+        if {"--help-all", "--help_all"} & set(argv):
             print(self._help(all_flags=True))
-        elif _HELP & set(argv):
+        elif {"-h", "--help"} & set(argv):
             print(self._help(all_flags=False))
         else:
             options, trainer_flags = self.read(argv)
@@ -72,7 +69,7 @@ class Command:
 
             arguments = [trainer_flags.parse(BertTrainingArguments)]
         work = _locate(self.work)
-        with SignalWatch().ending_at_once(_AGAIN):
+        with SignalWatch().ending_at_once("run the same command again"):
             result = work(options, *arguments)
         if self.result:
             print(f"{self.result}: {result}")
@@ -122,19 +119,17 @@ class Command:
             return parser.format_help()
         group.add_argument("--help-all", action="store_true", default=None, help="show the Trainer's flags too")
         if not all_flags:
-            _add_common_trainer_flags(parser)
+            group = parser.add_argument_group("flags of transformers.Trainer most in use (--help-all shows all)")
+            for flag in COMMON_TRAINER_FLAGS:
+                nargs = argparse.OPTIONAL if flag.kind == "true|false" else None
+                group.add_argument(
+                    f"--{flag.name}", metavar=flag.kind, default=flag.default, help=flag.help, nargs=nargs
+                )
             return parser.format_help()
         from bert_convolutions.training.arguments import BertTrainingArguments
 
         trainer = trainer_parser(self.name, BertTrainingArguments)
         return f"{parser.format_help()}\nflags of transformers.Trainer\n{trainer.format_help()}"
-
-
-def _add_common_trainer_flags(parser: FlagParser) -> None:
-    group = parser.add_argument_group("flags of transformers.Trainer most in use (--help-all shows all)")
-    for flag in COMMON_TRAINER_FLAGS:
-        nargs = argparse.OPTIONAL if flag.kind == "true|false" else None
-        group.add_argument(f"--{flag.name}", metavar=flag.kind, default=flag.default, help=flag.help, nargs=nargs)
 
 
 def _locate(name: str) -> Any:

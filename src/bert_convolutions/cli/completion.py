@@ -24,12 +24,10 @@ class CompletionOptions:
 
 
 def print_completion(options: CompletionOptions) -> None:
-    """Print the shell's script, which completes without starting Python."""
-    print(shtab.complete(_whole_parser(), options.shell))
+    """Print the shell's script, which completes without starting Python.
 
-
-def _whole_parser() -> argparse.ArgumentParser:
-    """A parser of all sub-commands, as shtab reads it; the command itself reads one sub-command at a time."""
+    It is made of a parser of all sub-commands; the command itself makes that of the one it is called for.
+    """
     from bert_convolutions.cli.commands import COMMANDS
     from bert_convolutions.cli.trainer_flags import trainer_parser
     from bert_convolutions.training.arguments import BertTrainingArguments
@@ -50,4 +48,4 @@ def _whole_parser() -> argparse.ArgumentParser:
         for action in parser._actions:
             if action.choices is None and action.type in (str, Path):
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
-    return whole
+    print(shtab.complete(whole, options.shell))

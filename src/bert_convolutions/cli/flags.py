@@ -103,7 +103,7 @@ def make_options(command: str, options_class: type[OptionsT], parsed: argparse.N
 
 def with_underscores(argv: Iterable[str]) -> list[str]:
     """``--train-data-file=x`` as ``--train_data_file=x``; values are left as they are."""
-    return [_canonical_flag(string) if string.startswith("--") else string for string in argv]
+    return [re.sub("^--[^=]+", lambda name: "--" + name[0][2:].replace("-", "_"), string) for string in argv]
 
 
 def refuse_left_over(command: str, left_over: Sequence[str], valid_names: Iterable[str], *, all_flags: str) -> None:
@@ -129,11 +129,6 @@ def nearest(name: str, valid_names: Iterable[str]) -> str | None:
     """The valid name most like ``name``, or None where none is like it at all."""
     matches = difflib.get_close_matches(name, list(valid_names), n=1, cutoff=0.5)
     return matches[0] if matches else None
-
-
-def _canonical_flag(string: str) -> str:
-    name, equals, value = string.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value
 
 
 def _boolean(text: str) -> bool:

@@ -6,6 +6,7 @@ import io
 import os
 import re
 import select
+import signal
 import sys
 import traceback
 import warnings
@@ -17,10 +18,6 @@ from bert_convolutions.cli.flags import nearest
 from bert_convolutions.errors import EXIT_USAGE, EXTRAS, CommandError, UsageError, install_command
 
 TRACEBACK_VARIABLE = "BERTCONV_TRACEBACK"
-EXIT_INTERRUPTED_BY_KEYBOARD = 130
-"""128 + SIGINT, as shells report it."""
-EXIT_BROKEN_PIPE = 141
-"""128 + SIGPIPE."""
 _STDOUT = 1
 """File descriptor of standard output."""
 _LAUNCHER_NUMBERS = {"WORLD_SIZE": 1, "RANK": 0, "LOCAL_WORLD_SIZE": 1, "LOCAL_RANK": -1, "MASTER_PORT": 1}
@@ -57,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, BrokenPipeError) and _reader_has_left():
-            return EXIT_BROKEN_PIPE
+            return 128 + signal.SIGPIPE
         if os.environ.get(TRACEBACK_VARIABLE):
             traceback.print_exc()
         code, message = _verdict(error)
@@ -149,7 +146,7 @@ def _verdict(error: BaseException) -> tuple[int, str]:
     if isinstance(error, CommandError):
         return error.exit_code, str(error)
     if isinstance(error, KeyboardInterrupt):
-        return EXIT_INTERRUPTED_BY_KEYBOARD, "interrupted"
+        return 128 + signal.SIGINT, "interrupted"
     module = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if module in EXTRAS:
         return EXIT_USAGE, f"error: this needs the package {module}, which is not here: {install_command(module)}"

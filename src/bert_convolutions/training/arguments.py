@@ -26,7 +26,6 @@ logger = logging.get_logger(__name__)
 APPLIED_ON_RESUME = ("initial_lr", "weight_decay", "betas", "eps")
 """Settings of an optimizer's group that flags give; others, such as counters, are part of its state."""
 _LARGEST_SEED = 2**32 - 1
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
 def _between(low: float, high: float) -> Callable[[float], bool]:
@@ -236,5 +235,5 @@ def keep_freed_memory() -> None:
     """
     with contextlib.suppress(AttributeError):  # no other C library has this function
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, 2**30)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD, by malloc.h
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD

@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bert_convolutions.errors import CommandError, UsageError
+from bert_convolutions.errors import CommandError, UsageError, first_line
 from bert_convolutions.files import discard_aside, remove_temporaries, sha256, sync, sync_tree, write_json
 from bert_convolutions.parsing import parse, read_json
 from bert_convolutions.schemas import CheckpointManifest, StoredFile, StoredTrainerState
@@ -25,7 +25,6 @@ STAGING_NAME = ".saving"
 _DELETED, _REPLACED = ".deleting-", ".replaced-"
 _NAME = re.compile(r"(?:\.replaced-)?checkpoint-(\d+)")
 _STATE_NAME = "trainer_state.json"
-_NEEDED = ("model.safetensors", _STATE_NAME)
 
 
 class NotSavedError(CommandError):
@@ -121,7 +120,7 @@ def fault_in(checkpoint: Path, *, contents: bool = True) -> str | None:
                 return f"{name} has {size} bytes instead of {expected.size}"
             if contents and sha256(path) != expected.sha256:
                 return f"{name} does not have the checksum it was written with"
-        for name in _NEEDED:
+        for name in ("model.safetensors", _STATE_NAME):
             if name not in files:
                 return f"{name} is not in its {MANIFEST_NAME}"
         read_trainer_state(checkpoint)
@@ -174,8 +173,6 @@ def delete(checkpoint: Path) -> None:
 
 def sweep(folder: Path) -> None:
     """Put right what killed runs have left half-written or half-deleted in ``folder``; hold its lock meanwhile."""
-    if not folder.is_dir():
-        return
     remove_temporaries(folder)
     for path in list_checkpoints(folder):
         if path.name.startswith(_REPLACED) and fault_in(path, contents=False) is None:  # its name is not taken yet
@@ -201,5 +198,5 @@ def refuse_unsafe_files(checkpoint: Path) -> None:
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
             raise UsageError(
                 f"{path} is refused: it holds more than tensors and plain values, or is damaged; "
-                f"resume from another checkpoint ({str(error).splitlines()[0]})"
+                f"resume from another checkpoint ({first_line(error)})"
             ) from error

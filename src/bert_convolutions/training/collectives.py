@@ -24,20 +24,11 @@ class Collectives:
 
     def sum(self, values: Sequence[Number]) -> list[Number]:
         """Each value summed over the processes: whole numbers in int64, others in float64."""
-        if not self._several:
-            return list(values)
-        whole = all(isinstance(value, int) for value in values)
-        total = torch.tensor(values, dtype=torch.int64 if whole else torch.float64)
-        dist.all_reduce(total, group=self._gloo())
-        return total.tolist()
+        return self._reduced(values, dist.ReduceOp.SUM)
 
     def smallest(self, value: int) -> int:
         """The smallest value of all processes."""
-        if not self._several:
-            return value
-        least = torch.tensor(value, dtype=torch.int64)
-        dist.all_reduce(least, op=dist.ReduceOp.MIN, group=self._gloo())
-        return int(least)
+        return self._reduced([value], dist.ReduceOp.MIN)[0]
 
     def any(self, flag: bool) -> bool:
         """Whether any process says yes."""
@@ -63,17 +54,24 @@ class Collectives:
         """
         if not self._several:
             return function()
-        value: Any = None
-        raised: CommandError | None = None
+        answer: Any = None
         if dist.get_rank() == 0:
             try:
-                value = function()
+                answer = function()
             except CommandError as error:
-                raised = error
-        value, raised = self.from_first((value, raised))
-        if raised:
-            raise raised
-        return value
+                answer = error
+        answer = self.from_first(answer)
+        if isinstance(answer, CommandError):
+            raise answer
+        return answer
+
+    def _reduced(self, values: Sequence[Number], operation: Any) -> list[Number]:
+        if not self._several:
+            return list(values)
+        whole = all(isinstance(value, int) for value in values)
+        reduced = torch.tensor(values, dtype=torch.int64 if whole else torch.float64)
+        dist.all_reduce(reduced, operation, group=self._gloo())
+        return reduced.tolist()
 
     def _gloo(self) -> Any:
         if self._group is None and dist.get_backend() != "gloo":

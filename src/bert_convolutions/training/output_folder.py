@@ -18,7 +18,7 @@ from bert_convolutions.schemas import TrainResults
 from bert_convolutions.self_contained import CODE_FILES
 from bert_convolutions.terminal import say
 from bert_convolutions.training import checkpoints
-from bert_convolutions.training.words import WORD_CHECKPOINTS
+from bert_convolutions.training.progress import WORD_CHECKPOINTS
 
 TRAIN_RESULTS_NAME = "train_results.json"
 """Moved in last: a folder that has it holds a finished run, and the model beside it is of the step it names."""
@@ -36,7 +36,6 @@ _OWN_NAMES = (
     "model.safetensors",
     *(f"{name}.py" for name in CODE_FILES),
 )
-_MODELS = ("*.safetensors", "pytorch_model*.bin")
 _FACTS = {
     "train_steps": "the number of steps that --train_minutes came to",
     "num_examples": "the number of examples in --train_data_file",
@@ -187,7 +186,7 @@ def refuse_other_run(folder: Path, start: Start, facts: Mapping[str, Any], last_
 
 def _refuse_to_replace_model(folder: Path) -> None:
     """Refuse to resume where a model stands without a checkpoint (finished, converted, fine-tuned), or replace it."""
-    models = [path.name for pattern in _MODELS for path in folder.glob(pattern)]
+    models = [path.name for pattern in ("*.safetensors", "pytorch_model*.bin") for path in folder.glob(pattern)]
     if models:
         raise UsageError(
             f"--resume_from_checkpoint: {folder} holds a model ({models[0]}) and no checkpoint to go on from; start "

@@ -19,10 +19,10 @@ from bert_convolutions.training.arguments import BertTrainingArguments
 from bert_convolutions.training.collectives import Collectives
 from bert_convolutions.training.options import PretrainOptions
 from bert_convolutions.training.output_folder import Start
+from bert_convolutions.training.progress import checkpoint_name
 from bert_convolutions.training.resumable import EvaluationAbandonedError
 from bert_convolutions.training.signals import SignalWatch, resume_command
 from bert_convolutions.training.trainer import PretrainingTrainer
-from bert_convolutions.training.words import checkpoint_name
 
 MakeTrainer = Callable[[BertTrainingArguments], PretrainingTrainer]
 _WARM_UP_STEPS, _MEASURED_STEPS = 3, 10

@@ -25,10 +25,10 @@ from bert_convolutions.model.presets import PRESETS, load_config, read_config
 from bert_convolutions.parsing import read_json
 from bert_convolutions.training.arguments import BertTrainingArguments
 from bert_convolutions.training.options import ARCHITECTURE_FLAGS, PretrainOptions
+from bert_convolutions.training.progress import WordCounter, parse_words, word_starts
 from bert_convolutions.training.sampling import StepPlan, data_seed
 from bert_convolutions.training.signals import SignalWatch
 from bert_convolutions.training.trainer import MASKED_METRICS, ORDER_METRICS, PretrainingTrainer
-from bert_convolutions.training.words import WordCounter, parse_words, word_starts
 
 EVALUATION_SEED = 0
 """Masks of the evaluation data are drawn from this one, whatever ``--seed`` is: losses of different runs compare."""

@@ -3,6 +3,7 @@
 Which of the Trainer's members are overridden stands at the head of ``resumable``.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,10 +20,9 @@ from transformers.trainer_utils import EvalLoopOutput
 from bert_convolutions.data.masking import IGNORED
 from bert_convolutions.errors import UsageError
 from bert_convolutions.training.arguments import evaluation_precision
-from bert_convolutions.training.progress import Throughput
+from bert_convolutions.training.progress import Throughput, WordCounter
 from bert_convolutions.training.resumable import ResumableTrainer
 from bert_convolutions.training.sampling import SlicedExamples, StepPlan, WithPlaceholder, last_step, slices_loader
-from bert_convolutions.training.words import WordCounter
 
 MASKED_METRICS, ORDER_METRICS = ("loss", "perplexity", "masked_accuracy"), ("sop_loss", "sop_accuracy")
 """What an evaluation measures that a best model may be chosen by; the second with a sentence-order head."""
@@ -56,7 +56,6 @@ class PretrainingTrainer(ResumableTrainer):
         self.throughput = Throughput()
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = True
-        self._flops_per_token: int | None = None
         self._log_unmasked = math.log1p(-min(mlm_probability, 1 - 1e-9))
         self._blank_since: int | None = None
         self._chance = 0.0
@@ -127,9 +126,11 @@ class PretrainingTrainer(ResumableTrainer):
 
     def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
         """FLOPs of a training step by the Trainer's estimate, with the parameters counted once instead of each step."""
-        if self._flops_per_token is None:
-            self._flops_per_token = 6 * self.model.num_parameters(exclude_embeddings=True)
         return self._flops_per_token * inputs["input_ids"].numel()
+
+    @functools.cached_property
+    def _flops_per_token(self) -> int:
+        return 6 * self.model.num_parameters(exclude_embeddings=True)
 
     def step_finished(self, control: TrainerControl) -> None:
         """As before; then save what is due by the words seen, before a checkpoint of this step records it as saved."""
