@@ -201,6 +201,12 @@ def test_minutes_fix_the_steps_and_the_run_is_that_of_the_steps(
     assert "was begun with a number of steps" in capsys.readouterr().err
 
 
+def test_minutes_are_measured_without_evaluating(corner: Corner, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluates = {"do_eval": "true", "eval_on_start": "true", "eval_data_file": corner.folder / "eval.ids"}
+    assert run(corner, "timed-eval", max_steps=None, train_minutes=0.001, **evaluates) == 0
+    assert capsys.readouterr().out.count("step 0: eval_loss") == 1, "in the run itself"
+
+
 @pytest.mark.parametrize("changes", [{"max_steps": 5}, {"num_train_epochs": 2}, {"train_minutes": 0}])
 def test_minutes_and_what_contradicts_them(
     corner: Corner, changes: dict[str, Any], capsys: pytest.CaptureFixture[str]

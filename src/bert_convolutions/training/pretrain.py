@@ -100,7 +100,8 @@ def steps_in(minutes: float, arguments: BertTrainingArguments, make_trainer: Mak
         trial = copy.copy(arguments)
         trial.output_dir, trial.max_steps, trial.report_to = folder, _WARM_UP_STEPS + _MEASURED_STEPS, []
         trial.save_strategy = trial.eval_strategy = trial.logging_strategy = "no"
-        trial.load_best_model_at_end, trial.disable_tqdm = False, True
+        trial.load_best_model_at_end = trial.eval_on_start = False
+        trial.disable_tqdm = True
         trainer = make_trainer(trial)
         clock = _Stopwatch(trainer, minutes * 60 * _MEASURED_SHARE)
         trainer.add_callback(clock)
