@@ -4,9 +4,9 @@ import argparse
 import pkgutil
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bert_convolutions.cli.config_file import ConfigFile, read_config_file
 from bert_convolutions.cli.flags import make_options, options_parser, refuse_left_over, with_underscores
@@ -42,6 +42,11 @@ class Command:
     def options_class(self) -> Any:
         """The dataclass of its own flags."""
         return _locate(self.options)
+
+    @property
+    def bare(self) -> list[str]:
+        """Those of its own flags whose value may be written without the flag (``metadata["bare"]``)."""
+        return [option.name for option in fields(self.options_class) if option.metadata.get("bare")]
 
     def run(self, argv: Sequence[str]) -> None:
         """Print the help asked for, or read the flags and do the work.
@@ -82,7 +87,7 @@ class Command:
         """
         options_class = self.options_class
         parser = options_parser(self.name, options_class)
-        own_names = tuple(field.name for field in fields(options_class))
+        own_names = tuple(option.name for option in fields(options_class))
         argv = with_underscores(argv)
         config_path = parser.parse_known_args(argv)[0].config
         config = ConfigFile() if config_path is None else read_config_file(Path(config_path))
@@ -100,19 +105,17 @@ class Command:
     def _take_first_words(
         self, parser: argparse.ArgumentParser, parsed: argparse.Namespace, left_over: list[str]
     ) -> None:
-        """Give a word without a flag to the field that may be written so (``metadata["bare"]``), if it has no value."""
-        for field in fields(self.options_class):
-            if field.metadata.get("bare") and not hasattr(parsed, field.name):
-                bare = [word for word in left_over if not word.startswith("-")][:1]
-                for word in bare:
-                    left_over.remove(word)
-                    parser.parse_known_args([f"--{field.name}={word}"], parsed)
+        """Give a word without a flag to the field that may be written so, if it has no value."""
+        for name in self.bare:
+            words = [word for word in left_over if not word.startswith("-")]
+            if words and not hasattr(parsed, name):
+                left_over.remove(words[0])
+                parser.parse_known_args([f"--{name}={words[0]}"], parsed)
 
     def _help(self, *, all_flags: bool) -> str:
         parser = options_parser(self.name, self.options_class)
         parser.description = self.purpose
-        bare = "".join(f" {field.name.upper()}" for field in fields(self.options_class) if field.metadata.get("bare"))
-        parser.usage = f"bertconv {self.name}{bare} [--flag value ...]"
+        parser.usage = " ".join(["bertconv", self.name, *map(str.upper, self.bare), "[--flag value ...]"])
         group = parser.add_argument_group("help")
         group.add_argument("-h", "--help", action="store_true", default=None, help="show this and leave")
         if not self.trainer:
@@ -141,6 +144,46 @@ def _raised_in(error: BaseException, packages: tuple[str, ...]) -> bool:
     """Whether the innermost Python frame of an error belongs to one of ``packages``."""
     innermost = list(traceback.walk_tb(error.__traceback__))[-1][0]
     return str(innermost.f_globals.get("__name__")).startswith(packages)
+
+
+@dataclass
+class CompletionOptions:
+    """Which shell's completion of sub-commands, flags and their values is printed."""
+
+    shell: Literal["bash", "zsh", "fish"] = field(
+        metadata={
+            "help": 'bash: eval "$(bertconv completion bash)" in ~/.bashrc; zsh likewise in ~/.zshrc, after compinit; '
+            "fish: bertconv completion fish > ~/.config/fish/completions/bertconv.fish; --shell may be left out",
+            "bare": True,
+        }
+    )
+
+
+def print_completion(options: CompletionOptions) -> None:
+    """Print the shell's script, which completes without starting Python.
+
+    It is made of a parser of all sub-commands; the command itself makes that of the one it is called for.
+    """
+    import shtab
+
+    from bert_convolutions.training.arguments import BertTrainingArguments
+
+    whole = argparse.ArgumentParser("bertconv")
+    sub_commands = whole.add_subparsers()
+    for command in COMMANDS.values():
+        parents: list[Any] = [options_parser(command.name, command.options_class)]
+        if command.trainer:
+            parents.append(trainer_parser(command.name, BertTrainingArguments))
+        parser = sub_commands.add_parser(
+            command.name, help=command.purpose, parents=parents, conflict_handler="resolve"
+        )
+        for name in command.bare:
+            values = parser._option_string_actions[f"--{name}"].choices
+            parser.add_argument(f"bare_{name}", choices=values, metavar=name, type=Path)
+        for action in parser._actions:
+            if action.choices is None and action.type in (str, Path):
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
+    print(shtab.complete(whole, options.shell))
 
 
 # fmt: off
@@ -177,7 +220,7 @@ COMMANDS = {command.name: command for command in (
     Command("doctor", "Say what is here, what runs fast on it, and what is missing for which sub-command.",
             ".cli.doctor:DoctorOptions", ".cli.doctor:run_doctor"),
     Command("completion", "Print the completion of bertconv's sub-commands and flags for a shell.",
-            ".cli.completion:CompletionOptions", ".cli.completion:print_completion"),
+            ".cli.commands:CompletionOptions", ".cli.commands:print_completion"),
     Command("bench", "Measure speed and memory against Hugging Face's models on the same text.",
             ".bench.options:BenchOptions", ".bench.run:run_bench"),
     Command("demo", "Run the whole path on public-domain speeches in under ten minutes.",
