@@ -118,6 +118,15 @@ def test_what_cannot_be_opened_says_why(tmp_path: Path, folder: Path, tokenizer_
             open_examples(paths, tokenizer=load_tokenizer(tokenizer_dir), cache_dir=tmp_path / "cache", **options)
 
 
+@pytest.mark.parametrize("form", ["line_by_line", "train_iterable"])
+def test_a_cache_that_cannot_be_made_is_named_by_its_flag(tmp_path: Path, tokenizer_dir: Path, form: str) -> None:
+    text = tmp_path / "a.txt"
+    text.write_text("1 2\n3 4\n", encoding="utf-8")
+    (tmp_path / "cache").touch()
+    with pytest.raises(UsageError, match=r"--data_cache_dir .*cache is a file; give a folder"):
+        open_examples([text], tokenizer=load_tokenizer(tokenizer_dir), cache_dir=tmp_path / "cache", **{form: True})
+
+
 def test_ids_files_equal_the_arrow_folder(
     build: Build, speeches: list[str], tmp_path: Path, tokenizer_dir: Path
 ) -> None:

@@ -18,7 +18,8 @@ from bert_convolutions.cli.main import main
 from bert_convolutions.data.loading import load_tokenizer
 from bert_convolutions.errors import UsageError
 from bert_convolutions.report.options import ReportOptions
-from bert_convolutions.report.sweep import _score_table, _texts
+from bert_convolutions.report.page import Page
+from bert_convolutions.report.sweep import _add_metrics, _score_table, _texts
 from bert_convolutions.report.sweep_results import (
     LOSS,
     MASKED_ACCURACY,
@@ -55,6 +56,20 @@ def test_tokens_to_a_loss_by_hand(sweep: Path) -> None:
     assert last.factor == pytest.approx(math.exp(sum(expected) / 3), rel=1e-6)
     assert last.interval and last.interval[0] <= last.factor <= last.interval[1]
     assert token_savings(read_sweep(sweep), "unfinished") == []
+
+
+def test_runs_evaluated_once_have_no_losses_in_common(sweep: Path) -> None:
+    results = read_sweep(sweep)
+    results = replace(results, runs=[replace(run, tokens=[4e4], losses=run.losses[-1:]) for run in results.runs])
+    assert token_savings(results, "composite") == []
+
+
+def test_without_a_baseline_nothing_is_compared(sweep: Path, tmp_path: Path) -> None:
+    results, page = read_sweep(sweep), Page(tmp_path)
+    experiment = results.experiment.model_copy(update={"baseline": None})
+    runs = [replace(run, scores={LOSS: run.scores[LOSS]}) for run in results.runs]
+    _add_metrics(page, replace(results, experiment=experiment, runs=runs))
+    assert "95 % bootstrap" in "".join(page.parts) and "None" not in "".join(page.parts)
 
 
 def test_equal_flops_compare_at_the_cheapest_runs_end(sweep: Path) -> None:

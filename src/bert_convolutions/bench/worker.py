@@ -18,6 +18,7 @@ from transformers.utils import logging
 from bert_convolutions.bench.corpus import Setup
 from bert_convolutions.bench.plan import Job
 from bert_convolutions.environment import memory_held
+from bert_convolutions.errors import first_line
 
 _SECONDS_TO_LEAVE = 10
 
@@ -169,8 +170,7 @@ def serve(connection: Connection, job: Job, setup: Setup) -> None:
     except Exception as error:
         if os.environ.get("BERTCONV_TRACEBACK"):
             raise
-        lines = str(error).strip().splitlines()
-        connection.send(f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__)
+        connection.send(f"{type(error).__name__}: {first_line(error)}")
 
 
 def run_job(job: Job, setup: Setup, turns: Turns) -> None:

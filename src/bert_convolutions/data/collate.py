@@ -69,9 +69,9 @@ class PretrainingCollator:
         }
         chosen = np.flatnonzero(labels != IGNORED)
         chosen = chosen[np.argsort(rows.slots[chosen])]
-        size = max(1, -(-len(chosen) // self.position_bucket)) * self.position_bucket
-        batch["masked_positions"] = _filled(rows.slots[chosen], size, 0)
-        batch["labels"] = _filled(labels[chosen], size, IGNORED)
+        left = max(1, -(-len(chosen) // self.position_bucket)) * self.position_bucket - len(chosen)
+        batch["masked_positions"] = np.pad(rows.slots[chosen], (0, left))
+        batch["labels"] = np.pad(labels[chosen], (0, left), constant_values=IGNORED)
         batch["sample_ids"], batch["num_real_tokens"] = samples, np.array(len(ids))
         if self.sentence_order:
             batch["example_starts"], batch["next_sentence_label"] = rows.starts, swapped.astype(np.int64)
@@ -91,8 +91,3 @@ class PretrainingCollator:
             examples[index] = np.concatenate([ids[:1], ids[middle:], ids[1:middle]])
         lengths = np.array([min(len(ids), self.block_size) for ids in examples], dtype=np.int64)
         return np.concatenate([ids[: self.block_size] for ids in examples]).astype(np.int64, copy=False), lengths
-
-
-def _filled(values: NDArray[np.int64], size: int, filling: int) -> NDArray[np.int64]:
-    """``values``, filled up to ``size``."""
-    return np.concatenate([values, np.full(size - len(values), filling, dtype=np.int64)])

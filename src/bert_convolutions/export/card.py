@@ -12,19 +12,21 @@ from bert_convolutions import __version__
 from bert_convolutions.errors import install_command
 from bert_convolutions.glue.submit import read_score
 from bert_convolutions.glue.tasks import all_dev_sets
+from bert_convolutions.model.configuration import AUTO_CLASSES
 from bert_convolutions.parsing import read_json, read_model
 from bert_convolutions.schemas import ProbeResults, TrainResults
 from bert_convolutions.terminal import say
 
 _KERNEL_PICTURE = "kernels.png"
 _PIPELINES = {
-    "CompositeBertForMaskedLM": ("AutoModelForMaskedLM", "fill-mask"),
-    "CompositeBertForPreTraining": ("AutoModelForPreTraining", "fill-mask"),
-    "CompositeBertForSequenceClassification": ("AutoModelForSequenceClassification", "text-classification"),
-    "CompositeBertForTokenClassification": ("AutoModelForTokenClassification", "token-classification"),
-    "CompositeBertForQuestionAnswering": ("AutoModelForQuestionAnswering", "question-answering"),
-    "CompositeBertForMultipleChoice": ("AutoModelForMultipleChoice", "multiple-choice"),
+    "AutoModelForMaskedLM": "fill-mask",
+    "AutoModelForPreTraining": "fill-mask",
+    "AutoModelForSequenceClassification": "text-classification",
+    "AutoModelForTokenClassification": "token-classification",
+    "AutoModelForQuestionAnswering": "question-answering",
+    "AutoModelForMultipleChoice": "multiple-choice",
 }
+"""The Hub's name for what a model of an Auto class does; of the others, ``feature-extraction``."""
 _PROBES = {"minimal_pairs.json": "minimal pairs", "local_order.json": "local word order"}
 _RUN_FACTS = {
     "num_examples": "training examples",
@@ -98,7 +100,8 @@ def write_card(source: Path, folder: Path, license_name: str, name: str) -> None
         UsageError: a file of results is damaged.
     """
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    auto, pipeline = _PIPELINES.get((config.architectures or [""])[0], ("AutoModel", "feature-extraction"))
+    auto = next(auto for auto, name in AUTO_CLASSES.items() if name == config.architectures[0])
+    pipeline = _PIPELINES.get(auto, "feature-extraction")
     results = list(_results(source))
     drawn = _draw_kernels(folder)
     text = _TEXT.format(

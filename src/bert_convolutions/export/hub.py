@@ -32,18 +32,15 @@ def write_folder(options: ExportOptions, folder: Path) -> None:
 
 def copy_model(source: Path, folder: Path) -> None:
     """Write a model, its tokenizer if it has one, and their code into a folder."""
-    model = load_model(source)
-    model.save_pretrained(folder)
+    load_model(source).save_pretrained(folder)
     copy_tokenizer(source, folder)
 
 
-def copy_tokenizer(source: Path, folder: Path) -> bool:
-    """Write a model's tokenizer into a folder; whether it has one."""
-    if not any((source / name).is_file() for name in _TOKENIZER_FILES):
-        return False
-    config = AutoConfig.from_pretrained(source, local_files_only=True)
-    as_long_as(config, load_tokenizer(source)).save_pretrained(folder)
-    return True
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Write a model's tokenizer, if it has one, into a folder."""
+    if any((source / name).is_file() for name in _TOKENIZER_FILES):
+        config = AutoConfig.from_pretrained(source, local_files_only=True)
+        as_long_as(config, load_tokenizer(source)).save_pretrained(folder)
 
 
 def load_model(source: Path) -> PreTrainedModel:

@@ -25,10 +25,10 @@ from bert_convolutions.report.page import Page, Table
 from bert_convolutions.report.sweep_results import (
     Run,
     SweepResults,
-    as_json,
     at_equal_flops,
     larger_is_better,
     read_sweep,
+    run_records,
     token_savings,
 )
 from bert_convolutions.sweep.cells import Cell, given_paths, plan_cells
@@ -58,7 +58,7 @@ def write_report(options: ReportOptions) -> Path:
     _add_probes(page, results)
     _add_attention(page, results, options)
     _add_what_was_run(page, results, cells)
-    files.write_text(folder / "runs.json", as_json(results))
+    files.write_json(folder / "runs.json", run_records(results))
     files.write_text(folder / "report.html", page.html(results.experiment.question or "Experiment"))
     return folder / "report.html"
 
@@ -109,13 +109,18 @@ def _add_curves(page: Page, results: SweepResults) -> None:
 
 def _add_metrics(page: Page, results: SweepResults) -> None:
     baseline = results.experiment.baseline
+    note = "Mean and standard deviation over seeds, 95 % bootstrap interval over them "
+    note += f"(none below {SEEDS_FOR_INTERVAL})."
+    if baseline:
+        note += (
+            f" Paired difference to {baseline}; p by exact permutation of signs, corrected by Holm (none below "
+            f"{SEEDS_FOR_TEST} seeds, where it can't reach 0.05). Bold: better than {baseline}, and the interval of "
+            "the difference leaves out zero, as does Student's where there is no test."
+        )
     page.heading(
         "Scores",
-        f"Mean and standard deviation over seeds, 95 % bootstrap interval over them (none below {SEEDS_FOR_INTERVAL}), "
-        f"paired difference to {baseline}; p by exact permutation of signs, corrected by Holm (none below "
-        f"{SEEDS_FOR_TEST} seeds, where it can't reach 0.05). Bold: better than {baseline}, and the interval of the "
-        "difference leaves out zero, as does Student's where there is no test. At equal FLOPs: read off the curves at "
-        "what the cheapest run took in all, so that a dearer run is judged before its learning rate has fallen to 0.",
+        f"{note} At equal FLOPs: read off the curves at what the cheapest run took in all, so that a dearer run is "
+        "judged before its learning rate has fallen to 0.",
     )
     flops, equal = at_equal_flops(results)
     tables = []

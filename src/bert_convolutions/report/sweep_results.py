@@ -1,9 +1,9 @@
 """What the finished cells of a sweep found: curves, scores, costs; read from their files alone."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,8 +28,7 @@ class Run:
     Attributes:
         variant, seed: of the experiment.
         folder: of the model.
-        steps, tokens, flops, losses: (E,) at each evaluation.
-        accuracies: (E,) likewise, share of masked tokens right; empty where the log doesn't have it.
+        steps, tokens, flops, losses, accuracies: (E,) at each evaluation; the last is the share of masked tokens right.
         parameters: of the model.
         tokens_per_second: of training, as it was measured.
         scores: metric to value.
@@ -118,9 +117,9 @@ def _read_run(cells: Mapping[str, Cell]) -> Run:
         points[int(state["global_step"])] = evaluation
         steps = sorted(points)
         losses = [float(points[step]["eval_loss"]) for step in steps]
-        told = [points[step].get("eval_masked_accuracy") for step in steps]
+        accuracies = [float(points[step]["eval_masked_accuracy"]) for step in steps]
         a_step = float(state["num_input_tokens_seen"]) / int(state["global_step"])
-        scores = {LOSS: float(evaluation["eval_loss"]), MASKED_ACCURACY: float(evaluation["eval_masked_accuracy"])}
+        scores = {LOSS: losses[-1], MASKED_ACCURACY: accuracies[-1]}
         speed = float(training["real_tokens_per_second"])
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise UsageError(f"{cell.folder} holds no whole run ({error}); run bertconv sweep again") from error
@@ -143,7 +142,7 @@ def _read_run(cells: Mapping[str, Cell]) -> Run:
         tokens,
         [training_flops(counter, seen, length) for seen in tokens],
         losses,
-        [float(share) for share in told if share is not None] if None not in told else [],
+        accuracies,
         sum(parameter.numel() for parameter in model.parameters()),
         speed,
         scores | glue,
@@ -194,14 +193,14 @@ class Saving:
 
 
 def token_savings(results: SweepResults, variant: str, levels: int = 5) -> list[Saving]:
-    """Factors at losses evenly spread over those that every run of the baseline passes through."""
+    """Factors at losses evenly spread over those that every run of the baseline passes through, if there are any."""
     runs = results.by_variant
     reference = {run.seed: run for run in runs.get(results.experiment.baseline or "", [])}
     pairs = [(reference[run.seed], run) for run in runs.get(variant, []) if run.seed in reference]
-    if not pairs:
+    start = min((base.losses[0] for base, _ in pairs), default=0.0)
+    end = max((min(base.losses) for base, _ in pairs), default=0.0)
+    if start <= end:
         return []
-    start = min(base.losses[0] for base, _ in pairs)
-    end = max(min(base.losses) for base, _ in pairs)
     speed = np.mean([run.tokens_per_second for _, run in pairs]) / np.mean([b.tokens_per_second for b, _ in pairs])
     savings = []
     for level in np.linspace(start, end, levels).tolist():
@@ -228,18 +227,16 @@ def at_equal_flops(results: SweepResults) -> tuple[float, dict[str, dict[str, di
     """
     flops = min(run.flops[-1] for run in results.runs)
     found: dict[str, dict[str, dict[int, float]]] = {}
-    curves = {LOSS: [run.losses for run in results.runs], MASKED_ACCURACY: [run.accuracies for run in results.runs]}
-    for metric, of_runs in curves.items():
-        if all(of_runs):
-            for run, curve in zip(results.runs, of_runs, strict=True):
-                value = float(np.interp(np.log(flops), np.log(run.flops), curve))
-                found.setdefault(metric, {}).setdefault(run.variant, {})[run.seed] = value
+    for run in results.runs:
+        for metric, curve in ((LOSS, run.losses), (MASKED_ACCURACY, run.accuracies)):
+            value = float(np.interp(np.log(flops), np.log(run.flops), curve))
+            found.setdefault(metric, {}).setdefault(run.variant, {})[run.seed] = value
     return flops, found
 
 
-def as_json(results: SweepResults) -> str:
-    """Every run's figures, for other programs."""
-    rows = [
+def run_records(results: SweepResults) -> list[dict[str, Any]]:
+    """Every run's figures as JSON values, for other programs."""
+    return [
         {
             "variant": run.variant,
             "seed": run.seed,
@@ -250,4 +247,3 @@ def as_json(results: SweepResults) -> str:
         }
         for run in results.runs
     ]
-    return json.dumps(rows, indent=2) + "\n"

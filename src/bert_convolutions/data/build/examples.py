@@ -17,6 +17,7 @@ from bert_convolutions.data.store import (
 )
 from bert_convolutions.data.store_ids import IdsStore
 from bert_convolutions.errors import UsageError
+from bert_convolutions.files import make_folder
 
 
 def open_examples(
@@ -81,4 +82,5 @@ def _open_ids(path: Path, tokenizer: Any, cache: Path) -> IdsStore:
                 f"{path}: has {found:,} bytes, and {written:,} when build-dataset wrote it; run that again, or "
                 f"delete {manifest_path(path).name} if it was changed on purpose"
             )
+    make_folder(cache, "--data_cache_dir")
     return IdsStore(path, vocabulary_size=len(tokenizer), cache_dir=cache)

@@ -33,7 +33,7 @@ from bert_convolutions.data.build.sources import Source, blocks, find_dataset, f
 from bert_convolutions.data.build.target import Target
 from bert_convolutions.data.options import BuildDatasetOptions
 from bert_convolutions.errors import CommandError, UsageError
-from bert_convolutions.files import refuse_overlap, run_lock, whole_file, write_json
+from bert_convolutions.files import make_folder, refuse_overlap, run_lock, whole_file, write_json
 from bert_convolutions.parsing import parse, read_model
 from bert_convolutions.schemas import (
     BlockFacts,
@@ -89,6 +89,7 @@ def build_on_demand(options: BuildDatasetOptions, tokenizer: Any, cache: Path) -
     content = [text_tokenizer.hash, options.seed, language, options.pair_within_documents, records]
     folder = cache / f"pairs-{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]}"
     refuse_overlap(folder, "--data_cache_dir", {"--train_data_file": options.train_data_file})
+    make_folder(cache, "--data_cache_dir")
     # What is damaged there is made again: the folder's name says that nothing else can be in it.
     options = replace(options, output_dir=str(folder), overwrite_output_dir=True)
     with interruptible(str(folder)):

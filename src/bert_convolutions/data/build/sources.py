@@ -71,11 +71,11 @@ def find_dataset(options: BuildDatasetOptions) -> DatasetRecord | None:
     Raises:
         UsageError: it can't be had, or has no such column.
     """
-    from huggingface_hub import HfApi
-
     name = options.dataset
     if name is None:
         return None
+    from huggingface_hub import HfApi
+
     try:
         revision = None if Path(name).exists() else HfApi().dataset_info(name).sha
     except Exception as error:  # of the network, of the name, or of what is said there
