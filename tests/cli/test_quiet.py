@@ -20,10 +20,12 @@ def test_only_what_is_irrelevant_is_silenced() -> None:
 
 
 def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("HF_UPDATE_DOWNLOAD_COUNTS", "1")
+    monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
     import os
 
     silence_libraries()
-    assert os.environ["HF_HUB_OFFLINE"] == "0"
+    assert os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] == "1"
+    assert "HF_HUB_OFFLINE" not in os.environ, "or what the user names on the Hub could not be fetched"
     assert os.environ["TOKENIZERS_PARALLELISM"] == "false"

@@ -1,9 +1,15 @@
 """``bertconv export --format hub``: the folder, its card, and its way to the Hub, which is a stand-in here."""
 
+import hashlib
 import json
+import shlex
 import shutil
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any, get_type_hints
+from urllib.parse import urlsplit
 
 import pytest
 import torch
@@ -11,9 +17,11 @@ from huggingface_hub import HfApi, ModelCard
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from bert_convolutions.cli.main import main
+from bert_convolutions.errors import UsageError
 from bert_convolutions.export.options import ExportOptions
 from bert_convolutions.export.run import FORMATS
 from bert_convolutions.files import write_json
+from bert_convolutions.hub import local_folder
 
 
 def export(source: Path, target: Path, *more: str) -> int:
@@ -172,3 +180,125 @@ def test_flags_that_need_another(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_every_format_has_its_function() -> None:
     assert set(get_type_hints(ExportOptions)["format"].__args__) == set(FORMATS)
+
+
+def commit(branch: str) -> str:
+    return hashlib.sha1(branch.encode()).hexdigest()
+
+
+class _Shelf(BaseHTTPRequestHandler):
+    """What ``huggingface_hub`` asks of the Hub for one repository, whose branches are folders in ``root``."""
+
+    root: Path
+    asked: list[str]
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        words = urlsplit(self.path).path.removeprefix("/api/models").split("/")[1:]
+        owner, repository, what, *rest = [*words, "", "", ""]
+        branches = {name: folder for folder in self.root.iterdir() for name in (folder.name, commit(folder.name))}
+        folder = branches.get(rest[0]) if (owner, repository) == ("someone", "small") else None
+        files = [] if folder is None else [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+        answer: dict[str, Any] | list[Any] | None = None
+        headers, body = {}, b""
+        if folder is None:
+            pass
+        elif what == "revision":
+            siblings = [{"rfilename": str(path)} for path in files]
+            answer = {"id": "someone/small", "sha": commit(folder.name), "siblings": siblings}
+        elif what == "tree":
+            answer = [{"type": "file", "path": str(path), "size": 1, "oid": "0"} for path in files]
+        elif what == "resolve":
+            body = (folder / "/".join(rest[1:-3])).read_bytes()
+            headers = {"ETag": f'"{hashlib.sha256(body).hexdigest()}"', "X-Repo-Commit": commit(folder.name)}
+        body = body if answer is None else json.dumps(answer).encode()
+        self.send_response(200 if body else 404)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def shelf(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_Shelf]]:
+    """A Hub of this machine with ``someone/small``: branch ``main`` composite, ``v2`` with positions alone."""
+    _Shelf.root, _Shelf.asked = tmp_path / "shelf", []
+    for branch, name in (("main", "composite"), ("v2", "convolved")):
+        shutil.copytree(folders[name], _Shelf.root / branch)
+        (_Shelf.root / branch / "onnx").mkdir()
+        (_Shelf.root / branch / "onnx" / "big.json").write_text("{}")
+        (_Shelf.root / branch / "flax_model.msgpack").write_text("big")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Shelf)
+    Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    yield _Shelf
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_name_of_the_hub_is_a_folder_of_its_cache(
+    shelf: type[_Shelf], folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def names(folder: Path) -> set[str]:
+        return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+    tokenizer = {"added_tokens.json", "spm.model", "tokenizer_config.json"}
+    assert names(local_folder("someone/small@v2", "tokenizer")) == {*tokenizer, "config.json"}
+    newer = local_folder("someone/small@v2")
+    assert names(newer) == {*tokenizer, "config.json", "model.safetensors"}, "what nobody reads was fetched"
+    assert (newer / "config.json").read_bytes() == (folders["convolved"] / "config.json").read_bytes()
+    folder = local_folder("someone/small")
+    assert (folder / "config.json").read_bytes() == (folders["composite"] / "config.json").read_bytes()
+    with pytest.raises(UsageError, match="someone/large: no such model on this machine, and none that the Hugging"):
+        local_folder("someone/large")
+    with pytest.raises(UsageError, match="someone/small@v3: no such model"):
+        local_folder("someone/small@v3")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    asked = list(shelf.asked)
+    assert local_folder("someone/small") == folder and local_folder("someone/small@v2") == newer
+    monkeypatch.chdir(tmp_path)
+    for path in ("someone/small", "someone/small@v2"):  # a path of that name is meant first
+        Path(path).mkdir(parents=True)
+        assert local_folder(path) == Path(path)
+    assert local_folder("./someone/large") == Path("someone/large") and local_folder("a/b/c") == Path("a/b/c")
+    assert shelf.asked == asked
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "export --format hub --model_name_or_path NAME --output_dir OUT",
+        "convert --input NAME --output_dir OUT --add attention_kernel=qk_convfixed_convq_convk_convkhead\\ 3",
+        "plot-kernels NAME --output OUT",
+        "build-dataset --tokenizer_name NAME --train_data_file TEXT --output_dir OUT",
+        "minimal-pairs --model_name_or_path NAME --data_dir PAIRS --output_dir OUT",
+        "local-order --model_name_or_path NAME --text TEXT --distances 2 --output_dir OUT",
+        "pretrain --model_name_or_path NAME --do_train --line_by_line --train_data_file TEXT --block_size 32"
+        " --max_steps 1 --output_dir OUT",
+    ],
+    ids=lambda command: command.split()[0],
+)
+@pytest.mark.usefixtures("shelf")
+def test_a_name_of_the_hub_is_good_for_every_command_that_reads_a_model(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("TEXT").write_text("the cat sleeps on the warm mats\n a dog barked at 20 neighbours\n" * 9)
+    Path("PAIRS").mkdir()
+    Path("PAIRS", "own.tsv").write_text("sentence_good\tsentence_bad\nthe cat sleeps\tthe cat sleep\n")
+    words = shlex.split(command.replace("NAME", "someone/small").replace("OUT", "out.png"))
+    assert main(words) == 0 and Path("out.png").exists()

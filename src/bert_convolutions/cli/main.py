@@ -30,7 +30,7 @@ _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",  # or its warning about forks, once a DataLoader has workers
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_OFFLINE": "1",  # nothing is fetched unless asked: HF_HUB_OFFLINE=0 in the environment asks
+    "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # or the network would be used for a local CSV too
 }
 _IRRELEVANT_WARNINGS = (
     r".*pin_memory.* argument is set as true but no accelerator is found",

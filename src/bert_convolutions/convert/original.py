@@ -18,6 +18,7 @@ from bert_convolutions.convert.options import ConvertOptions
 from bert_convolutions.data.loading import load_tokenizer
 from bert_convolutions.data.pieces import MODEL_FILE
 from bert_convolutions.errors import UsageError
+from bert_convolutions.hub import local_folder
 from bert_convolutions.model.configuration import CompositeBertConfig
 from bert_convolutions.model.loading import as_long_as
 from bert_convolutions.model.presets import read_config
@@ -67,7 +68,7 @@ def convert_checkpoint(
         UsageError: where a file is missing, damaged or not of this kind, or the output folder is not empty, holds or
             lies in the input, or holds a model that is not ours.
     """
-    source, target = Path(input_dir), Path(output_dir)
+    source, target = local_folder(input_dir), Path(output_dir)
     files.refuse_overlap(target, "--output_dir", {"--input": source})
     _check_target(target, overwrite_output_dir)
     kind = _kind_of(source / "config.json")

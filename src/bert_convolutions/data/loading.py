@@ -12,10 +12,11 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from bert_convolutions.data.pieces import find_model_file
 from bert_convolutions.data.tokenizer import CompositeBertTokenizer
 from bert_convolutions.errors import UsageError, first_line
+from bert_convolutions.hub import local_folder
 
 
 def load_tokenizer(path: str | Path, model: str | Path | None = None) -> PreTrainedTokenizerBase:
-    """Load a bare ``spm.model``, or the directory of any Hugging Face tokenizer; never from the network.
+    """Load a bare ``spm.model``, the directory of any Hugging Face tokenizer, or one of the Hub (``hub``).
 
     Where it is for a trained ``model``, it must have the same tokens as one that is saved in that folder.
 
@@ -36,6 +37,7 @@ def load_tokenizer(path: str | Path, model: str | Path | None = None) -> PreTrai
 
 
 def _load(path: str | Path) -> PreTrainedTokenizerBase:
+    path = local_folder(path, "tokenizer")
     model_file = find_model_file(path)
     if model_file and (Path(path).is_file() or not model_file.with_name("tokenizer_config.json").exists()):
         return CompositeBertTokenizer(model_file)

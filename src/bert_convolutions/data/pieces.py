@@ -57,8 +57,8 @@ def find_model_file(path: str | Path) -> Path | None:
         return path
     if not path.is_dir():
         raise UsageError(
-            f"{path}: no such tokenizer on this machine; give the path of an spm.model or of a tokenizer directory"
-            " (nothing is downloaded)"
+            f"{path}: no such tokenizer; give the path of an spm.model or of a tokenizer directory, or a name of the "
+            "Hugging Face Hub"
         )
     config = path / "config.json"
     is_debertas = config.is_file() and '"deberta-v2"' in config.read_text(encoding="utf-8", errors="replace")

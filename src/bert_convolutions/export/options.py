@@ -11,7 +11,9 @@ from bert_convolutions.flags import flag
 class ExportOptions:
     """Which model is exported, as what, and where to."""
 
-    model_name_or_path: Path = field(metadata={"help": "folder of one of our models", "metavar": "DIR"})
+    model_name_or_path: Path = field(
+        metadata={"help": "one of our models: a folder, or a name on the Hugging Face Hub"}
+    )
     output_dir: Path = field(metadata={"help": "folder to make", "metavar": "DIR"})
     format: Literal["hub", "onnx", "torch"] = flag(
         "hub",

@@ -1,5 +1,6 @@
 """``bertconv export``: the format's function does the work, in a folder that appears whole or not at all."""
 
+import dataclasses
 from pathlib import Path
 
 from bert_convolutions.errors import UsageError
@@ -7,6 +8,7 @@ from bert_convolutions.export.graphs import write_onnx, write_torch
 from bert_convolutions.export.hub import publish, write_folder
 from bert_convolutions.export.options import ExportOptions
 from bert_convolutions.files import folder_beside, refuse_overlap, sync_tree
+from bert_convolutions.hub import local_folder
 
 FORMATS = {"hub": write_folder, "onnx": write_onnx, "torch": write_torch}
 """``--format`` to the function that takes the options and a folder to write into."""
@@ -18,6 +20,7 @@ def run_export(options: ExportOptions) -> Path:
     Raises:
         UsageError: the model can't be read, the output folder is not empty, or the Hub refuses.
     """
+    options = dataclasses.replace(options, model_name_or_path=local_folder(options.model_name_or_path))
     target = options.output_dir
     refuse_overlap(target, "--output_dir", {"--model_name_or_path": options.model_name_or_path})
     if target.is_file() or (target.is_dir() and any(target.iterdir())):

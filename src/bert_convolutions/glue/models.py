@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
 from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -14,14 +13,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from bert_convolutions.errors import UsageError, first_line
+from bert_convolutions.errors import UsageError
 from bert_convolutions.files import sha256
 from bert_convolutions.glue.tasks import Task
+from bert_convolutions.hub import WEIGHTS, local_folder
 from bert_convolutions.model.loading import count_positions, load_config, load_strictly, quiet_transformers
 from bert_convolutions.parsing import read_json
 
-_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-"""Files of weights; those of the second kind count where there are none of the first."""
 _NOT_OF_THE_MODEL = ("transformers_version", "_name_or_path")
 """Entries of ``config.json`` that say nothing about the model."""
 
@@ -32,16 +30,9 @@ def locate_model(path: str) -> Path:
     Raises:
         UsageError: no such folder, not a model, or a checkpoint of the original code.
     """
-    folder = Path(path)
+    folder = local_folder(path)
     if not folder.is_dir():
-        if path.startswith((".", "/", "~")) or path.count("/") != 1:
-            raise UsageError(f"{path}: no such model folder")
-        try:
-            folder = Path(snapshot_download(path, allow_patterns=["*.json", "*.txt", "*.model", *_WEIGHTS]))
-        except Exception as error:  # of the network, of the name, or of what is said there
-            raise UsageError(
-                f"{path}: no such folder, and no such model of Hugging Face here ({first_line(error)})"
-            ) from error
+        raise UsageError(f"{path}: no such model folder")
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise UsageError(f"{path} is not a model folder: it has no config.json")
@@ -61,7 +52,7 @@ def fingerprint(folder: Path) -> str:
     config = read_json(folder / "config.json")
     if isinstance(config, dict):
         config = {key: value for key, value in config.items() if key not in _NOT_OF_THE_MODEL}
-    weights = next((found for pattern in _WEIGHTS if (found := sorted(folder.glob(pattern)))), [])
+    weights = next((found for pattern in WEIGHTS if (found := sorted(folder.glob(pattern)))), [])
     identity = [config, *([path.name, sha256(path)] for path in weights)]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 

@@ -28,8 +28,8 @@ class GlueOptions:
     )
     model_name_or_path: str | None = flag(
         None,
-        "folder of the pre-trained model, ours or any encoder of transformers; needed by --do_train, "
-        "otherwise not opened",
+        "the pre-trained model, ours or another encoder of transformers: a folder, or a name on the Hub; "
+        "needed by --do_train, otherwise not opened",
     )
     tokenizer_name: str | None = flag(None, "an spm.model or a tokenizer folder; default: the folder of the model")
     max_seq_length: int = flag(128, "longest example in tokens, special tokens included; longer ones are cut")

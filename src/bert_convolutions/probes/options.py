@@ -11,7 +11,9 @@ from bert_convolutions.flags import flag
 class ProbeOptions:
     """What both probes take."""
 
-    model_name_or_path: str = field(metadata={"help": "a masked language model, ours or any other of transformers"})
+    model_name_or_path: str = field(
+        metadata={"help": "a masked language model, ours or another of transformers: a folder, or a name on the Hub"}
+    )
     output_dir: Path = field(metadata={"help": "folder for the table (CSV) and the results (JSON)"})
     tokenizer_name: str | None = flag(None, "an spm.model or a tokenizer folder; default: that of the model")
     pairs: int | None = flag(None, "pairs of each paradigm or distance; default: all, or 500 made from text")

@@ -15,6 +15,7 @@ import bert_convolutions.model  # noqa: F401  registers CompositeBert* with the 
 from bert_convolutions import files
 from bert_convolutions.data.loading import load_tokenizer, tokenizer_hash
 from bert_convolutions.errors import UsageError, first_line
+from bert_convolutions.hub import local_folder
 from bert_convolutions.model.loading import count_positions, quiet_transformers
 from bert_convolutions.parsing import read_model
 from bert_convolutions.probes.options import LocalOrderOptions, MinimalPairsOptions, ProbeOptions
@@ -103,13 +104,13 @@ def load_model(path: str, tokenizer_name: str | None) -> tuple[PreTrainedModel, 
         UsageError: nothing is there, it lacks weights (of the language model's head, for one), or the tokenizer is not
             the model's.
     """
-    on_hub = tokenizer_name and not path.startswith((".", "/", "~")) and path.count("/") < 2  # or in its cache
-    if not on_hub and not (Path(path) / "config.json").is_file():
+    folder = local_folder(path)
+    if not (folder / "config.json").is_file():
         raise UsageError(f"--model_name_or_path {path} holds no config.json; give the folder of a saved model")
-    tokenizer = load_tokenizer(tokenizer_name or path, path)
+    tokenizer = load_tokenizer(tokenizer_name or folder, folder)
     try:
         with quiet_transformers():
-            model, report = AutoModelForMaskedLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+            model, report = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     except Exception as error:  # torch, safetensors and transformers each have their own for a bad file
         raise UsageError(
             f"--model_name_or_path {path}: no masked language model can be loaded ({first_line(error)})"

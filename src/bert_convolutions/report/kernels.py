@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from bert_convolutions.attention.terms import TERMS
 from bert_convolutions.errors import UsageError
+from bert_convolutions.hub import local_folder
 from bert_convolutions.report.options import PlotKernelsOptions
 from bert_convolutions.report.style import line_colors, save_figure
 
@@ -29,8 +30,8 @@ def run_plot_kernels(options: PlotKernelsOptions) -> Path:
         UsageError: it is no model, or has no kernels.
     """
     with tempfile.TemporaryDirectory() as temporary:
-        model = options.checkpoint
-        if (model / "pytorch_model.bin").is_file() and not (model / "model.safetensors").is_file():
+        model = local_folder(options.checkpoint)
+        if (model / "pytorch_model.bin").is_file() and not any(model.glob("model*.safetensors")):
             from bert_convolutions.convert.original import convert_checkpoint
 
             model = convert_checkpoint(model, Path(temporary) / "converted")
@@ -54,24 +55,25 @@ def plot_kernels(model_dir: Path, output: Path) -> bool:
 
 
 def read_kernels(model_dir: Path) -> Kernels:
-    """Read the kernels of every layer's attention from a model's ``model.safetensors``.
+    """Read the kernels of every layer's attention from a model's weights, in one ``.safetensors`` file or several.
 
     Raises:
-        UsageError: The folder holds no ``model.safetensors``, or a damaged one.
+        UsageError: The folder holds none, or a damaged one.
     """
-    path = model_dir / "model.safetensors"
-    if not path.is_file():
+    paths = sorted(model_dir.glob("model*.safetensors"))
+    if not paths:
         raise UsageError(f"{model_dir} holds no model.safetensors: it is not the output folder of a finished run")
     kernels: Kernels = {name: {} for name in TERMS}
-    try:
-        with safe_open(path, framework="pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118 - not a dict
-                match = re.search(r"\blayer\.(\d+)\..*\b(\w+)_param$", key)
-                if match and match[2] in TERMS:
-                    kernel = TERMS[match[2]].seen_from_query(tensors.get_tensor(key))
-                    kernels[match[2]][int(match[1])] = kernel.float().numpy()
-    except SafetensorError as error:
-        raise UsageError(f"{path} can't be read ({error})") from error
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt") as tensors:
+                for key in tensors.keys():  # noqa: SIM118 - not a dict
+                    match = re.search(r"\blayer\.(\d+)\..*\b(\w+)_param$", key)
+                    if match and match[2] in TERMS:
+                        kernel = TERMS[match[2]].seen_from_query(tensors.get_tensor(key))
+                        kernels[match[2]][int(match[1])] = kernel.float().numpy()
+        except SafetensorError as error:
+            raise UsageError(f"{path} can't be read ({error})") from error
     return {name: dict(sorted(by_layer.items())) for name, by_layer in kernels.items() if by_layer}
 
 

@@ -27,7 +27,9 @@ class PretrainOptions:
         None, "path of an spm.model or of a tokenizer directory; left out, that of --model_name_or_path"
     )
     config_name: str | None = flag(None, "architecture: bert_small, bert_base, or the path of a config.json")
-    model_name_or_path: str | None = flag(None, "start from the weights of this directory, with a new schedule")
+    model_name_or_path: str | None = flag(
+        None, "start from the weights of this folder or name on the Hugging Face Hub, with a new schedule"
+    )
     model_type: Literal["bert", "composite_bert"] = flag(
         "bert", "accepted for the original's commands; both mean composite_bert"
     )

@@ -1,6 +1,7 @@
 """``bertconv pretrain``: check, set up, train, save, evaluate; one function for each, called in this order."""
 
 import copy
+import dataclasses
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from transformers import TrainerCallback
 
 from bert_convolutions import files
 from bert_convolutions.errors import CommandError, RunInterrupted, UsageError
+from bert_convolutions.hub import local_folder
 from bert_convolutions.terminal import duration, say
 from bert_convolutions.training import checkpoints, output_folder, setup
 from bert_convolutions.training.arguments import BertTrainingArguments
@@ -44,6 +46,9 @@ def run_pretraining(options: PretrainOptions, arguments: BertTrainingArguments) 
     wish = output_folder.resume_wish(arguments.resume_from_checkpoint)
     watch = SignalWatch()
     with watch.ending_at_once("nothing had been trained yet: run the same command again"):
+        if options.model_name_or_path:
+            model_folder = str(local_folder(options.model_name_or_path))
+            options = dataclasses.replace(options, model_name_or_path=model_folder)
         tokenizer = setup.choose_tokenizer(options)
         config = setup.compose_config(options, tokenizer)
         if arguments.do_train:

@@ -12,6 +12,7 @@ import numpy as np
 from bert_convolutions.data.build.arrays import write_arrays
 from bert_convolutions.data.build.sources import Block, read_text, split_lines
 from bert_convolutions.data.pieces import PieceTokenizer, find_model_file, flatten
+from bert_convolutions.hub import local_folder
 
 _BATCH_CHARACTERS = 1 << 18
 _tokenizer: "TextTokenizer"
@@ -45,13 +46,14 @@ TextTokenizer = PieceTokenizer | HuggingFaceTextTokenizer
 
 
 def open_text_tokenizer(path: str | Path) -> TextTokenizer:
-    """Open a bare ``spm.model``, a directory with one, or the directory of any Hugging Face tokenizer.
+    """Open a bare ``spm.model``, a directory with one, or any Hugging Face tokenizer (or its name on the Hub).
 
     The last needs ``transformers``, and so more memory.
 
     Raises:
         UsageError: nothing is there, or it is no tokenizer.
     """
+    path = local_folder(path, "tokenizer")
     if (model_file := find_model_file(path)) is not None:
         return PieceTokenizer(model_file)
     from bert_convolutions.data.loading import load_tokenizer
