@@ -20,6 +20,7 @@ from bert_convolutions.errors import UsageError
 from bert_convolutions.report.options import ReportOptions
 from bert_convolutions.report.page import Page
 from bert_convolutions.report.sweep import _add_metrics, _score_table, _texts
+from bert_convolutions.report.sweep_figures import differences
 from bert_convolutions.report.sweep_results import (
     LOSS,
     MASKED_ACCURACY,
@@ -62,6 +63,15 @@ def test_runs_evaluated_once_have_no_losses_in_common(sweep: Path) -> None:
     results = read_sweep(sweep)
     results = replace(results, runs=[replace(run, tokens=[4e4], losses=run.losses[-1:]) for run in results.runs])
     assert token_savings(results, "composite") == []
+
+
+def test_differences_of_runs_that_are_evaluated_in_part(sweep: Path) -> None:
+    results = read_sweep(sweep)
+    first, *others = results.runs
+    part = replace(results, runs=[first, *(replace(run, glue={"CoLA mcc": run.glue["CoLA mcc"]}) for run in others)])
+    found = differences(part, lambda run: run.glue)
+    assert found is not None and found[0] == ["CoLA mcc"]
+    assert found[2].item() == pytest.approx(100 * (0.5 / 4))
 
 
 def test_without_a_baseline_nothing_is_compared(sweep: Path, tmp_path: Path) -> None:

@@ -107,16 +107,16 @@ def fastest_setting(entries: Sequence[dict[str, Any]]) -> str | None:
     return f"{flags}: {best['medians']['real_tokens_per_second']:,.0f} real tokens/s at S = {best['length']}"
 
 
-def document(options: BenchOptions, entries: list[dict[str, Any]], peak: float | None, complete: bool) -> Any:
-    """The content of ``results.json``: the entries of the jobs, whether they are all, and what they depend on."""
+def document(options: BenchOptions, peak: float | None) -> dict[str, Any]:
+    """The content of ``results.json`` before anything is measured: what the entries to come depend on."""
     return {
         "schema": SCHEMA,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "complete": complete,
+        "complete": False,
         "machine": machine_facts() | ({"threads": options.threads} if options.threads else {}),
         "options": dataclasses.asdict(options),
         "peak_tflops": None if peak is None else peak / 1e12,
-        "measurements": entries,
+        "measurements": [],
     }
 
 

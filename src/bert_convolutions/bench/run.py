@@ -62,7 +62,8 @@ class Bench:
     def run(self) -> None:
         """Measure all groups and write the results after each."""
         setup = prepare(self.options, self.groups, self.say)
-        machine = document(self.options, [], None, complete=False)["machine"]
+        results = document(self.options, self.peak)
+        machine = results["machine"]
         self.say(f"{machine['gpu'] or machine['cpu']}, {machine['threads']} threads")
         for name in dict.fromkeys(job.contestant for group in self.groups for job in group.jobs):
             self.say(f"  {name:<22}{CONTESTANTS[name].description}", style="dim")
@@ -72,7 +73,7 @@ class Bench:
             reports, failures = self._measure(group, setup)
             self.entries[group.title] = group_results(group, reports, failures, self.peak)
             entries = [entry for group in self.entries.values() for entry in group]
-            results = document(self.options, entries, self.peak, complete=number == len(self.groups))
+            results |= {"complete": number == len(self.groups), "measurements": entries}
             files.write_json(self.folder / RESULTS, results)
             self.console.print(group_table(group.title, self.entries[group.title]))
         if not any("medians" in entry for entry in entries):

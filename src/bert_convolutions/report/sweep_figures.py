@@ -144,13 +144,16 @@ def differences(results: SweepResults, figures_of: Callable[[Run], Mapping[str, 
     means: dict[str, dict[str, float]] = {}
     for variant, runs in results.by_variant.items():
         found = [figures for run in runs if (figures := figures_of(run))]
-        if found:
-            means[variant] = {name: float(np.mean([figures[name] for figures in found])) for name in found[0]}
+        names = dict.fromkeys(name for figures in found for name in figures)  # a run may be evaluated in part so far
+        if names:
+            of_runs = {name: [figures[name] for figures in found if name in figures] for name in names}
+            means[variant] = {name: float(np.mean(shares)) for name, shares in of_runs.items()}
     base = means.pop(results.experiment.baseline or "", {})
-    if not base or not means:
+    rows = [row for row in base if any(row in found for found in means.values())]
+    if not rows:
         return None
-    table = [[100 * (found.get(row, np.nan) - base[row]) for found in means.values()] for row in base]
-    return [row.replace("_", " ") for row in base], list(means), np.array(table)
+    table = [[100 * (found.get(row, np.nan) - base[row]) for found in means.values()] for row in rows]
+    return [row.replace("_", " ") for row in rows], list(means), np.array(table)
 
 
 def difference_map(found: Differences, baseline: str) -> Figure:

@@ -10,8 +10,6 @@ Whatever a killed run has finished, the next one finds and does not do again. Th
 own and take about as much room as the result, twice while a stage replaces them.
 """
 
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +28,7 @@ from bert_convolutions.data.build.pairs import Pairing, PairTask, plan_pairs, wr
 from bert_convolutions.data.build.parallel import interruptible, run_tasks
 from bert_convolutions.data.build.sentences import TextTokenizer, as_text_tokenizer, open_text_tokenizer
 from bert_convolutions.data.build.sources import Source, blocks, find_dataset, find_sources, refuse_changed
-from bert_convolutions.data.build.target import Target
+from bert_convolutions.data.build.target import Target, identity
 from bert_convolutions.data.options import BuildDatasetOptions
 from bert_convolutions.errors import CommandError, UsageError
 from bert_convolutions.files import make_folder, refuse_overlap, run_lock, whole_file, write_json
@@ -68,7 +66,8 @@ def build_dataset(options: BuildDatasetOptions) -> Path:
         dataset = find_dataset(options)
         local = [dataset.path] if dataset and not dataset.revision else options.train_data_file
         sources = find_sources(local) if local else []
-        return _build(options, target, sources, open_text_tokenizer(options.tokenizer_name), dataset)
+        tokenizer = open_text_tokenizer(options.tokenizer_name)
+        return _build(options, target, tokenizer, _settings(options, tokenizer, sources, dataset))
 
 
 def build_on_demand(options: BuildDatasetOptions, tokenizer: Any, cache: Path) -> Path:
@@ -84,29 +83,23 @@ def build_on_demand(options: BuildDatasetOptions, tokenizer: Any, cache: Path) -
     Returns, and raises, what ``build_dataset`` does.
     """
     sources, text_tokenizer = find_sources(options.train_data_file), as_text_tokenizer(tokenizer)
-    language = options.language if options.split_sentences else None
-    records = [source.model_dump() for source in sources]
-    content = [text_tokenizer.hash, options.seed, language, options.pair_within_documents, records]
-    folder = cache / f"pairs-{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]}"
+    settings = _settings(options, text_tokenizer, sources)
+    folder = cache / f"pairs-{identity(settings)[:16]}"
     refuse_overlap(folder, "--data_cache_dir", {"--train_data_file": options.train_data_file})
     make_folder(cache, "--data_cache_dir")
     # What is damaged there is made again: the folder's name says that nothing else can be in it.
     options = replace(options, output_dir=str(folder), overwrite_output_dir=True)
     with interruptible(str(folder)):
-        return _build(options, Target.from_options(options), sources, text_tokenizer, wait=True)
+        return _build(options, Target.from_options(options), text_tokenizer, settings, wait=True)
 
 
-def _build(
+def _settings(
     options: BuildDatasetOptions,
-    target: Target,
-    sources: list[TextRecord],
     tokenizer: TextTokenizer,
+    sources: list[TextRecord],
     dataset: DatasetRecord | None = None,
-    *,
-    wait: bool = False,
-) -> Path:
-    """Build what is not there yet; ``wait`` for another process that does, instead of raising."""
-    settings = BuildSettings(
+) -> BuildSettings:
+    return BuildSettings(
         tokenizer_hash=tokenizer.hash,
         vocabulary_size=len(tokenizer),
         output_format=options.output_format,
@@ -117,6 +110,12 @@ def _build(
         sources=sources,
         dataset=dataset,
     )
+
+
+def _build(
+    options: BuildDatasetOptions, target: Target, tokenizer: TextTokenizer, settings: BuildSettings, wait: bool = False
+) -> Path:
+    """Build what is not there yet; ``wait`` for another process that does, instead of raising."""
     try:
         if target.is_finished(settings, options.overwrite_output_dir):
             print(f"{target.result}: already built from the same text with the same settings")
@@ -131,7 +130,7 @@ def _build(
                 _Build(target, tokenizer, settings, num_proc).run()
     except OSError as error:
         raise UsageError(
-            f"{error.filename or target.result}: {error.strerror}; run again to go on from here"
+            f"{error.filename or target.result}: {error.strerror or error}; run again to go on from here"
         ) from error
     except BrokenProcessPool as error:
         raise CommandError(
@@ -188,7 +187,7 @@ class _Build:
         """Encode all blocks; return the facts of each block of each file."""
         dataset = self._settings.dataset
         sources: Sequence[Source] = [dataset] if dataset else self._settings.sources
-        num_blocks = [0] * len(sources)
+        paths: list[list[Path]] = [[] for _ in sources]
         total = None if dataset else sum(source.size for source in self._settings.sources)
         with _bar("reading", total, "B") as bar:
 
@@ -196,8 +195,8 @@ class _Build:
                 for number, source in enumerate(sources):
                     before = 0
                     for block in blocks(source):
-                        path = self._sentence_file(number, num_blocks[number])
-                        num_blocks[number] += 1
+                        path = self._sentence_file(number, len(paths[number]))
+                        paths[number].append(path)
                         if path.exists():
                             bar.update(block.position - before)
                         else:
@@ -208,7 +207,6 @@ class _Build:
             for read in run_tasks(encode, tasks(), self._num_proc, sentences.start, tokenizer):
                 bar.update(read)
         refuse_changed(self._settings.sources)
-        paths = [[self._sentence_file(number, block) for block in range(num)] for number, num in enumerate(num_blocks)]
         return [[parse(BlockFacts, read_facts(path), path) for path in file] for file in paths]
 
     def _pair(self, tasks: list[PairTask]) -> None:

@@ -19,6 +19,7 @@ from bert_convolutions.files import LOCK_NAME, refuse_overlap, remove_temporarie
 from bert_convolutions.parsing import read_model
 from bert_convolutions.schemas import BuildSettings, DatasetManifest
 
+_WAY_OUT = "choose another output or give --overwrite_output_dir"
 _SHARD_NAME = re.compile(r"examples-([0-9a-f]{8}-)?\d{5,}-of-\d{5,}\.arrow")
 
 
@@ -69,8 +70,7 @@ class Target:
         name = f"{number:05}-of-{num_shards:05}"
         if self.output_format == "ids":
             return self.work / f"examples-{name}.txt"
-        identity = hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:8]
-        return self.result / f"examples-{identity}-{name}.arrow"
+        return self.result / f"examples-{identity(settings)[:8]}-{name}.arrow"
 
     def is_finished(self, settings: BuildSettings, overwrite: bool) -> bool:
         """Say whether the same dataset is already there; refuse an output that holds something else."""
@@ -80,14 +80,11 @@ class Target:
                 shutil.rmtree(self.work, ignore_errors=True)  # of a build that was killed at its very end
                 return True
             if not overwrite:
-                raise UsageError(
-                    f"{self.result}: holds a dataset that differs in {difference}; choose another output or give "
-                    "--overwrite_output_dir"
-                )
+                raise UsageError(f"{self.result}: holds a dataset that differs in {difference}; {_WAY_OUT}")
         elif self.work.exists() or overwrite or not self.result.exists():
             return False
         elif self.output_format == "ids" or any(self.result.iterdir()):
-            raise UsageError(f"{self.result}: is not empty; choose another output or give --overwrite_output_dir")
+            raise UsageError(f"{self.result}: is not empty; {_WAY_OUT}")
         return False
 
     def _difference(self, settings: BuildSettings) -> str | None:
@@ -135,10 +132,7 @@ class Target:
                 print(f"{self.result}: going on with an interrupted build")
                 return
             if not overwrite:
-                raise UsageError(
-                    f"{self.result}: an interrupted build differs in {difference}; choose another output or give "
-                    "--overwrite_output_dir"
-                )
+                raise UsageError(f"{self.result}: an interrupted build differs in {difference}; {_WAY_OUT}")
         for path in self.work.iterdir():
             if path.name != LOCK_NAME:
                 path.unlink()
@@ -157,6 +151,11 @@ class Target:
             for path in self.result.iterdir():
                 if _SHARD_NAME.fullmatch(path.name) and path.name not in keep:
                     path.unlink()
+
+
+def identity(settings: BuildSettings) -> str:
+    """A SHA-256, in hexadecimal, that tells datasets of other content apart."""
+    return hashlib.sha256(settings.model_dump_json().encode()).hexdigest()
 
 
 def _difference(before: BuildSettings, now: BuildSettings) -> str | None:
