@@ -1,4 +1,4 @@
-"""Encoders of ``transformers`` as composite attention, with convolution terms added that change nothing.
+"""Encoders of ``transformers`` as composite attention, and convolution terms added, which change nothing at first.
 
 Their attention is the term ``qk`` alone, and BERT's parameters have the same names here. An added term starts from
 zeros, which add nothing to the scores: the model computes what it did, and continued pre-training or fine-tuning turns
@@ -35,7 +35,10 @@ import bert_convolutions
 from bert_convolutions.attention.terms import TERMS
 from bert_convolutions.errors import UsageError, first_line
 from bert_convolutions.model import CompositeBertConfig, CompositeBertModel
+from bert_convolutions.model.configuration import AUTO_CLASSES
 from bert_convolutions.model.loading import load_config
+from bert_convolutions.model.presets import read_config
+from bert_convolutions.parsing import read_json
 from bert_convolutions.terminal import say
 
 Weights = dict[str, Tensor]
@@ -87,8 +90,6 @@ _RELATIVE = {"absolute": "", "relative_key": "qk_convq", "relative_key_query": "
 _DISTANCES = "distance_embedding.weight"
 _FAR = 128
 """Beyond this reach its cost is told, as measured with the shape of deberta-v3-base."""
-ADDABLE = ("attention_kernel",)
-"""What ``--add`` may change without changing what the model computes."""
 
 
 def convert_model(source: Path, add: Mapping[str, str]) -> PreTrainedModel:
@@ -96,16 +97,17 @@ def convert_model(source: Path, add: Mapping[str, str]) -> PreTrainedModel:
 
     Args:
         source: folder with ``config.json`` and ``model.safetensors`` or ``pytorch_model.bin``.
-        add: fields of ``CompositeBertConfig`` to change, of those in ``ADDABLE``; where the source becomes no terms.
+        add: ``attention_kernel``, where the source becomes no terms: ``qk`` and some terms, with their reach.
 
     Raises:
         UsageError: the model is of another type, uses something that has no counterpart, or can't be extended so.
     """
-    kind = str(PreTrainedConfig.get_config_dict(source, local_files_only=True)[0].get("model_type"))
+    kind = str(read_json(source / "config.json").get("model_type"))
     if kind not in _HEADS:
         reason = _REFUSED.get(kind, f"only {', '.join(_HEADS)} have the same layers")
         raise UsageError(f"{source} holds a {kind} model, which can't be converted: {reason}")
     config = load_config(source)
+    _refuse_unlike(config, source)
     architecture, encoder = (config.architectures or [""])[0], type(config).__name__.replace("Config", "Model")
     head = _counterpart(source, config, architecture)
     fields = _config(config, add, source)
@@ -143,41 +145,79 @@ def convert_model(source: Path, add: Mapping[str, str]) -> PreTrainedModel:
         pooled = "pooler.dense.weight" in weights.keys() - found["missing_keys"]
         ours = CompositeBertModel(fields, add_pooling_layer=pooled)
         weights = {name: value for name, value in weights.items() if pooled or not name.startswith("pooler.")}
-    expected = ours.state_dict()
-    weights = {name: value for name, value in weights.items() if name in expected or "position_ids" not in name}
-    load_weights(ours, zero_terms(ours, TERMS) | weights, source)
+    load_weights(ours, _zero_terms(ours, TERMS) | weights, source)
     return ours
 
 
-def check_addable(add: Mapping[str, str]) -> None:
-    """Refuse what ``--add`` can't change.
+def extend_model(source: Path, add: Mapping[str, str]) -> PreTrainedModel:
+    """The model in a folder with more terms in its scores, whose parameters are zeros: its outputs are as before.
+
+    Args:
+        source: folder of a model of ours, with any head.
+        add: ``attention_kernel`` as it is to be: all terms there are, with their reach, and some more.
 
     Raises:
-        UsageError: names the first field that is none of ``ADDABLE``.
+        UsageError: there is nothing to add, or it would change what the model computes.
     """
-    unknown = sorted(set(add) - set(ADDABLE))
-    if unknown:
-        raise UsageError(f"--add {unknown[0]}: only {', '.join(ADDABLE)} can be added without changing the model")
+    config = read_config(source / "config.json")
+    before = f'"{config.attention_kernel}"'
+    if not add:
+        raise UsageError(f"{source} is converted already: give it to --model_name_or_path, or name terms to --add")
+    _check_addable(add)
+    extended = CompositeBertConfig(**config.to_dict() | dict(add))
+    old, new = config.kernel, extended.kernel
+    added = set(new.score_terms) - set(old.score_terms)
+    if not added or set(old.score_terms) - set(new.score_terms) or not added <= set(TERMS):
+        raise UsageError(f"--add: {source} has {before}; name all of its terms and some of {', '.join(TERMS)} more")
+    convolves = bool(old.convolution_terms or old.convolution)
+    if new.convolution != old.convolution or (convolves and new.reach != old.reach):
+        raise UsageError(f"--add: {source} has {before}; its reach and what convolves its values stay as they are")
+    architecture = (read_json(source / "config.json").get("architectures") or ["CompositeBertModel"])[0]
+    if architecture not in AUTO_CLASSES.values():
+        raise UsageError(f"{source / 'config.json'}: architectures: {architecture} is no model of ours")
+    model_class: Any = getattr(bert_convolutions, architecture)
+    weights = _stored_weights(source)
+    unpooled = model_class is CompositeBertModel and "pooler.dense.weight" not in weights
+    ours: PreTrainedModel = model_class(extended, **({"add_pooling_layer": False} if unpooled else {}))
+    load_weights(ours, _zero_terms(ours, added) | weights, source)
+    return ours
 
 
-def zero_terms(model: PreTrainedModel, terms: Iterable[str]) -> Weights:
+def _check_addable(add: Mapping[str, str]) -> None:
+    """Refuse other fields than the one that can change nothing at first."""
+    for field in sorted(set(add) - {"attention_kernel"}):
+        raise UsageError(f"--add {field}: only attention_kernel can be added without changing the model")
+
+
+def _zero_terms(model: PreTrainedModel, terms: Iterable[str]) -> Weights:
     """The parameters of ``terms`` in a model of ours as zeros, from which an added term starts."""
     ends = tuple(f".{term}_param" for term in terms)
     return {name: torch.zeros_like(value) for name, value in model.state_dict().items() if name.endswith(ends)}
 
 
-def _counterpart(source: Path, config: PreTrainedConfig, architecture: str) -> str:
-    """The head's name here; empty for the encoder alone.
-
-    Raises:
-        UsageError: there is no counterpart, with the reason.
-    """
-    for name, possible in (("position_embedding_type", tuple(_RELATIVE)), ("is_decoder", (False,))):
-        if getattr(config, name, possible[0]) not in possible:
-            valid = " or ".join(map(str, possible))
-            raise UsageError(f"{source}: {name} is {getattr(config, name)}; only {valid} can be converted")
+def _refuse_unlike(config: Any, source: Path) -> None:
+    """Refuse what has no counterpart, or another order of operations."""
+    checks: list[tuple[str, tuple[Any, ...], str]] = [
+        ("position_embedding_type", tuple(_RELATIVE), f"only {', '.join(_RELATIVE)} are known here"),
+        ("is_decoder", (False,), "only encoders are"),
+    ]
     if isinstance(config, DebertaConfig | DebertaV2Config):
-        _check_deberta(config, source)
+        checks += [
+            ("conv_kernel_size", (0,), "there is no convolution between layers here"),
+            ("talking_head", (False,), "heads don't mix their scores here"),
+            ("embedding_size", (config.hidden_size,), "embeddings are normalised here before they are projected"),
+        ]
+        unknown = sorted(set(config.pos_att_type or ()) - set(_DEBERTA_TERMS))
+        if unknown:
+            terms = " and ".join(_DEBERTA_TERMS)
+            raise UsageError(f"{source}: pos_att_type has {unknown[0]}; only {terms} are terms here")
+    for name, possible, reason in checks:
+        if getattr(config, name, possible[0]) not in possible:
+            raise UsageError(f"{source}: {name} is {getattr(config, name)}, which can't be converted: {reason}")
+
+
+def _counterpart(source: Path, config: PreTrainedConfig, architecture: str) -> str:
+    """The head's name here; empty for the encoder alone."""
     head = architecture.removeprefix(type(config).__name__.removesuffix("Config"))
     if head == "Model" or not hasattr(bert_convolutions, f"CompositeBert{head}"):
         return ""
@@ -188,7 +228,7 @@ def _counterpart(source: Path, config: PreTrainedConfig, architecture: str) -> s
 
 
 def _config(config: PreTrainedConfig, add: Mapping[str, str], source: Path) -> CompositeBertConfig:
-    check_addable(add)
+    _check_addable(add)
     shared = {name: value for name, value in config.to_dict().items() if name in BertConfig().to_dict()}
     for name in ("model_type", "architectures", "transformers_version"):
         shared.pop(name, None)
@@ -247,20 +287,6 @@ def _mpnet_weights(weights: Weights, encoder: Any, config: CompositeBertConfig, 
     return weights
 
 
-def _check_deberta(config: Any, source: Path) -> None:
-    """Refuse what has no counterpart, or another order of operations."""
-    for name, possible, reason in (
-        ("conv_kernel_size", (0,), "there is no convolution between layers here"),
-        ("talking_head", (False,), "heads don't mix their scores here"),
-        ("embedding_size", (config.hidden_size,), "embeddings are normalised here before they are projected"),
-    ):
-        if getattr(config, name, possible[0]) not in possible:
-            raise UsageError(f"{source}: {name} is {getattr(config, name)}, which can't be converted: {reason}")
-    unknown = sorted(set(config.pos_att_type or ()) - set(_DEBERTA_TERMS))
-    if unknown:
-        raise UsageError(f"{source}: pos_att_type has {unknown[0]}; only {' and '.join(_DEBERTA_TERMS)} are terms here")
-
-
 def _deberta_rows(config: Any, distances: Tensor) -> Tensor:
     """The rows of its table of embeddings for distances i - j of a query i and a key j."""
     longest, buckets = config.max_relative_positions, getattr(config, "position_buckets", -1)
@@ -312,7 +338,7 @@ def _deberta_projection(attention: Any, term: str) -> Any:
 def _relative_terms(source: Path, config: CompositeBertConfig, prefix: str) -> Weights:
     """The parameters of the terms, from embeddings (2n+1, d) of the distance i - j, which transformers doesn't load."""
     terms = {}
-    for stored, value in stored_weights(source).items():
+    for stored, value in _stored_weights(source).items():
         name = _renamed(stored)
         if name.endswith(_DISTANCES):
             layer = prefix + name.removeprefix("bert.").removesuffix(_DISTANCES)
@@ -326,7 +352,7 @@ def _relative_terms(source: Path, config: CompositeBertConfig, prefix: str) -> W
     return terms
 
 
-def stored_weights(source: Path) -> Weights:
+def _stored_weights(source: Path) -> Weights:
     """The weights of a folder in float32, by the names that they have there.
 
     Raises:

@@ -12,12 +12,11 @@ from transformers import PreTrainedModel
 
 import bert_convolutions
 from bert_convolutions import files
-from bert_convolutions.convert.extend import extend_model
-from bert_convolutions.convert.hugging_face import convert_model, load_weights
+from bert_convolutions.convert.hugging_face import convert_model, extend_model, load_weights
 from bert_convolutions.convert.options import ConvertOptions
 from bert_convolutions.data.loading import load_tokenizer
 from bert_convolutions.data.pieces import MODEL_FILE
-from bert_convolutions.errors import UsageError
+from bert_convolutions.errors import UsageError, first_line
 from bert_convolutions.hub import local_folder
 from bert_convolutions.model.configuration import CompositeBertConfig
 from bert_convolutions.model.loading import as_long_as
@@ -156,9 +155,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         _check_sums(path)
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds; none of them may execute the file
-        raise UsageError(
-            f"{path} can't be read as plain weights, so it was not loaded: {error}".splitlines()[0]
-        ) from error
+        raise UsageError(f"{path} can't be read as plain weights, so it was not loaded: {first_line(error)}") from error
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UsageError(f"{path} holds something else than a dictionary of tensors")
     weights = {str(name): value for name, value in weights.items() if str(name).rsplit(".", 1)[-1] not in _BUFFERS}
