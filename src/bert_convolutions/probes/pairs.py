@@ -70,12 +70,8 @@ def read_paradigms(path: Path) -> list[Paradigm]:
     return paradigms
 
 
-def read_lines(file: Path) -> list[str]:
-    """The lines of a UTF-8 text, without a byte order mark and blank lines at the end.
-
-    Raises:
-        UsageError: it can't be read, or is not UTF-8.
-    """
+def _read_lines(file: Path) -> list[str]:
+    """The lines of a UTF-8 text, without a byte order mark and blank lines at the end."""
     try:
         lines = file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -87,7 +83,7 @@ def read_lines(file: Path) -> list[str]:
 
 def _read_jsonl(file: Path) -> Paradigm:
     rows = []
-    for number, line in enumerate(read_lines(file), 1):
+    for number, line in enumerate(_read_lines(file), 1):
         try:
             rows.append(parse(BlimpPair, json.loads(line), f"{file}, line {number}"))
         except json.JSONDecodeError as error:
@@ -100,7 +96,7 @@ def _read_jsonl(file: Path) -> Paradigm:
 
 
 def _read_txt(file: Path) -> Paradigm:
-    lines = read_lines(file)
+    lines = _read_lines(file)
     if len(lines) % 2:
         raise UsageError(f"{file} has {len(lines)} lines; pairs need an even number: odd line bad, even line good")
     for number, line in enumerate(lines, 1):
@@ -111,7 +107,7 @@ def _read_txt(file: Path) -> Paradigm:
 
 
 def _read_tsv(file: Path) -> Paradigm:
-    header, *rows = csv.reader(read_lines(file) or [""], delimiter="\t", quoting=csv.QUOTE_NONE)
+    header, *rows = csv.reader(_read_lines(file) or [""], delimiter="\t", quoting=csv.QUOTE_NONE)
     missing = [column for column in _COLUMNS if column not in header]
     if missing:
         raise UsageError(f"{file}: the first line must name the columns, and {' and '.join(missing)} among them")

@@ -13,13 +13,14 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokeni
 
 import bert_convolutions.model  # noqa: F401  registers CompositeBert* with the Auto classes
 from bert_convolutions import files
+from bert_convolutions.data.build.sources import find_sources, text_lines
 from bert_convolutions.data.loading import load_tokenizer, tokenizer_hash
 from bert_convolutions.errors import UsageError, first_line
 from bert_convolutions.hub import local_folder
 from bert_convolutions.model.loading import count_positions, quiet_transformers
 from bert_convolutions.parsing import read_model
 from bert_convolutions.probes.options import LocalOrderOptions, MinimalPairsOptions, ProbeOptions
-from bert_convolutions.probes.pairs import Paradigm, moved_words, read_lines, read_paradigms
+from bert_convolutions.probes.pairs import Paradigm, moved_words, read_paradigms
 from bert_convolutions.probes.scoring import PseudoLikelihood
 from bert_convolutions.schemas import Accuracy, ParadigmAccuracy, ProbeResults
 from bert_convolutions.terminal import make_console, make_table, say
@@ -50,8 +51,11 @@ def run_local_order(options: LocalOrderOptions) -> ProbeResults:
         UsageError: bad input, or the folder holds results of another model or other text.
     """
     files.refuse_overlap(options.output_dir, "--output_dir", _inputs(options, "--text", options.text))
-    lines = dict.fromkeys(read_lines(options.text))
-    sentences = [line for line in lines if 0 < len(line.split()) <= _LONGEST_SENTENCE]
+    try:
+        lines = dict.fromkeys(text_lines(find_sources([str(options.text)])))
+    except UsageError as error:
+        raise UsageError(f"--text can't be read: {error}") from error
+    sentences = [line for line in lines if len(line.split()) <= _LONGEST_SENTENCE]
     pairs = options.pairs or _DEFAULT_ORDER_PAIRS
     return _run(options, moved_words(sentences, options.distances, pairs, options.seed), "local_order")
 
