@@ -288,9 +288,6 @@ class Shuffled(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.examples[index]
-
     def __getitems__(self, part: Slice) -> EncodedExamples:  # what the DataLoader calls, if it is there
         return self.examples.select(self.plan.samples(part))
 

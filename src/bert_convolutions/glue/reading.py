@@ -178,18 +178,17 @@ def _glue_rows(path: Path, content: bytes, task: Task, test: TestSet | None) -> 
         needed = max(needed, label_column + 1)
         if task.header:
             _refuse_missing_header(path, header, label_column, needed, task)
-    skips = test is None and task.skips_short_lines
     count, short = 0, []
     for number, line in lines:
         cells = line.split("\t")
         if len(cells) >= needed:
             count += 1
             yield f"line {number}", cells[:width]
-            continue
-        short.append((number, len(cells)))
-        if not skips:
-            break
-    if short and not (skips and len(short) <= SHORT_LINES_PER_LINE * count):
+        elif test is None and task.skips_short_lines:
+            short.append((number, len(cells)))
+        else:
+            raise UsageError(_too_few(path, number, len(cells), needed))
+    if len(short) > SHORT_LINES_PER_LINE * count:
         raise UsageError(_too_few(path, *short[0], needed))
     if short:
         logger.warning(
@@ -229,14 +228,15 @@ def _csv_rows(path: Path, content: bytes) -> Rows:
 
 def _json_rows(path: Path, content: bytes) -> Rows:
     for number, line in _lines(path, content):
+        if not line.strip():
+            continue
         try:
-            row = json.loads(line) if line.strip() else {}
+            row = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise UsageError(f"{path}, line {number}: not valid JSON ({error})") from error
         if not isinstance(row, dict):
             raise UsageError(f"{path}, line {number}: {brief(row)} is not an object with named values")
-        if row:
-            yield f"line {number}", row
+        yield f"line {number}", row
 
 
 def _parquet_rows(path: Path, content: bytes) -> Rows:
