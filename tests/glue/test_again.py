@@ -83,6 +83,12 @@ def test_results_of_other_flags_are_not_done_before(again: Path, glue_dir: Path,
     assert contents(again) == before
 
 
+def test_a_result_of_the_last_step_is_not_that_of_the_best(again: Path, glue_dir: Path, model_dir: Path):
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 9999999}
+    with pytest.raises(UsageError, match=r"was fine-tuned with load_best_model_at_end False \(now True\)"):
+        run_glue(options(glue_dir, model_dir), arguments(again, do_train=True, **best))
+
+
 def test_results_of_another_length_are_not_done_before(again: Path, glue_dir: Path, model_dir: Path):
     with pytest.raises(UsageError, match=r"max_seq_length 32 \(now 16\)"):
         run_glue(options(glue_dir, model_dir, max_seq_length=16), arguments(again, do_train=True))

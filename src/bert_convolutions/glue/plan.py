@@ -30,6 +30,7 @@ _SETTINGS = (
     *("seed", "data_seed", "learning_rate", "max_steps", "num_train_epochs", "warmup_steps", "warmup_ratio"),
     *("lr_scheduler_type", "lr_scheduler_kwargs", "optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2"),
     *("adam_epsilon", "max_grad_norm", "label_smoothing_factor", "neftune_noise_alpha"),
+    *("load_best_model_at_end", "metric_for_best_model"),
 )
 """The Trainer's flags that a result depends on, the batch apart."""
 

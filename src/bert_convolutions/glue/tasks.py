@@ -231,8 +231,8 @@ def own_task(path: Path, root: Path | None) -> Task:
     name = read.name or path.stem
     if root is not None and name.lower() in {known.lower() for known in (*TASK_NAMES, *SUPERGLUE)}:
         raise UsageError(f"{where}: name: {name} is a task of its own; give yours another")
-    per_token = read.columns.tokens is not None
-    texts: Texts = tuple(map(tuple, read.columns.text)) if read.columns.tokens is None else ((read.columns.tokens,),)
+    tokens = read.columns.tokens
+    texts: Texts = tuple(map(tuple, read.columns.text)) if tokens is None else ((tokens,),)
     return Task(
         name,
         texts,
@@ -244,7 +244,7 @@ def own_task(path: Path, root: Path | None) -> Task:
         tests=(TestSet(name, read.files.test, texts, "", 0, chosen_by=name),) if read.files.test else (),
         named=True,
         root=root,
-        per_token=per_token,
+        per_token=tokens is not None,
     )
 
 
