@@ -214,7 +214,7 @@ DIAGNOSTIC = replace(MNLI, folder="diagnostic", label="label", test_columns=_PAI
 
 
 def write_glue_data(
-    parts: Mapping[Split, Sequence[Speech]], output_dir: Path, *, seed: int, num_train: int = 4000, num_eval: int = 500
+    parts: Mapping[Split, Sequence[Speech]], output_dir: Path, *, seed: int, num_train: int, num_eval: int
 ) -> None:
     """Write all tasks under ``output_dir``, which appears only when it is complete and replaces what stood there.
 

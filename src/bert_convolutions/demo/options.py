@@ -17,6 +17,11 @@ class DemoOptions:
     overwrite_output_dir: bool = flag(False, "delete what an earlier demo left in the folder and start anew")
 
 
+BLOCK_SIZE = 64
+"""Longest example in tokens, in pre-training and fine-tuning."""
+GLUE_LEARNING_RATE = 1e-3
+
+
 @dataclass(frozen=True)
 class Scale:
     """The sizes of one demonstration; a step, of pre-training and fine-tuning, takes ``batch_size`` examples."""
@@ -26,8 +31,6 @@ class Scale:
     vocab_size: int
     model: dict[str, int | float]
     """Fields of the models' configuration."""
-    block_size: int
-    """Longest example in tokens, in pre-training and fine-tuning."""
     steps: int
     """Of pre-training each model."""
     batch_size: int
@@ -40,7 +43,6 @@ class Scale:
     """Examples of each development and test file."""
     glue_steps: dict[str, int]
     """Steps of each task, ``default`` where a task is not named."""
-    glue_learning_rate: float
 
 
 FULL = Scale(
@@ -52,11 +54,10 @@ FULL = Scale(
         "num_attention_heads": 4,
         "intermediate_size": 512,
         "embedding_size": 128,
-        "max_position_embeddings": 64,
+        "max_position_embeddings": BLOCK_SIZE,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
     },
-    block_size=64,
     steps=600,
     batch_size=32,
     learning_rate=1.5e-3,
@@ -64,14 +65,12 @@ FULL = Scale(
     glue_train=4000,
     glue_eval=500,
     glue_steps={"default": 150, "MNLI": 200, "QQP": 200, "WNLI": 30},
-    glue_learning_rate=1e-3,
 )
 
 QUICK = Scale(
     every=6,
     vocab_size=1000,
     model={**FULL.model, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "embedding_size": 16},
-    block_size=64,
     steps=6,
     batch_size=4,
     learning_rate=1e-3,
@@ -79,5 +78,4 @@ QUICK = Scale(
     glue_train=100,
     glue_eval=20,
     glue_steps={"default": 2},
-    glue_learning_rate=1e-3,
 )

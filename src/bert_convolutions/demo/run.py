@@ -22,7 +22,7 @@ from bert_convolutions.data.options import BuildDatasetOptions, TrainTokenizerOp
 from bert_convolutions.data.pieces import MODEL_FILE
 from bert_convolutions.demo.corpus import Speech, Split, load_speeches, split_speeches, write_text
 from bert_convolutions.demo.glue_data import write_glue_data
-from bert_convolutions.demo.options import FULL, QUICK, DemoOptions
+from bert_convolutions.demo.options import BLOCK_SIZE, FULL, GLUE_LEARNING_RATE, QUICK, DemoOptions
 from bert_convolutions.errors import RunInterrupted, UsageError
 from bert_convolutions.glue.options import CompileGlueOptions, GlueOptions
 from bert_convolutions.glue.run import run_glue
@@ -246,7 +246,7 @@ class Demo:
             config_name=str(self.places.model_config),
             train_data_file=[str(self.places.train_pairs)],
             eval_data_file=[str(self.places.held_out_pairs)],
-            block_size=scale.block_size,
+            block_size=BLOCK_SIZE,
             **ARCHITECTURES[name],
         )
         arguments = self._arguments(
@@ -277,20 +277,20 @@ class Demo:
 
     def _write_glue_data(self) -> None:
         if not self.places.glue_data.exists():
-            sizes = {"num_train": self.scale.glue_train, "num_eval": self.scale.glue_eval}
-            write_glue_data(self.parts, self.places.glue_data, seed=self.options.seed, **sizes)
+            seed, num_train, num_eval = self.options.seed, self.scale.glue_train, self.scale.glue_eval
+            write_glue_data(self.parts, self.places.glue_data, seed=seed, num_train=num_train, num_eval=num_eval)
         self.say(f"{self.places.glue_data}: nine tasks and the diagnostic set, in GLUE's own layout")
 
     def _finetune(self, name: str, tasks: str) -> None:
         scale = self.scale
-        common = {"learning_rate": scale.glue_learning_rate, "batch_size": scale.batch_size}
+        common = {"learning_rate": GLUE_LEARNING_RATE, "batch_size": scale.batch_size}
         hyperparameters = {task: {**common, "steps": steps} for task, steps in scale.glue_steps.items()}
         files.write_text(self.places.hyperparameters, yaml.safe_dump(hyperparameters, sort_keys=False))
         options = GlueOptions(
             data_dir=str(self.places.glue_data),
             task_name=tasks,
             model_name_or_path=str(self.places.pretrained / name),
-            max_seq_length=scale.block_size,
+            max_seq_length=BLOCK_SIZE,
             hyperparams=str(self.places.hyperparameters),
             rounds=1,
         )
