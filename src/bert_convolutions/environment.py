@@ -9,7 +9,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("bert_convolutions", "torch", "transformers", "numpy", "scipy", "sentencepiece")
+from bert_convolutions import __version__
+
+_PACKAGES = ("torch", "transformers", "numpy", "scipy", "sentencepiece")
 
 
 def environment() -> dict[str, str]:
@@ -19,7 +21,7 @@ def environment() -> dict[str, str]:
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in _PACKAGES)
     accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return {
-        "versions": f"Python {platform.python_version()}, {versions}",
+        "versions": f"Python {platform.python_version()}, bert_convolutions {__version__}, {versions}",
         "commit": _commit(),
         "machine": f"{platform.machine()} {platform.system()}, {os.cpu_count()} x {processor()}, {accelerator}",
     }
@@ -35,7 +37,8 @@ def machine_facts() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
-        **{name: metadata.version(name) for name in (*_PACKAGES[:4], "accelerate")},
+        "bert_convolutions": __version__,
+        **{name: metadata.version(name) for name in (*_PACKAGES[:3], "accelerate")},
     }
 
 

@@ -9,7 +9,7 @@ import ast
 import functools
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 
 from bert_convolutions import __version__
@@ -134,22 +134,22 @@ class _Module:
                 bound = alias.asname or alias.name.partition(".")[0]
                 self.imports.append((bound, f"{line} as {alias.asname}" if alias.asname else line))
 
-    def parts(self, own: Collection[str], shared: Collection[str]) -> Iterator[str]:
+    def parts(self, own: Collection[str], shared: Collection[str]) -> list[str]:
         """What it says of itself, its definitions as they stand, and the calls that use nothing but those copied."""
-        known, last = {*own, *shared}, ""
-        for node in self.body:
-            ours = {*self.statements, *self.from_package} & _names(node)
-            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-                place = f"# From {self.name.replace('.', '/')}.py\n\n" if node is self.body[0] else ""
-                last += f"{place}{self._text(node)}" if place else f"\n{self._text(node)}" if last else ""
+        head, *statements = self.body
+        parts = [f"# From {self.name.replace('.', '/')}.py\n\n{self._text(head)}"]
+        copied = False
+        for node in statements:
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):  # about the statement above
+                if copied:
+                    parts[-1] += f"\n{self._text(node)}"
                 continue
-            if last:
-                yield last
+            used = {*self.statements, *self.from_package} & _names(node)
             defined = {name for name, statement in self.statements.items() if statement is node}
-            wanted = defined & {*own} or (isinstance(node, ast.Expr) and ours and ours <= known)
-            last = self._text(node) if wanted else ""
-        if last:
-            yield last
+            copied = bool(defined & {*own}) or (isinstance(node, ast.Expr) and bool(used) and used <= {*own, *shared})
+            if copied:
+                parts.append(self._text(node))
+        return parts
 
     def _text(self, node: ast.stmt) -> str:
         """The lines of a statement, its decorators, and the comments right above them."""

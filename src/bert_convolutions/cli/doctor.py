@@ -38,7 +38,7 @@ def run_doctor(options: DoctorOptions) -> None:
     """
     import torch
 
-    faults = [f"{fault}; try: pip install '{requirement}'" for requirement, fault in _unmet_requirements()]
+    faults = list(_unmet_requirements())
     console = make_console()
     for title, rows in (
         ("Versions", _versions()),
@@ -69,8 +69,8 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _unmet_requirements() -> Iterator[tuple[str, str]]:
-    """What the package asks for and doesn't have: the requirement, and the fault in words."""
+def _unmet_requirements() -> Iterator[str]:
+    """What the package asks for and doesn't have, and what to try, a sentence each."""
     from packaging.requirements import Requirement
 
     try:
@@ -83,7 +83,7 @@ def _unmet_requirements() -> Iterator[tuple[str, str]]:
         found = _version(requirement.name)
         if found is None or not requirement.specifier.contains(found, prereleases=True):
             wanted = f"{requirement.name}{requirement.specifier}"
-            yield wanted, f"{requirement.name} is {found or 'missing'} where {wanted} is needed"
+            yield f"{requirement.name} is {found or 'missing'} where {wanted} is needed; try: pip install '{wanted}'"
 
 
 def _devices(torch: Any) -> list[tuple[str, str]]:

@@ -1,0 +1,22 @@
+"""What records say of where something was run."""
+
+from importlib import metadata
+
+import pytest
+
+from bert_convolutions import __version__
+from bert_convolutions.environment import environment, machine_facts
+
+
+def test_a_package_run_from_its_sources_knows_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it isn't installed, a sweep failed before its first cell, and bench after all that it had measured."""
+    installed = metadata.version
+
+    def version(name: str) -> str:
+        if name == "bert_convolutions":
+            raise metadata.PackageNotFoundError(name)
+        return installed(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert f"bert_convolutions {__version__}, torch" in environment()["versions"]
+    assert machine_facts()["bert_convolutions"] == __version__
