@@ -170,6 +170,7 @@ WRONG = {
     "drop last": ({"dataloader_drop_last": "true"}, "--dataloader_drop_last true would leave examples out"),
     "tokens twice": ({"include_num_input_tokens_seen": "true"}, "--include_num_input_tokens_seen is not needed"),
     "unknown key": ({"accelerator_config": '{"beauty": 1}'}, "unexpected keyword argument 'beauty'"),
+    "no JSON file": ({"accelerator_config": "3"}, "No such file or directory: '3'"),
     "smooth order": ({"use_sop_head": "true", "label_smoothing_factor": 0.1}, "--label_smoothing_factor knows no"),
     "best by what": (
         {"metric_for_best_model": "beauty"}, "--metric_for_best_model beauty is not measured; known are loss, perp",

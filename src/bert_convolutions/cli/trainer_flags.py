@@ -47,7 +47,7 @@ class TrainerFlags:
             return arguments_class(**{name: getattr(parsed, name) for name in names})
         except json.JSONDecodeError as error:
             raise UsageError(f"{error.doc} is no JSON ({error.msg}); in a shell, put it into single quotes") from error
-        except (ValueError, TypeError, ImportError) as error:  # TypeError: a key that a flag's JSON may not have
+        except (ValueError, TypeError, ImportError, OSError) as error:  # a flag's JSON has a wrong key, or is no file
             raise UsageError(" ".join(str(error).split())) from error
 
 
