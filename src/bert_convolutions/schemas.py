@@ -203,7 +203,7 @@ class TrainResults(Foreign):
     """``train_results.json``: the step that the model beside it is of, and what a resumed run must agree with."""
 
     steps: int = Field(ge=0, strict=True)
-    run: dict[str, Any] = {}
+    run: dict[str, Any]
 
 
 # Probes: minimal pairs and local order

@@ -129,7 +129,7 @@ def find_start(folder: Path, wish: str | None) -> Start:
             _refuse_to_replace_model(folder)
         is_finished = own and results is not None and results.steps == step
         return Start(checkpoint, checkpoints.read_manifest(checkpoint).run, step, is_finished)
-    if results and results.run:
+    if results:
         return Start(folder, results.run, results.steps, True)
     _refuse_to_replace_model(folder)
     say(f"no valid checkpoint in {folder}: starting from the beginning")
