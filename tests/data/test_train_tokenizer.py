@@ -82,6 +82,16 @@ def test_bad_options_leave_nothing(text: str, tmp_path: Path, options: dict[str,
     assert not (tmp_path / "out").exists()
 
 
+def test_an_output_that_cannot_be_made_is_refused_before_the_work(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other.txt").write_text("one line\n")
+    monkeypatch.setattr(module, "_learn", lambda *_: pytest.fail("learned"))
+    for output, message in ((text, "is a file; give a folder"), (f"{text}/tokenizer", "can't be made")):
+        with pytest.raises(UsageError, match=f"--output_dir {output} {message}"):
+            train_tokenizer(TrainTokenizerOptions([str(tmp_path / "other.txt")], output))
+
+
 def test_a_tokenizer_is_not_overwritten_unasked(text: str, tokenizer_dir: Path) -> None:
     with pytest.raises(UsageError, match="already holds a tokenizer"):
         train_tokenizer(TrainTokenizerOptions([text], str(tokenizer_dir)))

@@ -105,7 +105,9 @@ def test_results_without_a_record_count_and_those_of_other_flags_are_refused(tmp
     assert ran == []
     for cell in plan_cells(read_experiment(experiment), folder):
         finish(cell)
-    sweep(experiment, folder, set=["bf16=true", "save_steps=1"])  # speed and saving make no other run
+    sweep(
+        experiment, folder, set=["bf16=true", "save_steps=1", "report_to=[tensorboard]"]
+    )  # speed and saving make no other run
     with pytest.raises(UsageError, match=r"was run with .*--max_steps=2.* now says --max_steps=3"):
         sweep(experiment, folder, set=["max_steps=3"])
     ran.clear()

@@ -20,8 +20,6 @@ from bert_convolutions.bench.plan import Job
 from bert_convolutions.environment import memory_held
 from bert_convolutions.errors import first_line
 
-_SECONDS_TO_LEAVE = 10
-
 
 @dataclass(frozen=True)
 class Work:
@@ -153,7 +151,7 @@ class Worker:
     def close(self) -> None:
         """End the process."""
         self._connection.close()
-        self._process.join(_SECONDS_TO_LEAVE)
+        self._process.join(10)  # seconds
         if self._process.is_alive():
             self._process.kill()
             self._process.join()

@@ -266,4 +266,9 @@ def _kinds(options: type) -> dict[str, str]:
 def _scientific_words(argv: Sequence[str]) -> Iterable[str]:
     """Without flags of speed, and without the places in the sweep's folder, which may have been moved since."""
     others = {*_SPEED_ONLY, *_SET_BY_THE_SWEEP} - {"seed"}
-    return (word for word in argv if word.removeprefix("--").partition("=")[0] not in others)
+    matters = True
+    for word in argv:
+        if word.startswith("--"):  # the items of a list follow its flag as words of their own
+            matters = word.removeprefix("--").partition("=")[0] not in others
+        if matters:
+            yield word

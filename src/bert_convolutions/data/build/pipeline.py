@@ -46,7 +46,6 @@ from bert_convolutions.schemas import (
 
 _MERGE_PROCESSES = 3
 """Shards being merged at a time: each takes some five times a shard's size of memory."""
-_DEFAULT_MAX_PROCESSES = 8
 TaskT = TypeVar("TaskT")
 
 
@@ -126,8 +125,7 @@ def _build(
                 stack.enter_context(run_lock(target.result, wait=True))
             stack.enter_context(target.locked_work_folder(settings, options.overwrite_output_dir))
             if not target.is_finished(settings, options.overwrite_output_dir):  # by who held the lock before
-                num_proc = options.num_proc or min(os.cpu_count() or 1, _DEFAULT_MAX_PROCESSES)
-                _Build(target, tokenizer, settings, num_proc).run()
+                _Build(target, tokenizer, settings, options.num_proc or min(os.cpu_count() or 1, 8)).run()
     except OSError as error:
         raise UsageError(
             f"{error.filename or target.result}: {error.strerror or error}; run again to go on from here"

@@ -1,5 +1,6 @@
 """``bertconv train-tokenizer``: a SentencePiece vocabulary from text of any size."""
 
+import contextlib
 import io
 import re
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from bert_convolutions.data.options import TrainTokenizerOptions
 from bert_convolutions.data.pieces import AUTO_MAP, CODE_FILE, MODEL_FILE, SPECIAL_TOKENS, normalize
 from bert_convolutions.data.randomness import Stream, mix
 from bert_convolutions.errors import UsageError
-from bert_convolutions.files import refuse_overlap, whole_file, write_json
+from bert_convolutions.files import make_folder, refuse_overlap, write_bytes, write_json
 from bert_convolutions.schemas import TextRecord
 from bert_convolutions.self_contained import write_code
 
@@ -36,26 +37,28 @@ def train_tokenizer(options: TrainTokenizerOptions) -> Path:
         The output folder, which ``AutoTokenizer`` loads; without this package by ``trust_remote_code=True``.
 
     Raises:
-        UsageError: bad text or options, an output that is already there, or too little text for the vocabulary.
+        UsageError: bad text or options, an output that is already there or can't be made, or too little text for the
+            vocabulary.
     """
     folder = Path(options.output_dir)
     _check(options, folder)
     sources = find_sources(options.input)
-    num_lines = sum(1 for _ in text_lines(sources, "counting"))
-    if not num_lines:
-        raise UsageError(f"{options.input[0]}: nothing but blank lines in the text")
-    model = _learn(_sample(sources, num_lines, options), options)
-    refuse_changed(sources)
+    make_folder(folder, "--output_dir")  # now, since learning takes its time
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # What AutoTokenizer needs beside the model, without loading transformers.
-        config = {"tokenizer_class": "CompositeBertTokenizer", **SPECIAL_TOKENS, "auto_map": AUTO_MAP}
-        write_json(folder / "tokenizer_config.json", config)
-        write_code(folder, CODE_FILE)
-        with whole_file(folder / MODEL_FILE) as file:
-            file.write(model)
-    except OSError as error:
-        raise UsageError(f"--output_dir {folder}: cannot be written ({error.strerror})") from error
+        num_lines = sum(1 for _ in text_lines(sources, "counting"))
+        if not num_lines:
+            raise UsageError(f"{options.input[0]}: nothing but blank lines in the text")
+        model = _learn(_sample(sources, num_lines, options), options)
+        refuse_changed(sources)
+    except UsageError:
+        with contextlib.suppress(OSError):  # there are other files in it
+            folder.rmdir()
+        raise
+    # What AutoTokenizer needs beside the model, without loading transformers.
+    config = {"tokenizer_class": "CompositeBertTokenizer", **SPECIAL_TOKENS, "auto_map": AUTO_MAP}
+    write_json(folder / "tokenizer_config.json", config)
+    write_code(folder, CODE_FILE)
+    write_bytes(folder / MODEL_FILE, model)
     return folder
 
 
@@ -63,8 +66,6 @@ def _check(options: TrainTokenizerOptions, folder: Path) -> None:
     for name in ("vocab_size", "input_sentence_size"):
         if getattr(options, name) < 1:
             raise UsageError(f"--{name} {getattr(options, name)}: give a positive number")
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--output_dir {folder}: is a file; give a folder")
     refuse_overlap(folder, "--output_dir", {"--input": options.input})
     if (folder / MODEL_FILE).exists() and not options.overwrite_output_dir:
         raise UsageError(
