@@ -192,8 +192,8 @@ class Saving:
     seeds: int
 
 
-def token_savings(results: SweepResults, variant: str, levels: int = 5) -> list[Saving]:
-    """Factors at losses evenly spread over those that every run of the baseline passes through, if there are any."""
+def token_savings(results: SweepResults, variant: str) -> list[Saving]:
+    """Factors at five losses spread evenly over those that all runs of the baseline pass through, if there are any."""
     runs = results.by_variant
     reference = {run.seed: run for run in runs.get(results.experiment.baseline or "", [])}
     pairs = [(reference[run.seed], run) for run in runs.get(variant, []) if run.seed in reference]
@@ -203,7 +203,7 @@ def token_savings(results: SweepResults, variant: str, levels: int = 5) -> list[
         return []
     speed = np.mean([run.tokens_per_second for _, run in pairs]) / np.mean([b.tokens_per_second for b, _ in pairs])
     savings = []
-    for level in np.linspace(start, end, levels).tolist():
+    for level in np.linspace(start, end, 5).tolist():
         needed = [tokens_to_loss(base.tokens, base.losses, level) for base, _ in pairs]
         reached = [tokens_to_loss(run.tokens, run.losses, level) for _, run in pairs]
         if any(tokens is None for tokens in needed):  # rounding at the last level
