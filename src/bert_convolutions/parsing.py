@@ -22,12 +22,8 @@ def read_text(path: Path) -> str:
     Raises:
         UsageError: it can't be read, is no plain file, or not text in UTF-8.
     """
-    if path.exists() and not path.is_file():
-        raise UsageError(f"{path} can't be read: it is no plain file")  # reading a pipe could wait for ever
     try:
-        return path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise UsageError(f"{path} can't be read: {error.strerror}") from error
+        return _read(path).decode("utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not text in UTF-8 (byte {error.start})") from error
 
@@ -36,14 +32,22 @@ def read_json(path: Path) -> Any:
     """The JSON value in a file.
 
     Raises:
-        UsageError: it can't be read, is not text, or no JSON.
+        UsageError: it can't be read, is no plain file, or no JSON.
     """
+    content = _read(path)
     try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise UsageError(f"{path} can't be read: {error.strerror}") from error
+        return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not valid JSON ({error})") from error
+
+
+def _read(path: Path) -> bytes:
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} can't be read: it is no plain file")  # reading a pipe could wait for ever
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path} can't be read: {error.strerror}") from error
 
 
 def read_yaml(path: Path, where: str) -> Any:

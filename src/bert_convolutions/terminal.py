@@ -5,9 +5,6 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-MIN_WIDTH = 120
-"""Columns that are used where the output is no terminal, so that a log file holds whole tables."""
-
 
 def say(message: str) -> None:
     """Tell the user something that is no result, on standard error."""
@@ -18,7 +15,7 @@ def make_console(quiet: bool = False) -> Console:
     """A console on standard output; a quiet one (of the other processes) says nothing."""
     console = Console(quiet=quiet, highlight=False, soft_wrap=True)
     if not console.is_terminal:
-        console.width = max(console.width, MIN_WIDTH)
+        console.width = max(console.width, 120)  # or a log file would hold cut tables
     return console
 
 

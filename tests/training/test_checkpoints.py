@@ -113,6 +113,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "bytes instead of": lambda place: os.truncate(place / "model.safetensors", 3),
     "missing": lambda place: (place / "part" / "state.json").unlink(),
     "not written to its end": lambda place: (place / "manifest.json").unlink(),
+    "it is no plain file": lambda place: ((place / MANIFEST).unlink(), os.mkfifo(place / MANIFEST)),
     "cannot be read": lambda place: os.truncate(place / "manifest.json", 20),
     "none that this version": lambda place: (place / "manifest.json").write_text(json.dumps({"format": 99})),
     **{

@@ -14,9 +14,6 @@ from bert_convolutions.cli.trainer_flags import COMMON_TRAINER_FLAGS, TrainerFla
 from bert_convolutions.errors import UsageError, in_flags
 from bert_convolutions.training.signals import SignalWatch
 
-_SPEAK_OF_ARGUMENTS = ("bert_convolutions.attention", "bert_convolutions.model")
-"""Packages whose ``ValueError``s are about what their caller gave, in words for those who write Python."""
-
 
 @dataclass(frozen=True)
 class Command:
@@ -63,7 +60,7 @@ class Command:
             try:
                 self._do(options, trainer_flags)
             except ValueError as error:
-                if isinstance(error, UsageError) or not _raised_in(error, _SPEAK_OF_ARGUMENTS):
+                if isinstance(error, UsageError) or not _speaks_of_arguments(error):
                     raise
                 raise UsageError(in_flags(str(error), trainer_flags.own_names)) from error
 
@@ -140,10 +137,11 @@ def _locate(name: str) -> Any:
     return pkgutil.resolve_name(f"bert_convolutions{name}" if name.startswith(".") else name)
 
 
-def _raised_in(error: BaseException, packages: tuple[str, ...]) -> bool:
-    """Whether the innermost Python frame of an error belongs to one of ``packages``."""
+def _speaks_of_arguments(error: ValueError) -> bool:
+    """Whether an error comes from a package that speaks to those who write Python, of what its caller gave."""
     innermost = list(traceback.walk_tb(error.__traceback__))[-1][0]
-    return str(innermost.f_globals.get("__name__")).startswith(packages)
+    module = str(innermost.f_globals.get("__name__"))
+    return module.startswith(("bert_convolutions.attention", "bert_convolutions.model"))
 
 
 @dataclass

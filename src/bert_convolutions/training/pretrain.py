@@ -67,7 +67,7 @@ def run_pretraining(options: PretrainOptions, arguments: BertTrainingArguments) 
             if arguments.do_train:
                 start = collectives.on_first(lambda: output_folder.find_start(folder, wish))
             if minutes is not None and arguments.do_train:
-                arguments.max_steps = _fixed_steps(start, lambda: steps_in(minutes, arguments, trial))
+                arguments.max_steps = _steps_of(start) or steps_in(minutes, arguments, trial)
             trainer = setup.make_trainer(options, arguments, model, tokenizer, corpus, watch)
             if arguments.do_train:
                 facts, last_step = trainer.run_facts, trainer.last_step()
@@ -83,16 +83,14 @@ def run_pretraining(options: PretrainOptions, arguments: BertTrainingArguments) 
         dist.destroy_process_group()
 
 
-def _fixed_steps(start: Start, measured: Callable[[], int]) -> int:
-    """The steps of ``--train_minutes``: those of the run that is gone on with, or measured."""
-    if not start.run:
-        return measured()
-    if "train_steps" not in start.run:
+def _steps_of(start: Start) -> int | None:
+    """The steps that ``--train_minutes`` came to in the run that is gone on with; None where none is."""
+    if start.run and "train_steps" not in start.run:
         raise UsageError(
             "--train_minutes: the run to go on with was begun with a number of steps; give --max_steps or "
             "--num_train_epochs"
         )
-    return int(start.run["train_steps"])
+    return start.run.get("train_steps")
 
 
 def steps_in(minutes: float, arguments: BertTrainingArguments, make_trainer: MakeTrainer) -> int:
