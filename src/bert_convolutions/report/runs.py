@@ -1,7 +1,6 @@
 """Training runs side by side, read from their files: loss curves in one picture, last figures in one table."""
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from bert_convolutions.errors import UsageError
 from bert_convolutions.parsing import read_json
 from bert_convolutions.report.style import line_colors, plain, save_figure
 from bert_convolutions.terminal import make_table
+from bert_convolutions.training.checkpoints import list_checkpoints
 
 _STATE = "trainer_state.json"
 
@@ -52,16 +52,10 @@ def read_loss_history(run_dir: Path) -> LossHistory:
 
 def _state_file(run_dir: Path) -> Path:
     """The trainer state that is the newest of a run."""
-    if (run_dir / _STATE).is_file():
-        return run_dir / _STATE
-    checkpoints = {
-        int(match[1]): folder / _STATE
-        for folder in run_dir.glob("checkpoint-*")
-        if (match := re.fullmatch(r"checkpoint-(\d+)", folder.name)) and (folder / _STATE).is_file()
-    }
-    if not checkpoints:
-        raise UsageError(f"{run_dir} holds no {_STATE}: it is not the output folder of a training run")
-    return checkpoints[max(checkpoints)]
+    for folder in (run_dir, *reversed(list_checkpoints(run_dir))):
+        if (folder / _STATE).is_file():
+            return folder / _STATE
+    raise UsageError(f"{run_dir} holds no {_STATE}: it is not the output folder of a training run")
 
 
 def plot_loss_curves(runs: Mapping[str, Path], output: Path) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from bert_convolutions.errors import UsageError
+from bert_convolutions.glue.state import STATE_FILE
 from bert_convolutions.model.flops import count_flops
 from bert_convolutions.model.presets import load_config
 from bert_convolutions.parsing import read_json, read_model
-from bert_convolutions.schemas import Accuracy, Experiment, ProbeResults
+from bert_convolutions.schemas import Accuracy, Experiment, ProbeResults, TaskState
 from bert_convolutions.sweep.cells import LOCAL_ORDER, MINIMAL_PAIRS, PRETRAIN, Cell, by_model, plan_cells
 from bert_convolutions.sweep.estimate import bare_model, example_length, training_flops
 from bert_convolutions.sweep.run import EXPERIMENT_NAME
@@ -162,10 +163,10 @@ def _probe_scores(name: str, command: str, results: ProbeResults) -> dict[str, f
 def _glue_scores(folder: Path) -> dict[str, float]:
     """Means over rounds of each dev set's metrics."""
     found: dict[str, list[float]] = {}
-    for path in sorted(folder.rglob("glue_state.json")):
-        for dev_set, metrics in read_json(path).get("dev", {}).items():
+    for path in sorted(folder.rglob(STATE_FILE)):
+        for dev_set, metrics in read_model(TaskState, path).dev.items():
             for metric, value in metrics.items():
-                found.setdefault(f"{dev_set} {metric}", []).append(float(value))
+                found.setdefault(f"{dev_set} {metric}", []).append(value)
     return {name: float(np.mean(values)) for name, values in found.items()}
 
 
