@@ -53,6 +53,13 @@ def test_flags_bound_the_hyperparameters(tmp_path: Path):
     assert job.settings(128)["batch_size"] == 8
 
 
+def test_the_trainer_s_default_of_8_examples_is_no_bound(tmp_path: Path):
+    job = plan(tmp_path, "RTE", hyperparams="electra", per_device_train_batch_size=None)[0]
+    assert job.arguments.per_device_train_batch_size == 32
+    assert "cut" not in describe_training(job, 9)
+    assert plan(tmp_path, "RTE", per_device_train_batch_size=None)[0].arguments.per_device_train_batch_size == 8
+
+
 def test_one_task_runs_once_unless_told_otherwise(tmp_path: Path):
     assert [(job.round_number, job.folder) for job in plan(tmp_path, "rte")] == [(None, tmp_path)]
     assert [job.folder.name for job in plan(tmp_path, "rte", 3)] == ["RTE0", "RTE1", "RTE2"]

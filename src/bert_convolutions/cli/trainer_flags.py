@@ -75,7 +75,7 @@ COMMON_TRAINER_FLAGS = (
     CommonFlag("do_train", "true|false", False, "train"),
     CommonFlag("do_eval", "true|false", False, "evaluate"),
     CommonFlag("do_predict", "true|false", False, "predict the test sets (glue)"),
-    CommonFlag("per_device_train_batch_size", "INT", 8, "examples a step on each device"),
+    CommonFlag("per_device_train_batch_size", "INT", None, "examples a step on each device; left out, 8"),
     CommonFlag("gradient_accumulation_steps", "INT", 1, "batches summed before each update"),
     CommonFlag("max_steps", "INT", -1, "updates in all; -1 leaves it to --num_train_epochs"),
     CommonFlag("num_train_epochs", "FLOAT", 3.0, "passes over the data, without --max_steps"),

@@ -109,9 +109,10 @@ def _read(path: Path, where: str, tasks: tuple[Task, ...]) -> dict[str, dict[str
     return entries
 
 
-def device_batch_size(batch_size: int, maximum: int, num_devices: int, accumulation: int) -> int:
-    """Return a device's share of a step's examples, at most ``maximum`` (``--per_device_train_batch_size``).
+def device_batch_size(batch_size: int, maximum: int | None, num_devices: int, accumulation: int) -> int:
+    """Return a device's share of a step's examples, at most ``maximum`` (``--per_device_train_batch_size``, if given).
 
-    That is as in the original. ``num_devices`` are processes times GPUs of each.
+    That is as in the original, where its default of 8 is one too. ``num_devices`` are processes times GPUs of each.
     """
-    return min(maximum, max(1, batch_size // (num_devices * accumulation)))
+    share = max(1, batch_size // (num_devices * accumulation))
+    return share if maximum is None else min(maximum, share)

@@ -37,8 +37,8 @@ class GlueOptions:
         None,
         "electra, electra_base, stable, or a YAML file of task: {learning_rate, batch_size, steps}. Sets "
         "the learning rate, warm-up (a tenth of the steps), steps (at most --max_steps where that is given) and "
-        "global batch (never above --per_device_train_batch_size a device). flags: the Trainer's flags. Default: "
-        "electra for several tasks or rounds, flags for one task run once",
+        "global batch (never above --per_device_train_batch_size a device, if given). flags: the Trainer's flags. "
+        "Default: electra for several tasks or rounds, flags for one task run once",
     )
     rounds: int | None = flag(
         None, "how often each task runs, each time with another seed, at most 10; default: 10, one task: once"

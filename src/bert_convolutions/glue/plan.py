@@ -227,7 +227,7 @@ def _task_arguments(
             "warmup_steps": steps // WARMUP_PART,
             "per_device_train_batch_size": device_batch_size(
                 hyperparameters.batch_size,
-                arguments.per_device_train_batch_size,
+                arguments.per_device_train_batch_size if getattr(arguments, "batch_size_is_given", True) else None,
                 arguments.world_size * max(1, arguments.n_gpu),
                 arguments.gradient_accumulation_steps,
             ),

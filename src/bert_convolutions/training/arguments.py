@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import dataclasses
 import math
 import os
 import sys
@@ -23,6 +24,8 @@ from bert_convolutions.terminal import say
 
 logger = logging.get_logger(__name__)
 
+DEFAULT_BATCH_SIZE = 8
+"""The Trainer's."""
 APPLIED_ON_RESUME = ("initial_lr", "weight_decay", "betas", "eps")
 """Settings of an optimizer's group that flags give; others, such as counters, are part of its state."""
 _LARGEST_SEED = 2**32 - 1
@@ -87,6 +90,9 @@ class BertTrainingArguments(TrainingArguments):
     however the examples are laid out in rows. One process uses one device: several need ``torchrun``.
     """
 
+    per_device_train_batch_size: int = flag(None, f"Examples a step on each device; left out, {DEFAULT_BATCH_SIZE}.")
+    batch_size_is_given: bool = dataclasses.field(init=False)
+    """Or else it is no bound on the batches of ``glue --hyperparams``."""
     optim: OptimizerNames | str = flag(OptimizerNames.ADAMW_TORCH_FUSED, "The optimizer; fused AdamW also on a CPU.")
     logging_steps: float = flag(100, "Log every so many steps, or this share of them.")
     logging_nan_inf_filter: bool = flag(
@@ -104,6 +110,9 @@ class BertTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        self.batch_size_is_given = self.per_device_train_batch_size is not None
+        if not self.batch_size_is_given:
+            self.per_device_train_batch_size = DEFAULT_BATCH_SIZE
         for name, (is_right, fault) in RANGES.items():
             value = getattr(self, name, None)
             if value is not None and not is_right(value):
