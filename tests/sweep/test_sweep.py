@@ -358,6 +358,22 @@ def test_the_estimate_counts_what_the_model_has(real: Path, tmp_path: Path) -> N
     assert cost.seconds == cost.flops / 1e6
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"executor": "slurm"}, "--executor slurm.*srun"),
+        ({"executor": "local", "executor_options": ["timeout=5"]}, "--executor_options: Parameter 'timeout'"),
+    ],
+)
+def test_what_submitit_refuses_is_bad_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: dict[str, Any], message: str
+) -> None:
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UsageError, match=message):
+        sweep(write(tmp_path / "e.yaml"), tmp_path / "out", **flags)
+
+
 def test_submitit_runs_the_cells_in_jobs(real: Path, tmp_path: Path) -> None:
     pytest.importorskip("submitit")
     argv = ["sweep", str(real / "e.yaml"), "--output_dir", str(tmp_path / "out"), "--executor", "local"]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bert_convolutions import files
 from bert_convolutions.environment import environment
-from bert_convolutions.errors import EXIT_INTERRUPTED, CommandError, RunInterrupted, UsageError
+from bert_convolutions.errors import EXIT_INTERRUPTED, CommandError, RunInterrupted, UsageError, first_line
 from bert_convolutions.schemas import CellRecord, Experiment
 from bert_convolutions.sweep.cells import PRETRAIN, Cell, by_model, plan_cells, read_experiment
 from bert_convolutions.sweep.options import SweepOptions
@@ -136,9 +136,12 @@ def _submit(cells: Sequence[Cell], options: SweepOptions) -> None:
     """A job for each variant and seed, whose cells run in order."""
     import submitit
 
-    executor = submitit.AutoExecutor(folder=str(options.output_dir / "submitted"), cluster=options.executor)
     parameters = dict(option.split("=", 1) for option in options.executor_options)
-    executor.update_parameters(**{name: int(text) if text.isdigit() else text for name, text in parameters.items()})
+    try:
+        executor = submitit.AutoExecutor(folder=str(options.output_dir / "submitted"), cluster=options.executor)
+        executor.update_parameters(**{name: int(text) if text.isdigit() else text for name, text in parameters.items()})
+    except Exception as error:  # it has no class of its own for them
+        raise UsageError(f"--executor {options.executor}, --executor_options: {first_line(error)}") from error
     jobs = []
     for group in by_model(cells):
         jobs.append(executor.submit(run_cells, group))
