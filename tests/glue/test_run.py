@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bert_convolutions.errors import RunInterrupted, TrainingDiverged, UsageError
+from bert_convolutions.glue import finetune
 from bert_convolutions.glue.options import CompileGlueOptions
 from bert_convolutions.glue.run import run_glue
 from bert_convolutions.glue.submit import compile_submission
@@ -257,6 +258,22 @@ def test_scores_during_training(tmp_path: Path, glue_dir: Path, model_dir: Path)
     given = arguments(tmp_path, do_train=True, eval_strategy="steps", eval_steps=1, save_strategy="no")
     run_glue(options(glue_dir, model_dir), given)
     assert (tmp_path / "model.safetensors").is_file()
+
+
+def test_of_mnlis_two_losses_the_matched_one_chooses_the_best_step(
+    tmp_path: Path, glue_dir: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    losses = iter([(1.0, 4.0), (2.0, 3.0)])
+
+    def scores(*args, **kwargs):
+        return {name: {"eval_loss": loss} for name, loss in zip(("mnli", "mnli-mm"), next(losses), strict=True)}
+
+    monkeypatch.setattr(finetune, "evaluate", scores)
+    best = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True}
+    run_glue(options(glue_dir, model_dir, "MNLI"), arguments(tmp_path / "best", do_train=True, **best))
+    monkeypatch.undo()
+    run_glue(options(glue_dir, model_dir, "MNLI"), arguments(tmp_path / "last", do_train=True))
+    assert not same_weights(tmp_path / "best", tmp_path / "last")
 
 
 def test_a_diverged_task_stops_the_run(tmp_path: Path, glue_dir: Path, model_dir: Path):

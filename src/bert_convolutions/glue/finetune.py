@@ -77,14 +77,14 @@ class GlueTrainer(ResumableTrainer):
             control.should_save = False
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Score the development sets, log the scores and tell the callbacks."""
+        """Score the development sets, log the scores (the loss is MNLI's matched one) and tell the callbacks."""
         model = self.accelerator.unwrap_model(self.model)
         training = model.training
         results = evaluate(
             model, self.task, self.dev, self.layout, self.args, before_batch=self.evaluation_batch_finished
         )
         model.train(training)
-        scores = {name: value for values in results.values() for name, value in values.items()}
+        scores = {name: value for values in reversed(results.values()) for name, value in values.items()}
         self.log(scores)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)
         return scores
