@@ -79,8 +79,9 @@ def test_a_stopped_demo_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.Mo
         raise RunInterrupted("stopped by SIGTERM")
 
     monkeypatch.setattr(demo_run.Demo, "run", stopped)
-    with pytest.raises(RunInterrupted, match=r"go on with: bertconv demo --output_dir .*/new --quick"):
-        run_demo(DemoOptions(output_dir=str(tmp_path / "new"), quick=True))
+    for overwrite in (False, True):
+        with pytest.raises(RunInterrupted, match=r"go on with: bertconv demo --output_dir .*/new --quick$"):
+            run_demo(DemoOptions(output_dir=str(tmp_path / "new"), quick=True, overwrite_output_dir=overwrite))
 
 
 def test_an_overwrite_leaves_a_demo_alone_that_is_running(tmp_path: Path) -> None:

@@ -131,8 +131,8 @@ def run_demo(options: DemoOptions) -> None:
         try:
             Demo(options, places).run()
         except RunInterrupted as error:
-            where = command_line("demo", options)
-            raise RunInterrupted(f"the demo was stopped; what is done is kept; go on with: {where}") from error
+            again = command_line("demo", dataclasses.replace(options, overwrite_output_dir=False))
+            raise RunInterrupted(f"the demo was stopped; what is done is kept; go on with: {again}") from error
 
 
 class Demo:
