@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from rich.table import Table
 from rich.text import Text
 
 from bert_convolutions import files
@@ -27,7 +28,7 @@ from bert_convolutions.errors import RunInterrupted, UsageError
 from bert_convolutions.glue.options import CompileGlueOptions, GlueOptions
 from bert_convolutions.glue.run import run_glue
 from bert_convolutions.glue.submit import compile_submission, read_score
-from bert_convolutions.glue.tasks import DevSet, find_task
+from bert_convolutions.glue.tasks import find_task
 from bert_convolutions.parsing import read_model
 from bert_convolutions.report.kernels import plot_kernels
 from bert_convolutions.report.runs import comparison_table, plot_loss_curves
@@ -50,8 +51,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     POSITIONS: {"attention_kernel": "dot_product"},
 }
 """What each model asks for beyond the configuration that all share."""
-ORDER_SCORES = {"CoLA": "Matthews x 100", "QQP": "accuracy, %"}
-"""The tasks that only word order decides, with what they are scored by."""
+ORDER_SCORES = {"CoLA": ("Matthews x 100", "eval_mcc"), "QQP": ("accuracy, %", "eval_acc")}
+"""The tasks that only word order decides: what is exactly at chance without it, and its entry in the results."""
 RECORD = "demo.json"
 """In the output folder: the settings of the demonstration."""
 
@@ -309,14 +310,17 @@ class Demo:
         plot_kernels(self.places.pretrained / COMPOSITE, self.places.kernels)
         self.say(f"Learned kernels: {self.places.kernels}")
 
-    def _order_table(self) -> Any:
+    def _order_table(self) -> Table:
         """The scores of the tasks that only order decides, of the model that sees it and the one that doesn't."""
-        headings = [f"{task} ({measure})" for task, measure in ORDER_SCORES.items()]
+        headings = [f"{task} ({measure})" for task, (measure, _) in ORDER_SCORES.items()]
         table = make_table("\nTwo tasks that only word order decides", "fine-tuned from", *headings)
         table.add_row("chance", "0.0", "50.0")
         for name in (NEITHER, COMPOSITE):
-            folders = {task: self.places.finetuned / name / f"{task}0" for task in ORDER_SCORES}
-            scores = [read_score(folder, _order_dev_set(task)) for task, folder in folders.items()]
+            folder = self.places.finetuned / name
+            scores = [
+                read_score(folder / f"{task}0", dataclasses.replace(find_task(task).dev[0], score=entry))
+                for task, (_, entry) in ORDER_SCORES.items()
+            ]
             table.add_row(MODELS[name], *("-" if score is None else f"{100 * score:.1f}" for score in scores))
         return table
 
@@ -326,12 +330,6 @@ class Demo:
         self.say(f"\nDone in {duration(seconds)}. Everything is in {self.places.root}:", style="bold")
         for what, path in self.places.named().items():
             self.say(f"  {what.replace('_', ' '):<20}{path}")
-
-
-def _order_dev_set(task: str) -> DevSet:
-    """The development set of an order task, scored by what is exactly at chance for a model that sees no order."""
-    dev_set = find_task(task).dev[0]
-    return dataclasses.replace(dev_set, score="eval_acc") if task == "QQP" else dev_set
 
 
 def command_line(name: str, options: Any, arguments: Mapping[str, Any] | None = None) -> str:

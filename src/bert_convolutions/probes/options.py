@@ -45,7 +45,10 @@ class LocalOrderOptions(ProbeOptions):
     """Which model tells text from the same text with one word out of place."""
 
     text: Path = field(
-        metadata={"help": "text the model has not seen, UTF-8, one sentence a line; those of up to 24 words are used"}
+        metadata={
+            "help": "text the model has not seen: UTF-8, one sentence a line (also .gz, .xz, .zst), or a folder of "
+            "such files; sentences of up to 24 words are used"
+        }
     )
     distances: list[int] = flag([1, 2, 3, 4, 6, 8], "by how many words a word is moved; 1 swaps it with its neighbour")
     seed: int = flag(0, "seed of the choice of sentences and words")
