@@ -12,8 +12,8 @@ def say(message: str) -> None:
 
 
 def make_console(quiet: bool = False) -> Console:
-    """A console on standard output; a quiet one (of the other processes) says nothing."""
-    console = Console(quiet=quiet, highlight=False, soft_wrap=True)
+    """A console on standard output that prints text as it is; a quiet one (of the other processes) says nothing."""
+    console = Console(quiet=quiet, markup=False, emoji=False, highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = max(console.width, 120)  # or a log file would hold cut tables
     return console

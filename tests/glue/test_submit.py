@@ -108,6 +108,12 @@ def test_what_is_missing_is_told_and_the_rest_written(tmp_path: Path, capsys):
     assert len(list((tmp_path / "out").glob("*.tsv"))) == 9
 
 
+def test_brackets_in_a_path_are_no_markup(tmp_path: Path, capsys):
+    write_round(tmp_path / "runs[old]", RTE, 0, 0.5)
+    printed, _ = run(tmp_path / "runs[old]", tmp_path / "out", capsys)
+    assert f"Dev scores of {tmp_path}/runs[old], times 100" in printed
+
+
 def test_files_of_an_earlier_submission_do_not_stay(tmp_path: Path, capsys):
     for task in TASKS:
         write_round(tmp_path / "in", task, 0, 0.5)

@@ -14,7 +14,6 @@ from typing import Any
 
 import yaml
 from rich.table import Table
-from rich.text import Text
 
 from bert_convolutions import files
 from bert_convolutions.data.build.pipeline import build_dataset
@@ -180,7 +179,7 @@ class Demo:
 
     def say(self, line: str, style: str = "") -> None:
         """Print a line."""
-        self.console.print(Text(line, style=style))
+        self.console.print(line, style=style)
 
     def show(self, name: str, options: Any, arguments: dict[str, Any] | None = None) -> None:
         """Print the command that the next library call stands for."""

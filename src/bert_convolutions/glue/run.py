@@ -10,7 +10,6 @@ from typing import Any
 
 from accelerate import PartialState
 from rich.console import Console
-from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from bert_convolutions.data.loading import load_tokenizer, tokenizer_hash
@@ -85,7 +84,7 @@ class Progress:
 
     def say(self, line: str, style: str = "") -> None:
         """Print a line."""
-        self.console.print(Text(line, style=style))
+        self.console.print(line, style=style)
 
     def start(self, name: str, what: str) -> None:
         """Announce a job."""

@@ -63,24 +63,24 @@ def compile_submission(options: CompileGlueOptions) -> str:
     console = make_console()
     console.print(score_table(scores, f"Dev scores of {source}, times 100"))
     for sentence in missing:
-        console.print(f"missing: {sentence}", markup=False)
+        console.print(f"missing: {sentence}")
     make_folder(target, "--test_dir")
     submitted_from = {name: path.parent.name for name, (path, _) in chosen.items()}
     write_json(target / SCORES_FILE, {"dev": _summary(scores), "submitted_from": submitted_from, "missing": missing})
     _write_submission(target, files)
     if not files:
-        console.print(f"No predictions to submit. Scores: {target / SCORES_FILE}", markup=False)
+        console.print(f"No predictions to submit. Scores: {target / SCORES_FILE}")
         return ""
     for name, folder_name in submitted_from.items():
-        console.print(f"{name}: from {folder_name}", markup=False)
+        console.print(f"{name}: from {folder_name}")
     problems, unofficial = check_files(files)
     if problems:
-        console.print(f"The GLUE site will not take this archive: {'; '.join(problems)}", markup=False)
+        console.print(f"The GLUE site will not take this archive: {'; '.join(problems)}")
     if unofficial:
-        console.print(f"Not the official test set, so not for the GLUE site: {'; '.join(unofficial)}", markup=False)
+        console.print(f"Not the official test set, so not for the GLUE site: {'; '.join(unofficial)}")
     if not problems and not unofficial:
-        console.print("All eleven files have the names, headers, rows and labels of the GLUE site.", markup=False)
-    console.print(f"Submission: {target / ARCHIVE}\nScores: {target / SCORES_FILE}", markup=False)
+        console.print("All eleven files have the names, headers, rows and labels of the GLUE site.")
+    console.print(f"Submission: {target / ARCHIVE}\nScores: {target / SCORES_FILE}")
     return "; ".join([*problems, *unofficial])
 
 
