@@ -1,6 +1,7 @@
 """The ``bertconv`` console script: start the command line without loading PyTorch, which takes seconds."""
 
 import os
+import sys
 
 _LAZY = "BERT_CONVOLUTIONS_LAZY"
 
@@ -11,6 +12,9 @@ def main() -> int:
     Returns:
         The exit code, for ``sys.exit``.
     """
+    if os.name == "nt":  # signals, locks and pipes are those of POSIX
+        print("bertconv: error: the command needs Linux or macOS; on Windows, run it in WSL", file=sys.stderr)
+        return 2
     already_set = _LAZY in os.environ
     os.environ.setdefault(_LAZY, "1")
     from bert_convolutions.training.signals import leaving_at_once

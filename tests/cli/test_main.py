@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -378,3 +379,9 @@ def test_a_signal_ends_a_sub_command_with_a_message(
         assert main(["convert"]) == EXIT_INTERRUPTED
     assert f"stopped by {name}; run the same command again" in capfd.readouterr().err
     assert signal.getsignal(number) == before
+
+
+def test_windows_is_told_where_it_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("bertconv.os", types.SimpleNamespace(name="nt"))
+    assert bertconv.main() == 2
+    assert "on Windows, run it in WSL" in capsys.readouterr().err
