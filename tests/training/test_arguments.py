@@ -22,6 +22,7 @@ OUT_OF_RANGE = [
     *(("warmup_steps", value) for value in (-1.0, math.nan, math.inf)),
     ("dataloader_num_workers", -1),
     ("dataloader_prefetch_factor", 0),
+    ("dataloader_multiprocessing_context", "thread"),
     ("save_total_limit", -1),
     ("max_grad_norm", -1.0),
     ("logging_steps", math.nan),

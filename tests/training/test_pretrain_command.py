@@ -163,6 +163,7 @@ WRONG = {
     ),
     "eval on start": ({"eval_on_start": "true"}, "--eval_on_start needs --do_eval"),
     "workers": ({"dataloader_persistent_workers": "true"}, "--dataloader_persistent_workers true is not supported"),
+    "order": ({"dataloader_in_order": "false"}, "--dataloader_in_order false would make the order of batches one of"),
     "sampling": ({"train_sampling_strategy": "sequential"}, "--train_sampling_strategy sequential is not supported"),
     "pushing": ({"push_to_hub": "true"}, "publish a finished model with bertconv export --format hub"),
     "liger": ({"use_liger_kernel": "true"}, "--use_liger_kernel true is not supported"),

@@ -3,7 +3,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bert_convolutions.training.sampling import Slice, SlicedExamples, StepPlan, StepSlices, WithPlaceholder
+from bert_convolutions.training.arguments import BertTrainingArguments
+from bert_convolutions.training.sampling import (
+    Slice,
+    SlicedExamples,
+    StepPlan,
+    StepSlices,
+    WithPlaceholder,
+    slices_loader,
+)
 from tests.training.helpers import make_collator
 
 layouts = st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 5))
@@ -75,3 +83,10 @@ def test_an_empty_slice_adds_nothing(store: list[np.ndarray], sentence_order: bo
     assert (batch["labels"] == -100).all() and batch["num_real_tokens"] == 0 and len(batch["sample_ids"]) == 0
     assert not sentence_order or (batch["next_sentence_label"] == -100).all()
     assert batch["input_ids"].numel() > 0
+
+
+def test_workers_are_started_as_the_flag_says() -> None:
+    flags = {"dataloader_num_workers": 1, "dataloader_multiprocessing_context": "forkserver"}
+    arguments = BertTrainingArguments(output_dir="x", use_cpu=True, **flags)
+    loader = slices_loader(arguments, [1, 2], plan(2, (1, 1, 1)), lambda: 0, list)  # type: ignore[arg-type]
+    assert loader.multiprocessing_context.get_start_method() == "forkserver"

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import dataclasses
 import math
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable
@@ -43,6 +44,7 @@ _SHARE = _between(0, math.nextafter(1, 0)), "is no number of at least 0 and belo
 _SEED = _between(0, _LARGEST_SEED), f"is no whole number from 0 to {_LARGEST_SEED}"
 
 _COMPILE_MODES = tuple(torch._inductor.list_mode_options())  # no public name for what torch.compile's own check reads
+_START_METHODS = multiprocessing.get_all_start_methods()
 
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "per_device_train_batch_size": _COUNT,
@@ -70,6 +72,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "save_total_limit": _COUNT_OR_NONE,
     "dataloader_num_workers": (_between(0, 4096), "is no number of processes from 0 to 4096"),
     "dataloader_prefetch_factor": _COUNT,
+    "dataloader_multiprocessing_context": (_START_METHODS.__contains__, f"is none of {', '.join(_START_METHODS)}"),
     "ddp_timeout": _COUNT,
     "ddp_bucket_cap_mb": _COUNT,
     "torch_compile_mode": (_COMPILE_MODES.__contains__, f"is none of {', '.join(_COMPILE_MODES)}"),
@@ -172,6 +175,7 @@ _FIXED: dict[str, tuple[bool | str, str]] = {
     "auto_find_batch_size": (False, "would change the global batch; set --per_device_train_batch_size"),
     "average_tokens_across_devices": (True, "would weigh the processes' examples unequally; leave it out"),
     "dataloader_drop_last": (False, "would leave examples out: each is seen once an epoch; leave it out"),
+    "dataloader_in_order": (True, "would make the order of batches one of chance; leave it out"),
     "dataloader_persistent_workers": (False, "is not supported: workers end with their epoch; leave it out"),
     "enable_jit_checkpoint": (False, "is not needed: SIGTERM saves a checkpoint in any case; leave it out"),
     "ignore_data_skip": (False, "would show examples twice; a resumed run needs no time to skip here"),
