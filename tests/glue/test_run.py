@@ -114,7 +114,7 @@ def test_what_is_finished_is_not_run_again(finished: Path, glue_dir: Path, model
     with pytest.raises(
         UsageError, match=r"MNLI0 in .* was fine-tuned with .*max_steps 2 \(now 3\), batch_size 128 \(now 8\)"
     ):
-        run_glue(chosen, arguments(folder, **stages, max_steps=3))
+        run_glue(chosen, arguments(folder, **stages, max_steps=3, per_device_train_batch_size=8))
     assert modified(folder) == after
 
 
