@@ -50,7 +50,7 @@ define install_into
 			exec "$$python" -m venv $(1); \
 		fi; \
 	done; echo "No Python >= 3.10 with the venv module was found; name one: make PYTHON=/path/to/python3" >&2; exit 1
-	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check -c $(2) -e '.[dev]'
+	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check --use-pep517 -c $(2) -e '.[dev]'
 	@touch $(1)/.installed
 endef
 

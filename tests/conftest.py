@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+for number in (signal.SIGHUP, signal.SIGINT):  # ignored under nohup and in the background, and so it would stay
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 torch.set_num_threads(1)
 if not torch.cuda.is_available():  # Triton's kernels then run on the CPU; read where they are first imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
