@@ -302,3 +302,17 @@ def test_a_name_of_the_hub_is_good_for_every_command_that_reads_a_model(
     Path("PAIRS", "own.tsv").write_text("sentence_good\tsentence_bad\nthe cat sleeps\tthe cat sleep\n")
     words = shlex.split(command.replace("NAME", "someone/small").replace("OUT", "out.png"))
     assert main(words) == 0 and Path("out.png").exists()
+
+
+def test_a_model_in_a_folder_asks_nobody(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("socket.getaddrinfo", lambda *address, **more: asked.append(address) or [])
+    text, out = tmp_path / "text.txt", tmp_path / "out"
+    text.write_text("the cat sleeps on the warm mats\n a dog barked at 20 neighbours\n" * 9)
+    assert export(folders["composite"], out) == 0
+    flags = {"model_name_or_path": out, "text": text, "distances": 2, "output_dir": tmp_path / "order"}
+    assert main(["local-order", *(f"--{name}={value}" for name, value in flags.items())]) == 0
+    assert asked == []
