@@ -14,12 +14,14 @@ import pytest
 import yaml
 
 from bert_convolutions.cli.main import main
+from bert_convolutions.cli.trainer_flags import trainer_parser
 from bert_convolutions.errors import CommandError, RunInterrupted, UsageError
 from bert_convolutions.parsing import read_model
 from bert_convolutions.schemas import CellRecord
 from bert_convolutions.sweep import run
 from bert_convolutions.sweep.cells import Cell, plan_cells, read_experiment, scientific_flags
 from bert_convolutions.sweep.options import SweepOptions
+from bert_convolutions.training.arguments import BertTrainingArguments
 from tests.helpers import TINY, trained_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -105,6 +107,7 @@ def test_results_without_a_record_count_and_those_of_other_flags_are_refused(tmp
     assert ran == []
     for cell in plan_cells(read_experiment(experiment), folder):
         finish(cell)
+    trainer_parser("pretrain", BertTrainingArguments)  # which leaves other types in the fields of its class
     sweep(
         experiment, folder, set=["bf16=true", "save_steps=1", "report_to=[tensorboard]"]
     )  # speed and saving make no other run

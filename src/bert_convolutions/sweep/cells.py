@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import itertools
+import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -260,7 +261,8 @@ def _check_flags(path: Path, experiment: Experiment) -> None:
 
 def _kinds(options: type) -> dict[str, str]:
     """Flag to its type, as it is written."""
-    return {field.name: str(field.type) for field in dataclasses.fields(options)}
+    hints = typing.get_type_hints(options)  # HfArgumentParser changes the types of the fields themselves
+    return {field.name: str(hints[field.name]) for field in dataclasses.fields(options)}
 
 
 def _scientific_words(argv: Sequence[str]) -> Iterable[str]:
