@@ -168,9 +168,15 @@ def refuse_overlap(output: str | Path, output_flag: str, inputs: Mapping[str, In
     for flag, given in inputs.items():
         for path in [given] if isinstance(given, str | Path) else given or ():
             source = Path(path).resolve()
-            relations = {"is": target == source, "holds": target in source.parents, "lies in": source in target.parents}
-            for relation in (relation for relation, holds in relations.items() if holds):
-                raise UsageError(f"{output_flag} {output} {relation} the input {flag} {path}; give another output")
+            if target == source:
+                relation = "is"
+            elif target in source.parents:
+                relation = "holds"
+            elif source in target.parents:
+                relation = "lies in"
+            else:
+                continue
+            raise UsageError(f"{output_flag} {output} {relation} the input {flag} {path}; give another output")
 
 
 def set_aside(folder: Path, paths: Iterable[Path]) -> None:

@@ -126,14 +126,13 @@ def slices_loader(
 
     Nothing in it draws a random number.
     """
+    workers = arguments.dataloader_num_workers
     return DataLoader(
         dataset,
         batch_sampler=StepSlices(plan, arguments.process_index, epoch),  # type: ignore[arg-type]
         collate_fn=collate,
-        num_workers=arguments.dataloader_num_workers,
-        multiprocessing_context=arguments.dataloader_multiprocessing_context
-        if arguments.dataloader_num_workers
-        else None,
+        num_workers=workers,
+        multiprocessing_context=arguments.dataloader_multiprocessing_context if workers else None,
         pin_memory=arguments.dataloader_pin_memory and arguments.device.type == "cuda",
         prefetch_factor=arguments.dataloader_prefetch_factor,
         worker_init_fn=ignore_signals,
