@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -302,6 +303,31 @@ def test_a_name_of_the_hub_is_good_for_every_command_that_reads_a_model(
     Path("PAIRS", "own.tsv").write_text("sentence_good\tsentence_bad\nthe cat sleeps\tthe cat sleep\n")
     words = shlex.split(command.replace("NAME", "someone/small").replace("OUT", "out.png"))
     assert main(words) == 0 and Path("out.png").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "pretrain --model_name_or_path NAME --do_train --line_by_line --train_data_file TEXT --overwrite_output_dir",
+        "minimal-pairs --model_name_or_path NAME --data_dir PAIRS",
+        "convert --input NAME --overwrite_output_dir",
+        "export --model_name_or_path NAME",
+    ],
+    ids=lambda command: command.split()[0],
+)
+@pytest.mark.usefixtures("shelf")
+def test_its_folder_in_the_cache_is_an_input_like_any_other(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("TEXT").write_text("the cat sleeps\n a dog barked\n")
+    Path("PAIRS").mkdir()
+    folder = local_folder("someone/small")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    words = command.replace("NAME", "someone/small").split()
+    assert main([*words, "--output_dir", str(folder)]) == 2
+    assert re.search(r"--output_dir \S+ is the input --(model_name_or_path|input) ", capsys.readouterr().err)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
 def test_a_model_in_a_folder_asks_nobody(

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 
 from bert_convolutions.data.loading import load_tokenizer, tokenizer_hash
 from bert_convolutions.errors import RunInterrupted, TrainingDiverged, UsageError
-from bert_convolutions.files import ASIDE_NAME, discard_aside, make_folder, run_lock, write_text
+from bert_convolutions.files import ASIDE_NAME, discard_aside, make_folder, refuse_overlap, run_lock, write_text
 from bert_convolutions.glue import models, state
 from bert_convolutions.glue.examples import GlueData, layout_for
 from bert_convolutions.glue.finetune import GlueTrainer, finetune
@@ -53,6 +53,7 @@ def run_glue(options: GlueOptions, arguments: TrainingArguments) -> None:
         jobs = plan_jobs(options, arguments)
         processes.wait_for_everyone()  # all have planned from the same folders before one writes to them
         run = _GlueRun(options, jobs, processes)
+        refuse_overlap(output_dir, "--output_dir", {"--model_name_or_path": run.model_folder})  # of a name on the Hub
         if processes.is_main_process:
             make_folder(output_dir, "--output_dir")
             with run_lock(output_dir):

@@ -63,8 +63,9 @@ def run_local_order(options: LocalOrderOptions) -> ProbeResults:
 def _inputs(options: ProbeOptions, flag: str, data: Path) -> dict[str, str | Path | None]:
     inputs: dict[str, str | Path | None] = {flag: data, "--tokenizer_name": options.tokenizer_name}
     # Beside the model's own files there is room for what is known of it, so only the folder itself is refused.
-    if options.output_dir.resolve() == Path(options.model_name_or_path).resolve():
-        inputs["--model_name_or_path"] = options.model_name_or_path
+    model_folder = local_folder(options.model_name_or_path)
+    if options.output_dir.resolve() == model_folder.resolve():
+        inputs["--model_name_or_path"] = model_folder
     return inputs
 
 

@@ -49,6 +49,8 @@ def run_pretraining(options: PretrainOptions, arguments: BertTrainingArguments) 
         if options.model_name_or_path:
             model_folder = str(local_folder(options.model_name_or_path))
             options = dataclasses.replace(options, model_name_or_path=model_folder)
+            if options.overwrite_output_dir and arguments.do_train:  # of a name on the Hub, known only now
+                files.refuse_overlap(folder, "--output_dir", {"--model_name_or_path": model_folder})
         tokenizer = setup.choose_tokenizer(options)
         config = setup.compose_config(options, tokenizer)
         if arguments.do_train:
