@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import models, pre_tokenizers
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -136,3 +137,18 @@ def test_words_of_pieces() -> None:
 
 def test_an_empty_sentence_has_probability_one(tokenizer: CompositeBertTokenizer) -> None:
     assert PseudoLikelihood(composite(tokenizer), tokenizer)([""]) == [scoring.Score(0.0, 0.0)]
+
+
+class RefuseFloat64(TorchDispatchMode):
+    """MPS has no float64, and some of Intel's GPUs don't either."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        assert getattr(result, "dtype", None) != torch.float64, func
+        return result
+
+
+def test_nothing_is_computed_in_float64(tokenizer: CompositeBertTokenizer) -> None:
+    model = composite(tokenizer, attention_kernel="qk_convfixed_convq_convk 3")
+    with RefuseFloat64():
+        PseudoLikelihood(model, tokenizer, 2048)(SENTENCES)

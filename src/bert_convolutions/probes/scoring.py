@@ -112,7 +112,7 @@ class PseudoLikelihood:
             chosen = np.flatnonzero(np.isin(asked, batch))
             row = torch.from_numpy(row_of[asked[chosen]]).to(logits.device)
             target = torch.from_numpy(targets[chosen]).to(logits.device)
-            logarithms[chosen] = (logits[row, target] - logits.logsumexp(-1)[row]).double().cpu().numpy()
+            logarithms[chosen] = (logits[row, target] - logits.logsumexp(-1)[row]).cpu().numpy()
         return logarithms
 
     def _logits(self, copies: list[_Copy]) -> Tensor:

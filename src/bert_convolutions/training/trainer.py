@@ -149,7 +149,8 @@ class PretrainingTrainer(ResumableTrainer):
         model.eval()
         self.callback_handler.eval_dataloader = dataloader
         device = self.args.device
-        total = torch.zeros(len(_SUMS), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+        exact = device.type in ("cpu", "cuda")  # others may have no float64
+        total = torch.zeros(len(_SUMS), dtype=torch.float64 if exact else torch.float32, device=device)
         for batch in dataloader:
             del batch["num_real_tokens"], batch["sample_ids"]
             inputs = self._prepare_inputs(batch)
