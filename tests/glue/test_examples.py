@@ -89,12 +89,10 @@ def test_batches_are_as_mixed_as_those_of_a_uniform_shuffle(batch: int):
     labels = np.linspace(0, 5, 2048, dtype=np.float32)
     plan = plan_of(2048, 3, batch)
     shuffled = Shuffled(random_examples(lengths, labels), plan)
+    slices = (plan.slice(epoch, step, 0, 0) for epoch in range(30) for step in range(plan.steps_per_epoch))
+    batches = [shuffled.__getitems__(part) for part in slices]
     for values in (lambda part: part.labels, lambda part: part.lengths):
-        means = [
-            values(shuffled.__getitems__(plan.slice(epoch, step, 0, 0))).mean()
-            for epoch in range(30)
-            for step in range(plan.steps_per_epoch)
-        ]
+        means = [values(batch).mean() for batch in batches]
         every = values(shuffled.examples)
         expected = every.std() * ((2048 - batch) / (2048 - 1) / batch) ** 0.5
         assert np.std(means) / expected == pytest.approx(1, abs=0.05)
