@@ -7,12 +7,12 @@ from bert_convolutions.model.heads import (
     CompositeBertForMultipleChoice,
     CompositeBertForNextSentencePrediction,
     CompositeBertForQuestionAnswering,
+    CompositeBertForSequenceClassification,
     CompositeBertForTokenClassification,
 )
 from bert_convolutions.model.modeling import (
     CompositeBertForMaskedLM,
     CompositeBertForPreTraining,
-    CompositeBertForSequenceClassification,
     CompositeBertModel,
 )
 

@@ -1,4 +1,4 @@
-"""BERT's other heads on the encoder: tokens, spans, choices, next sentence. Names and signatures are BERT's.
+"""BERT's heads for fine-tuning: texts, tokens, spans, choices, next sentence. Names and signatures are BERT's.
 
 Legend: B rows, S sequence, C choices, D hidden, N labels.
 """
@@ -11,12 +11,71 @@ from transformers.modeling_outputs import (
     MultipleChoiceModelOutput,
     NextSentencePredictorOutput,
     QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
     TokenClassifierOutput,
 )
 from transformers.utils import can_return_tuple
 
+from bert_convolutions.attention.cpu import Dropout
 from bert_convolutions.model.configuration import CompositeBertConfig
-from bert_convolutions.model.modeling import HeadedModel
+from bert_convolutions.model.modeling import CompositeBertModel, CompositeBertPreTrainedModel
+
+
+class HeadedModel(CompositeBertPreTrainedModel):
+    """An encoder and what a head for fine-tuning needs beside it.
+
+    Losses are means over the batch that is given, so a Trainer that accumulates gradients has to average them.
+    """
+
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: CompositeBertConfig, pooled: bool) -> None:
+        super().__init__(config)
+        self.num_labels = len(config.id2label or {})
+        self.bert = CompositeBertModel(config, add_pooling_layer=pooled)
+        rate = config.classifier_dropout if config.classifier_dropout is not None else config.hidden_dropout_prob
+        self.dropout = Dropout(rate)
+
+
+class CompositeBertForSequenceClassification(HeadedModel):
+    """Classification, or regression for one label, from the pooled first token."""
+
+    def __init__(self, config: CompositeBertConfig) -> None:
+        super().__init__(config, pooled=True)
+        self.classifier = nn.Linear(config.hidden_size, self.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        example_starts: Tensor | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutput:
+        """BERT's signature; ``labels`` (B,) classes, (B,) reals for one label, or (B, labels) for several at once."""
+        outputs = self.bert(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            inputs_embeds,
+            example_starts=example_starts,
+            output_positions=None if example_starts is None else example_starts[:0],  # the pooler alone reads any
+            return_dict=True,
+            **kwargs,
+        )
+        logits = self.classifier(self.dropout(outputs.pooler_output))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
 
 
 class CompositeBertForTokenClassification(HeadedModel):
