@@ -132,7 +132,7 @@ def dropped_probabilities(module, hidden, mask=None):
     query, key = (module.project(name, hidden, Segments()) for name in ("query", "key"))
     parts = module.score_parts(query, key, Segments.from_mask(mask), hidden.dtype)
     identity = torch.eye(length, device=DEVICE).expand(rows, module.num_heads, length, length)
-    return attend_triton(parts, identity, module.dropout)[0]
+    return attend_triton(parts, identity, module.dropout.p)[0]
 
 
 def test_dropout_is_of_probabilities_and_drawn_again_in_backward(monkeypatch):

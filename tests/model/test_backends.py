@@ -105,7 +105,7 @@ def test_attentions_and_masks_of_pairs_are_the_equations(monkeypatch):
 def test_what_is_dropped_out_is_the_same_when_a_layer_is_worked_out_again():
     model = CompositeBertForMaskedLM(config(attn_implementation="triton")).train()
     for layer in model.bert.encoder.layer:
-        layer.attention.self.dropout = 0.3
+        layer.attention.self.dropout.p = 0.3
     again = copy.deepcopy(model)
     again.gradient_checkpointing_enable()
     ids = torch.randint(5, 40, (1, 17))

@@ -152,7 +152,7 @@ class CompositeAttention(nn.Module):
         if remove_query_key and size != hidden_size:
             raise ValueError(f"remove_query_key needs num_heads x head_size = {size} to be hidden_size {hidden_size}")
         self.kernel = kernel
-        self.dropout = dropout
+        self.dropout = nn.Dropout(dropout)  # a module, as those who switch dropout off look for
         self.activation = activation or nn.GELU()
         self.remove_query_key = remove_query_key
         self.projections = {"query": query_key, "key": query_key, "value": value}
@@ -242,7 +242,7 @@ class CompositeAttention(nn.Module):
         query, key, value = (self.project(name, hidden, segments) for name in ("query", "key", "value"))
         assert value is not None
         parts = self.score_parts(query, key, segments, value.dtype)
-        context, probabilities = attend(parts, value, self.dropout if self.training else 0.0)
+        context, probabilities = attend(parts, value, self.dropout.p if self.training else 0.0)
         if self.kernel.convolution == "convspan":
             assert query is not None
             context = torch.cat([context, self.span(hidden, query, segments)], dim=1)
