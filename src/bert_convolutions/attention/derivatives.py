@@ -1,10 +1,27 @@
-"""What the functions of our own with a backward of their own have in common."""
+"""What functions with a backward of their own have to ask: autocast, compilers and transforms don't reach inside."""
 
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+
+
+def product_dtype(tensor: Tensor) -> torch.dtype:
+    """The type that products of ``tensor`` have: autocast's where it is on."""
+    device = tensor.device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if autocast else tensor.dtype
+
+
+def must_be_seen_through() -> bool:
+    """Whether operations are recorded or transformed, which such a function would hide.
+
+    So do a compiler, which does its own fusing, exports, traces, and ``torch.func``'s transforms.
+    """
+    transformed = torch._C._are_functorch_transforms_active  # what autograd.Function itself asks
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or transformed()
 
 
 def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,6 +5,7 @@ its example in the row, counted from 1; 0 is padding. The usual mask of zeros an
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,7 @@ class Segments:
             attention_mask: (B, S) of any dtype, the numbers of the examples; or of pairs, (B, S, S) or
                 (B, 1 or H, S, S): boolean and integers say which may attend (0 may not), and a floating-point mask is
                 added to the scores, as in ``torch.nn.functional.scaled_dot_product_attention``, whatever its values.
+                Convolutions over tokens don't go by such a mask: they see the whole row.
             examples_per_row: a bound on the numbers in a mask (B, S). Only convolutions over tokens need it; without
                 it they ask the device, once a forward pass.
 
@@ -55,16 +57,22 @@ class Segments:
         pairs = attention_mask if attention_mask.dim() == 4 else attention_mask.unsqueeze(1)
         return cls(pairs=pairs if pairs.is_floating_point() else pairs.bool())
 
+    def to(self, device: torch.device | str | int) -> "Segments":
+        """The same on another device."""
+        tensors = {name: part for name, part in vars(self).items() if isinstance(part, Tensor)}
+        moved: dict[str, Any] = {name: part.to(device) for name, part in tensors.items()}
+        return replace(self, **moved)
+
     def counted(self) -> "Segments":
         """The same with ``examples_per_row``, which is asked of the device if nobody has counted.
 
-        A graph that is compiled or exported can't ask; it takes S, which is right and slow.
+        A graph that is compiled or exported can't ask, nor one without data; it takes S, which is right and slow.
         """
         if self.examples is None or self.examples_per_row is not None:
             return self
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or self.examples.is_meta:
             return replace(self, examples_per_row=self.examples.shape[1])
-        return replace(self, examples_per_row=max(int(self.examples.max()), 1))
+        return replace(self, examples_per_row=max(int(self.examples.max()), 1) if self.examples.numel() else 1)
 
     def score_mask(self, dtype: torch.dtype) -> Tensor | None:
         """What is added to the scores: 0 inside an example, a large negative number across a border.

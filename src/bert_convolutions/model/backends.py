@@ -31,8 +31,8 @@ def _has_kernels() -> bool:
 
 
 _HAS_KERNELS = _has_kernels()
-# Kernels without a place for the bias: they would drop the convolution terms or the segments between examples.
-_WITHOUT_BIAS = "flash_attention"
+# Kernels without a place for a bias, or for one of each head: they would drop convolution terms or segments.
+_WITHOUT_BIAS = ("flash", "flex")
 # What the interface asks of the module that calls it. Made here: a compiler breaks its graph where one is made.
 _IN_TRAINING = SimpleNamespace(is_causal=False, training=True)
 _IN_EVALUATION = SimpleNamespace(is_causal=False, training=False)
@@ -55,7 +55,7 @@ def attention_backend(name: str | None) -> Attend:
                 'attn_implementation "triton" needs the package triton: pip install "bert_convolutions[gpu]"'
             )
         return _attend_triton
-    if name.startswith(_WITHOUT_BIAS) or name not in ALL_ATTENTION_FUNCTIONS:
+    if any(word in name for word in _WITHOUT_BIAS) or name not in ALL_ATTENTION_FUNCTIONS:
         raise UsageError(f'attn_implementation "{name}" can\'t take the convolution terms; use sdpa or eager')
     return partial(attend_interface, name)
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bert_convolutions.attention.derivatives import once_differentiable
+from bert_convolutions.attention.derivatives import must_be_seen_through, once_differentiable, product_dtype
 from bert_convolutions.data.masking import IGNORED
 
 TILE_LOGITS = 2**22
@@ -32,7 +32,7 @@ TILE_LOGITS_ON_GPU = 2**27
 def linear_cross_entropy(hidden: Tensor, decoder: nn.Linear, labels: Tensor) -> Tensor:
     """The cross-entropy of ``decoder(hidden)``, summed over the tokens, in float32.
 
-    A compiler, which does its own fusing, and a pass without gradients get the usual layers.
+    Compilers and ``torch.func``, a pass without gradients, and a decoder that LoRA or pruning changes get usual layers.
 
     Args:
         hidden: (M, E).
@@ -42,11 +42,10 @@ def linear_cross_entropy(hidden: Tensor, decoder: nn.Linear, labels: Tensor) -> 
     Returns:
         A scalar; 0 where no token counts.
     """
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    is_plain = type(decoder) is nn.Linear and not decoder._forward_pre_hooks
+    if not is_plain or not torch.is_grad_enabled() or must_be_seen_through():
         return functional.cross_entropy(decoder(hidden).float(), labels, ignore_index=IGNORED, reduction="sum")
-    device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-    return _LinearCrossEntropy.apply(hidden.to(dtype), decoder.weight, decoder.bias, labels)
+    return _LinearCrossEntropy.apply(hidden.to(product_dtype(hidden)), decoder.weight, decoder.bias, labels)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -21,6 +21,7 @@ from transformers.models.bert.modeling_bert import BertForPreTrainingOutput
 from transformers.utils import can_return_tuple
 
 from bert_convolutions.attention.composite import CompositeAttention
+from bert_convolutions.attention.derivatives import product_dtype
 from bert_convolutions.attention.segments import Segments
 from bert_convolutions.data.masking import IGNORED
 from bert_convolutions.model.backends import attention_backend, keep_shared
@@ -117,10 +118,14 @@ class CompositeBertModel(CompositeBertPreTrainedModel):
         With flat ``output_positions`` (P,) in B*S the last hidden state is theirs alone, (P, D).
 
         Raises:
-            ValueError: unless exactly one of ``input_ids`` and ``inputs_embeds`` is given.
+            ValueError: unless exactly one of ``input_ids`` and ``inputs_embeds`` is given, or for what BERT takes as a
+                decoder, or to mask heads.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
+        for name in ("head_mask", "encoder_hidden_states", "past_key_values"):
+            if kwargs.get(name) is not None:
+                raise ValueError(f"{name} is for heads that are masked, or for decoders; these encoders can't take it")
         want_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         want_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
 
@@ -133,8 +138,9 @@ class CompositeBertModel(CompositeBertPreTrainedModel):
             segments = Segments.from_mask(attention_mask)
         # Fused backends don't keep the probabilities, so whoever asks for them gets the readable one.
         implementation = "eager" if want_attentions else self.config._attn_implementation
-        dtype = _compute_dtype(hidden)
-        inputs = AttentionInputs(keep_shared(segments, implementation, dtype), implementation, dtype)
+        dtype = product_dtype(hidden)
+        shared = keep_shared(segments, implementation, dtype)
+        inputs = AttentionInputs(shared, attention_backend(implementation), dtype)
 
         needed = output_positions
         if needed is not None and self.pooler is not None:  # and behind them what the pooler reads
@@ -143,7 +149,7 @@ class CompositeBertModel(CompositeBertPreTrainedModel):
         states: tuple[Tensor, ...] = (hidden,)
         attentions: tuple[Tensor, ...] = ()
         for number, layer in enumerate(self.encoder.layer, start=1):
-            is_last = number == self.config.num_hidden_layers
+            is_last = number == len(self.encoder.layer)
             hidden, probabilities = layer(hidden, inputs, needed if is_last and not want_states else None)
             if want_states:
                 states += (hidden,)
@@ -160,12 +166,6 @@ class CompositeBertModel(CompositeBertPreTrainedModel):
             hidden_states=states if want_states else None,
             attentions=attentions if want_attentions else None,
         )
-
-
-def _compute_dtype(hidden: Tensor) -> torch.dtype:
-    """The type that products of ``hidden`` have: autocast's where it is on."""
-    device = hidden.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 
 
 class _LanguageModel(CompositeBertPreTrainedModel):

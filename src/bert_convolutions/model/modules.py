@@ -3,17 +3,16 @@
 Legend: B rows, S sequence, D hidden, E embedding size, V vocabulary, X examples.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from bert_convolutions.attention.composite import CompositeAttention
+from bert_convolutions.attention.composite import Attend, CompositeAttention
 from bert_convolutions.attention.cpu import Dropout
 from bert_convolutions.attention.segments import Segments
-from bert_convolutions.model.backends import attention_backend
 from bert_convolutions.model.configuration import CompositeBertConfig
 
 
@@ -23,13 +22,17 @@ class AttentionInputs:
 
     Attributes:
         segments: with what the backend reads of them.
-        implementation: the backend's name.
+        attend: the backend.
         dtype: that of products: autocast's where it is on.
     """
 
     segments: Segments
-    implementation: str | None
+    attend: Attend
     dtype: torch.dtype
+
+    def to(self, device: torch.device | str | int) -> "AttentionInputs":
+        """The same on another device: how ``accelerate`` brings a layer's inputs to the layer."""
+        return replace(self, segments=self.segments.to(device))
 
 
 class BertEmbeddings(nn.Module):
@@ -40,7 +43,8 @@ class BertEmbeddings(nn.Module):
         size = config.embedding_size
         self.word_embeddings = nn.Embedding(config.vocab_size, size, padding_idx=config.pad_token_id)
         if not config.remove_position_embeddings:
-            self.position_embeddings = nn.Embedding(config.max_position_embeddings, size)
+            self.positions = config.max_position_embeddings
+            self.position_embeddings = nn.Embedding(self.positions, size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, size)
         self.LayerNorm = nn.LayerNorm(size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
@@ -58,24 +62,19 @@ class BertEmbeddings(nn.Module):
             ValueError: for a sequence longer than the position embeddings.
         """
         embeddings = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        length, device = embeddings.shape[1], embeddings.device
         if token_type_ids is None:
-            embeddings = embeddings + self.token_type_embeddings.weight[0]
-        else:
-            embeddings = embeddings + self.token_type_embeddings(token_type_ids)
+            token_type_ids = torch.zeros(1, 1, dtype=torch.long, device=device)
+        embeddings = embeddings + self.token_type_embeddings(token_type_ids)
         if hasattr(self, "position_embeddings"):
-            embeddings = embeddings + self._positions(position_ids, embeddings.shape[1])
+            if position_ids is None and length > self.positions:
+                raise ValueError(
+                    f"a sequence of {length} tokens is longer than max_position_embeddings = {self.positions}; "
+                    "truncate it, or train a model with remove_position_embeddings, which takes any length"
+                )
+            position_ids = torch.arange(length, device=device) if position_ids is None else position_ids
+            embeddings = embeddings + self.position_embeddings(position_ids)
         return self.dropout(self.LayerNorm(embeddings))
-
-    def _positions(self, position_ids: Tensor | None, length: int) -> Tensor:
-        if position_ids is not None:
-            return self.position_embeddings(position_ids)
-        most = self.position_embeddings.num_embeddings
-        if length > most:
-            raise ValueError(
-                f"a sequence of {length} tokens is longer than max_position_embeddings = {most}; truncate it, or train "
-                "a model with remove_position_embeddings, which takes any length"
-            )
-        return self.position_embeddings.weight[:length]
 
 
 class BertSelfOutput(nn.Module):
@@ -114,9 +113,8 @@ class BertAttention(nn.Module):
         self, hidden: Tensor, inputs: AttentionInputs, positions: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """(B, S, D) -> (B, S, D), or (P, D) of the flat ``positions`` (P,); probabilities (B, H, S, S) or None."""
-        attend = attention_backend(inputs.implementation)
         # Autocast would cast it for each projection anew, and add up their gradients in float32.
-        output, probabilities = self.self(hidden.to(inputs.dtype), inputs.segments, attend)
+        output, probabilities = self.self(hidden.to(inputs.dtype), inputs.segments, inputs.attend)
         if positions is not None:
             output, hidden = (part.flatten(0, 1).index_select(0, positions) for part in (output, hidden))
         return self.output(output, hidden), probabilities

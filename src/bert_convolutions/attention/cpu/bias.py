@@ -48,7 +48,8 @@ def seen_from_query(key_columns: Tensor, near: int) -> Tensor:
 @torch.inference_mode(False)  # kept for training too, which takes no inference tensors
 def _inside(length: int, columns: int, dtype: torch.dtype) -> Tensor:
     """(S, 2n): 1 where the position plus the offset is a position, else 0; 1 in the last column."""
-    other = torch.arange(length).unsqueeze(1) + torch.arange(columns) - (columns - 1) // 2
+    positions = torch.arange(length, device="cpu").unsqueeze(1)
+    other = positions + torch.arange(columns, device="cpu") - (columns - 1) // 2
     inside = ((other >= 0) & (other < length)).to(dtype)
     inside[:, -1] = 1
     return inside
@@ -58,7 +59,7 @@ def _inside(length: int, columns: int, dtype: torch.dtype) -> Tensor:
 @torch.inference_mode(False)
 def _later_bits(rows: int, dtype: torch.dtype) -> Tensor:
     """(R, R): all bits where the key is after the query, else none."""
-    return torch.full((rows, rows), -1, dtype=_BITS[dtype.itemsize]).triu_(1)
+    return torch.full((rows, rows), -1, dtype=_BITS[dtype.itemsize], device="cpu").triu_(1)
 
 
 def _keep_later(scores: Tensor, out: Tensor) -> Tensor:

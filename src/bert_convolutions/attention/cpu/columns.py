@@ -19,7 +19,7 @@ def _basis(side: str, width: int, dtype: torch.dtype) -> Tensor:
     """(2n+1, 2n): weights by offset times this are columns. An offset is the other position minus one's own."""
     reach, near = width // 2, max(width - 2, 0)
     later, earlier = (width - 1, 0) if side == "query" else (0, width - 1)
-    basis = torch.zeros(width, near + 1, dtype=dtype)
+    basis = torch.zeros(width, near + 1, dtype=dtype, device="cpu")
     for column in range(near):
         offset = column + 1
         is_later = offset > reach if side == "query" else offset < reach

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
+from bert_convolutions.attention.derivatives import must_be_seen_through
+
 
 def draw_keep_mask(mask: Tensor, rate: float) -> Tensor:
     """Fill ``mask``, contiguous and on the CPU, with ones of probability ``1 - rate`` and zeros, and return it."""
     elements = mask.numel()
-    generator = np.random.SFC64(int(torch.randint(2**63 - 1, ())))
+    generator = np.random.SFC64(int(torch.randint(2**63 - 1, (), device="cpu")))
     bits = torch.from_numpy(generator.random_raw((elements + 3) // 4).view(np.int16))
     return torch.ge(bits[:elements].view(mask.shape), round(rate * 65536) - 32768, out=mask)
 
@@ -37,7 +39,7 @@ class _Dropout(torch.autograd.Function):
 
 def dropout(hidden: Tensor, rate: float) -> Tensor:
     """Zero each element with probability ``rate`` and scale the others by 1/(1 - rate), as PyTorch's in training."""
-    if rate <= 0 or rate >= 1 or hidden.device.type != "cpu" or torch.compiler.is_compiling():
+    if rate <= 0 or rate >= 1 or hidden.device.type != "cpu" or must_be_seen_through():
         return functional.dropout(hidden, rate)
     return _Dropout.apply(hidden, rate)
 

@@ -39,7 +39,7 @@ from bert_convolutions.attention.cpu.bias import Bias, BiasGrad, write_mask
 from bert_convolutions.attention.cpu.columns import Columns
 from bert_convolutions.attention.cpu.dropout import draw_keep_mask
 from bert_convolutions.attention.cpu.tiles import Scratch, Tile, tiles, with_room
-from bert_convolutions.attention.derivatives import once_differentiable
+from bert_convolutions.attention.derivatives import must_be_seen_through, once_differentiable
 
 
 class _Settings(NamedTuple):
@@ -60,27 +60,21 @@ class _Settings(NamedTuple):
 def attend_fused(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tensor, Tensor | None]:
     """``attend_eager`` without the probabilities, faster on a CPU.
 
-    Falls back to it where the band would wrap around (a sequence shorter than a kernel), where heads have kernels of
-    their own, where the gradient of the mask is wanted, and in what needs to see the operations themselves: a compiled,
-    exported or traced model, whose compiler does its own fusing, and the transforms of ``torch.func``.
+    Falls back to it for an empty batch, where the band would wrap around (a sequence shorter than a kernel), where
+    heads have kernels of their own, where the gradient of the mask is wanted, and where it ``must_be_seen_through``.
     """
-    if _must_be_seen_through():
+    if must_be_seen_through():
         return attend_eager(parts, value, dropout)
     kernels = (*parts.kernel("query"), *parts.kernel("key"))
     width = max((kernel.shape[-1] for kernel in kernels if kernel is not None), default=0)
     mask, by_head = parts.mask, any(kernel is not None and kernel.dim() == 3 for kernel in kernels)
-    if value.shape[2] < width or by_head or (mask is not None and mask.requires_grad):
+    if not value.numel() or value.shape[2] < width or by_head or (mask is not None and mask.requires_grad):
         return attend_eager(parts, value, dropout)
     query, key = (None if part is None else part.to(value.dtype) for part in (parts.query, parts.key))
     if mask is not None:  # which may be shared by examples or queries, while tiles take theirs
         mask = mask.expand(value.shape[0], -1, value.shape[2], value.shape[2])
     settings = _Settings(parts.dot_product, parts.scaling, width, dropout, torch.is_grad_enabled())
     return _FusedAttention.apply(query, key, value, *kernels, mask, settings), None
-
-
-def _must_be_seen_through() -> bool:
-    transformed = torch._C._are_functorch_transforms_active  # what autograd.Function itself asks
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or transformed()
 
 
 class _FusedAttention(torch.autograd.Function):

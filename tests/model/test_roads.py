@@ -1,0 +1,114 @@
+"""Roads that a model takes in others' hands: devices, adapters, pruning, transforms, other ways to call it."""
+
+from typing import Any
+
+import peft
+import pytest
+import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+from torch import nn
+from torch.nn.utils import prune
+
+from bert_convolutions import CompositeBertConfig, CompositeBertForMaskedLM, CompositeBertModel
+from tests.helpers import NO_DROPOUT, TINY
+
+TERMS: dict[str, Any] = {"attention_kernel": "qk_convfixed_convq_convk 3"}
+OVER_TOKENS = {"attention_kernel": "qk_convfixed_convspan 3", "value_forward": "convolution 2 4"}
+IDS = torch.arange(60).view(3, 20)
+MASK = (torch.arange(20) < torch.tensor([[20], [9], [20]])).long()
+POSITIONS = torch.arange(0, 60, 5)
+
+
+def config(**options: Any) -> CompositeBertConfig:
+    return CompositeBertConfig(**{**TINY, "vocab_size": 60, "embedding_size": 8, **options})
+
+
+@pytest.mark.parametrize("options", [TERMS, OVER_TOKENS])
+def test_layers_may_be_on_several_devices(options: dict[str, Any]) -> None:
+    """As ``device_map="auto"`` spreads them over GPUs: what they share is brought to each."""
+    model = CompositeBertModel(config(**options), add_pooling_layer=False)
+    add_hook_to_module(model.encoder.layer[1].to("meta"), AlignDevicesHook(execution_device=torch.device("meta")))
+    assert model(IDS, MASK).last_hidden_state.is_meta
+
+
+def test_weights_may_stay_on_disk(tmp_path: Any) -> None:
+    model = CompositeBertForMaskedLM(config(**TERMS)).eval()
+    model.save_pretrained(tmp_path)
+    places = {"bert": "disk", "cls": "disk"}
+    again = CompositeBertForMaskedLM.from_pretrained(tmp_path, device_map=places, offload_folder=tmp_path / "offload")
+    torch.testing.assert_close(again(IDS, MASK).logits, model(IDS, MASK).logits)
+
+
+@pytest.mark.parametrize("options", [TERMS, OVER_TOKENS])
+def test_a_model_without_data_gives_shapes(options: dict[str, Any]) -> None:
+    model = CompositeBertForMaskedLM(config(**options)).to("meta")
+    assert model(IDS.to("meta"), MASK.to("meta")).logits.shape == (3, 20, 60)
+
+
+def test_a_default_device_is_not_the_models() -> None:
+    model = CompositeBertForMaskedLM(config(attention_kernel="qk_convq 6"))  # a reach that no other test uses
+    with torch.device("meta"):
+        model(IDS, MASK).logits.sum().backward()
+
+
+@pytest.mark.parametrize("options", [TERMS, OVER_TOKENS])
+def test_a_batch_may_be_empty(options: dict[str, Any]) -> None:
+    model = CompositeBertForMaskedLM(config(**options))
+    assert model(IDS[:0], MASK[:0]).logits.shape == (0, 20, 60)
+
+
+@pytest.mark.parametrize("module", ["query", "position_embeddings", "token_type_embeddings", "decoder"])
+def test_lora_counts_on_every_road(module: str) -> None:
+    """Training by positions, which takes other roads through the embeddings and the head, sees it too."""
+    model = CompositeBertForMaskedLM(config(**TERMS, **NO_DROPOUT))
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=rf".*\.{module}", init_lora_weights=False))
+    labels = IDS.flatten()[POSITIONS]
+    loss = adapted(input_ids=IDS, labels=labels, masked_positions=POSITIONS).loss
+    expected = nn.functional.cross_entropy(adapted(input_ids=IDS).logits.flatten(0, 1)[POSITIONS], labels)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    adapters = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    assert adapters and all(parameter.grad is not None and parameter.grad.any() for parameter in adapters)
+
+
+def test_a_pruned_decoder_is_trained() -> None:
+    model = CompositeBertForMaskedLM(config(**TERMS, tie_word_embeddings=False))
+    prune.random_unstructured(model.cls.predictions.decoder, "weight", amount=0.5)
+    for _ in range(2):
+        model(IDS, labels=IDS.flatten()[POSITIONS], masked_positions=POSITIONS).loss.backward()
+
+
+def test_layers_may_be_dropped() -> None:
+    model = CompositeBertModel(config(**TERMS)).eval()
+    model.encoder.layer = model.encoder.layer[:1]
+    expected = model(IDS).last_hidden_state.flatten(0, 1)[POSITIONS]
+    torch.testing.assert_close(model(IDS, output_positions=POSITIONS).last_hidden_state, expected)
+
+
+def test_dropout_is_switched_off_as_in_any_model() -> None:
+    model = CompositeBertModel(config(**TERMS, attention_probs_dropout_prob=0.9)).train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    assert torch.equal(model(IDS).last_hidden_state, model(IDS).last_hidden_state)
+
+
+def test_gradients_of_each_example_in_training() -> None:
+    """Dropout and the loss of masked tokens under the transforms of ``torch.func``."""
+    model = CompositeBertForMaskedLM(config(**TERMS)).train()
+    masked = torch.arange(0, 20, 5)
+
+    def loss(parameters: Any, ids: Any) -> Any:
+        given = {"labels": ids[masked], "masked_positions": masked}
+        return torch.func.functional_call(model, parameters, (ids[None],), given).loss
+
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0), randomness="different")(
+        dict(model.named_parameters()), IDS
+    )
+    assert all(gradient.shape[0] == 3 and gradient.isfinite().all() for gradient in each.values())
+
+
+@pytest.mark.parametrize("name", ["head_mask", "encoder_hidden_states", "past_key_values"])
+def test_what_only_other_models_take_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        CompositeBertForMaskedLM(config())(IDS, **{name: torch.zeros(2, 2)})
