@@ -116,7 +116,8 @@ def test_the_form_of_the_text_is_no_part_of_it(model_dir: Path, tmp_path: Path) 
     found = []
     for name in ("unix.txt", "windows.txt", "packed.txt.gz"):
         places = {"text": tmp_path / name, "output_dir": tmp_path / f"out-{name}"}
-        found.append(run_local_order(LocalOrderOptions(model_name_or_path=str(model_dir), pairs=20, distances=[2], **places)))
+        options = LocalOrderOptions(model_name_or_path=str(model_dir), pairs=20, distances=[2], **places)
+        found.append(run_local_order(options))
     assert found[0] == found[1] == found[2]
 
 
