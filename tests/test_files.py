@@ -1,9 +1,12 @@
+import errno
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -111,3 +114,53 @@ def test_only_what_was_written_for_its_owner_alone_gets_the_mode_of_the_umask(tm
         os.umask(before)
     modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
     assert modes == {"model.safetensors": 0o640, "shared": 0o664, "script": 0o755}
+
+
+def test_a_disk_without_modes_and_without_syncing_of_folders_takes_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Windows' disks in WSL, and some network file systems."""
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    def sync_files_only(descriptor: int, genuine: Callable[[int], None] = os.fsync) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        genuine(descriptor)
+
+    for name in ("chmod", "fchmod"):
+        monkeypatch.setattr(os, name, refuse)
+    monkeypatch.setattr(os, "fsync", sync_files_only)
+    files.write_text(tmp_path / "text", "written")
+    files.sync_tree(tmp_path)
+    assert texts(tmp_path) == {"text": "written"}
+
+
+@pytest.mark.parametrize(("output", "relation"), [("Text", "is"), ("DATA", "holds"), ("data/TEXT/out", "lies in")])
+def test_an_input_is_known_where_capitals_do_not_tell_names_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str, relation: str
+) -> None:
+    """As macOS's disks do: there a place has many names; on Linux, it has them by bind mounts."""
+    monkeypatch.setattr(Path, "samefile", lambda one, other: str(one).lower() == str(other).lower())
+    (tmp_path / "data" / "text").mkdir(parents=True)
+    place = tmp_path / "data" / output if relation == "is" else tmp_path / output
+    with pytest.raises(UsageError, match=f"--output_dir .* {relation} the input --input"):
+        files.refuse_overlap(place, "--output_dir", {"--input": tmp_path / "data" / "text"})
+    files.refuse_overlap(tmp_path / "other", "--output_dir", {"--input": tmp_path / "data" / "text"})
+
+
+def test_a_new_folder_is_made_inside_and_goes_with_what_failed(tmp_path: Path) -> None:
+    target = tmp_path / "parent" / "new"
+    for _ in range(2):
+        with pytest.raises(KilledError), files.folder_inside(target, "--output_dir") as folder:
+            assert folder.parent == target and files.is_empty(target)
+            raise KilledError
+        assert not target.exists()
+    target.mkdir()
+    (target / folder.name).mkdir()  # of a killed process
+    (target / folder.name / "half").touch()
+    with files.folder_inside(target, "--output_dir") as folder:
+        assert not list(folder.iterdir())
+        (target / "model").touch()
+    assert [path.name for path in target.iterdir()] == ["model"] and not files.is_empty(target)

@@ -12,7 +12,6 @@ import shutil
 import socket
 import stat
 import tempfile
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -28,9 +27,10 @@ ASIDE_NAME = ".replaced"
 _ALL_ASIDE = ".complete"
 """Inside the set-aside folder, once everything is: only then may a new run have begun."""
 _TEMPORARY = ".writing"
+_NEW_NAME = f".new{_TEMPORARY}"
 _SMALL = 1 << 20
 _PATIENCE = 10
-_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK)
 Inputs = str | Path | Sequence[str] | None
 """What a flag gives to be read: a file or folder, several, or none."""
 
@@ -40,6 +40,9 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # "does not support synchronization": folders of some network file systems
+            raise
     finally:
         os.close(descriptor)
 
@@ -51,7 +54,7 @@ def sync_tree(folder: Path) -> None:
     """
     for path in sorted(folder.rglob("*")):
         if path.is_file() and stat.S_IMODE(path.stat().st_mode) == stat.S_IRUSR | stat.S_IWUSR:
-            path.chmod(0o666 & ~_umask())
+            _give_usual_mode(path)
         sync(path)
     sync(folder)
 
@@ -69,7 +72,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor
             yield file
             file.flush()
-            os.fchmod(descriptor, 0o666 & ~_umask())  # mkstemp's files are for their owner alone
+            _give_usual_mode(descriptor)  # mkstemp's files are for their owner alone
             os.fsync(descriptor)
         temporary.replace(path)
     finally:
@@ -78,12 +81,31 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def folder_beside(target: Path) -> Iterator[Path]:
-    """Make a temporary sibling ``.NAME.RANDOM.tmp`` of ``target``, and its parent; the sibling is removed again."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    prefix, parent = f".{target.name}.", target.parent
-    with tempfile.TemporaryDirectory(".tmp", prefix, parent, ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
+def folder_inside(target: Path, flag: str) -> Iterator[Path]:
+    """Make a temporary folder in ``target``, and that too; both go again, ``target`` where it was made and is empty.
+
+    What is to appear in ``target`` is written there first. Beside it would be another disk where it is a mount point,
+    or a folder that this user can't write to.
+
+    Raises:
+        UsageError: as ``make_folder``.
+    """
+    is_new, folder = not target.exists(), target / _NEW_NAME
+    make_folder(target, flag)
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if is_new:
+            with contextlib.suppress(OSError):  # there is something in it
+                target.rmdir()
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether there is nothing in a folder, but perhaps what a killed process has left of ``folder_inside``."""
+    return all(path.name == _NEW_NAME for path in folder.iterdir())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -168,11 +190,11 @@ def refuse_overlap(output: str | Path, output_flag: str, inputs: Mapping[str, In
     for flag, given in inputs.items():
         for path in [given] if isinstance(given, str | Path) else given or ():
             source = Path(path).resolve()
-            if target == source:
+            if _is_same(target, source):
                 relation = "is"
-            elif target in source.parents:
+            elif any(_is_same(target, parent) for parent in source.parents):
                 relation = "holds"
-            elif source in target.parents:
+            elif any(_is_same(source, parent) for parent in target.parents):
                 relation = "lies in"
             else:
                 continue
@@ -266,6 +288,8 @@ def run_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
     Raises:
         UsageError: another living process holds it.
     """
+    from bert_convolutions.terminal import say
+
     path = folder / LOCK_NAME
     lock = filelock.FileLock(path, fallback_to_soft=False)
     try:
@@ -275,8 +299,6 @@ def run_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
             in_use = f"{folder} is in use by another run ({_holder(path)})"
             if not wait:
                 raise UsageError(f"{in_use}; wait for it, stop it, or use another folder") from error
-            from bert_convolutions.terminal import say
-
             say(f"{in_use}; waiting for its end")
             lock.acquire()
         about = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(timezone.utc).isoformat()}
@@ -284,17 +306,27 @@ def run_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
     except OSError as error:
         if lock.is_locked or error.errno not in _NO_LOCKS:
             raise
-        warnings.warn(f"{folder} has no file locks ({error}): nothing keeps a second run out of it", stacklevel=3)
+        say(f"{folder} has no file locks ({error.strerror}): nothing keeps a second run out of it")
     try:
         yield
     finally:
         lock.release()  # of one that is not held, nothing happens
 
 
-def _umask() -> int:
+def _give_usual_mode(file: int | Path) -> None:
+    """Give a file of ours the mode that the umask allows, but on disks without modes, as are Windows' in WSL."""
     mask = os.umask(0o077)
     os.umask(mask)
-    return mask
+    with contextlib.suppress(OSError):
+        os.chmod(file, 0o666 & ~mask)  # noqa: PTH101 - it may be a descriptor
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    """Whether two paths are one place: there are bind mounts, and disks that don't tell ``out`` from ``Out``."""
+    try:
+        return one.samefile(other)
+    except OSError:  # one of them is not there
+        return one == other
 
 
 def _holder(path: Path) -> str:

@@ -41,6 +41,20 @@ def test_files_of_the_converted_folder(source, tmp_path):
     convert_checkpoint(source, target, overwrite_output_dir=True)
 
 
+def test_a_folder_on_another_disk_than_its_parent_can_be_the_output(source, tmp_path, monkeypatch):
+    target, genuine = tmp_path / "mounted", Path.replace
+    target.mkdir()
+
+    def replace(path, place):
+        if target in Path(place).parents and target not in path.parents:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return genuine(path, place)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    convert_checkpoint(source, target)
+    assert (target / "config.json").is_file()
+
+
 def test_an_overwrite_replaces_what_a_conversion_wrote_and_nothing_else(source, tmp_path):
     target = tmp_path / "target"
     arguments = ["convert", "--input", str(source), "--output_dir", str(target)]

@@ -1,5 +1,6 @@
 """``bertconv export --format hub``: the folder, its card, and its way to the Hub, which is a stand-in here."""
 
+import errno
 import hashlib
 import json
 import re
@@ -43,6 +44,26 @@ def trained(folders: dict[str, Path], tmp_path: Path) -> Path:
         shutil.copytree(folders["composite"], folder / name)
         (folder / name / "optimizer.pt").write_bytes(b"moments")
     return folder
+
+
+@pytest.mark.parametrize("place", ["a mount point", "the working directory"])
+def test_a_folder_that_is_there_is_filled_and_not_replaced(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    genuine, before = Path.rename, out.stat().st_ino
+
+    def rename(source: Path, target: Path) -> Path:
+        if (out in Path(target).resolve().parents and out not in source.resolve().parents) or Path(target) == out:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return genuine(source, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    monkeypatch.chdir(out)
+    assert export(folders["composite"], out if place == "a mount point" else Path()) == 0
+    assert out.stat().st_ino == before and (out / "config.json").is_file()
+    assert "# out\n" in (out / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_folder_and_its_card(trained: Path, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def convert_checkpoint(
         model = (extend_model if kind == "ours" else convert_model)(source, add or {})
     model.config.architectures = [type(model).__name__]
 
-    with files.folder_beside(target) as temporary:
+    with files.folder_inside(target, "--output_dir") as temporary:
         model.save_pretrained(temporary)
         signs = (MODEL_FILE,) if kind == "original" else _TOKENIZERS
         if any((source / name).is_file() for name in signs):
@@ -115,7 +115,7 @@ def _read_original(source: Path) -> PreTrainedModel:
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+    if not target.exists() or (target.is_dir() and files.is_empty(target)):
         return
     if not target.is_dir():
         raise UsageError(f"--output_dir {target} is a file; choose a folder")
@@ -133,7 +133,6 @@ def _check_target(target: Path, overwrite: bool) -> None:
 
 def _put(temporary: Path, target: Path) -> None:
     """Give ``target`` the files of ``temporary``; what it holds of an earlier conversion goes when they are there."""
-    target.mkdir(exist_ok=True)
     old = {path for pattern in _OF_A_CONVERTED_FOLDER for path in target.glob(pattern)}
     # Should a killed overwrite have set aside others of the same name, these are its own half-done ones.
     files.set_aside(target, [path for path in old if not (target / files.ASIDE_NAME / path.name).exists()])

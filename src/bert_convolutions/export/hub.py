@@ -27,7 +27,8 @@ def write_folder(options: ExportOptions, folder: Path) -> None:
         UsageError: there is no model of ours, or it can't be read.
     """
     copy_model(options.model_name_or_path, folder)
-    write_card(options.model_name_or_path, folder, options.license, options.push_to_hub or options.output_dir.name)
+    name = options.push_to_hub or options.output_dir.resolve().name
+    write_card(options.model_name_or_path, folder, options.license, name)
 
 
 def copy_model(source: Path, folder: Path) -> None:

@@ -7,7 +7,7 @@ from bert_convolutions.errors import UsageError
 from bert_convolutions.export.graphs import write_onnx, write_torch
 from bert_convolutions.export.hub import publish, write_folder
 from bert_convolutions.export.options import ExportOptions
-from bert_convolutions.files import folder_beside, refuse_overlap, sync_tree
+from bert_convolutions.files import folder_inside, is_empty, refuse_overlap, sync_tree
 from bert_convolutions.hub import local_folder
 
 FORMATS = {"hub": write_folder, "onnx": write_onnx, "torch": write_torch}
@@ -23,14 +23,13 @@ def run_export(options: ExportOptions) -> Path:
     options = dataclasses.replace(options, model_name_or_path=local_folder(options.model_name_or_path))
     target = options.output_dir
     refuse_overlap(target, "--output_dir", {"--model_name_or_path": options.model_name_or_path})
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+    if target.is_dir() and not is_empty(target):
         raise UsageError(f"--output_dir {target} is not empty; choose another")
-    with folder_beside(target) as temporary:
-        folder = temporary / target.name
-        folder.mkdir()
+    with folder_inside(target, "--output_dir") as folder:
         FORMATS[options.format](options, folder)
         sync_tree(folder)
-        folder.rename(target)  # which may be an empty folder
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == "config.json"):
+            path.rename(target / path.name)  # the last is what makes it a model
     if options.push_to_hub:
         publish(options)
     return target

@@ -117,7 +117,7 @@ class Target:
                 with contextlib.suppress(UsageError):
                     kept = {shard.file for shard in read_manifest(self.manifest).shards}
                 self._remove_shards(keep=kept)
-                shutil.rmtree(self.work)
+                shutil.rmtree(self.work, ignore_errors=True)  # on NFS what is open, as the lock is, stays for a moment
                 raise
             shutil.rmtree(self.work, ignore_errors=True)
 
