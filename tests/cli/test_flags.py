@@ -40,6 +40,17 @@ def options(*argv: str) -> Options:
     return read("--train_data_file", "a.txt", *argv)[0]
 
 
+def test_the_home_directory_is_known_where_no_shell_has_named_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    (tmp_path / "run.yaml").write_text("train_data_file: [~/a, b~/c]\ncache_dir: ~/cache\noutput_dir: ~/runs\n")
+    mine, trainer = read(f"--config={tmp_path / 'run.yaml'}", "--name=~/name", "--seed=~/1", trainer=True)
+    assert (mine.train_data_file, mine.name) == (["/home/me/a", "b~/c"], "/home/me/name")
+    assert mine.cache_dir == Path("/home/me/cache")
+    assert trainer.argv == ("--seed=/home/me/1",)
+
+
 def refusal(*argv: str, trainer: bool = False) -> str:
     with pytest.raises(UsageError) as caught:
         read(*argv, trainer=trainer)

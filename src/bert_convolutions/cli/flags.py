@@ -7,6 +7,7 @@ knows only the sub-command's own flags: what it does not know is left for the Tr
 import argparse
 import dataclasses
 import difflib
+import os
 import re
 import shutil
 import types
@@ -59,6 +60,10 @@ class FlagParser(argparse.ArgumentParser):
             allow_abbrev=False,
             **kwargs,
         )
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Take ``~/`` for the home directory where no shell has: in ``--flag=~/runs`` and in a configuration file."""
+        return super().parse_known_args([_at_home(word) for word in args], namespace)
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage and leaving."""
@@ -129,6 +134,11 @@ def nearest(name: str, valid_names: Iterable[str]) -> str | None:
     """The valid name most like ``name``, or None where none is like it at all."""
     matches = difflib.get_close_matches(name, list(valid_names), n=1, cutoff=0.5)
     return matches[0] if matches else None
+
+
+def _at_home(word: str) -> str:
+    flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return f"{flag}{equals}{os.path.expanduser(value)}"  # noqa: PTH111 - it may be no path
 
 
 def _boolean(text: str) -> bool:
