@@ -5,7 +5,7 @@ from importlib import metadata
 import pytest
 
 from bert_convolutions import __version__
-from bert_convolutions.environment import environment, machine_facts
+from bert_convolutions.environment import environment, machine_facts, usable_cores
 
 
 def test_a_package_run_from_its_sources_knows_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,3 +20,11 @@ def test_a_package_run_from_its_sources_knows_its_version(monkeypatch: pytest.Mo
     monkeypatch.setattr(metadata, "version", version)
     assert f"bert_convolutions {__version__}, torch" in environment()["versions"]
     assert machine_facts()["bert_convolutions"] == __version__
+
+
+def test_the_usable_cores_are_those_that_a_batch_system_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {3, 4}, raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 128)
+    assert usable_cores() == 2
+    monkeypatch.delattr("os.sched_getaffinity")  # macOS has none
+    assert usable_cores() == 128

@@ -57,6 +57,11 @@ def memory_held(peak: bool) -> int:
     return most if sys.platform == "darwin" else most * 1024
 
 
+def usable_cores() -> int:
+    """The cores that this process may run on, which a batch system or ``taskset`` may have cut down."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _commit() -> str:
     """The last commit of the code that runs; unknown where it is installed and no working tree."""
     command = ["git", "log", "-1", "--format=%H", "--", "."]

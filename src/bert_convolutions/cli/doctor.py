@@ -13,7 +13,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from bert_convolutions.environment import processor
+from bert_convolutions.environment import processor, usable_cores
 from bert_convolutions.errors import EXTRAS, CommandError, install_command
 from bert_convolutions.flags import flag
 from bert_convolutions.terminal import make_console
@@ -89,8 +89,7 @@ def _unmet_requirements() -> Iterator[str]:
 def _devices(torch: Any) -> list[tuple[str, str]]:
     from bert_convolutions.training.arguments import cpu_has_bf16
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = f"{torch.get_num_threads()} of {cores} usable cores"
+    threads = f"{torch.get_num_threads()} of {usable_cores()} usable cores"
     if "OMP_NUM_THREADS" in os.environ:
         threads += f" (OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']})"
     rows = [

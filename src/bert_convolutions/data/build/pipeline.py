@@ -10,7 +10,6 @@ Whatever a killed run has finished, the next one finds and does not do again. Th
 own and take about as much room as the result, twice while a stage replaces them.
 """
 
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -30,6 +29,7 @@ from bert_convolutions.data.build.sentences import TextTokenizer, as_text_tokeni
 from bert_convolutions.data.build.sources import Source, blocks, find_dataset, find_sources, refuse_changed
 from bert_convolutions.data.build.target import Target, identity
 from bert_convolutions.data.options import BuildDatasetOptions
+from bert_convolutions.environment import usable_cores
 from bert_convolutions.errors import CommandError, UsageError
 from bert_convolutions.files import make_folder, refuse_overlap, run_lock, whole_file, write_json
 from bert_convolutions.parsing import parse, read_model
@@ -125,7 +125,7 @@ def _build(
                 stack.enter_context(run_lock(target.result, wait=True))
             stack.enter_context(target.locked_work_folder(settings, options.overwrite_output_dir))
             if not target.is_finished(settings, options.overwrite_output_dir):  # by who held the lock before
-                _Build(target, tokenizer, settings, options.num_proc or min(os.cpu_count() or 1, 8)).run()
+                _Build(target, tokenizer, settings, options.num_proc or min(usable_cores(), 8)).run()
     except OSError as error:
         raise UsageError(
             f"{error.filename or target.result}: {error.strerror or error}; run again to go on from here"
