@@ -253,6 +253,11 @@ def test_the_operators_keep_what_they_promise_to_the_compiler():
     assert all(torch.allclose(one, other) for one, other in zip(*results, strict=True))
 
 
+def test_one_row_of_a_mask_may_be_for_all():
+    module, hidden, mask = make(f"{ALL} 2"), inputs(3, 20), examples(13, 7)
+    assert torch.allclose(module(hidden, mask, attend=attend_triton)[0], module(hidden, mask)[0], atol=1e-5)
+
+
 def test_what_the_kernels_do_not_take_is_left_to_the_equation():
     hidden = inputs(1, 6)
     pairs = torch.rand(1, 1, 6, 6, device=DEVICE).round().logical_or(torch.eye(6, device=DEVICE))
@@ -260,6 +265,8 @@ def test_what_the_kernels_do_not_take_is_left_to_the_equation():
     module = make("qk_convq 2")
     for mask in (pairs, additive):
         assert torch.equal(module(hidden, mask, attend=attend_triton)[0], module(hidden, mask)[0])
+    each = torch.func.vmap(lambda row: module(row[None], attend=attend_triton)[0][0])(inputs(2, 6))
+    assert each.shape == (2, 6, 16)
     double, wide = make("qk_convq 2", dtype=torch.float64), make("qk 1", heads=1, head_size=130)
     assert torch.equal(double(hidden.double(), attend=attend_triton)[0], double(hidden.double())[0])
     assert torch.equal(wide(hidden, attend=attend_triton)[0], wide(hidden)[0])

@@ -3,6 +3,7 @@
 import copy
 import sys
 from importlib import import_module
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -114,6 +115,16 @@ def test_what_is_dropped_out_is_the_same_when_a_layer_is_worked_out_again():
         each(ids, labels=ids, attention_mask=PACKED[:1]).loss.backward()
     for (name, first), second in zip(model.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(first.grad, second.grad), name
+
+
+@pytest.mark.parametrize(("major", "hip", "runs"), [(8, None, True), (7, None, False), (9, "7.0", False)])
+def test_the_kernels_are_sdpa_on_gpus_that_they_fit(major, hip, runs, monkeypatch):
+    """A Tesla T4 (7.5) has less shared memory than they take; Triton for AMD's GPUs doesn't know all their options."""
+    monkeypatch.setattr(backends, "_HAS_KERNELS", True)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=major))
+    assert backends._runs_kernels(torch.device("cuda")) is runs
+    assert not backends._runs_kernels(torch.device("cpu"))
 
 
 class Interface:

@@ -78,6 +78,14 @@ def test_a_pruned_decoder_is_trained() -> None:
         model(IDS, labels=IDS.flatten()[POSITIONS], masked_positions=POSITIONS).loss.backward()
 
 
+def test_untied_embeddings_are_resized_and_saved(tmp_path: Any) -> None:
+    model = CompositeBertForMaskedLM(config(**TERMS, tie_word_embeddings=False)).eval()
+    nn.init.normal_(model.cls.predictions.decoder.bias)
+    model.resize_token_embeddings(64)
+    model.save_pretrained(tmp_path)
+    torch.testing.assert_close(CompositeBertForMaskedLM.from_pretrained(tmp_path)(IDS).logits, model(IDS).logits)
+
+
 def test_layers_may_be_dropped() -> None:
     model = CompositeBertModel(config(**TERMS)).eval()
     model.encoder.layer = model.encoder.layer[:1]

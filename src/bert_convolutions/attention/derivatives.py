@@ -15,13 +15,15 @@ def product_dtype(tensor: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if autocast else tensor.dtype
 
 
-def must_be_seen_through() -> bool:
-    """Whether operations are recorded or transformed, which such a function would hide.
-
-    So do a compiler, which does its own fusing, exports, traces, and ``torch.func``'s transforms.
-    """
+def is_transformed() -> bool:
+    """Whether one of ``torch.func``'s transforms is at work; they take no such function."""
     transformed = torch._C._are_functorch_transforms_active  # what autograd.Function itself asks
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or transformed()
+    return not torch.compiler.is_compiling() and transformed()
+
+
+def must_be_seen_through() -> bool:
+    """Whether operations are transformed or recorded, as by exports and compilers, which do their own fusing."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed()
 
 
 def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:

@@ -38,6 +38,14 @@ _IN_TRAINING = SimpleNamespace(is_causal=False, training=True)
 _IN_EVALUATION = SimpleNamespace(is_causal=False, training=False)
 
 
+@torch.compiler.assume_constant_result
+def _runs_kernels(device: torch.device) -> bool:
+    """Whether ``sdpa`` is our kernels there: on NVIDIA's GPUs, but those older than Ampere, which they don't fit."""
+    if device.type != "cuda" or not _HAS_KERNELS or torch.version.hip:
+        return False
+    return torch.cuda.get_device_properties(device).major >= 8
+
+
 def attention_backend(name: str | None) -> Attend:
     """The function for an ``attn_implementation``.
 
@@ -62,8 +70,8 @@ def attention_backend(name: str | None) -> Attend:
 
 def keep_shared(segments: Segments, name: str | None, dtype: torch.dtype) -> Segments:
     """The segments with what the backend reads of them in all layers: a dense mask, or the spans that do without."""
-    on_gpu = segments.examples is not None and segments.examples.is_cuda
-    if segments.pairs is None and (name == "triton" or (name == "sdpa" and on_gpu and _HAS_KERNELS)):
+    examples = segments.examples
+    if examples is not None and (name == "triton" or (name == "sdpa" and _runs_kernels(examples.device))):
         return segments.with_spans()
     return segments.with_mask(dtype)
 
@@ -71,7 +79,7 @@ def keep_shared(segments: Segments, name: str | None, dtype: torch.dtype) -> Seg
 def _attend_sdpa(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tensor, Tensor | None]:
     if value.device.type == "cpu":
         return attend_fused(parts, value, dropout)
-    if value.is_cuda and _HAS_KERNELS:
+    if _runs_kernels(value.device):
         from bert_convolutions.attention.triton import engine
 
         if engine.takes(parts, value):

@@ -23,7 +23,7 @@ import triton
 from torch import Tensor
 
 from bert_convolutions.attention.composite import ScoreParts, attend_eager
-from bert_convolutions.attention.derivatives import once_differentiable
+from bert_convolutions.attention.derivatives import is_transformed, once_differentiable
 from bert_convolutions.attention.triton import band as bands
 from bert_convolutions.attention.triton import kernels
 from bert_convolutions.attention.triton.band import BandShape
@@ -47,7 +47,7 @@ def attend_triton(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Ten
 
     What the kernels don't take goes to ``attend_eager``.
     """
-    if not takes(parts, value):
+    if not takes(parts, value) or is_transformed():
         return attend_eager(parts, value, dropout)
     (query_kernel, fixed), (key_kernel, fixed_of_key) = (parts.kernel(side) for side in ("query", "key"))
     assert fixed_of_key is None, "terms without a projection are seen from the query"
@@ -57,10 +57,10 @@ def attend_triton(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Ten
     )
     if fixed is not None:
         fixed = fixed.expand(1, value.shape[1], 1, -1).flatten(0, 2).float()
-    given = (query_kernel, key_kernel, fixed)
+    given, spans = (query_kernel, key_kernel, fixed), parts.segments.spans()
     inputs = (
         *(query, key, _by_position(value), *(None if part is None else part.contiguous() for part in given)),
-        parts.segments.spans(),
+        None if spans is None else spans.expand(-1, *value.shape[0:3:2]).contiguous(),
         torch.randint(2**62, (1,), device=value.device) if dropout > 0 else None,
         *(parts.dot_product, dropout, parts.scaling),
     )
