@@ -7,6 +7,7 @@ import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import prune
 
 from bert_convolutions import CompositeBertConfig, CompositeBertForMaskedLM, CompositeBertModel
@@ -43,6 +44,15 @@ def test_weights_may_stay_on_disk(tmp_path: Any) -> None:
 def test_a_model_without_data_gives_shapes(options: dict[str, Any]) -> None:
     model = CompositeBertForMaskedLM(config(**options)).to("meta")
     assert model(IDS.to("meta"), MASK.to("meta")).logits.shape == (3, 20, 60)
+
+
+@pytest.mark.parametrize("kernel", ["qk_convq_convk 5", "qk_convspan 5"])  # a reach that no other test uses
+def test_a_step_is_tried_without_data(kernel: str) -> None:
+    """As tools do that find how much memory it takes; nothing of it is kept for steps with data."""
+    with FakeTensorMode():
+        model = CompositeBertForMaskedLM(config(attention_kernel=kernel)).train()
+        model(torch.zeros(3, 20).long(), torch.ones(3, 20)).logits.sum().backward()
+    CompositeBertForMaskedLM(config(attention_kernel=kernel)).train()(IDS, MASK).logits.sum().backward()
 
 
 def test_a_default_device_is_not_the_models() -> None:

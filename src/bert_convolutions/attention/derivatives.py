@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def product_dtype(tensor: Tensor) -> torch.dtype:
@@ -21,9 +21,13 @@ def is_transformed() -> bool:
     return not torch.compiler.is_compiling() and transformed()
 
 
-def must_be_seen_through() -> bool:
-    """Whether operations are transformed or recorded, as by exports and compilers, which do their own fusing."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed()
+def must_be_seen_through(tensor: Tensor) -> bool:
+    """Whether operations on it are transformed or recorded, as by exports and compilers, which do their own fusing.
+
+    Or it is none but in name, without data or spread over devices.
+    """
+    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return recorded or type(tensor) not in (Tensor, nn.Parameter) or is_transformed()
 
 
 def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:

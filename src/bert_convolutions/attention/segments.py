@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bert_convolutions.attention.derivatives import must_be_seen_through
+
 
 @dataclass(frozen=True, eq=False)
 class Segments:
@@ -66,11 +68,11 @@ class Segments:
     def counted(self) -> "Segments":
         """The same with ``examples_per_row``, which is asked of the device if nobody has counted.
 
-        A graph that is compiled or exported can't ask, nor one without data; it takes S, which is right and slow.
+        A graph that is compiled or exported can't ask, nor one without data: it takes S, which is right and slow.
         """
         if self.examples is None or self.examples_per_row is not None:
             return self
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or self.examples.is_meta:
+        if self.examples.is_meta or must_be_seen_through(self.examples):
             return replace(self, examples_per_row=self.examples.shape[1])
         return replace(self, examples_per_row=max(int(self.examples.max()), 1) if self.examples.numel() else 1)
 

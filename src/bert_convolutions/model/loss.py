@@ -43,7 +43,7 @@ def linear_cross_entropy(hidden: Tensor, decoder: nn.Linear, labels: Tensor) -> 
         A scalar; 0 where no token counts.
     """
     is_plain = type(decoder) is nn.Linear and not decoder._forward_pre_hooks
-    if not is_plain or not torch.is_grad_enabled() or must_be_seen_through():
+    if not is_plain or not torch.is_grad_enabled() or must_be_seen_through(hidden):
         return functional.cross_entropy(decoder(hidden).float(), labels, ignore_index=IGNORED, reduction="sum")
     return _LinearCrossEntropy.apply(hidden.to(product_dtype(hidden)), decoder.weight, decoder.bias, labels)
 

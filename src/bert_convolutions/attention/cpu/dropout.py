@@ -39,7 +39,7 @@ class _Dropout(torch.autograd.Function):
 
 def dropout(hidden: Tensor, rate: float) -> Tensor:
     """Zero each element with probability ``rate`` and scale the others by 1/(1 - rate), as PyTorch's in training."""
-    if rate <= 0 or rate >= 1 or hidden.device.type != "cpu" or must_be_seen_through():
+    if rate <= 0 or rate >= 1 or hidden.device.type != "cpu" or must_be_seen_through(hidden):
         return functional.dropout(hidden, rate)
     return _Dropout.apply(hidden, rate)
 

@@ -63,7 +63,7 @@ def attend_fused(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tens
     Falls back to it for an empty batch, where the band would wrap around (a sequence shorter than a kernel), where
     heads have kernels of their own, where the gradient of the mask is wanted, and where it ``must_be_seen_through``.
     """
-    if must_be_seen_through():
+    if must_be_seen_through(value):
         return attend_eager(parts, value, dropout)
     kernels = (*parts.kernel("query"), *parts.kernel("key"))
     width = max((kernel.shape[-1] for kernel in kernels if kernel is not None), default=0)
