@@ -1,11 +1,12 @@
 """What records say of where something was run."""
 
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
 from bert_convolutions import __version__
-from bert_convolutions.environment import environment, machine_facts, usable_cores
+from bert_convolutions.environment import environment, machine_facts, memory_held, usable_cores
 
 
 def test_a_package_run_from_its_sources_knows_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,3 +29,11 @@ def test_the_usable_cores_are_those_that_a_batch_system_leaves(monkeypatch: pyte
     assert usable_cores() == 2
     monkeypatch.delattr("os.sched_getaffinity")  # macOS has none
     assert usable_cores() == 128
+
+
+def test_memory_is_told_where_the_kernel_keeps_no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(Path, "exists", lambda path: True)
+    monkeypatch.setattr(Path, "read_text", lambda path, **options: "Name:\tpython\nVmRSS:\t1000 kB\n")
+    assert memory_held(peak=False) == 1000 * 1024
+    assert memory_held(peak=True) > 1000 * 1024

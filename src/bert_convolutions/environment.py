@@ -52,7 +52,9 @@ def memory_held(peak: bool) -> int:
     if status.exists():  # getrusage would count what the parent held when it started this process
         name = "VmHWM:" if peak else "VmRSS:"
         lines = status.read_text(encoding="ascii", errors="ignore").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+        found = [int(line.split()[1]) * 1024 for line in lines if line.startswith(name)]
+        if found:  # not all sandboxes tell the peak
+            return found[0]
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
 

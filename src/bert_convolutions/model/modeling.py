@@ -310,7 +310,7 @@ class CompositeBertForPreTraining(_LanguageModel):
             if num_examples_in_batch is None:
                 total = total / (order_labels != IGNORED).sum().clamp(min=1)
                 if num_items_in_batch is not None and labels is not None:
-                    total = total * (labels != -100).sum() / num_items_in_batch
+                    total = total * (labels != IGNORED).sum() / num_items_in_batch
                 loss = loss + total
             else:
                 loss = loss + total / num_examples_in_batch

@@ -106,8 +106,7 @@ class Bias:
             part = band(scores, tile.rows.start, number)[:, rows]
             part.copy_(part + near[:, rows])
         if mask is not None:
-            by_example = scores.unflatten(0, (mask.shape[0], -1))
-            by_example.add_(mask)
+            scores.unflatten(0, (mask.shape[0], -1)).add_(mask)
 
     def _write_later(self, scores: Tensor, tile: Tile) -> None:
         """What the columns are for later keys; zero for the others."""
@@ -122,12 +121,6 @@ class Bias:
         _keep_later(square, out=square)
         if not tile.is_whole:
             scores[..., : tile.rows.start].zero_()
-
-
-def write_mask(scores: Tensor, mask: Tensor) -> None:
-    """Write a mask (b, 1 or h, R, S) to the scores (b*h, R, S)."""
-    by_example = scores.unflatten(0, (mask.shape[0], -1))
-    by_example.copy_(mask.expand_as(by_example))
 
 
 class BiasGrad:

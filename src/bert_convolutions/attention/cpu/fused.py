@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from bert_convolutions.attention.composite import ScoreParts, attend_eager
-from bert_convolutions.attention.cpu.bias import Bias, BiasGrad, write_mask
+from bert_convolutions.attention.cpu.bias import Bias, BiasGrad
 from bert_convolutions.attention.cpu.columns import Columns
 from bert_convolutions.attention.cpu.dropout import draw_keep_mask
 from bert_convolutions.attention.cpu.tiles import Scratch, Tile, tiles, with_room
@@ -194,7 +194,7 @@ def _fill(scores: Tensor, tile: Tile, bias: Bias | None, mask: Tensor | None) ->
     if bias is not None:
         bias.write(scores, tile, mask)
     elif mask is not None:
-        write_mask(scores, mask)
+        scores.unflatten(0, (mask.shape[0], -1)).copy_(mask)
     return bias is not None or mask is not None
 
 

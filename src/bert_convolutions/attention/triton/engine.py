@@ -57,13 +57,11 @@ def attend_triton(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Ten
     )
     if fixed is not None:
         fixed = fixed.expand(1, value.shape[1], 1, -1).flatten(0, 2).float()
-    given, spans = (query_kernel, key_kernel, fixed), parts.segments.spans()
-    inputs = (
-        *(query, key, _by_position(value), *(None if part is None else part.contiguous() for part in given)),
-        None if spans is None else spans.expand(-1, *value.shape[0:3:2]).contiguous(),
-        torch.randint(2**62, (1,), device=value.device) if dropout > 0 else None,
-        *(parts.dot_product, dropout, parts.scaling),
-    )
+    given = (None if part is None else part.contiguous() for part in (query_kernel, key_kernel, fixed))
+    spans = parts.segments.spans()
+    examples = None if spans is None else spans.expand(-1, value.shape[0], value.shape[2]).contiguous()
+    seed = torch.randint(2**62, (1,), device=value.device) if dropout > 0 else None
+    inputs = query, key, _by_position(value), *given, examples, seed, parts.dot_product, dropout, parts.scaling
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or type(value) is not Tensor
     context = _operator(*inputs)[0] if traced else _Function.apply(*inputs)
     return context.transpose(1, 2), None
@@ -198,14 +196,12 @@ def _attend(kernel: Any, which: int, inputs: Inputs, outputs: Outputs, others: t
     own = tile.keys if kernel is kernels.backward_key else tile.queries
     kernels_of_sides = outputs.kernels[0], outputs.kernels[1]
     given = inputs.query, inputs.key, value, outputs.band, outputs.ends, *kernels_of_sides, *inputs[6:8], *others
+    sizes, dropout = (shape.rows, shape.heads, shape.length, shape.size), inputs.dropout
     launch(
         kernel,
         (triton.cdiv(shape.length, own), shape.rows * shape.heads),
         tuple(value if part is None else part for part in given),  # what the kernel then leaves alone
-        (
-            *(shape.rows, shape.heads, shape.length, shape.size, inputs.scaling),
-            *(round(inputs.dropout * 2**16), 1 / (1 - inputs.dropout)),
-        ),
+        (*sizes, inputs.scaling, round(dropout * 2**16), 1 / (1 - dropout)),
         (inputs.variant(), whole),
         lambda: attention_constants(inputs, tile, whole),
     )
@@ -237,7 +233,7 @@ def _fill_kernels(inputs: Inputs, outputs: Outputs) -> None:
     given = inputs.query_kernel, inputs.key_kernel
     if given == (None, None):
         return
-    strides = [-1 if part is None else (part.stride(0) if part.dim() == 3 else 0) for part in given]
+    query_stride, key_stride = (-1 if part is None else part.stride(0) if part.dim() == 3 else 0 for part in given)
     launch(
         bands.fill_kernels,
         (inputs.shape.heads, 2),
@@ -246,7 +242,8 @@ def _fill_kernels(inputs: Inputs, outputs: Outputs) -> None:
         inputs.variant(),
         lambda: {
             **{name: inputs.constants()[name] for name in ("HEAD_SIZE", "REACH", "G", "BLOCK_D", "BLOCK_G")},
-            **{"QUERY_STRIDE": strides[0], "KEY_STRIDE": strides[1]},
+            "QUERY_STRIDE": query_stride,
+            "KEY_STRIDE": key_stride,
         },
     )
 
@@ -303,7 +300,9 @@ def _kernel_gradients(
         (inputs.variant(), dynamic, fixed is not None),
         lambda: {
             **inputs.constants(),
-            **{"DYNAMIC": dynamic, "FIXED": fixed is not None, "TILE": bands.TOKENS},
+            "DYNAMIC": dynamic,
+            "FIXED": fixed is not None,
+            "TILE": bands.TOKENS,
             "num_stages": 3 if by_weights.shape[2] <= 64 else 1,  # wider ones would not fit into shared memory
         },
     )
