@@ -268,5 +268,7 @@ def test_what_the_kernels_do_not_take_is_left_to_the_equation():
     each = torch.func.vmap(lambda row: module(row[None], attend=attend_triton)[0][0])(inputs(2, 6))
     assert each.shape == (2, 6, 16)
     double, wide = make("qk_convq 2", dtype=torch.float64), make("qk 1", heads=1, head_size=130)
+    far = make("qk_convqhead_convkhead 512")  # DeBERTa's
+    assert torch.equal(far(hidden, attend=attend_triton)[0], far(hidden)[0])
     assert torch.equal(double(hidden.double(), attend=attend_triton)[0], double(hidden.double())[0])
     assert torch.equal(wide(hidden, attend=attend_triton)[0], wide(hidden)[0])

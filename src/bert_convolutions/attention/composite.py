@@ -38,6 +38,7 @@ class ScoreParts:
         query, key: (B, H, S, d), or None where no term needs them.
         dot_product: whether their dot product over sqrt(d) is in the score.
         terms: the convolution terms by the side they are seen from, ``query`` or ``key``, each with its parameter.
+        reach: n of these.
         segments: which pairs may attend.
         dtype: that of ``mask`` and ``bias``: what products have, autocast's where it is on.
         scaling: 1/sqrt(d).
@@ -47,6 +48,7 @@ class ScoreParts:
     key: Tensor | None
     dot_product: bool
     terms: dict[str, list[tuple[Term, Tensor]]]
+    reach: int
     segments: Segments
     dtype: torch.dtype
     scaling: float
@@ -217,7 +219,7 @@ class CompositeAttention(nn.Module):
         for name in self.kernel.convolution_terms:
             terms.setdefault(TERMS[name].side, []).append((TERMS[name], self._parameter_of(name)))
         dot_product = "qk" in self.kernel.score_terms
-        return ScoreParts(query, key, dot_product, terms, segments, dtype, self.head_size**-0.5)
+        return ScoreParts(query, key, dot_product, terms, self.kernel.reach, segments, dtype, self.head_size**-0.5)
 
     def forward(
         self,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bert_convolutions.attention.derivatives import must_be_seen_through
+from bert_convolutions.attention.autograd import must_be_seen_through
 
 
 @dataclass(frozen=True, eq=False)

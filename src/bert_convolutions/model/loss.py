@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bert_convolutions.attention.derivatives import must_be_seen_through, once_differentiable, product_dtype
+from bert_convolutions.attention.autograd import must_be_seen_through, once_differentiable, product_dtype
 from bert_convolutions.data.masking import IGNORED
 
 TILE_LOGITS = 2**22

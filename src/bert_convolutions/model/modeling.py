@@ -20,8 +20,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, MaskedLMOu
 from transformers.models.bert.modeling_bert import BertForPreTrainingOutput
 from transformers.utils import can_return_tuple
 
+from bert_convolutions.attention.autograd import product_dtype
 from bert_convolutions.attention.composite import CompositeAttention
-from bert_convolutions.attention.derivatives import product_dtype
 from bert_convolutions.attention.segments import Segments
 from bert_convolutions.data.masking import IGNORED
 from bert_convolutions.model.backends import attention_backend, keep_shared

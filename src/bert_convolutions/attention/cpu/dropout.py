@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
-from bert_convolutions.attention.derivatives import must_be_seen_through
+from bert_convolutions.attention.autograd import must_be_seen_through
 
 
 def draw_keep_mask(mask: Tensor, rate: float) -> Tensor:

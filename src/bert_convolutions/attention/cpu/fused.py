@@ -34,12 +34,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from bert_convolutions.attention.autograd import must_be_seen_through, once_differentiable
 from bert_convolutions.attention.composite import ScoreParts, attend_eager
 from bert_convolutions.attention.cpu.bias import Bias, BiasGrad
 from bert_convolutions.attention.cpu.columns import Columns
 from bert_convolutions.attention.cpu.dropout import draw_keep_mask
 from bert_convolutions.attention.cpu.tiles import Scratch, Tile, tiles, with_room
-from bert_convolutions.attention.derivatives import must_be_seen_through, once_differentiable
 
 
 class _Settings(NamedTuple):
@@ -66,7 +66,7 @@ def attend_fused(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tens
     if must_be_seen_through(value):
         return attend_eager(parts, value, dropout)
     kernels = (*parts.kernel("query"), *parts.kernel("key"))
-    width = max((kernel.shape[-1] for kernel in kernels if kernel is not None), default=0)
+    width = 2 * parts.reach + 1 if parts.terms else 0
     mask, by_head = parts.mask, any(kernel is not None and kernel.dim() == 3 for kernel in kernels)
     if not value.numel() or value.shape[2] < width or by_head or (mask is not None and mask.requires_grad):
         return attend_eager(parts, value, dropout)

@@ -22,8 +22,8 @@ import torch
 import triton
 from torch import Tensor
 
+from bert_convolutions.attention.autograd import is_transformed, once_differentiable
 from bert_convolutions.attention.composite import ScoreParts, attend_eager
-from bert_convolutions.attention.derivatives import is_transformed, once_differentiable
 from bert_convolutions.attention.triton import band as bands
 from bert_convolutions.attention.triton import kernels
 from bert_convolutions.attention.triton.band import BandShape
@@ -33,13 +33,16 @@ INTERPRETED = not isinstance(kernels.forward, triton.JITFunction)
 """Whether the kernels run on a CPU, for tests: TRITON_INTERPRET=1 was in the environment when they were imported."""
 
 LARGEST_HEAD = 128
+LARGEST_REACH = 63
+"""Weights by offset of more than 128 columns don't fit into the shared memory of all GPUs."""
 # Triton's interpreter multiplies the bits of bfloat16 as whole numbers.
 _DTYPES = {torch.float32, torch.float16} | (set() if INTERPRETED else {torch.bfloat16})
 
 
 def takes(parts: ScoreParts, value: Tensor) -> bool:
-    """Whether the kernels do: no masks of pairs, float64, or heads larger than 128."""
-    return parts.segments.pairs is None and value.dtype in _DTYPES and value.shape[-1] <= LARGEST_HEAD
+    """Whether the kernels do: no masks of pairs, float64, heads larger than 128, or terms with a reach beyond 63."""
+    fits = value.shape[-1] <= LARGEST_HEAD and (not parts.terms or parts.reach <= LARGEST_REACH)
+    return fits and parts.segments.pairs is None and value.dtype in _DTYPES
 
 
 def attend_triton(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tensor, Tensor | None]:
