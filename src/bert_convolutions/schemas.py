@@ -64,6 +64,7 @@ class EncoderConfig(Foreign):
     remove_qk: bool = False
     remove_position_embeddings: bool = False
     sparse_prediction: bool = False
+    position_embedding_type: Literal["absolute", None] = None
     is_decoder: Literal[False] = False
     add_cross_attention: Literal[False] = False
 

@@ -237,6 +237,8 @@ def test_a_bad_option_is_refused_by_the_configuration():
         config(attention_kernel="qk_konvq 3")
     with pytest.raises(ValueError, match=r"^num_attention_heads"):
         config(num_attention_heads=5)
+    with pytest.raises(ValueError, match=r"^position_embedding_type.*absolute"):  # BERT's; here they are terms
+        config(position_embedding_type="relative_key")
     assert config(attention_kernel="convk_qk 3").attention_kernel == "qk_convk 3"
 
 

@@ -96,7 +96,8 @@ class CompositeBertConfig(BertConfig):
             ValueError: as the class.
         """
         try:
-            EncoderConfig.model_validate({name: getattr(self, name) for name in EncoderConfig.model_fields})
+            given = {name: getattr(self, name) for name in EncoderConfig.model_fields if hasattr(self, name)}
+            EncoderConfig.model_validate(given)
         except pydantic.ValidationError as error:
             raise ValueError(describe(error)) from error
         if self.hidden_act not in ACT2FN:

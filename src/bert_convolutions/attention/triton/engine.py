@@ -35,13 +35,20 @@ INTERPRETED = not isinstance(kernels.forward, triton.JITFunction)
 LARGEST_HEAD = 128
 LARGEST_REACH = 63
 """Weights by offset of more than 128 columns don't fit into the shared memory of all GPUs."""
+MOST_MATRICES = 2**16 - 1
+"""Rows times heads: CUDA's limit for the second dimension of a grid."""
 # Triton's interpreter multiplies the bits of bfloat16 as whole numbers.
 _DTYPES = {torch.float32, torch.float16} | (set() if INTERPRETED else {torch.bfloat16})
 
 
 def takes(parts: ScoreParts, value: Tensor) -> bool:
-    """Whether the kernels do: no masks of pairs, float64, heads larger than 128, or terms with a reach beyond 63."""
-    fits = value.shape[-1] <= LARGEST_HEAD and (not parts.terms or parts.reach <= LARGEST_REACH)
+    """Whether the kernels do: no masks of pairs or float64, and nothing larger than the numbers above."""
+    rows, heads, _, head_size = value.shape
+    fits = (
+        head_size <= LARGEST_HEAD
+        and rows * heads <= MOST_MATRICES
+        and (not parts.terms or parts.reach <= LARGEST_REACH)
+    )
     return fits and parts.segments.pairs is None and value.dtype in _DTYPES
 
 
