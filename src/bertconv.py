@@ -17,7 +17,7 @@ def main() -> int:
         return 2
     already_set = _LAZY in os.environ
     os.environ.setdefault(_LAZY, "1")
-    from bert_convolutions.training.signals import leaving_at_once
+    from bert_convolutions.signals import leaving_at_once
 
     with leaving_at_once("run the same command again"):
         from bert_convolutions.cli.main import leave

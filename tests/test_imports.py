@@ -9,7 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "bert_convolutions"
-FOUNDATIONS = ("errors", "flags", "terminal", "files", "environment", "parsing", "schemas", "self_contained", "hub")
+FOUNDATIONS = (
+    *("errors", "flags", "terminal", "signals", "files", "environment", "parsing", "schemas", "self_contained", "hub"),
+)
 """Modules of the package itself that any room but ``attention`` may use; each knows only those before it."""
 ROOMS = (
     *("attention", "data", "model", "training", "glue", "probes", "convert", "sweep", "report", "export"),

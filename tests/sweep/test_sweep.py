@@ -322,6 +322,40 @@ def test_a_signal_before_there_is_a_command_is_passed_on_too(tmp_path: Path, mon
     assert run.run_cell(cell).exit_code == 75 and terminated == [True]
 
 
+def test_a_job_that_submitit_requeues_ends_its_command_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("submitit")
+    calls: list[str] = []
+
+    class Process:
+        def __init__(self, *_: object, **__: object) -> None:
+            pass
+
+        def wait(self) -> int:
+            calls.append("wait")
+            if len(calls) == 1:
+                os.kill(os.getpid(), signal.SIGUSR2)
+            return 75
+
+        def terminate(self) -> None:
+            calls.append("terminate")
+
+    cells = plan_cells(read_experiment(write(tmp_path / "e.yaml")), tmp_path / "out")
+    monkeypatch.setattr(run.subprocess, "Popen", Process)
+    monkeypatch.setattr(run, "environment", dict)
+    job = run._Job()
+    signal.signal(signal.SIGUSR2, lambda number, frame: sys.exit(-1))  # as submitit has it since its start
+    try:
+        with pytest.raises(SystemExit):
+            job(cells)
+    finally:
+        signal.signal(signal.SIGUSR2, signal.SIG_DFL)
+    assert calls == ["wait", "terminate", "wait"] and cells[0].record().exit_code == 75
+    again = job.checkpoint(cells)
+    assert isinstance(again.function, run._Job) and again.args == (cells,)
+
+
 def test_a_signal_reaches_the_command_which_saves(real: Path, tmp_path: Path) -> None:
     argv = ["sweep", str(real / "e.yaml"), "--output_dir", str(tmp_path / "out"), "--only", "absolute/*"]
     argv += ["--set", "max_steps=1000000", "logging_steps=1"]

@@ -30,11 +30,11 @@ from bert_convolutions.data.store import ArrowStore
 from bert_convolutions.export import graphs
 from bert_convolutions.model import CompositeBertConfig
 from bert_convolutions.model.flops import count_flops
+from bert_convolutions.signals import SignalWatch
 from bert_convolutions.training.arguments import BertTrainingArguments
 from bert_convolutions.training.options import PretrainOptions
 from bert_convolutions.training.sampling import StepPlan
 from bert_convolutions.training.setup import Corpus, choose_tokenizer, compose_config, compose_model, make_trainer
-from bert_convolutions.training.signals import SignalWatch
 
 _MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
 _SPECIAL_TOKENS = 3

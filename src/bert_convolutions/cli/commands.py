@@ -12,7 +12,7 @@ from bert_convolutions.cli.config_file import ConfigFile, read_config_file
 from bert_convolutions.cli.flags import make_options, options_parser, refuse_left_over, with_underscores
 from bert_convolutions.cli.trainer_flags import COMMON_TRAINER_FLAGS, TrainerFlags, trainer_parser
 from bert_convolutions.errors import UsageError, in_flags
-from bert_convolutions.training.signals import SignalWatch
+from bert_convolutions.signals import SignalWatch
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,10 @@ from bert_convolutions.glue.predict import evaluate, format_predictions, predict
 from bert_convolutions.glue.submit import collect_scores, score_table
 from bert_convolutions.glue.tasks import TASKS
 from bert_convolutions.schemas import TaskState
+from bert_convolutions.signals import SignalWatch, resume_command
 from bert_convolutions.terminal import duration, make_console
 from bert_convolutions.training import checkpoints
 from bert_convolutions.training.collectives import Collectives
-from bert_convolutions.training.signals import SignalWatch, resume_command
 
 Finetuned = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 """A fine-tuned model and the tokenizer it was trained with."""

@@ -8,15 +8,16 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bert_convolutions import files
 from bert_convolutions.environment import environment
 from bert_convolutions.errors import EXIT_INTERRUPTED, CommandError, RunInterrupted, UsageError, first_line
 from bert_convolutions.schemas import CellRecord, Experiment
+from bert_convolutions.signals import SIGNALS, handled_by
 from bert_convolutions.sweep.cells import PRETRAIN, Cell, by_model, plan_cells, read_experiment
 from bert_convolutions.sweep.options import SweepOptions
 from bert_convolutions.terminal import duration, make_console, make_table, say
-from bert_convolutions.training.signals import SIGNALS, handled_by
 
 EXPERIMENT_NAME = "experiment.json"
 """What the folder's sweep was, for ``bertconv report``."""
@@ -112,7 +113,12 @@ def run_cell(cell: Cell) -> CellRecord:
         )
         if received:  # before there was a command to pass it on to
             process.terminate()
-        code = process.wait()
+        try:
+            code = process.wait()
+        except BaseException:  # submitit is about to requeue the job
+            process.terminate()
+            process.wait()
+            raise
     interrupted = received or code in [-number for number in SIGNALS]
     seconds, code = record.seconds + time.monotonic() - start, EXIT_INTERRUPTED if interrupted else code
     record = record.model_copy(update={"seconds": seconds, "exit_code": code})
@@ -132,6 +138,19 @@ def _last_line(path: Path) -> str:
     return (path.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"])[-1]
 
 
+class _Job:
+    """Cells that run one after the other; warned of the time limit or preempted, submitit requeues them."""
+
+    def __call__(self, cells: Sequence[Cell]) -> None:
+        run_cells([cell for cell in cells if not cell.is_finished()])
+
+    def checkpoint(self, cells: Sequence[Cell]) -> Any:
+        """What is to run in the job's place."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, cells)
+
+
 def _submit(cells: Sequence[Cell], options: SweepOptions) -> None:
     """A job for each variant and seed, whose cells run in order."""
     import submitit
@@ -144,14 +163,12 @@ def _submit(cells: Sequence[Cell], options: SweepOptions) -> None:
         raise UsageError(f"--executor {options.executor}, --executor_options: {first_line(error)}") from error
     jobs = []
     for group in by_model(cells):
-        jobs.append(executor.submit(run_cells, group))
+        jobs.append(executor.submit(_Job(), group))
         say(f"{group[0].variant}/seed{group[0].seed}: job {jobs[-1].job_id}, log {jobs[-1].paths.stderr}")
     if options.executor == "local":
-        failures = [fault for job in jobs if (fault := job.exception()) is not None]
-        if failures:
-            raise CommandError(
-                f"{len(failures)} of {len(jobs)} jobs failed: {str(failures[0]).strip().splitlines()[-1]}"
-            )
+        failed = [job for job in jobs if job.exception() is not None]
+        if failed:
+            raise CommandError(f"{len(failed)} of {len(jobs)} jobs failed: {_last_line(failed[0].paths.stderr)}")
 
 
 def _describe(experiment: Experiment, cells: Sequence[Cell], missing: Sequence[Cell]) -> None:

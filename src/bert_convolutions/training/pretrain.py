@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from bert_convolutions import files
 from bert_convolutions.errors import CommandError, RunInterrupted, UsageError
 from bert_convolutions.hub import local_folder
+from bert_convolutions.signals import SignalWatch, resume_command
 from bert_convolutions.terminal import duration, say
 from bert_convolutions.training import checkpoints, output_folder, setup
 from bert_convolutions.training.arguments import BertTrainingArguments
@@ -23,7 +24,6 @@ from bert_convolutions.training.options import PretrainOptions
 from bert_convolutions.training.output_folder import Start
 from bert_convolutions.training.progress import checkpoint_name
 from bert_convolutions.training.resumable import EvaluationAbandonedError
-from bert_convolutions.training.signals import SignalWatch, resume_command
 from bert_convolutions.training.trainer import PretrainingTrainer
 
 MakeTrainer = Callable[[BertTrainingArguments], PretrainingTrainer]

@@ -23,13 +23,13 @@ from transformers.utils import logging
 
 from bert_convolutions import files
 from bert_convolutions.errors import RunInterrupted, UsageError, first_line
+from bert_convolutions.signals import SignalWatch, resume_command
 from bert_convolutions.training import checkpoints
 from bert_convolutions.training.arguments import apply_settings, keep_freed_memory, optimizer_settings
 from bert_convolutions.training.collectives import Collectives
 from bert_convolutions.training.output_folder import diverged
 from bert_convolutions.training.progress import KernelBoard, RunProgress
 from bert_convolutions.training.sampling import StepPlan, slices_loader
-from bert_convolutions.training.signals import SignalWatch, resume_command
 
 logger = logging.get_logger(__name__)
 

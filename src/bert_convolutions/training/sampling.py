@@ -20,7 +20,7 @@ from bert_convolutions.data.collate import Feature
 from bert_convolutions.data.masking import IGNORED
 from bert_convolutions.data.randomness import EpochOrder
 from bert_convolutions.data.store import ExampleStore
-from bert_convolutions.training.signals import ignore_signals
+from bert_convolutions.signals import ignore_signals
 
 
 class Slice(NamedTuple):

@@ -23,11 +23,11 @@ from bert_convolutions.model import CompositeBertConfig, CompositeBertForMaskedL
 from bert_convolutions.model.loading import as_long_as, load_strictly
 from bert_convolutions.model.presets import PRESETS, load_config, read_config
 from bert_convolutions.parsing import read_json
+from bert_convolutions.signals import SignalWatch
 from bert_convolutions.training.arguments import BertTrainingArguments
 from bert_convolutions.training.options import ARCHITECTURE_FLAGS, PretrainOptions
 from bert_convolutions.training.progress import WordCounter, parse_words, word_starts
 from bert_convolutions.training.sampling import StepPlan, data_seed
-from bert_convolutions.training.signals import SignalWatch
 from bert_convolutions.training.trainer import MASKED_METRICS, ORDER_METRICS, PretrainingTrainer
 
 EVALUATION_SEED = 0

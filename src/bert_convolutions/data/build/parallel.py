@@ -6,46 +6,15 @@ import itertools
 import multiprocessing
 import multiprocessing.connection
 import os
-import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from types import FrameType
 from typing import Any, TypeVar
 
-from bert_convolutions.errors import RunInterrupted
+from bert_convolutions.signals import ignore_signals
 
 TaskT = TypeVar("TaskT")
 ResultT = TypeVar("ResultT")
 _WORKER_ENVIRONMENT = {"BERT_CONVOLUTIONS_LAZY": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-
-
-@contextlib.contextmanager
-def interruptible(what: str) -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end what is inside as Ctrl-C does; a second one ends the process at once.
-
-    A signal that is ignored (``nohup``) stays ignored. Outside the main thread only Ctrl-C's effect is translated.
-
-    Raises:
-        RunInterrupted: a signal came; the message names ``what`` was stopped.
-    """
-    before: dict[int, Any] = {}
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        raise KeyboardInterrupt(signal.Signals(number).name)
-
-    if threading.current_thread() is threading.main_thread():
-        for asked in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(asked) is not signal.SIG_IGN:
-                before[asked] = signal.signal(asked, stop)
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        by = f" by {error}" if str(error) else ""
-        raise RunInterrupted(f"{what}: stopped{by}; run the same command again to go on from here") from error
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def run_tasks(
@@ -91,8 +60,7 @@ def run_tasks(
 
 
 def _start_worker(initializer: Callable[..., object], initargs: tuple[Any, ...]) -> None:
-    for number in (signal.SIGINT, signal.SIGHUP):  # of a terminal; they are for the parent, which ends its workers
-        signal.signal(number, signal.SIG_IGN)
+    ignore_signals()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     initializer(*initargs)
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from bert_convolutions.data.build import sentences, shards
 from bert_convolutions.data.build.arrays import read_facts
 from bert_convolutions.data.build.pairs import Pairing, PairTask, plan_pairs, write_runs
-from bert_convolutions.data.build.parallel import interruptible, run_tasks
+from bert_convolutions.data.build.parallel import run_tasks
 from bert_convolutions.data.build.sentences import TextTokenizer, as_text_tokenizer, open_text_tokenizer
 from bert_convolutions.data.build.sources import Source, blocks, find_dataset, find_sources, refuse_changed
 from bert_convolutions.data.build.target import Target, identity
@@ -43,6 +43,7 @@ from bert_convolutions.schemas import (
     ShardRecord,
     TextRecord,
 )
+from bert_convolutions.signals import interruptible
 
 _MERGE_PROCESSES = 3
 """Shards being merged at a time: each takes some five times a shard's size of memory."""
@@ -57,7 +58,7 @@ def build_dataset(options: BuildDatasetOptions) -> Path:
 
     Raises:
         UsageError: bad options or text, an output that belongs to another dataset, or no room on the disk.
-        RunInterrupted: Ctrl-C, SIGTERM or SIGHUP; the next call goes on.
+        RunInterrupted: a signal came; the next call goes on.
         CommandError: a worker process was killed; the next call goes on.
     """
     target = Target.from_options(options)

@@ -15,13 +15,15 @@ from typing import Any
 
 from bert_convolutions.errors import EXIT_INTERRUPTED, CommandError, RunInterrupted
 
-SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+_WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
+"""What batch systems send before the time limit (``sbatch --signal=USR1@120``, submitit, ``qsub -notify``)."""
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, *_WARNINGS)
 LAUNCHER_ECHO_SECONDS = 2.0
 """torchrun passes a Ctrl-C on to processes that the terminal has already told; the second is no second wish."""
 
 
 def ignore_signals(worker: int = 0) -> None:
-    """For DataLoader workers, which a Ctrl-C reaches too: they go on serving until their parent needs them no more."""
+    """For worker processes, which signals to a whole terminal or job reach too: their parent ends them."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
@@ -36,6 +38,25 @@ def leaving_at_once(advice: str) -> Iterator[None]:
 
     with handled_by(handle):
         yield
+
+
+@contextmanager
+def interruptible(what: str) -> Iterator[None]:
+    """Let any signal end what is inside as Ctrl-C does; a second one ends the process at once.
+
+    Raises:
+        RunInterrupted: a signal came; the message names ``what`` was stopped.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    try:
+        with handled_by(stop):
+            yield
+    except KeyboardInterrupt as error:
+        raise RunInterrupted(f"{what}: stopped by {error}; run the same command again to go on from here") from error
 
 
 class SignalWatch:
@@ -148,12 +169,18 @@ class _GuardedStream:
 def handled_by(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Let ``handle`` have the signals that are not ignored (as by nohup), and give them back at the end.
 
+    Of a batch system's warnings only those that nobody handles yet: submitit saves a job by them and requeues it.
     Of several processes one that ends by an exception goes on ignoring SIGTERM: the launcher sends it as soon as
     another has ended, and it must not cut off what is still to be said. Outside the main thread, as in a worker of Ray,
     Python lets nobody handle signals.
     """
     in_main = threading.current_thread() is threading.main_thread()
-    handled = [number for number in SIGNALS if in_main and signal.getsignal(number) is not signal.SIG_IGN]
+    taken = {number: signal.getsignal(number) for number in SIGNALS}
+    handled = [
+        number
+        for number, handler in taken.items()
+        if in_main and handler is not signal.SIG_IGN and (handler is signal.SIG_DFL or number not in _WARNINGS)
+    ]
     before = {number: signal.signal(number, handle) for number in handled}
     try:
         yield

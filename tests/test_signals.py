@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from bert_convolutions.errors import RunInterrupted
-from bert_convolutions.training.signals import SIGNALS, SignalWatch, resume_command
+from bert_convolutions.signals import SIGNALS, SignalWatch, resume_command
 
 TWICE = """
 import os, signal, sys
 from pathlib import Path
-from bert_convolutions.training.signals import SignalWatch
+from bert_convolutions.signals import SignalWatch
 watch = SignalWatch()
 scratch = Path(sys.argv[1])
 scratch.mkdir()
@@ -25,7 +25,7 @@ with watch.installed(), watch.scratch(scratch):
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_is_remembered_and_handlers_are_given_back(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with SignalWatch().installed() as watch:
@@ -113,7 +113,7 @@ def test_an_output_that_fails_is_a_signal_and_breaks_nothing(tmp_path: Path) -> 
     """What is still buffered for it must not fail at the end either, which would change the exit code."""
     program = """
 import sys
-from bert_convolutions.training.signals import SignalWatch
+from bert_convolutions.signals import SignalWatch
 with SignalWatch().installed() as watch:
     for number in range(3000):
         print("a line of the log", file=sys.stderr)
