@@ -58,7 +58,7 @@ def attention_backend(name: str | None) -> Attend:
     if name == "sdpa":
         return _attend_sdpa
     if name == "triton":
-        if not torch.compiler.is_compiling() and not _has_kernels():  # which would break a graph
+        if not _HAS_KERNELS:
             raise UsageError(
                 'attn_implementation "triton" needs the package triton: pip install "bert_convolutions[gpu]"'
             )
