@@ -6,6 +6,7 @@ manifest, which names those that count, is replaced last.
 
 import contextlib
 import hashlib
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -155,7 +156,8 @@ class Target:
 
 def identity(settings: BuildSettings) -> str:
     """A SHA-256, in hexadecimal, that tells datasets of other content apart."""
-    return hashlib.sha256(settings.model_dump_json().encode()).hexdigest()
+    text = json.dumps(settings.model_dump(), ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()  # a file's name need not be UTF-8
 
 
 def _difference(before: BuildSettings, now: BuildSettings) -> str | None:
