@@ -200,6 +200,8 @@ def test_memory_and_disk_in_the_words_of_libraries(failing: Any, capsys: pytest.
     assert "name a place that this user may use" in capsys.readouterr().err
     assert failing(RuntimeError("Error: StorageFull")) == 1
     assert "make room" in capsys.readouterr().err
+    assert failing(RuntimeError("DataLoader worker (pid 5) is killed by signal: Bus error. ")) == 1
+    assert "--dataloader_num_workers 0" in capsys.readouterr().err
 
 
 def test_the_unexpected_has_a_traceback_only_on_request(

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 from bert_convolutions.training.arguments import BertTrainingArguments
 from bert_convolutions.training.sampling import (
@@ -11,6 +12,7 @@ from bert_convolutions.training.sampling import (
     StepSlices,
     WithPlaceholder,
     slices_loader,
+    start_worker,
 )
 from tests.training.helpers import make_collator
 
@@ -90,3 +92,17 @@ def test_workers_are_started_as_the_flag_says() -> None:
     arguments = BertTrainingArguments(output_dir="x", use_cpu=True, **flags)
     loader = slices_loader(arguments, [1, 2], plan(2, (1, 1, 1)), lambda: 0, list)  # type: ignore[arg-type]
     assert loader.multiprocessing_context.get_start_method() == "forkserver"
+
+
+def test_a_worker_that_can_not_hand_its_batch_over_ends_the_run() -> None:
+    """As one without room in /dev/shm can't: its parent waited for ever."""
+    batches: DataLoader[int] = DataLoader(
+        range(4),  # type: ignore[arg-type]
+        num_workers=1,
+        collate_fn=lambda numbers: (number for number in numbers),  # nor can a generator be
+        worker_init_fn=start_worker,
+        multiprocessing_context="fork",
+        timeout=30,
+    )
+    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+        next(iter(batches))

@@ -177,6 +177,8 @@ def _foreign(error: BaseException) -> tuple[int, str]:
     out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's
     if out_of_memory or number == errno.ENOMEM or any(words in text for words in _NO_MEMORY):
         return 1, f"out of memory; a smaller --per_device_train_batch_size or --block_size needs less. {text}".rstrip()
+    if text.startswith("DataLoader worker"):  # torch's words for one that has ended
+        return 1, f"{text}; it needs memory and room in /dev/shm, or else --dataloader_num_workers 0"
     if isinstance(error, OSError):
         return 1, text
     report = f"(please report it, with the traceback that {TRACEBACK_VARIABLE}=1 in the environment shows)"

@@ -8,6 +8,8 @@ Resuming needs the number of the step and nothing else.
 """
 
 import math
+import multiprocessing.queues
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -21,6 +23,7 @@ from bert_convolutions.data.masking import IGNORED
 from bert_convolutions.data.randomness import EpochOrder
 from bert_convolutions.data.store import ExampleStore
 from bert_convolutions.signals import ignore_signals
+from bert_convolutions.terminal import say
 
 
 class Slice(NamedTuple):
@@ -115,6 +118,20 @@ class StepSlices(Sampler[Slice]):
                 yield self.plan.slice(epoch, step, self.process, micro_batch)
 
 
+def start_worker(worker: int = 0) -> None:
+    """For workers: ignore signals, and end if a batch can't be handed over, or the parent would wait for ever.
+
+    That is so where they have little room in ``/dev/shm``, of which a container has 64 MiB.
+    """
+
+    def leave(error: Exception, batch: object) -> None:
+        say(f"a data worker can't hand its batch over: {error}")
+        os._exit(1)
+
+    ignore_signals()
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(leave)  # type: ignore[attr-defined]
+
+
 def slices_loader(
     arguments: TrainingArguments,
     dataset: Dataset[Any],
@@ -135,7 +152,7 @@ def slices_loader(
         multiprocessing_context=arguments.dataloader_multiprocessing_context if workers else None,
         pin_memory=arguments.dataloader_pin_memory and arguments.device.type == "cuda",
         prefetch_factor=arguments.dataloader_prefetch_factor,
-        worker_init_fn=ignore_signals,
+        worker_init_fn=start_worker,
         generator=torch.Generator(),  # or else it draws a seed from the global one, which a resumed run repeats
     )
 
