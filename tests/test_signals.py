@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bert_convolutions.errors import RunInterrupted
-from bert_convolutions.signals import SIGNALS, SignalWatch, resume_command
+from bert_convolutions.signals import SIGNALS, SignalWatch, interruptible, resume_command
 
 TWICE = """
 import os, signal, sys
@@ -28,7 +28,7 @@ with watch.installed(), watch.scratch(scratch):
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_is_remembered_and_handlers_are_given_back(number: signal.Signals) -> None:
     before = signal.getsignal(number)
-    with SignalWatch().installed() as watch:
+    with interruptible("a build around it"), SignalWatch().installed() as watch:
         assert watch.received is None
         os.kill(os.getpid(), number)
         assert watch.received == number

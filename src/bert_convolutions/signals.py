@@ -18,6 +18,8 @@ from bert_convolutions.errors import EXIT_INTERRUPTED, CommandError, RunInterrup
 _WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
 """What batch systems send before the time limit (``sbatch --signal=USR1@120``, submitit, ``qsub -notify``)."""
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, *_WARNINGS)
+_handlers: list[Callable[[int, FrameType | None], None]] = []
+"""Those of ``handled_by``, one inside the other."""
 LAUNCHER_ECHO_SECONDS = 2.0
 """torchrun passes a Ctrl-C on to processes that the terminal has already told; the second is no second wish."""
 
@@ -169,7 +171,7 @@ class _GuardedStream:
 def handled_by(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Let ``handle`` have the signals that are not ignored (as by nohup), and give them back at the end.
 
-    Of a batch system's warnings only those that nobody handles yet: submitit saves a job by them and requeues it.
+    Of a batch system's warnings not those that somebody else handles: submitit requeues a job by them.
     Of several processes one that ends by an exception goes on ignoring SIGTERM: the launcher sends it as soon as
     another has ended, and it must not cut off what is still to be said. Outside the main thread, as in a worker of Ray,
     Python lets nobody handle signals.
@@ -179,9 +181,12 @@ def handled_by(handle: Callable[[int, FrameType | None], None]) -> Iterator[None
     handled = [
         number
         for number, handler in taken.items()
-        if in_main and handler is not signal.SIG_IGN and (handler is signal.SIG_DFL or number not in _WARNINGS)
+        if in_main
+        and handler != signal.SIG_IGN
+        and (number not in _WARNINGS or handler in (signal.SIG_DFL, *_handlers))
     ]
     before = {number: signal.signal(number, handle) for number in handled}
+    _handlers.append(handle)
     try:
         yield
     except BaseException:
@@ -189,6 +194,7 @@ def handled_by(handle: Callable[[int, FrameType | None], None]) -> Iterator[None
             signal.signal(signal.SIGTERM, lambda number, frame: None)
         raise
     finally:
+        _handlers.pop()
         for number, handler in before.items():
             signal.signal(number, handler)
 
