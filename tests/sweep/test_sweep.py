@@ -288,8 +288,10 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_real_commands(real: Path, tmp_path: Path) -> None:
+def test_real_commands(real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "out"
+    (tmp_path / "tokenize.py").write_text("raise SystemExit('a script of the user, and not the standard library')")
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(CommandError, match="2 of 4 cells failed"):
         sweep(real / "e.yaml", folder)
     record = read_model(CellRecord, folder / "absolute" / "seed1" / "pretrain.cell.json")

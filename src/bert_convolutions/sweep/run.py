@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import bertconv
 from bert_convolutions import files
 from bert_convolutions.environment import environment
 from bert_convolutions.errors import EXIT_INTERRUPTED, CommandError, RunInterrupted, UsageError, first_line
@@ -106,7 +107,7 @@ def run_cell(cell: Cell) -> CellRecord:
 
     with cell.log_path.open("ab") as log, handled_by(pass_on):
         process = subprocess.Popen(
-            [sys.executable, "-m", "bert_convolutions", *cell.argv],
+            [sys.executable, bertconv.__file__, *cell.argv],  # by -m, a tokenize.py in the working folder is imported
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
