@@ -16,7 +16,7 @@ from pathlib import Path
 from bert_convolutions.data.options import BuildDatasetOptions
 from bert_convolutions.data.store import MANIFEST_FILE, manifest_path, read_manifest
 from bert_convolutions.errors import UsageError
-from bert_convolutions.files import LOCK_NAME, refuse_overlap, remove_temporaries, run_lock, write_json
+from bert_convolutions.files import LOCK_NAME, make_folder, refuse_overlap, remove_temporaries, run_lock, write_json
 from bert_convolutions.parsing import read_model
 from bert_convolutions.schemas import BuildSettings, DatasetManifest
 
@@ -104,7 +104,7 @@ class Target:
     def locked_work_folder(self, settings: BuildSettings, overwrite: bool) -> Iterator[None]:
         """Open the work folder for this process alone; it is removed when all went well."""
         with contextlib.ExitStack() as stack:
-            self.work.mkdir(parents=True, exist_ok=True)
+            make_folder(self.work, "--output_file" if self.output_format == "ids" else "--output_dir")
             try:
                 stack.enter_context(run_lock(self.work))
             except UsageError as error:
