@@ -13,6 +13,8 @@ from transformers import (
     DistilBertForMaskedLM,
     ElectraConfig,
     ElectraForMaskedLM,
+    FNetConfig,
+    FNetForMaskedLM,
     MobileBertConfig,
     MobileBertForMaskedLM,
     PreTrainedTokenizerFast,
@@ -85,6 +87,10 @@ OTHERS: dict[str, Any] = {
     "mobilebert": lambda size: MobileBertForMaskedLM(
         MobileBertConfig(vocab_size=size, embedding_size=8, intra_bottleneck_size=8, true_hidden_size=8, **TINY)
     ),
+    # It takes padding for text.
+    "fnet": lambda size: FNetForMaskedLM(
+        FNetConfig(vocab_size=size, hidden_size=16, num_hidden_layers=2, intermediate_size=32)
+    ),
 }
 
 
@@ -97,7 +103,7 @@ def test_any_masked_language_model(name: str) -> None:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
     sentences = ["the cat sleeps on the warm mat .", "the unbelievable dog sleeps", "cats, cats, cats."]
-    scores = PseudoLikelihood(model, tokenizer, 24)(sentences)
+    scores = PseudoLikelihood(model, tokenizer, 100)(sentences)
     for sentence, score in zip(sentences, scores, strict=True):
         words = [word for word in tokenizer(sentence).word_ids() if word is not None]
         assert score.whole == pytest.approx(by_loop(model, tokenizer, sentence), abs=1e-4)

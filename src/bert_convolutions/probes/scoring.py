@@ -61,7 +61,6 @@ class PseudoLikelihood:
         self.tokenizer = tokenizer
         self.batch_tokens = batch_tokens
         self.packs = isinstance(model.config, CompositeBertConfig)
-        self._outside = [tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id]
 
     def __call__(self, texts: Sequence[str]) -> list[Score]:
         """Score sentences."""
@@ -89,9 +88,9 @@ class PseudoLikelihood:
         return max(lengths), int(np.argmax(lengths))
 
     def _read(self, text: str) -> _Sentence:
-        encoded = self.tokenizer(text, verbose=False)
+        encoded = self.tokenizer(text, return_special_tokens_mask=True, verbose=False)
         ids = np.array(encoded["input_ids"], dtype=np.int64)
-        positions = np.flatnonzero(~np.isin(ids, self._outside))
+        positions = np.flatnonzero(np.array(encoded["special_tokens_mask"]) == 0)
         pieces = self.tokenizer.convert_ids_to_tokens(ids[positions].tolist())
         # Who marks the words parts them at spaces alone, and a word's punctuation would be masked with it.
         if self.tokenizer.is_fast and not any(piece.startswith(WORD_START) for piece in pieces):
@@ -106,7 +105,13 @@ class PseudoLikelihood:
         """log p of the ``targets`` (N,) at the masked positions of the copies numbered ``asked`` (N,)."""
         logarithms = np.zeros(len(asked))
         row_of = np.zeros(len(copies), dtype=np.int64)
-        for batch in token_budget_batches(np.array([len(ids) for ids, _ in copies]), self.batch_tokens):
+        lengths = np.array([len(ids) for ids, _ in copies])
+        batches = token_budget_batches(lengths, self.batch_tokens)
+        if not self.packs:  # none is padded: FNet and ConvBERT see the padding
+            batches = [
+                part for batch in batches for part in np.split(batch, np.flatnonzero(np.diff(lengths[batch])) + 1)
+            ]
+        for batch in batches:
             logits = self._logits([copies[number] for number in batch]).float()
             row_of[batch] = np.arange(len(batch))
             chosen = np.flatnonzero(np.isin(asked, batch))
