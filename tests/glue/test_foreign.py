@@ -8,12 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import ByteLevelBPETokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import (
+    BertConfig,
+    BertForMaskedLM,
     BertTokenizerFast,
     DistilBertConfig,
     DistilBertModel,
     ElectraConfig,
     ElectraForPreTraining,
+    PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForMaskedLM,
     RobertaTokenizerFast,
@@ -22,12 +26,16 @@ from transformers import (
     set_seed,
 )
 
+from bert_convolutions.data.loading import load_tokenizer
 from bert_convolutions.errors import RunInterrupted, UsageError
 from bert_convolutions.glue.finetune import GlueTrainer
 from bert_convolutions.glue.models import check_fit, load_pretrained
 from bert_convolutions.glue.run import run_glue
 from bert_convolutions.glue.tasks import find_task
-from tests.glue.conftest import WORDS
+from bert_convolutions.model.loading import load_config
+from bert_convolutions.probes.run import load_model
+from bert_convolutions.probes.scoring import PseudoLikelihood
+from tests.glue.conftest import WORDS, make_tokenizer
 from tests.glue.helpers import arguments, kill_in_step, options
 from tests.helpers import same_weights
 
@@ -64,6 +72,17 @@ def distilbert(folder: Path) -> None:
     rules = json.loads((folder / "tokenizer_config.json").read_text())
     rules |= {"model_input_names": ["input_ids", "attention_mask"]}  # it has no token types
     (folder / "tokenizer_config.json").write_text(json.dumps(rules))
+
+
+def with_a_beginning_alone(folder: Path) -> None:
+    """Nothing but a token before a text, as EuroBERT has it."""
+    names = {"bos_token": "[CLS]", "pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=make_tokenizer().backend_tokenizer, **names)
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing("[CLS] $A", "[CLS] $A [CLS] $B", [("[CLS]", 2)])
+    tokenizer.save_pretrained(folder)
+    config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=32, **SMALL)
+    BertForMaskedLM(config).save_pretrained(folder)
 
 
 KINDS = {"electra": electra, "roberta": roberta, "distilbert": distilbert}
@@ -130,6 +149,29 @@ def test_a_model_without_the_files_of_its_tokenizer_is_refused(tmp_path: Path, g
     shutil.copytree(foreign, tmp_path / "model", ignore=shutil.ignore_patterns("*token*", "vocab.txt"))
     with pytest.raises(UsageError, match="knows no words"):
         run_glue(options(glue_dir, tmp_path / "model"), arguments(tmp_path / "out", do_train=True))
+
+
+def test_only_the_special_tokens_that_are_used_are_asked_for(tmp_path: Path, glue_dir: Path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    with_a_beginning_alone(folder)
+    run_glue(options(glue_dir, folder), arguments(tmp_path / "out", do_train=True, do_eval=True, do_predict=True))
+    model, tokenizer = load_model(str(folder), None)
+    assert PseudoLikelihood(model, tokenizer)(["w1 w2"])[0].whole < 0
+    with pytest.raises(UsageError, match="has no cls_token, sep_token, which is needed here"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("load", [load_config, load_model])
+def test_code_that_a_folder_brings_is_not_run_nor_is_the_user_asked(tmp_path: Path, monkeypatch, load):
+    with_a_beginning_alone(tmp_path)
+    own = {"AutoConfig": "code.Config", "AutoModelForMaskedLM": "code.Model"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "of_my_own", "auto_map": own}))
+    (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.setattr("builtins.input", lambda prompt: "y")
+    with pytest.raises(UsageError, match="custom code"):
+        load(tmp_path, *([None] if load is load_model else []))
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("foreign", ["electra", "roberta"], indirect=True)

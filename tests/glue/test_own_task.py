@@ -9,6 +9,7 @@ import pytest
 import torch
 from pyarrow import parquet
 from sklearn.metrics import f1_score
+from tokenizers.processors import TemplateProcessing
 
 from bert_convolutions.errors import UsageError
 from bert_convolutions.glue.examples import encode_words, layout_for
@@ -17,7 +18,7 @@ from bert_convolutions.glue.predict import METRICS, by_sentence, predict_logits
 from bert_convolutions.glue.reading import Examples, read_examples
 from bert_convolutions.glue.run import run_glue
 from bert_convolutions.glue.tasks import Task, find_task, parse_tasks
-from tests.glue.conftest import WORDS
+from tests.glue.conftest import WORDS, make_tokenizer
 from tests.glue.helpers import arguments, options
 
 TAGS = ["O", "B-PER", "I-PER"]
@@ -80,6 +81,14 @@ def test_pairs_are_read_from_every_format(tmp_path: Path, suffix: str):
     assert examples.texts == (TEXTS, [f"{text} w1" for text in TEXTS])
     assert examples.labels == [i % 2 for i in range(12)]
     assert (read(task, "test").labels, read(task, "test").indices) == (None, list(range(12)))
+
+
+def test_the_development_file_may_be_predicted_too(tmp_path: Path, model_dir: Path):
+    path = classes(tmp_path, ".csv")
+    path.write_text(path.read_text().replace("test: test", "test: dev"))
+    flags = {"do_train": True, "do_eval": True, "do_predict": True}
+    run_glue(options(tmp_path, model_dir, str(path), data_dir=None), arguments(tmp_path / "out", **flags))
+    assert len((tmp_path / "out" / "test_results_mine.txt").read_text().splitlines()) == 1 + len(TEXTS)
 
 
 @pytest.mark.parametrize("suffix", [".conll", ".jsonl", ".parquet"])
@@ -202,6 +211,16 @@ def test_the_first_piece_of_a_word_has_its_label(tokenizer, glue_dir: Path):
     ]
     assert encoded.targets.tolist() == [1, 2, 0, 1, 2]
     assert by_sentence(list("abcde"), encoded.sentence_lengths) == [["a", "b"], ["c", "d", "e"]]
+
+
+def test_words_stand_where_the_tokenizer_puts_a_text():
+    """XLNet's special tokens, for one, all come after it."""
+    tokenizer = make_tokenizer()
+    names = [("[SEP]", 3), ("[CLS]", 2)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing("$A [SEP] [CLS]", None, names)
+    encoded = encode_words(tokenizer, Examples(Path(), ([["w1", "w2"]],), [[1, 2]], None), max_seq_length=8)
+    assert encoded[0]["input_ids"] == tokenizer("w1 w2")["input_ids"]
+    assert encoded[0]["labels"] == [1, 2, -100, -100]
 
 
 @pytest.mark.parametrize("architecture", ["model_dir", "composite_dir"])

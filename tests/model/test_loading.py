@@ -3,6 +3,8 @@
 import json
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, BertConfig, BertTokenizer
 
 from bert_convolutions import (
@@ -48,6 +50,15 @@ def test_a_head_may_be_new_where_that_is_said(folder):
         assert load_strictly(model_class, folder, config, new_head=True)
         with pytest.raises(UsageError, match=r"lacks bert.pooler|lacks classifier|lacks cls"):
             load_strictly(model_class, folder, config)
+
+
+def test_the_positions_that_old_checkpoints_hold_are_no_weights(folder):
+    """Longformer's, for one; of most models ``transformers`` itself leaves them out."""
+    held = load_file(folder / "model.safetensors")
+    save_file({**held, "bert.embeddings.position_ids": torch.arange(512)[None]}, folder / "model.safetensors")
+    assert load_strictly(
+        AutoModelForSequenceClassification, folder, CompositeBertConfig(**SIZES, **KERNEL), new_head=True
+    )
 
 
 def test_damaged_weights(folder):

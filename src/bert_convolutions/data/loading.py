@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,17 @@ from bert_convolutions.data.tokenizer import CompositeBertTokenizer
 from bert_convolutions.errors import UsageError, first_line
 from bert_convolutions.hub import local_folder
 
+OF_PRETRAINING = ("cls_token", "sep_token", "pad_token", "mask_token")
+"""Attributes of a tokenizer, the special tokens that pre-training needs."""
 
-def load_tokenizer(path: str | Path, model: str | Path | None = None) -> PreTrainedTokenizerBase:
+
+def load_tokenizer(
+    path: str | Path, model: str | Path | None = None, needs: Sequence[str] = OF_PRETRAINING
+) -> PreTrainedTokenizerBase:
     """Load a bare ``spm.model``, the directory of any Hugging Face tokenizer, or one of the Hub (``hub``).
 
-    Where it is for a trained ``model``, it must have the same tokens as one that is saved in that folder.
+    Where it is for a trained ``model``, it must have the same tokens as one that is saved in that folder. ``needs`` are
+    the special tokens that it must have.
 
     Raises:
         UsageError: nothing is there, or what is there is no tokenizer that can be loaded, or not that of the model.
@@ -26,8 +33,8 @@ def load_tokenizer(path: str | Path, model: str | Path | None = None) -> PreTrai
     own = None
     if model is not None and model != path:
         with contextlib.suppress(UsageError):
-            own = load_tokenizer(model)
-    tokenizer = _load(path)
+            own = _load(model, needs)
+    tokenizer = _load(path, needs)
     if own is not None and not tokenizer.get_vocab().items() <= own.get_vocab().items():  # a model may have fillers
         raise UsageError(
             f"--tokenizer_name {path} has other tokens than the tokenizer that {model} was trained with and has beside "
@@ -36,7 +43,7 @@ def load_tokenizer(path: str | Path, model: str | Path | None = None) -> PreTrai
     return tokenizer
 
 
-def _load(path: str | Path) -> PreTrainedTokenizerBase:
+def _load(path: str | Path, needs: Sequence[str]) -> PreTrainedTokenizerBase:
     path = local_folder(path, "tokenizer")
     model_file = find_model_file(path)
     if model_file and (Path(path).is_file() or not model_file.with_name("tokenizer_config.json").exists()):
@@ -48,9 +55,9 @@ def _load(path: str | Path) -> PreTrainedTokenizerBase:
         raise
     except Exception as error:  # a third party's loader may raise anything
         raise UsageError(f"{path}: no tokenizer can be loaded from this directory ({first_line(error)})") from error
-    missing = [name for name in ("cls_token", "sep_token", "pad_token", "mask_token") if not getattr(tokenizer, name)]
+    missing = [name for name in needs if not getattr(tokenizer, name)]
     if missing:
-        raise UsageError(f"{path}: the tokenizer has no {', '.join(missing)}, which BERT needs; choose another")
+        raise UsageError(f"{path}: the tokenizer has no {', '.join(missing)}, which is needed here; choose another")
     if not tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys():  # transformers makes one without files
         raise UsageError(f"{path}: the tokenizer knows no words, as its files are missing; copy them or choose another")
     return tokenizer

@@ -124,7 +124,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_seq_lengt
 
 
 def encode_words(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_seq_length: int) -> EncodedExamples:
-    """Tokenise sentences that are lists of words as ``[CLS] words [SEP]``.
+    """Tokenise sentences that are lists of words, between the special tokens that the tokenizer puts around a text.
 
     Each word is tokenised for itself, after a space, as in running text. A sentence that is too long goes on in
     another example from the word that doesn't fit; a word too long on its own is cut, one without a piece becomes
@@ -132,7 +132,8 @@ def encode_words(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_seq
     """
     words = sorted({word for sentence in examples.texts[0] for word in sentence})
     encoded = tokenizer([f" {word}" for word in words], add_special_tokens=False, verbose=False)["input_ids"]
-    room = max_seq_length - 2
+    before, after = _around_a_text(tokenizer)
+    room = max_seq_length - len(before) - len(after)
     pieces = {word: ids[:room] or [tokenizer.unk_token_id] for word, ids in zip(words, encoded, strict=True)}
     rows: list[tuple[list[int], list[int]]] = []
     labels: Any = examples.labels or ([0] * len(sentence) for sentence in examples.texts[0])
@@ -143,12 +144,22 @@ def encode_words(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_seq
                 rows.append(([], []))
             rows[-1][0].extend(pieces[word])
             rows[-1][1].extend([label] + [IGNORED] * (len(pieces[word]) - 1))
-    ids, lengths = flatten([[tokenizer.cls_token_id, *row, tokenizer.sep_token_id] for row, _ in rows])
-    columns = {"input_ids": ids, "labels": flatten([[IGNORED, *row, IGNORED] for _, row in rows])[0]}
+    ids, lengths = flatten([[*before, *row, *after] for row, _ in rows])
+    ignored = [IGNORED] * len(before), [IGNORED] * len(after)
+    columns = {"input_ids": ids, "labels": flatten([[*ignored[0], *row, *ignored[1]] for _, row in rows])[0]}
     if "token_type_ids" in tokenizer.model_input_names:
         columns["token_type_ids"] = np.zeros_like(ids)
     sentence_lengths = np.array([len(sentence) for sentence in examples.texts[0]])
     return EncodedExamples(columns, _offsets(lengths), None, sentence_lengths, examples.indices)
+
+
+def _around_a_text(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The special tokens before a text, such as ``[CLS]``, and after it: XLNet has all there, EuroBERT none."""
+    encoded = tokenizer("a", return_special_tokens_mask=True)
+    special = encoded["special_tokens_mask"]
+    start = special.index(0)
+    end = len(special) - special[::-1].index(0)
+    return encoded["input_ids"][:start], encoded["input_ids"][end:]
 
 
 def _offsets(lengths: np.ndarray) -> np.ndarray:
@@ -161,7 +172,7 @@ class GlueData:
 
     def __init__(self, data_dir: Path | None, max_seq_length: int) -> None:
         self.data_dir, self.max_seq_length = data_dir, max_seq_length
-        self._encoded: dict[tuple[str, str, Path], EncodedExamples] = {}
+        self._encoded: dict[tuple[str, str, Path, bool], EncodedExamples] = {}
         self._hashes: dict[Path, str] = {}
 
     def check(self, jobs: Sequence[Job]) -> dict[str, int]:
@@ -214,7 +225,7 @@ class GlueData:
         self, tokenizer: PreTrainedTokenizerBase, task: Task, path: str, test: TestSet | None = None
     ) -> EncodedExamples:
         """Return the examples of a task's training or development file, or of the file of a ``test`` set."""
-        key = (tokenizer_hash(tokenizer), task.name, self.root(task) / path)
+        key = (tokenizer_hash(tokenizer), task.name, self.root(task) / path, test is None)  # dev may be predicted too
         if key not in self._encoded:
             encoder = encode_words if task.per_token else encode
             self._encoded[key] = encoder(tokenizer, self._read(task, path, test), self.max_seq_length)

@@ -32,6 +32,8 @@ from bert_convolutions.training.collectives import Collectives
 
 Finetuned = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 """A fine-tuned model and the tokenizer it was trained with."""
+_NEEDS = ("pad_token",)
+"""Of the special tokens, the one without which there are no batches; a tokenizer puts the others where it has them."""
 
 
 def run_glue(options: GlueOptions, arguments: TrainingArguments) -> None:
@@ -136,7 +138,9 @@ class _GlueRun:
         trains = self.arguments.do_train
         self.model_folder = models.locate_model(str(options.model_name_or_path)) if trains else None
         tokenizer_path = options.tokenizer_name or self.model_folder
-        self.tokenizer = load_tokenizer(tokenizer_path, self.model_folder) if tokenizer_path is not None else None
+        self.tokenizer = (
+            load_tokenizer(tokenizer_path, self.model_folder, _NEEDS) if tokenizer_path is not None else None
+        )
         if trains and not options.overwrite_output_dir:
             self._refuse_other_settings()
 
@@ -276,7 +280,7 @@ class _GlueRun:
                 raise UsageError(fault)
             model = models.load_finetuned(job.folder, job.task)
             named = self.tokenizer if self.options.tokenizer_name else None
-            tokenizer = named or load_tokenizer(job.folder)
+            tokenizer = named or load_tokenizer(job.folder, needs=_NEEDS)
         except UsageError as error:
             self.left_out.append(job.name)
             self.progress.say(f"{job.name}: left out: {error}")

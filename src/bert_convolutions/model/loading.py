@@ -34,7 +34,7 @@ def load_config(folder: str | Path) -> PreTrainedConfig:
         UsageError: it is of no known model, or says what can't be.
     """
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)  # nor ask whether to
     except Exception as error:  # each configuration has its own for what it can't be
         raise UsageError(f"{folder}: cannot load a model configuration ({first_line(error)})") from error
 
@@ -71,6 +71,7 @@ def load_strictly(
             folder,
             config=config,
             local_files_only=True,
+            trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
             **options,
@@ -81,6 +82,8 @@ def load_strictly(
     parts = tuple(f"{name}." for name, _ in model.base_model.named_children())  # as an encoder saved alone names them
 
     def matters(name: str) -> bool:
+        if name.endswith(".position_ids"):  # a buffer of old checkpoints
+            return False
         return not new_head or (name.startswith((prefix, *parts)) and "pooler." not in name)
 
     other_shape = sorted(key for key in report["mismatched_keys"] if matters(key[0]))

@@ -112,10 +112,12 @@ def load_model(path: str, tokenizer_name: str | None) -> tuple[PreTrainedModel, 
     folder = local_folder(path)
     if not (folder / "config.json").is_file():
         raise UsageError(f"--model_name_or_path {path} holds no config.json; give the folder of a saved model")
-    tokenizer = load_tokenizer(tokenizer_name or folder, folder)
+    tokenizer = load_tokenizer(tokenizer_name or folder, folder, needs=("pad_token", "mask_token"))
     try:
         with quiet_transformers():
-            model, report = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+            model, report = AutoModelForMaskedLM.from_pretrained(
+                folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+            )
     except Exception as error:  # torch, safetensors and transformers each have their own for a bad file
         raise UsageError(
             f"--model_name_or_path {path}: no masked language model can be loaded ({first_line(error)})"
@@ -126,7 +128,7 @@ def load_model(path: str, tokenizer_name: str | None) -> tuple[PreTrainedModel, 
             f"--model_name_or_path {path} lacks {len(missing)} weights of a masked language model, {missing[0]} for one"
         )
     rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows or tokenizer.mask_token_id is None:
+    if len(tokenizer) > rows:
         raise UsageError(
             f"{tokenizer_name or path}: the tokenizer's {len(tokenizer)} tokens are not the model's {rows}"
         )
