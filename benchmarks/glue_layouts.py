@@ -30,7 +30,7 @@ from bert_convolutions.glue.reading import read_examples
 from bert_convolutions.glue.tasks import Task, find_task
 from bert_convolutions.model import CompositeBertForSequenceClassification
 from bert_convolutions.training.arguments import BertTrainingArguments
-from bert_convolutions.training.setup import compose_config
+from bert_convolutions.training.setup import make_config
 
 GLUE_TASKS = ("RTE", "CoLA")
 FINE_TUNING_STEPS = 4
@@ -134,7 +134,7 @@ def run_prediction_job(job: GlueJob, setup: Setup, turns: Turns) -> None:
 
 def _classifier(job: GlueJob, setup: Setup, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     options = pretrain_options(job, setup)
-    config = compose_config(options, tokenizer)
+    config = make_config(options, tokenizer)
     config.vocab_size = setup.vocabulary
     set_seed(setup.options.seed)
     return CompositeBertForSequenceClassification._from_config(config)

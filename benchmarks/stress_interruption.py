@@ -301,7 +301,7 @@ def crash_points(stress: Stress, which: str, every: int) -> None:
         return bertconv(stress.command(folder, stress.folder / "data", **{**SHORT, **flags})[len(COMMAND) :])
 
     def tidy(folder: Path) -> int:
-        with output_folder.held(folder):
+        with output_folder.locked_folder(folder):
             return 0
 
     for name, scenario in SCENARIOS.items():

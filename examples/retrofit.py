@@ -34,9 +34,7 @@ def main() -> float:
     (after(tokens).last_hidden_state - expected.detach().roll(1, 1)).square().mean().backward()  # some other task
     optimizer.step()
     moved = sum(bool(weight.detach().any()) for weight in terms.values())
-    print(
-        f"after one step {moved} of {len(terms)} terms differ from zero; go on with bertconv pretrain or bertconv glue"
-    )
+    print(f"after one step {moved} of {len(terms)} terms differ from zero; next: bertconv pretrain or bertconv glue")
     return change
 
 

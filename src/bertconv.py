@@ -17,13 +17,13 @@ def main() -> int:
         return 2
     already_set = _LAZY in os.environ
     os.environ.setdefault(_LAZY, "1")
-    from bert_convolutions.signals import leaving_at_once
+    from bert_convolutions.signals import exit_on_signal
 
-    with leaving_at_once("run the same command again"):
+    with exit_on_signal("run the same command again"):
         from bert_convolutions.cli.main import leave
         from bert_convolutions.cli.main import main as run_command_line
 
-        if not already_set:  # child processes import the package in full, so that its classes are registered there
+        if not already_set:  # child processes must register the classes
             del os.environ[_LAZY]
         return leave(run_command_line())
 

@@ -66,10 +66,10 @@ class KilledError(Exception):
     pass
 
 
-@pytest.mark.parametrize("new_stands", [False, True])
+@pytest.mark.parametrize("keep_new", [False, True])
 @pytest.mark.parametrize("moment", range(12))
 def test_killed_at_any_rename_an_overwrite_leaves_one_run_and_never_two(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int, new_stands: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int, keep_new: bool
 ) -> None:
     """While it is set aside, put back or discarded; then settled, perhaps killed once more, and settled again."""
     before = old_run(tmp_path)
@@ -84,7 +84,7 @@ def test_killed_at_any_rename_an_overwrite_leaves_one_run_and_never_two(
 
     def overwrite() -> None:
         files.set_aside(tmp_path, [tmp_path / name for name in ("one", "two", "three")])
-        if new_stands:
+        if keep_new:
             (tmp_path / "one").write_text("new")
             files.discard_aside(tmp_path)
         else:
@@ -93,13 +93,13 @@ def test_killed_at_any_rename_an_overwrite_leaves_one_run_and_never_two(
     monkeypatch.setattr(Path, "rename", rename)
     for _ in range(2):
         try:
-            overwrite() if left[0] == moment else files.settle_aside(tmp_path, new_stands=(tmp_path / "one").exists())
+            overwrite() if left[0] == moment else files.settle_aside(tmp_path, keep_new=(tmp_path / "one").exists())
         except KilledError:
             left[0] = 1
     monkeypatch.setattr(Path, "rename", genuine)
-    files.settle_aside(tmp_path, new_stands=(tmp_path / "one").exists())
+    files.settle_aside(tmp_path, keep_new=(tmp_path / "one").exists())
     files.remove_temporaries(tmp_path)
-    assert texts(tmp_path) in ([before, {"one": "new", "notes": "not the run's"}] if new_stands else [before])
+    assert texts(tmp_path) in ([before, {"one": "new", "notes": "not the run's"}] if keep_new else [before])
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 

@@ -17,7 +17,7 @@ from bert_convolutions.signals import SignalWatch
 watch = SignalWatch()
 scratch = Path(sys.argv[1])
 scratch.mkdir()
-with watch.installed(), watch.scratch(scratch):
+with watch.finish_step_on_signal(), watch.removed_on_exit(scratch):
     os.kill(os.getpid(), signal.SIGINT)
     print(watch.received.name, flush=True)
     os.kill(os.getpid(), signal.SIGINT)
@@ -28,7 +28,7 @@ with watch.installed(), watch.scratch(scratch):
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_is_remembered_and_handlers_are_given_back(number: signal.Signals) -> None:
     before = signal.getsignal(number)
-    with interruptible("a build around it"), SignalWatch().installed() as watch:
+    with interruptible("a build around it"), SignalWatch().finish_step_on_signal() as watch:
         assert watch.received is None
         os.kill(os.getpid(), number)
         assert watch.received == number
@@ -64,13 +64,13 @@ def test_with_nothing_to_save_a_signal_ends_the_run_at_once() -> None:
     watch = SignalWatch()
     with (
         pytest.raises(RunInterrupted, match="stopped by SIGHUP; do it again"),
-        watch.ending_at_once("do it again"),
-        watch.installed(),
+        watch.interrupt_on_signal("do it again"),
+        watch.finish_step_on_signal(),
     ):
         os.kill(os.getpid(), signal.SIGTERM)  # remembered while a step may be in hand
         assert watch.cause == "SIGTERM"
         watch.received, watch.cause = None, ""
-        with watch.ending_at_once("do it again"):
+        with watch.interrupt_on_signal("do it again"):
             os.kill(os.getpid(), signal.SIGHUP)
     assert signal.getsignal(signal.SIGHUP) == before
 
@@ -78,7 +78,7 @@ def test_with_nothing_to_save_a_signal_ends_the_run_at_once() -> None:
 def test_what_nohup_ignores_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with SignalWatch().installed() as watch:
+        with SignalWatch().finish_step_on_signal() as watch:
             os.kill(os.getpid(), signal.SIGHUP)
             assert watch.received is None
     finally:
@@ -89,7 +89,7 @@ def test_outside_the_main_thread_a_run_goes_on_without_handlers() -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
 
     def nested() -> list[object]:
-        with SignalWatch().ending_at_once("do it again"), SignalWatch().installed():
+        with SignalWatch().interrupt_on_signal("do it again"), SignalWatch().finish_step_on_signal():
             return [signal.getsignal(number) for number in SIGNALS]
 
     with ThreadPoolExecutor() as threads:  # as in a worker of Ray, or a notebook's
@@ -102,7 +102,11 @@ def test_of_several_processes_one_that_fails_has_its_say_whatever_the_launcher_s
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setenv("WORLD_SIZE", "2")
     try:
-        with pytest.raises(RunInterrupted), SignalWatch().ending_at_once(""), SignalWatch().installed():
+        with (
+            pytest.raises(RunInterrupted),
+            SignalWatch().interrupt_on_signal(""),
+            SignalWatch().finish_step_on_signal(),
+        ):
             raise RunInterrupted
         os.kill(os.getpid(), signal.SIGTERM)  # as torchrun does, before the message is printed
     finally:
@@ -114,7 +118,7 @@ def test_an_output_that_fails_is_a_signal_and_breaks_nothing(tmp_path: Path) -> 
     program = """
 import sys
 from bert_convolutions.signals import SignalWatch
-with SignalWatch().installed() as watch:
+with SignalWatch().finish_step_on_signal() as watch:
     for number in range(3000):
         print("a line of the log", file=sys.stderr)
         print("a line of the output")

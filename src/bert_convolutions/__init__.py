@@ -1,8 +1,8 @@
 """BERT encoders that mix self-attention with convolutions (Chang, Xu, Xu and Tu, ACL 2021, arXiv 2106.05505).
 
-Importing the package registers its classes with the Auto classes of ``transformers``. That loads PyTorch, which takes
-seconds; the command line needs neither to print its help, so ``bertconv`` sets ``BERT_CONVOLUTIONS_LAZY`` to put it
-off, and ``python -m bert_convolutions`` puts it off too.
+Importing the package registers its classes with the Auto classes of ``transformers``, which loads PyTorch and takes
+seconds. The command line defers it until it is needed: ``bertconv`` sets ``BERT_CONVOLUTIONS_LAZY``, and ``python -m
+bert_convolutions`` is recognised.
 """
 
 import importlib
@@ -29,7 +29,7 @@ __all__ = [*_EXPORTS, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import an exported class when it is first asked for (PEP 562)."""
+    """Import an exported class at its first use (PEP 562)."""
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)

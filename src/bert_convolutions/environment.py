@@ -1,4 +1,4 @@
-"""Where something is run: versions, commit and machine, as records and reports tell them."""
+"""The environment of a run for records and reports: versions, commit and machine."""
 
 import os
 import platform
@@ -15,7 +15,7 @@ _PACKAGES = ("torch", "transformers", "numpy", "scipy", "sentencepiece")
 
 
 def environment() -> dict[str, str]:
-    """What a result may depend on beside its flags."""
+    """What a result may depend on besides its flags."""
     import torch
 
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in _PACKAGES)
@@ -28,7 +28,7 @@ def environment() -> dict[str, str]:
 
 
 def machine_facts() -> dict[str, Any]:
-    """What speed depends on beside the code, each under its own name."""
+    """What speed depends on besides the code."""
     import torch
 
     return {
@@ -43,39 +43,39 @@ def machine_facts() -> dict[str, Any]:
 
 
 def memory_held(peak: bool) -> int:
-    """Bytes that this process holds, or the most it has held at once; on CUDA those allocated there."""
+    """The memory of this process in bytes, or its peak; with CUDA, the memory allocated on the GPU."""
     import torch
 
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated())
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage would count what the parent held when it started this process
+    if status.exists():  # getrusage would include the parent's memory at the fork
         name = "VmHWM:" if peak else "VmRSS:"
         lines = status.read_text(encoding="ascii", errors="ignore").splitlines()
         found = [int(line.split()[1]) * 1024 for line in lines if line.startswith(name)]
-        if found:  # not all sandboxes tell the peak
+        if found:  # some sandboxes lack the peak
             return found[0]
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
+    peak_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak_rss if sys.platform == "darwin" else peak_rss * 1024
 
 
 def usable_cores() -> int:
-    """The cores that this process may run on, which a batch system or ``taskset`` may have cut down."""
+    """The number of cores that this process may run on, which a batch system or ``taskset`` may limit."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _commit() -> str:
-    """The last commit of the code that runs; unknown where it is installed and no working tree."""
+    """The last commit of the running code; ``unknown`` if it is not a working tree."""
     command = ["git", "log", "-1", "--format=%H", "--", "."]
     try:
         found = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
-    except OSError:  # there is no git
+    except OSError:  # git is not installed
         return "unknown"
     return found.stdout.strip() or "unknown"
 
 
 def processor() -> str:
-    """The processor's name, or else its kind."""
+    """The processor's model name or, if unknown, its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

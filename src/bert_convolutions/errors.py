@@ -1,4 +1,4 @@
-"""What the user is told when something is wrong, and the exit codes of the command."""
+"""Errors with messages for the user, and the exit codes of the command."""
 
 import re
 import reprlib
@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 
 class Extra(NamedTuple):
-    """Who brings a package that the base install leaves out, and for what."""
+    """The extra that installs an optional package, and what the package is needed for."""
 
     name: str
-    """The extra of ours, as in ``pip install 'bert-convolutions[name]'``."""
+    """Name of the extra, as in ``pip install 'bert-convolutions[name]'``."""
     needed_for: str
 
 
@@ -27,23 +27,23 @@ EXTRAS = {
     "triton": Extra("gpu", "pretrain and glue --attn_implementation triton"),
     "submitit": Extra("slurm", "sweep --executor"),
 }
-"""By the package's name."""
+"""Optional packages by name."""
 EXIT_USAGE = 2
-"""Bad input or usage: nothing was started, or nothing was left half-written."""
+"""Bad input or usage; nothing is left half-written."""
 EXIT_DIVERGED = 3
 """The loss became NaN or infinite and the run stopped instead of training on."""
 EXIT_INTERRUPTED = 75
-"""Interrupted by a signal, saved, and can be resumed (``EX_TEMPFAIL`` of sysexits.h)."""
+"""Interrupted by a signal after saving; the run can be resumed (``EX_TEMPFAIL`` of sysexits.h)."""
 
 
 class CommandError(Exception):
-    """Ends the command with a message for the user instead of a traceback, and with the class's exit code."""
+    """Ends the command with a message instead of a traceback, and with the class's exit code."""
 
     exit_code = 1
 
 
 class UsageError(CommandError, ValueError):
-    """Bad input. The message is one sentence that names the file, line or flag, and the way out."""
+    """Bad input. The message is one sentence that names the file, line or flag and says what to do."""
 
     exit_code = EXIT_USAGE
 
@@ -61,23 +61,23 @@ class RunInterrupted(CommandError):
 
 
 def install_command(module: str) -> str:
-    """What to type to get a package of ``EXTRAS``."""
+    """The command that installs a package of ``EXTRAS``."""
     return f"pip install 'bert-convolutions[{EXTRAS[module].name}]'"
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a library's error message, or the error's type where it has none."""
+    """The first line of a library's error message, or the error's type if it has no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def brief(value: object) -> str:
-    """A value for a message, at most 60 characters of it."""
-    text = reprlib.repr(value) if isinstance(value, dict | list | tuple) else repr(value)  # YAML's can be endless
+    """A value for a message, truncated to 60 characters."""
+    text = reprlib.repr(value) if isinstance(value, dict | list | tuple) else repr(value)  # YAML may be endless
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def in_flags(message: str, names: Sequence[str]) -> str:
-    """A message with flags for arguments: those of ``names`` that begin it, and those with an underscore anywhere."""
+def with_flag_names(message: str, names: Sequence[str]) -> str:
+    """A message with argument names as flags: ``names`` at its start, and those with an underscore anywhere."""
     flags = "|".join(name for name in names if "_" in name)
     first = "|".join(names)
     return re.sub(rf'^({first})\b|(?<![\w"-])({flags})\b(?!")', lambda match: f"--{match[0]}", message)

@@ -1,4 +1,4 @@
-"""Files and folders: written whole or not at all, replaced without a moment of loss, held by one run at a time."""
+"""Files and folders: atomic writes, replacement that survives crashes, locks, checks of output paths."""
 
 import contextlib
 import csv
@@ -23,20 +23,20 @@ from bert_convolutions.errors import UsageError
 
 LOCK_NAME = ".bertconv.lock"
 ASIDE_NAME = ".replaced"
-"""Folder inside an output folder that holds what an overwrite replaces, until the new run stands."""
-_ALL_ASIDE = ".complete"
-"""Inside the set-aside folder, once everything is: only then may a new run have begun."""
+"""Subfolder of an output folder that holds an overwritten run until the new one has saved something."""
+_ASIDE_COMPLETE = ".complete"
+"""Marker in that folder that everything has been moved there: only then may a new run have started."""
 _TEMPORARY = ".writing"
 _NEW_NAME = f".new{_TEMPORARY}"
-_SMALL = 1 << 20
-_PATIENCE = 10
+_MAX_SMALL_BYTES = 1 << 20
+_TIMEOUT_SECONDS = 10
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK)
 Inputs = str | Path | Sequence[str] | None
-"""What a flag gives to be read: a file or folder, several, or none."""
+"""The files or folders that a flag names as inputs."""
 
 
 def sync(path: Path) -> None:
-    """Have the kernel put a file, or the entries of a folder, on the disk."""
+    """Flush a file, or the entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -48,23 +48,23 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """``sync`` for everything under ``folder``, which this program has written, and for ``folder`` itself.
+    """``sync`` everything in ``folder``, which this program has written, and ``folder`` itself.
 
-    Files for their owner alone, as safetensors leaves them, get the mode that the umask allows.
+    Files that only their owner may read, as safetensors creates them, get the mode that the umask allows.
     """
     for path in sorted(folder.rglob("*")):
         if path.is_file() and stat.S_IMODE(path.stat().st_mode) == stat.S_IRUSR | stat.S_IWUSR:
-            _give_usual_mode(path)
+            _set_default_mode(path)
         sync(path)
     sync(folder)
 
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary sibling for writing; it takes the place of ``path`` once all is written and synced.
+    """Open a temporary sibling for writing; after it has been written and synced, it replaces ``path``.
 
-    The sibling ``.NAME.RANDOM.writing`` is removed where writing fails; ``remove_temporaries`` removes what a killed
-    process left.
+    The sibling ``.NAME.RANDOM.writing`` is removed if writing fails; ``remove_temporaries`` removes those that killed
+    processes left.
     """
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_TEMPORARY, dir=path.parent)
     temporary = Path(name)
@@ -72,7 +72,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor
             yield file
             file.flush()
-            _give_usual_mode(descriptor)  # mkstemp's files are for their owner alone
+            _set_default_mode(descriptor)  # mkstemp's files are only for their owner
             os.fsync(descriptor)
         temporary.replace(path)
     finally:
@@ -82,10 +82,10 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def folder_inside(target: Path, flag: str) -> Iterator[Path]:
-    """Make a temporary folder in ``target``, and that too; both go again, ``target`` where it was made and is empty.
+    """Make a temporary folder in ``target``, in which to write files before they are moved to ``target``.
 
-    What is to appear in ``target`` is written there first. Beside it would be another disk where it is a mount point,
-    or a folder that this user can't write to.
+    ``target`` is made too, and removed again if it is new and empty. A sibling of it would not do: it may be on another
+    disk, or in a folder that this user can't write to.
 
     Raises:
         UsageError: as ``make_folder``.
@@ -99,33 +99,33 @@ def folder_inside(target: Path, flag: str) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         if is_new:
-            with contextlib.suppress(OSError):  # there is something in it
+            with contextlib.suppress(OSError):  # it is not empty
                 target.rmdir()
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether there is nothing in a folder, but perhaps what a killed process has left of ``folder_inside``."""
+    """Whether a folder is empty, apart from what a killed ``folder_inside`` may have left."""
     return all(path.name == _NEW_NAME for path in folder.iterdir())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write ``path`` so that a crash leaves the old file or the new one, never a part."""
+    """Write ``path`` atomically: a crash leaves the old file or the new one."""
     with whole_file(path) as file:
         file.write(content)
 
 
 def write_text(path: Path, text: str) -> None:
-    """``write_bytes`` of a text in UTF-8."""
+    """``write_bytes`` a text in UTF-8."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """``write_text`` of a JSON value, indented, keys in their order."""
+    """``write_text`` a JSON value, indented, without sorting keys."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
-    """``write_text`` of rows, the headings first, as comma-separated values."""
+    """``write_text`` rows, the headings first, as comma-separated values."""
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows(rows)
     write_text(path, buffer.getvalue())
@@ -141,36 +141,36 @@ def remove_temporaries(folder: Path) -> None:
 
 
 def read_small(path: Path) -> bytes:
-    """The bytes of a file that a person has written, or of a pipe such as the shell's ``<(command)``.
+    """The bytes of a small file, or of a pipe such as the shell's ``<(command)``.
 
     Raises:
-        UsageError: more than a mebibyte, or a pipe that nobody has written to within ten seconds.
+        UsageError: it holds more than a mebibyte, or nothing was written to the pipe within ten seconds.
         OSError: it can't be read.
     """
     content, waited = bytearray(), False
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # or opening a pipe would wait for a writer for ever
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe must not wait for a writer
     try:
         may_wait = stat.S_ISFIFO(os.fstat(descriptor).st_mode)
-        while len(content) <= _SMALL:
+        while len(content) <= _MAX_SMALL_BYTES:
             try:
-                block = os.read(descriptor, _SMALL)
-            except BlockingIOError:  # there is a writer that has nothing yet
+                block = os.read(descriptor, _MAX_SMALL_BYTES)
+            except BlockingIOError:  # its writer has written nothing yet
                 block, waited = None, False
             if block:
                 content += block
             elif block is not None and (content or waited or not may_wait):
                 return bytes(content)
-            elif select.select([descriptor], [], [], _PATIENCE)[0]:
+            elif select.select([descriptor], [], [], _TIMEOUT_SECONDS)[0]:
                 waited = True
             else:
-                raise UsageError(f"{path}: nothing has come from there for {_PATIENCE} seconds; give a file")
+                raise UsageError(f"{path}: nothing could be read for {_TIMEOUT_SECONDS} seconds; give a file")
     finally:
         os.close(descriptor)
-    raise UsageError(f"{path} has more than {_SMALL:,} bytes; that is no file that a person has written")
+    raise UsageError(f"{path} has more than {_MAX_SMALL_BYTES:,} bytes; give a file that was written by hand")
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
+    """The SHA-256 of a file's bytes (hexadecimal)."""
     with path.open("rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):
@@ -179,9 +179,9 @@ def sha256(path: Path) -> str:
 
 
 def refuse_overlap(output: str | Path, output_flag: str, inputs: Mapping[str, Inputs]) -> None:
-    """Refuse an output that is, holds or lies in an input, by whatever links and spellings.
+    """Refuse an output that is, holds or lies in an input, also through links and other spellings of a path.
 
-    ``inputs`` are named by their flags; ``output`` need not exist.
+    ``inputs`` are given by flag; ``output`` need not exist.
 
     Raises:
         UsageError: names both flags and paths.
@@ -202,26 +202,26 @@ def refuse_overlap(output: str | Path, output_flag: str, inputs: Mapping[str, In
 
 
 def set_aside(folder: Path, paths: Iterable[Path]) -> None:
-    """Move what an overwrite replaces into ``folder/.replaced``; ``put_back`` or ``discard_aside`` must follow.
+    """Move the files of an overwritten run into ``folder/.replaced``; call ``put_back`` or ``discard_aside`` later.
 
-    ``paths`` lie directly in the output folder, whose lock must be held; those that exist are moved.
+    ``paths`` must lie directly in the output folder, whose lock must be held; those that don't exist are skipped.
     """
     aside = folder / ASIDE_NAME
     aside.mkdir(exist_ok=True)
     for path in paths:
         if path.exists() or path.is_symlink():
             path.rename(aside / path.name)
-    (aside / _ALL_ASIDE).touch()
+    (aside / _ASIDE_COMPLETE).touch()
     sync(aside)
     sync(folder)
 
 
 def put_back(folder: Path) -> None:
-    """Move what was set aside back, where nothing new has taken its name, and remove the rest."""
+    """Move files that were set aside back, unless a new file has the same name; remove the others."""
     aside = folder / ASIDE_NAME
     if not aside.is_dir():
         return
-    (aside / _ALL_ASIDE).unlink(missing_ok=True)
+    (aside / _ASIDE_COMPLETE).unlink(missing_ok=True)
     sync(aside)
     for path in aside.iterdir():
         if not (folder / path.name).exists():
@@ -231,27 +231,27 @@ def put_back(folder: Path) -> None:
 
 
 def discard_aside(folder: Path) -> None:
-    """Remove what was set aside: the new run stands. A kill on the way leaves nothing that would be put back."""
+    """Remove the files that were set aside; a kill in the middle leaves nothing that would be put back."""
     aside = folder / ASIDE_NAME
     if aside.is_dir():
-        doomed = folder / f"{ASIDE_NAME}{_TEMPORARY}"
-        shutil.rmtree(doomed, ignore_errors=True)
-        aside.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        removed = folder / f"{ASIDE_NAME}{_TEMPORARY}"
+        shutil.rmtree(removed, ignore_errors=True)
+        aside.rename(removed)
+        shutil.rmtree(removed, ignore_errors=True)
 
 
-def settle_aside(folder: Path, *, new_stands: bool, debris: Iterable[Path] = ()) -> None:
-    """After a crash: ``discard_aside`` where the new run has left a checkpoint or a result, else ``put_back``.
+def settle_aside(folder: Path, *, keep_new: bool, debris: Iterable[Path] = ()) -> None:
+    """After a crash, ``discard_aside`` if the new run is to be kept, otherwise ``put_back``.
 
     Args:
         folder: the output folder; its lock must be held.
-        new_stands: whether a checkpoint or a result is there. Where the crash came while the old run's files were
-            moved, it may be the old run's, and is not looked at.
-        debris: what to remove of a new run that has left neither, beside what has taken the name of an old file.
+        keep_new: whether the folder holds a checkpoint or a result. It is ignored if the crash came while the old run
+            was being moved, as these may be the old run's.
+        debris: files of a new run that is not kept, to be removed with those that have the name of an old file.
     """
     aside = folder / ASIDE_NAME
-    if (aside / _ALL_ASIDE).exists():
-        if new_stands:
+    if (aside / _ASIDE_COMPLETE).exists():
+        if keep_new:
             discard_aside(folder)
             return
         for path in (*debris, *(folder / path.name for path in aside.iterdir())):
@@ -263,7 +263,7 @@ def settle_aside(folder: Path, *, new_stands: bool, debris: Iterable[Path] = ())
 
 
 def make_folder(folder: Path, flag: str) -> None:
-    """Make an output folder, if it isn't there, and see that it can be written to.
+    """Create an output folder if necessary and check that it can be written to.
 
     Raises:
         UsageError: names the flag and the folder.
@@ -280,13 +280,13 @@ def make_folder(folder: Path, flag: str) -> None:
 
 @contextlib.contextmanager
 def run_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold ``folder``, which must exist, for this process; ``wait`` for another process's end, instead of raising.
+    """Lock ``folder``, which must exist, for this process; with ``wait``, wait for another process instead of raising.
 
-    The lock is the kernel's (``flock``, on NFS one of the server's), so it ends with the process however that ends;
-    what the lock file says is only for the message. A file system without locks gives a warning.
+    The lock is the kernel's (``flock``, on NFS the server's), so it ends with the process in any case; the content of
+    the lock file is used only in messages. A file system without locks gives a warning.
 
     Raises:
-        UsageError: another living process holds it.
+        UsageError: another running process holds the lock.
     """
     from bert_convolutions.terminal import say
 
@@ -296,13 +296,13 @@ def run_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
         try:
             lock.acquire(blocking=False)
         except filelock.Timeout as error:
-            in_use = f"{folder} is in use by another run ({_holder(path)})"
+            in_use = f"{folder} is in use by another run ({_describe_holder(path)})"
             if not wait:
                 raise UsageError(f"{in_use}; wait for it, stop it, or use another folder") from error
-            say(f"{in_use}; waiting for its end")
+            say(f"{in_use}; waiting until it ends")
             lock.acquire()
-        about = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(timezone.utc).isoformat()}
-        path.write_text(json.dumps(about))
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(timezone.utc).isoformat()}
+        path.write_text(json.dumps(holder))
     except OSError as error:
         if lock.is_locked or error.errno not in _NO_LOCKS:
             raise
@@ -310,11 +310,11 @@ def run_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.release()  # of one that is not held, nothing happens
+        lock.release()  # does nothing if it is not held
 
 
-def _give_usual_mode(file: int | Path) -> None:
-    """Give a file of ours the mode that the umask allows, but on disks without modes, as are Windows' in WSL."""
+def _set_default_mode(file: int | Path) -> None:
+    """Give a file the mode that the umask allows, except on disks without modes, such as Windows' in WSL."""
     mask = os.umask(0o077)
     os.umask(mask)
     with contextlib.suppress(OSError):
@@ -322,16 +322,16 @@ def _give_usual_mode(file: int | Path) -> None:
 
 
 def _is_same(one: Path, other: Path) -> bool:
-    """Whether two paths are one place: there are bind mounts, and disks that don't tell ``out`` from ``Out``."""
+    """Whether two paths are the same file, also with bind mounts and on disks that ignore case."""
     try:
         return one.samefile(other)
-    except OSError:  # one of them is not there
+    except OSError:  # one of them does not exist
         return one == other
 
 
-def _holder(path: Path) -> str:
+def _describe_holder(path: Path) -> str:
     try:
-        about = json.loads(path.read_text())
-        return f"process {about['pid']} on {about['host']}, since {about['since']}"
+        holder = json.loads(path.read_text())
+        return f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
     except (OSError, ValueError, KeyError, TypeError):
-        return "it did not say which"
+        return "of which nothing is known"

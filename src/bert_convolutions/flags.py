@@ -1,4 +1,4 @@
-"""A flag: a field of one of the dataclasses in the rooms' ``options.py``; and values as the words that give them."""
+"""Flags, which are fields of the dataclasses in each ``options.py``, and values as command-line arguments."""
 
 import dataclasses
 import json
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def flag(default: Any, help: str, **metadata: Any) -> Any:
-    """A field with its default, its text for ``--help`` and other metadata for ``cli``; a list is copied each time."""
+    """A dataclass field with its default, its text for ``--help`` and other metadata for ``cli``."""
     metadata = {"help": help, **metadata}
     if isinstance(default, list):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
@@ -15,7 +15,7 @@ def flag(default: Any, help: str, **metadata: Any) -> Any:
 
 
 def as_argv(values: Mapping[str, Any]) -> list[str]:
-    """Values by flag as the words of a command line; None leaves the default and gives no word."""
+    """Values by flag name as command-line arguments; None is left out."""
     argv: list[str] = []
     for name, value in values.items():
         if isinstance(value, list):
@@ -26,7 +26,7 @@ def as_argv(values: Mapping[str, Any]) -> list[str]:
 
 
 def as_text(value: Any) -> str:
-    """A value as one would type it: ``true`` for True, the items of a list apart, JSON for a mapping."""
+    """A value as a user would type it: ``true`` for True, list items separated by spaces, JSON for a mapping."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):

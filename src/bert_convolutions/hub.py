@@ -1,4 +1,4 @@
-"""Names on the Hugging Face Hub, as folders on this machine."""
+"""Local folders for names on the Hugging Face Hub."""
 
 from pathlib import Path
 from typing import Literal
@@ -6,31 +6,31 @@ from typing import Literal
 from bert_convolutions.errors import UsageError, first_line
 
 _FILES = ("*.json", "*.txt", "*.model")
-"""Configurations and tokenizers; ``*.model`` are SentencePiece's."""
+"""Patterns of configuration and tokenizer files; ``*.model`` is SentencePiece's."""
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-"""Files of weights; those of the second kind count where there are none of the first."""
+"""Patterns of weight files; the second applies if nothing matches the first."""
 
 
 def local_folder(name_or_path: str | Path, kind: Literal["model", "tokenizer"] = "model") -> Path:
-    """The file or folder of that path or, where there is none, a repository of the Hub, fetched if it isn't here yet.
+    """The local path ``name_or_path`` or, if it does not exist, the downloaded Hub repository of that name.
 
-    ``USER/NAME@REVISION`` is a branch, a tag or a commit of it. As everywhere in Hugging Face's libraries, with
-    ``HF_HUB_OFFLINE=1`` in the environment the cache alone is looked at.
+    ``USER/NAME@REVISION`` selects a branch, a tag or a commit. As in all of Hugging Face's libraries, only the cache is
+    used if ``HF_HUB_OFFLINE=1`` is set.
 
     Args:
-        name_or_path: what the user gave.
-        kind: of a tokenizer, no weights are fetched.
+        name_or_path: a local path or a name on the Hub.
+        kind: no weights are downloaded for a tokenizer.
 
     Returns:
-        The path as it is where it can't be such a name; whether anything is there, the caller has to see.
+        The folder or file. A path that can't be a Hub name is returned unchanged, whether or not it exists.
 
     Raises:
-        UsageError: it might be a name, and there is none such.
+        UsageError: it could be a name on the Hub, but can't be downloaded.
     """
     path = Path(name_or_path)
     if path.exists():
         return path
-    from huggingface_hub import snapshot_download  # which takes a while to import
+    from huggingface_hub import snapshot_download  # slow to import
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -40,17 +40,17 @@ def local_folder(name_or_path: str | Path, kind: Literal["model", "tokenizer"] =
     except HFValidationError:
         return path
 
-    def fetched(*patterns: str) -> Path:
+    def download(*patterns: str) -> Path:
         wanted = list(patterns)
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted, ignore_patterns="*/*"))
 
     try:
         if kind == "tokenizer":
-            return fetched(*_FILES)
-        folder = fetched(*_FILES, WEIGHTS[0])
-        return folder if any(folder.glob(WEIGHTS[0])) else fetched(*_FILES, *WEIGHTS)
-    except Exception as error:  # of the network, of the name, or of what is said there
+            return download(*_FILES)
+        folder = download(*_FILES, WEIGHTS[0])
+        return folder if any(folder.glob(WEIGHTS[0])) else download(*_FILES, *WEIGHTS)
+    except Exception as error:  # of the network, the name or the access rights
         raise UsageError(
-            f"{name_or_path}: no such {kind} on this machine, and none that the Hugging Face Hub gives "
+            f"{name_or_path}: no such {kind} on this machine, nor could it be had from the Hugging Face Hub "
             f"({first_line(error)})"
         ) from error

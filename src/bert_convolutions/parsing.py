@@ -1,6 +1,6 @@
-"""Reading what comes from outside: text, JSON and YAML, and values of ``schemas``' models.
+"""Reads text, JSON and YAML from outside, and validates them with the models of ``schemas``.
 
-What is wrong is named with its file and place in one sentence. Imports neither PyTorch nor transformers.
+Errors name the file and the location in one sentence. Imports neither PyTorch nor transformers.
 """
 
 import json
@@ -20,19 +20,19 @@ def read_text(path: Path) -> str:
     """The text in a file.
 
     Raises:
-        UsageError: it can't be read, is no plain file, or not text in UTF-8.
+        UsageError: it can't be read, is not a regular file, or not UTF-8 text.
     """
     try:
         return _read(path).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not text in UTF-8 (byte {error.start})") from error
+        raise UsageError(f"{path} is not UTF-8 text (byte {error.start})") from error
 
 
 def read_json(path: Path) -> Any:
     """The JSON value in a file.
 
     Raises:
-        UsageError: it can't be read, is no plain file, or no JSON.
+        UsageError: it can't be read, is not a regular file, or not JSON.
     """
     content = _read(path)
     try:
@@ -43,7 +43,7 @@ def read_json(path: Path) -> Any:
 
 def _read(path: Path) -> bytes:
     if path.exists() and not path.is_file():
-        raise UsageError(f"{path} can't be read: it is no plain file")  # reading a pipe could wait for ever
+        raise UsageError(f"{path} can't be read: it is not a regular file")  # reading a pipe could block
     try:
         return path.read_bytes()
     except OSError as error:
@@ -51,10 +51,10 @@ def _read(path: Path) -> bytes:
 
 
 def read_yaml(path: Path, where: str) -> Any:
-    """The value in a small YAML file, or what comes through a pipe; a message names it ``where``, flag and file.
+    """The value in a small YAML file or pipe; messages call it ``where`` (flag and file).
 
     Raises:
-        UsageError: it can't be read, or is no YAML.
+        UsageError: it can't be read or is not YAML.
     """
     try:
         return yaml.safe_load(read_small(path))
@@ -62,15 +62,15 @@ def read_yaml(path: Path, where: str) -> Any:
         raise
     except OSError as error:
         raise UsageError(f"{where} can't be read: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an invalid date
         raise UsageError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
 
 
 def parse(model: type[ModelT], value: Any, source: str | Path) -> ModelT:
-    """The ``value`` that JSON or YAML gave, as ``model``.
+    """Validate a JSON or YAML ``value`` as ``model``.
 
     Raises:
-        UsageError: names ``source`` (the file), the place in it, and what is expected there.
+        UsageError: names ``source`` (the file), the location in it, and what is expected there.
     """
     try:
         return model.model_validate(value)
@@ -79,17 +79,17 @@ def parse(model: type[ModelT], value: Any, source: str | Path) -> ModelT:
 
 
 def describe(error: pydantic.ValidationError) -> str:
-    """The first fault in one line: its place, what is expected there, what was found."""
+    """The first error in one line: its location, what is expected there, what was found."""
     fault = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in fault["loc"])
+    location = ".".join(str(part) for part in fault["loc"])
     found = "" if fault["type"] in ("missing", "value_error") else f", not {brief(fault['input'])}"
-    return f"{place + ': ' if place else ''}{fault['msg'].removeprefix('Value error, ')}{found}"
+    return f"{location + ': ' if location else ''}{fault['msg'].removeprefix('Value error, ')}{found}"
 
 
 def read_model(model: type[ModelT], path: Path) -> ModelT:
-    """``parse`` of a JSON file.
+    """``parse`` a JSON file.
 
     Raises:
-        UsageError: as ``read_json`` and ``parse``.
+        UsageError: like ``read_json`` and ``parse``.
     """
     return parse(model, read_json(path), path)

@@ -1,7 +1,6 @@
-"""What is read back from disk, as typed and range-checked models: configurations, manifests, states, results.
+"""Typed and range-checked models of the files that are read: configurations, manifests, states, results.
 
-A file that comes from outside is read once, by ``parsing``, as one of these.
-Imports neither PyTorch nor transformers.
+``parsing`` validates each file from outside once with one of these. Imports neither PyTorch nor transformers.
 """
 
 from typing import Annotated, Any, Literal
@@ -17,19 +16,19 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Stored(BaseModel):
-    """Base of what this program writes itself: no other keys, no conversion of types, no NaN or infinity."""
+    """Base of files that this program writes: no unknown keys, no type conversion, no NaN or infinity."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
 
 class Foreign(BaseModel):
-    """Base of what others write: keys we don't know are left alone."""
+    """Base of files that other programs write: unknown keys are ignored."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False, frozen=True)
 
 
 class UserFile(BaseModel):
-    """Base of what a user writes as YAML: no other keys, no NaN or infinity."""
+    """Base of a user's YAML files: no unknown keys, no NaN or infinity."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 
@@ -38,7 +37,7 @@ class UserFile(BaseModel):
 
 
 class EncoderConfig(Foreign):
-    """The fields of a model's ``config.json`` that say what it is made of; also of one written by the paper's code."""
+    """The architecture fields of ``config.json``, ours or one written by the paper's code."""
 
     model_config = ConfigDict(strict=True)
 
@@ -75,9 +74,9 @@ class OriginalsConfig(EncoderConfig):
     architectures: Annotated[list[str], Field(min_length=1, max_length=1)]
 
 
-# Data sets: what ``bertconv build-dataset`` leaves with its result and in its work folder
+# Datasets: files that ``bertconv build-dataset`` writes with its result and in its work folder
 class TextRecord(Stored):
-    """A text file as it was when it was read: size in bytes, time of its last change in ns."""
+    """A text file when it was read: size in bytes, time of the last modification in ns."""
 
     path: str
     size: Count
@@ -85,7 +84,7 @@ class TextRecord(Stored):
 
 
 class DatasetRecord(Stored):
-    """A data set that ``datasets`` reads, at a revision if it is on the hub."""
+    """A dataset that ``datasets`` reads, with its revision if it is on the Hub."""
 
     path: str
     config: str | None
@@ -95,7 +94,7 @@ class DatasetRecord(Stored):
 
 
 class BuildSettings(Stored):
-    """All that decides the content of a data set."""
+    """All settings that determine the content of a dataset."""
 
     tokenizer_hash: Sha256
     vocabulary_size: Size
@@ -103,15 +102,15 @@ class BuildSettings(Stored):
     seed: int
     pair_within_documents: bool
     split_sentences: str | None
-    """The language to split by; None where a line is a sentence."""
+    """Language for splitting lines into sentences; None if each line is a sentence."""
     shard_size_mb: Size
     sources: list[TextRecord]
-    """The files of the text; of a data set those that are here."""
+    """The text files, or the local files of a dataset."""
     dataset: DatasetRecord | None = None
 
 
 class ShardRecord(Stored):
-    """A file of examples, beside its manifest."""
+    """A file of examples in the folder of its manifest."""
 
     file: Annotated[str, Field(pattern=r"^[^/]+$")]
     num_examples: Count
@@ -121,7 +120,7 @@ class ShardRecord(Stored):
 
 
 class CorpusCounts(Stored):
-    """The sizes of a data set; ``bytes`` are those of its text."""
+    """The sizes of a dataset; ``bytes`` is the size of its text."""
 
     examples: Count
     tokens: Count
@@ -131,7 +130,7 @@ class CorpusCounts(Stored):
 
 
 class DatasetManifest(Stored):
-    """``manifest.json``: what a built data set is made of. It is written last: where it is, the data set is whole."""
+    """``manifest.json`` of a built dataset. It is written last, so a dataset that has one is complete."""
 
     format: Literal["bert_convolutions sentence pairs"] = "bert_convolutions sentence pairs"
     version: Literal[1] = 1
@@ -141,15 +140,15 @@ class DatasetManifest(Stored):
 
 
 class BlockFacts(Stored):
-    """What the first stage of a build found in a block of text."""
+    """Facts about a block of text from the first stage of a build."""
 
     num_sentences: Count
     num_tokens: Count
     num_bytes: Count
     inner_borders: Count
-    """Blank lines (one for several together) between its own sentences."""
+    """Number of groups of blank lines between its sentences."""
     last_document: Count
-    """Sentences after the last of these."""
+    """Number of sentences after the last of these."""
     starts_with_border: bool
     ends_with_border: bool
 
@@ -159,7 +158,7 @@ FileFacts = RootModel[list[list[BlockFacts]]]
 
 
 class DemoSettings(Stored):
-    """What a demonstration was started with."""
+    """The settings with which a demo was started."""
 
     seed: int
     quick: bool
@@ -176,7 +175,7 @@ class StoredFile(Stored):
 
 
 class CheckpointManifest(Stored):
-    """``manifest.json`` of a checkpoint: what a resumed run must agree with, and every other file."""
+    """``manifest.json`` of a checkpoint: the facts that a resumed run must agree with, and all other files."""
 
     format: Literal[1]
     run: dict[str, Any]
@@ -184,7 +183,7 @@ class CheckpointManifest(Stored):
 
 
 class StoredTrainerState(Foreign):
-    """``trainer_state.json``, by ``transformers``: those of its values that a resumed run goes by."""
+    """The entries of ``trainer_state.json``, written by ``transformers``, that a resumed run needs."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=True)
 
@@ -201,7 +200,7 @@ class StoredTrainerState(Foreign):
 
 
 class TrainResults(Foreign):
-    """``train_results.json``: the step that the model beside it is of, and what a resumed run must agree with."""
+    """``train_results.json``: the step of the model beside it, and the facts that a resumed run must agree with."""
 
     steps: int = Field(ge=0, strict=True)
     run: dict[str, Any]
@@ -222,7 +221,7 @@ class BlimpPair(Foreign):
 
 
 class Accuracy(Stored):
-    """Share of pairs whose good sentence is the likelier one, ties counted as half, and 95 % intervals over pairs."""
+    """Fraction of pairs whose good sentence is more probable (ties count half), and 95 % intervals over pairs."""
 
     accuracy: Share
     interval: Interval
@@ -232,7 +231,7 @@ class Accuracy(Stored):
 
 
 class ParadigmAccuracy(Accuracy):
-    """Of one paradigm; ``sha256`` is that of its pairs."""
+    """The accuracy on one paradigm; ``sha256`` is the hash of its pairs."""
 
     phenomenon: str
     field: str
@@ -240,7 +239,7 @@ class ParadigmAccuracy(Accuracy):
 
 
 class ProbeResults(Stored):
-    """``minimal_pairs.json`` and ``local_order.json``: by paradigm, and means over the paradigms of each group."""
+    """``minimal_pairs.json`` and ``local_order.json``: accuracy by paradigm, and means over groups of paradigms."""
 
     model: str
     model_sha256: str
@@ -255,11 +254,11 @@ class ProbeResults(Stored):
 
 Flags = dict[str, bool | int | float | str | list[bool | int | float | str] | None]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-"""Of a variant or an evaluation: it becomes the name of a folder."""
+"""Name of a variant or an evaluation, and of its folder."""
 
 
 class Evaluations(UserFile):
-    """What a pre-trained model of an experiment is asked, beside its loss: flags of the commands that ask it."""
+    """Evaluations of an experiment's models besides their loss: flags of the commands that run them."""
 
     minimal_pairs: dict[Name, Flags] = {}
     local_order: Flags | None = None
@@ -267,7 +266,7 @@ class Evaluations(UserFile):
 
 
 class Experiment(UserFile):
-    """An experiment file: flags of ``bertconv pretrain`` for all variants, and those by which the variants differ."""
+    """An experiment file: flags of ``bertconv pretrain`` common to all variants, and those of each variant."""
 
     question: str = ""
     base: Flags
@@ -278,10 +277,10 @@ class Experiment(UserFile):
 
 
 class CellRecord(Stored):
-    """How a cell of a sweep was run last: the command's words after ``bertconv``, its exit code, and where.
+    """The last run of a cell of a sweep: the arguments of ``bertconv``, the exit code, and the environment.
 
-    ``seconds`` are those of all its sessions; ``environment`` holds versions, commit and machine of the last; ``model``
-    is the training that made the model it judges, see ``Cell.judged``.
+    ``seconds`` is the sum over all sessions; ``environment`` holds versions, commit and machine of the last one;
+    ``model`` identifies the training run whose model it evaluates, see ``Cell.model_key``.
     """
 
     command: list[str]
@@ -295,7 +294,7 @@ class CellRecord(Stored):
 
 
 def _text_as_number(value: Any) -> Any:
-    """A number for ``3e-4`` and the like, which YAML reads as text."""
+    """Convert ``3e-4`` and the like, which YAML reads as text, to a number."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
@@ -303,33 +302,33 @@ def _text_as_number(value: Any) -> Any:
 
 
 class Hyperparameters(Stored):
-    """How one GLUE task is fine-tuned: peak of the schedule, examples of one optimizer step over all devices, steps."""
+    """Peak learning rate, examples per optimizer step over all devices, and steps of one GLUE task."""
 
     learning_rate: Annotated[float, BeforeValidator(_text_as_number), Field(gt=0)]
     batch_size: Annotated[int, Field(gt=0, lt=2**31)]
     steps: Annotated[int, Field(gt=0, lt=2**31)]
 
 
-def _listed(value: Any) -> Any:
+def _as_list(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
 Column = Annotated[str, Field(strict=True, min_length=1)] | Annotated[int, Field(strict=True, ge=-1)]
-"""A column's name; in CoNLL's files, which have none, its number from 0, or -1 for the last."""
-Joined = Annotated[list[Column], BeforeValidator(_listed), Field(min_length=1)]
+"""A column's name; in CoNLL files, which have no names, its number from 0, or -1 for the last."""
+Joined = Annotated[list[Column], BeforeValidator(_as_list), Field(min_length=1)]
 
 
-def _word(value: object) -> object:
+def _as_label(value: object) -> object:
     if isinstance(value, bool):
-        raise ValueError(f"YAML takes yes, no, on and off for truth values, here {value}; put it in quotes")
+        raise ValueError(f"YAML reads yes, no, on and off as booleans, here {value}; put it in quotes")
     return str(value) if isinstance(value, int) else value
 
 
-LabelWord = Annotated[str, BeforeValidator(_word), Field(strict=True, min_length=1)]
+LabelWord = Annotated[str, BeforeValidator(_as_label), Field(strict=True, min_length=1)]
 
 
 class TaskFiles(UserFile):
-    """Paths below the folder of the YAML file."""
+    """Paths relative to the folder of the YAML file."""
 
     train: Annotated[str, Field(min_length=1)]
     dev: Annotated[str, Field(min_length=1)]
@@ -337,15 +336,15 @@ class TaskFiles(UserFile):
 
 
 class TaskColumns(UserFile):
-    """Where one or two texts (of one column each, or of several joined by a space) or the words are, and the label."""
+    """The columns of one or two texts (several columns are joined by a space) or of the words, and of the label."""
 
-    text: Annotated[list[Joined], BeforeValidator(_listed), Field(max_length=2)] = []
+    text: Annotated[list[Joined], BeforeValidator(_as_list), Field(max_length=2)] = []
     tokens: Column | None = None
     label: Column
 
 
 class TaskFile(UserFile):
-    """The YAML file of a task: classes, numbers (where there are no ``labels``) or a class for each word."""
+    """The YAML file of a task: classification, regression (without ``labels``) or classification of words."""
 
     name: Name | None = None
     files: TaskFiles
@@ -354,17 +353,17 @@ class TaskFile(UserFile):
     metric: Literal["accuracy", "accuracy_and_f1", "accuracy_and_macro_f1", "matthews", "correlation", "entity_f1"]
 
     @pydantic.model_validator(mode="after")
-    def _fits(self) -> "TaskFile":
+    def _check_consistency(self) -> "TaskFile":
         faults = {
             "columns: give text or tokens": bool(self.columns.text) == (self.columns.tokens is not None),
-            "labels: a word comes twice": len(set(self.labels)) != len(self.labels),
-            "labels: give two at least, or none for numbers": len(self.labels) == 1,
-            "labels: words have labels": self.columns.tokens is not None and not self.labels,
-            "metric: correlation is for numbers, so without labels, and numbers have no other": (
+            "labels: a label occurs twice": len(set(self.labels)) != len(self.labels),
+            "labels: give at least two, or none for numbers": len(self.labels) == 1,
+            "labels: tokens need labels": self.columns.tokens is not None and not self.labels,
+            "metric: numbers (a task without labels) need correlation, and labels another metric": (
                 (self.metric == "correlation") != (not self.labels)
             ),
             "metric: entity_f1 is for tokens": self.metric == "entity_f1" and self.columns.tokens is None,
-            "metric: accuracy_and_f1 is for two labels; take accuracy_and_macro_f1": (
+            "metric: accuracy_and_f1 is for two labels; use accuracy_and_macro_f1": (
                 self.metric == "accuracy_and_f1" and len(self.labels) != 2
             ),
         }
@@ -375,15 +374,15 @@ class TaskFile(UserFile):
 
 
 class TaskState(Stored):
-    """What has been done in the folder of one GLUE task and round: ``glue_state.json``.
+    """``glue_state.json``: the finished stages in the folder of one GLUE task and round.
 
     Attributes:
-        task: its name.
+        task: name of the task.
         settings: what the result depends on: flags, and hashes of the data, the tokenizer and the model's weights.
         trained: whether training ended and the model was saved.
-        saved: files of the model and the tokenizer, below the folder, to their SHA-256.
-        dev: dev set to its scores, once evaluated.
-        predicted: test set to the number of its rows, once written.
+        saved: SHA-256 of the model's and tokenizer's files, by path relative to the folder.
+        dev: scores by dev set, once evaluated.
+        predicted: number of rows by test set, once written.
     """
 
     task: str
@@ -395,6 +394,6 @@ class TaskState(Stored):
 
 
 AccuracyScore = RootModel[Share]
-"""An accuracy, or the mean of accuracy and F1, as a file of results has it."""
+"""An accuracy, or the mean of accuracy and F1, in a results file."""
 CorrelationScore = RootModel[Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]]
-"""A correlation coefficient, as a file of results has it."""
+"""A correlation coefficient in a results file."""

@@ -1,8 +1,8 @@
-"""The code of a model as three files that need no package: saved folders carry them, for ``trust_remote_code=True``.
+"""Generates the code that saved models carry for ``trust_remote_code=True``: three files that don't need the package.
 
-They are made of the package's own sources: of each module the definitions that the public classes need, as they stand,
-under the names that ``transformers`` gives such files. What a definition imports inside its body stays an import of the
-package, for those who have it: the GPU kernels are not copied.
+They contain, unchanged, those definitions of the package's modules that the public classes need, and are named as
+``transformers`` names such files. Imports inside a function remain imports of the package, for users who have it: the
+GPU kernels are not copied.
 """
 
 import ast
@@ -20,17 +20,17 @@ CODE_FILES = {
     "modeling_composite_bert": ("model.modeling", "model.heads"),
     "tokenization_composite_bert": ("data.tokenizer",),
 }
-"""The files by their names without ``.py``, and the modules whose ``CompositeBert...`` classes each is for."""
+"""File names without ``.py``, and the modules whose ``CompositeBert...`` classes each file provides."""
 CODE_PATTERN = "*_composite_bert.py"
-"""What all of them are named like."""
+"""Pattern of the names of these files."""
 _IMPORTED_FROM = {"modeling_composite_bert": "configuration_composite_bert"}
-"""Which file takes what it shares with another from there, so that both mean the same class."""
+"""Files that import shared definitions from another one, so that both use the same class."""
 _PACKAGE = "bert_convolutions"
-_IN_A_BODY = re.compile(rf"^( +)from ({_PACKAGE}[\w.]*) import (\w+)$", re.MULTILINE)
+_LOCAL_IMPORT = re.compile(rf"^( +)from ({_PACKAGE}[\w.]*) import (\w+)$", re.MULTILINE)
 
 
 def write_code(folder: str | os.PathLike, *names: str) -> tuple[Path, ...]:
-    """Write files of ``CODE_FILES`` into a folder; return their paths."""
+    """Write files of ``CODE_FILES`` to a folder; return their paths."""
     paths = tuple(Path(folder) / f"{name}.py" for name in names)
     for path in paths:
         write_text(path, code(path.stem))
@@ -42,7 +42,7 @@ def code(name: str) -> str:
     """The content of a file of ``CODE_FILES``.
 
     Raises:
-        ValueError: two modules give different things one name, or a module has a statement that can't be copied.
+        ValueError: two modules define the same name, or a module has a statement that can't be copied.
     """
     needed, elsewhere = _needed(name), _IMPORTED_FROM.get(name)
     shared = {defined for module, defined in needed if elsewhere and (module, defined) in _needed(elsewhere)}
@@ -52,7 +52,7 @@ def code(name: str) -> str:
             raise ValueError(f"{defined} is defined by {own[defined]} and by {module}; rename one of them")
     modules = list(dict.fromkeys(own.values()))
     parts = [part for module in modules for part in _module(module).parts(own.keys(), shared)]
-    text = _IN_A_BODY.sub(r'\1\3 = pkgutil.resolve_name("\2.\3")', "\n\n\n".join(parts))
+    text = _LOCAL_IMPORT.sub(r'\1\3 = pkgutil.resolve_name("\2.\3")', "\n\n\n".join(parts))
     used = _names(ast.parse(text))
     imports = {line for module in modules for bound, line in _module(module).imports if bound in used}
     imports |= {"import pkgutil"} if "pkgutil" in used else set()
@@ -66,7 +66,7 @@ def code(name: str) -> str:
 
 @functools.cache
 def _needed(name: str) -> list[tuple[str, str]]:
-    """The definitions that a file needs as (module, name), the modules in the order of their imports."""
+    """The definitions (module, name) that a file needs, with modules in import order."""
     found: set[tuple[str, str]] = set()
     order: dict[str, None] = {}
 
@@ -96,7 +96,7 @@ def _needed(name: str) -> list[tuple[str, str]]:
 
 
 class _Module:
-    """A module of the package, taken apart at its top level."""
+    """A module of the package, split into its top-level statements."""
 
     def __init__(self, module: str) -> None:
         self.name = module
@@ -108,14 +108,14 @@ class _Module:
         self.imports: list[tuple[str, str]] = []
         self.body = ast.parse(text).body
         for node in self.body:
-            self._take(node)
+            self._add_statement(node)
 
-    def _take(self, node: ast.stmt) -> None:
+    def _add_statement(self, node: ast.stmt) -> None:
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             for inner in node.body:
-                self._take(inner)
+                self._add_statement(inner)
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            self._take_import(node)
+            self._add_import(node)
         elif isinstance(node, ast.FunctionDef | ast.ClassDef):
             self.statements[node.name] = node
         elif isinstance(node, ast.Assign | ast.AnnAssign):
@@ -124,7 +124,7 @@ class _Module:
         elif not isinstance(node, ast.Expr):
             raise ValueError(f"{self.name}: {ast.unparse(node)[:60]} can't be copied into a model's code")
 
-    def _take_import(self, node: ast.Import | ast.ImportFrom) -> None:
+    def _add_import(self, node: ast.Import | ast.ImportFrom) -> None:
         source = node.module or "" if isinstance(node, ast.ImportFrom) else ""
         for alias in node.names:
             if source.startswith(f"{_PACKAGE}."):
@@ -135,12 +135,12 @@ class _Module:
                 self.imports.append((bound, f"{line} as {alias.asname}" if alias.asname else line))
 
     def parts(self, own: Collection[str], shared: Collection[str]) -> list[str]:
-        """What it says of itself, its definitions as they stand, and the calls that use nothing but those copied."""
+        """Its docstring, the definitions ``own``, and the calls that use only copied definitions."""
         head, *statements = self.body
         parts = [f"# From {self.name.replace('.', '/')}.py\n\n{self._text(head)}"]
         copied = False
         for node in statements:
-            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):  # about the statement above
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):  # docstring of the statement above
                 if copied:
                     parts[-1] += f"\n{self._text(node)}"
                 continue
@@ -152,7 +152,7 @@ class _Module:
         return parts
 
     def _text(self, node: ast.stmt) -> str:
-        """The lines of a statement, its decorators, and the comments right above them."""
+        """The lines of a statement with its decorators and the comments directly above."""
         first = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))]) - 1
         while first and self.lines[first - 1].startswith("#"):
             first -= 1
@@ -163,5 +163,5 @@ _module = functools.cache(_Module)
 
 
 def _names(node: ast.AST) -> set[str]:
-    """The names in a piece of code."""
+    """The names that occur in a piece of code."""
     return {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}

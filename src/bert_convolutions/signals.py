@@ -1,4 +1,4 @@
-"""Ending a run from outside: signals, and a standard stream that can't be written to any more. Imports no PyTorch."""
+"""Signals that end a run, and standard streams that can no longer be written to. Imports no PyTorch."""
 
 import os
 import shlex
@@ -16,38 +16,38 @@ from typing import Any
 from bert_convolutions.errors import EXIT_INTERRUPTED, CommandError, RunInterrupted
 
 _WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
-"""What batch systems send before the time limit (``sbatch --signal=USR1@120``, submitit, ``qsub -notify``)."""
+"""Signals of batch systems before the time limit (``sbatch --signal=USR1@120``, submitit, ``qsub -notify``)."""
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, *_WARNINGS)
 _handlers: list[Callable[[int, FrameType | None], None]] = []
-"""Those of ``handled_by``, one inside the other."""
+"""The nested handlers of ``signal_handlers``."""
 LAUNCHER_ECHO_SECONDS = 2.0
-"""torchrun passes a Ctrl-C on to processes that the terminal has already told; the second is no second wish."""
+"""torchrun forwards a Ctrl-C that its processes already got from the terminal; this is no second Ctrl-C."""
 
 
 def ignore_signals(worker: int = 0) -> None:
-    """For worker processes, which signals to a whole terminal or job reach too: their parent ends them."""
+    """Ignore signals in a worker process, which gets those to a terminal or job too; its parent ends it."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
-def leaving_at_once(advice: str) -> Iterator[None]:
-    """While there is nothing to tidy up, as in imports, whose loaders swallow exceptions: a signal ends the process."""
+def exit_on_signal(advice: str) -> Iterator[None]:
+    """Exit at once on a signal. For imports, which swallow exceptions, while there is nothing to clean up."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         _say(f"stopped by {signal.Signals(number).name}; {advice}")
         os._exit(EXIT_INTERRUPTED)
 
-    with handled_by(handle):
+    with signal_handlers(handle):
         yield
 
 
 @contextmanager
 def interruptible(what: str) -> Iterator[None]:
-    """Let any signal end what is inside as Ctrl-C does; a second one ends the process at once.
+    """Let any signal interrupt this context as Ctrl-C does; a second one ends the process at once.
 
     Raises:
-        RunInterrupted: a signal came; the message names ``what`` was stopped.
+        RunInterrupted: a signal was received; the message names ``what`` was stopped.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -55,18 +55,18 @@ def interruptible(what: str) -> Iterator[None]:
         raise KeyboardInterrupt(signal.Signals(number).name)
 
     try:
-        with handled_by(stop):
+        with signal_handlers(stop):
             yield
     except KeyboardInterrupt as error:
-        raise RunInterrupted(f"{what}: stopped by {error}; run the same command again to go on from here") from error
+        raise RunInterrupted(f"{what}: stopped by {error}; run the same command again to resume") from error
 
 
 class SignalWatch:
-    """Whether the run was asked to stop: at once where there is nothing to save, else when the step in hand is done.
+    """Records requests to stop the run: at once if there is nothing to save, otherwise after the current step.
 
     Attributes:
-        received: the first signal that came, or None; SIGPIPE if it was an output that failed.
-        cause: the same for messages, empty if there is none.
+        received: the first signal, or None; SIGPIPE if an output failed.
+        cause: its description for messages, empty if there is none.
     """
 
     def __init__(self) -> None:
@@ -77,42 +77,42 @@ class SignalWatch:
         self._scratch: set[Path] = set()
 
     @contextmanager
-    def ending_at_once(self, advice: str) -> Iterator[None]:
-        """While there is nothing to save yet: a signal ends the run where it is.
+    def interrupt_on_signal(self, advice: str) -> Iterator[None]:
+        """Raise on a signal. For use while there is nothing to save yet.
 
         Raises:
-            RunInterrupted: a signal came; the message ends with ``advice``, how to go on.
+            RunInterrupted: a signal was received; the message ends with ``advice``, how to go on.
         """
 
         def handle(number: int, frame: FrameType | None) -> None:
-            if os.getpid() != self._process:  # a forked worker, which has nothing of its own to tidy up
+            if os.getpid() != self._process:  # a forked worker, which has nothing to clean up
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
                 return
             self._note(signal.Signals(number))
             raise RunInterrupted(f"stopped by {self.cause}; {advice}")
 
-        with handled_by(handle):
+        with signal_handlers(handle):
             try:
                 yield
             except Exception as error:
                 if self.received is None or isinstance(error, CommandError):
                     raise
-                raise RunInterrupted(f"stopped by {self.cause}; {advice}") from error  # in a library's words, till here
+                raise RunInterrupted(f"stopped by {self.cause}; {advice}") from error  # a library replaced ours
 
     @contextmanager
-    def installed(self) -> Iterator["SignalWatch"]:
-        """While a step may be in hand: remember the first signal, and give the handlers back at the end.
+    def finish_step_on_signal(self) -> Iterator["SignalWatch"]:
+        """Record the first signal, so that the current step can finish; restore the handlers at the end.
 
-        An output that fails (the terminal is gone, the disk under the log is full) counts as one.
+        An output that fails (the terminal was closed, the log's disk is full) counts as a signal.
         """
         stdout, stderr = (stream and _GuardedStream(stream, self._note) for stream in (sys.stdout, sys.stderr))
-        with handled_by(self._handle), redirect_stdout(stdout), redirect_stderr(stderr):
+        with signal_handlers(self._handle), redirect_stdout(stdout), redirect_stderr(stderr):
             yield self
 
     @contextmanager
-    def scratch(self, folder: Path) -> Iterator[None]:
-        """A folder that is to vanish should the process leave at once."""
+    def removed_on_exit(self, folder: Path) -> Iterator[None]:
+        """Remove ``folder`` if the process exits at once in this context."""
         self._scratch.add(folder)
         try:
             yield
@@ -125,9 +125,9 @@ class SignalWatch:
         is_echo = "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self._since < LAUNCHER_ECHO_SECONDS
         if self.received is None:
             self._note(signal.Signals(number))
-            _say(f"{self.cause}: finishing this step and saving; a second Ctrl-C leaves at once")
+            _say(f"{self.cause}: finishing this step and saving; a second Ctrl-C exits at once")
         elif number == signal.SIGINT and not is_echo:
-            _say("second Ctrl-C: leaving at once, the last checkpoint stands")
+            _say("second Ctrl-C: exiting at once; the last checkpoint is kept")
             for folder in self._scratch:
                 shutil.rmtree(folder, ignore_errors=True)
             os._exit(128 + signal.SIGINT)
@@ -138,7 +138,7 @@ class SignalWatch:
 
 
 class _GuardedStream:
-    """A standard stream whose first failure is noted and breaks nothing; what comes after it is dropped."""
+    """A standard stream whose first failure is recorded, not raised; later output is dropped."""
 
     def __init__(self, stream: Any, note: Callable[[signal.Signals, str], None]) -> None:
         self._stream, self._note = stream, note
@@ -150,31 +150,31 @@ class _GuardedStream:
         try:
             return int(self._stream.write(text))
         except OSError as error:
-            self._drop(error)
+            self._redirect_to_null(error)
             return len(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
         except OSError as error:
-            self._drop(error)
+            self._redirect_to_null(error)
 
-    def _drop(self, error: OSError) -> None:
+    def _redirect_to_null(self, error: OSError) -> None:
         self._note(signal.SIGPIPE, f"an output that failed ({error.strerror})")
-        with suppress(OSError, ValueError):  # else what is buffered would fail again at the very end
+        with suppress(OSError, ValueError):  # or flushing the buffer at exit would fail again
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self._stream.fileno())
             os.close(null)
 
 
 @contextmanager
-def handled_by(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Let ``handle`` have the signals that are not ignored (as by nohup), and give them back at the end.
+def signal_handlers(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle the signals that are not ignored (as under nohup) by ``handle``; restore the handlers at the end.
 
-    Of a batch system's warnings not those that somebody else handles: submitit requeues a job by them.
-    Of several processes one that ends by an exception goes on ignoring SIGTERM: the launcher sends it as soon as
-    another has ended, and it must not cut off what is still to be said. Outside the main thread, as in a worker of Ray,
-    Python lets nobody handle signals.
+    A batch system's warning signals that are already handled stay so: submitit requeues a job by them.
+    After an exception in one of several processes, SIGTERM stays ignored: the launcher sends it as soon as another
+    process has ended, and it must not cut off the message. Outside the main thread, as in a worker of Ray, Python
+    allows no signal handlers, and nothing is done.
     """
     in_main = threading.current_thread() is threading.main_thread()
     taken = {number: signal.getsignal(number) for number in SIGNALS}
@@ -201,12 +201,12 @@ def handled_by(handle: Callable[[int, FrameType | None], None]) -> Iterator[None
 
 def _say(message: str) -> None:
     if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
-        with suppress(OSError):  # the terminal may be what is gone
+        with suppress(OSError):  # the terminal may be closed
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"\nbertconv: {message}\n".encode())
 
 
 def resume_command(argv: Sequence[str] | None = None) -> str:
-    """The command line, by default this process's, as it goes on from the newest checkpoint; launcher included."""
+    """The command line (default: this process's), launcher included, that resumes from the newest checkpoint."""
     argv = sys.argv if argv is None else argv
     words = _program(argv[1:])
     drops_value = False
@@ -223,7 +223,7 @@ def resume_command(argv: Sequence[str] | None = None) -> str:
 
 
 def _program(arguments: Sequence[str]) -> list[str]:
-    """What stands before ``arguments`` on the command line: ours, or torchrun's (or accelerate's) as far as known."""
+    """The command before ``arguments``: ``bertconv``, or as far as known the one of torchrun or accelerate."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return ["bertconv"]
     try:
@@ -235,5 +235,5 @@ def _program(arguments: Sequence[str]) -> list[str]:
         nodes, processes = (os.environ.get(name, "1") for name in ("GROUP_WORLD_SIZE", "LOCAL_WORLD_SIZE"))
         return ["torchrun", f"--nnodes={nodes}", f"--nproc_per_node={processes}", "-m", "bert_convolutions"]
     if len(launcher) > 1 and Path(launcher[0]).name.startswith("python") and Path(launcher[1]).is_file():
-        return [Path(launcher[1]).name, *launcher[2:]]  # the script of torchrun itself
+        return [Path(launcher[1]).name, *launcher[2:]]  # torchrun's own script
     return launcher

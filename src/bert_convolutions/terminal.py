@@ -1,4 +1,4 @@
-"""What the user sees in a terminal or a log file: messages, tables, durations. Imports no PyTorch."""
+"""Output for the terminal or a log file: messages, tables, durations. Imports no PyTorch."""
 
 import sys
 
@@ -7,28 +7,28 @@ from rich.table import Table
 
 
 def say(message: str) -> None:
-    """Tell the user something that is no result, on standard error."""
+    """Print a message that is not a result to standard error."""
     print(f"bertconv: {message}", file=sys.stderr, flush=True)
 
 
 def make_console(quiet: bool = False) -> Console:
-    """A console on standard output that prints text as it is; a quiet one (of the other processes) says nothing."""
+    """A console on standard output without markup; a quiet one, for the other processes of a run, prints nothing."""
     console = Console(quiet=quiet, markup=False, emoji=False, highlight=False, soft_wrap=True)
     if not console.is_terminal:
-        console.width = max(console.width, 120)  # or a log file would hold cut tables
+        console.width = max(console.width, 120)  # tables in a log file must not be truncated
     return console
 
 
-def make_table(title: str, first: str, *figures: str) -> Table:
-    """A table without lines: a column of names under ``first``, then right-aligned ones under ``figures``."""
+def make_table(title: str, first: str, *columns: str) -> Table:
+    """A table without lines: a column of names headed ``first``, then right-aligned ``columns``."""
     table = Table(first, title=title, title_justify="left", box=None, pad_edge=False)
-    for heading in figures:
+    for heading in columns:
         table.add_column(heading, justify="right")
     return table
 
 
 def duration(seconds: float) -> str:
-    """A time span as people say it: ``45 s``, ``3 min 20 s``, ``2 h 5 min``, ``3 d 4 h``."""
+    """A readable duration: ``45 s``, ``3 min 20 s``, ``2 h 5 min``, ``3 d 4 h``."""
     rounded = max(round(seconds), 0)
     for unit, size, below, smaller in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
         if rounded >= size:

@@ -93,7 +93,7 @@ def test_who_can_not_attend_here_is_named_with_the_reason(monkeypatch: pytest.Mo
     assert reasons(True)["flashdeberta"].endswith("pip install flashdeberta")
     monkeypatch.setattr(plan, "find_spec", lambda name: name)
     assert reasons(True) == {}
-    assert reasons(True, packed=True)["flashdeberta"] == "takes no packed rows"
+    assert reasons(True, packed=True)["flashdeberta"] == "does not support packed rows"
 
 
 def test_onnx_without_its_packages_says_which_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

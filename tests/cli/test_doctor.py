@@ -46,7 +46,7 @@ def test_the_base_install_is_enough_for_all_but_what_extras_are_said_to_be_neede
     assert set(needed.values()) == {"matplotlib"}
     assert result.returncode == 2
     assert result.stderr.endswith(  # PyTorch for GPUs has a warning before it, where there is none
-        "bertconv: error: this needs the package matplotlib, which is not here: "
+        "bertconv: error: this needs the package matplotlib, which is not installed: "
         "pip install 'bert-convolutions[report]'\n"
     )
 

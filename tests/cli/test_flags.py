@@ -201,10 +201,10 @@ class TestConfigFile:
         assert len(refusal("--train_data_file", "a", "--config", path)) < 300
 
     def test_what_never_ends_is_no_configuration_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(files, "_PATIENCE", 0.1)
+        monkeypatch.setattr(files, "_TIMEOUT_SECONDS", 0.1)
         os.mkfifo(tmp_path / "fifo")
-        assert "nothing has come" in refusal("--train_data_file", "a", "--config", str(tmp_path / "fifo"))
-        assert "no file that a person" in refusal("--train_data_file", "a", "--config", "/dev/zero")
+        assert "nothing could be read" in refusal("--train_data_file", "a", "--config", str(tmp_path / "fifo"))
+        assert "give a file that was written by hand" in refusal("--train_data_file", "a", "--config", "/dev/zero")
         assert "directory" in refusal("--train_data_file", "a", "--config", str(tmp_path))
 
     def test_a_pipe_is_read_as_the_shell_gives_it(self) -> None:

@@ -22,7 +22,7 @@ from bert_convolutions.cli import commands
 from bert_convolutions.cli.commands import COMMANDS, Command
 from bert_convolutions.cli.main import main
 from bert_convolutions.cli.trainer_flags import TrainerFlags
-from bert_convolutions.errors import EXIT_INTERRUPTED, RunInterrupted, TrainingDiverged, UsageError, in_flags
+from bert_convolutions.errors import EXIT_INTERRUPTED, RunInterrupted, TrainingDiverged, UsageError, with_flag_names
 from bert_convolutions.training.options import PretrainOptions
 
 SUB_COMMANDS = ("train-tokenizer", "build-dataset", "pretrain", "glue", "compile-glue", "convert", "demo")
@@ -151,12 +151,12 @@ def test_bad_usage_is_one_sentence(argv: list[str], words: list[str], capsys: py
         (
             PermissionError(errno.EACCES, "Permission denied", "/x"),
             2,
-            "bertconv: error: /x: Permission denied; name a place that this user may use\n",
+            "bertconv: error: /x: Permission denied; give a path that this user may use\n",
         ),
         (
             OSError(errno.EROFS, "Read-only file system", "/x"),
             2,
-            "bertconv: error: /x: Read-only file system; name a place that this user may use\n",
+            "bertconv: error: /x: Read-only file system; give a path that this user may use\n",
         ),
         (
             OSError(errno.ENOSPC, "No space left on device", "/x"),
@@ -197,7 +197,7 @@ def test_memory_and_disk_in_the_words_of_libraries(failing: Any, capsys: pytest.
     assert failing(MemoryError()) == 1
     assert "--per_device_train_batch_size" in capsys.readouterr().err
     assert failing(RuntimeError("Error while serializing: I/O error: Read-only file system (os error 30)")) == 2
-    assert "name a place that this user may use" in capsys.readouterr().err
+    assert "give a path that this user may use" in capsys.readouterr().err
     assert failing(RuntimeError("Error: StorageFull")) == 1
     assert "make room" in capsys.readouterr().err
     assert failing(RuntimeError("DataLoader worker (pid 5) is killed by signal: Bus error. ")) == 1
@@ -266,7 +266,7 @@ def test_a_bad_word_of_the_launcher_is_named(
 ) -> None:
     monkeypatch.setenv(name, value)
     assert main(["pretrain", "--output_dir", "x"]) == 2
-    assert f"{name}={value} in the environment is no whole number" in capsys.readouterr().err
+    assert f"{name}={value} in the environment is not a whole number" in capsys.readouterr().err
     assert main(["--version"]) == 0
 
 
@@ -325,7 +325,7 @@ def test_names_of_arguments_become_flags() -> None:
         "remove_qk needs num_attention_heads of 4": "--remove_qk needs --num_attention_heads of 4",
         'the term "qk" of input and --remove_qk': 'the term "qk" of input and --remove_qk',
     }
-    assert {message: in_flags(message, names) for message in said} == said
+    assert {message: with_flag_names(message, names) for message in said} == said
 
 
 def test_convert_overwrites_when_it_is_told_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

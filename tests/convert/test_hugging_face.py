@@ -135,12 +135,15 @@ def test_terms_are_added_to_a_converted_model_too(source: str, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("add", "message"),
     [
-        (None, "is converted already: give it to --model_name_or_path"),
+        (None, "is already converted: give it to --model_name_or_path"),
         ({"hidden_size": "32"}, "--add hidden_size: only attention_kernel"),
-        ({"attention_kernel": "qk_convq 3"}, "name all of its terms and some of convfixed, convq"),
+        ({"attention_kernel": "qk_convq 3"}, "name all of its terms and more of convfixed, convq"),
         ({"attention_kernel": "qk_convfixed 3"}, "name all of its terms"),
-        ({"attention_kernel": "qk_convfixed_convq 4"}, "its reach and what convolves its values stay"),
-        ({"attention_kernel": "qk_convfixed_convq_convolution 3"}, "its reach and what convolves its values stay"),
+        ({"attention_kernel": "qk_convfixed_convq 4"}, "its reach and its convolution of values"),
+        (
+            {"attention_kernel": "qk_convfixed_convq_convolution 3"},
+            "its reach and its convolution of values",
+        ),
     ],
 )
 def test_what_would_change_a_model_of_ours_is_refused(add: dict[str, str] | None, message: str, tmp_path: Path) -> None:
@@ -165,9 +168,9 @@ def test_a_truncated_file_of_weights_is_named(ours: bool, tmp_path: Path) -> Non
 
 def test_models_without_a_counterpart_are_refused_with_the_reason(tmp_path: Path) -> None:
     made(RobertaModel, RobertaConfig, tmp_path)
-    with pytest.raises(UsageError, match=r"roberta model.*positions are counted from the padding index"):
+    with pytest.raises(UsageError, match=r"roberta model.*positions start at the padding index"):
         convert_model(tmp_path, {})
-    for kind, reason in (("ltgbert", "feed-forward parts are gated"), ("unheard-of", "only bert, mpnet, ")):
+    for kind, reason in (("ltgbert", "feed-forward layers are gated"), ("unheard-of", "only bert, mpnet, ")):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))  # neither is known to transformers
         with pytest.raises(UsageError, match=f"{kind} model.*{reason}"):
             convert_model(tmp_path, {})
@@ -244,7 +247,7 @@ def test_a_head_that_has_another_activation_than_its_encoder_is_refused(
     model_class: Any, config_class: Any, tmp_path: Path
 ) -> None:
     made(model_class, config_class, tmp_path, hidden_act="relu")
-    with pytest.raises(UsageError, match="hidden_act is relu, and its head for masked tokens has gelu always"):
+    with pytest.raises(UsageError, match="hidden_act is relu, but its head for masked tokens uses gelu"):
         convert_model(tmp_path, {})
 
 

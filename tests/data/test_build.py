@@ -107,7 +107,7 @@ def test_any_mix_of_blank_lines_and_blocks(
         folder = build(text, pair_within_documents=within, overwrite_output_dir=True)
         assert sorted(examples(folder)) == sorted(expected)
     else:
-        with pytest.raises(UsageError, match=r"text\.txt: (not one pair|the file is empty)"):
+        with pytest.raises(UsageError, match=r"text\.txt: (the text has no pair|the file is empty)"):
             build(text, pair_within_documents=within, overwrite_output_dir=True)
 
 
@@ -232,8 +232,8 @@ def test_a_finished_build_is_not_done_again(build: Build, capsys: pytest.Capture
         (b"", "the file is empty"),
         (b"good line\nand \xff bad\n", "not UTF-8 text: byte 0xff at offset 14, line 2"),
         (b"\xef\xbb\xbfgood\n\xc3(", "offset 8, line 2"),
-        (b"only one line\n\n", "not one pair of sentences"),
-        (b" \n\n", "not one pair of sentences"),
+        (b"only one line\n\n", "the text has no pair of sentences"),
+        (b" \n\n", "the text has no pair of sentences"),
     ],
 )
 def test_bad_text_is_refused_by_name_and_leaves_nothing(
@@ -292,12 +292,12 @@ def test_interruption_and_lost_workers_leave_work_to_go_on_from(
             raise error
 
         monkeypatch.setattr(build_module, "write_runs", fail)
-        with pytest.raises(expected, match="to go on from here"):
+        with pytest.raises(expected, match="again to resume"):
             build(text)
         monkeypatch.setattr(build_module, "write_runs", real)
     capsys.readouterr()
     folder = build(text)
-    assert "going on with an interrupted build" in capsys.readouterr().out
+    assert "resuming an interrupted build" in capsys.readouterr().out
     assert len(examples(folder)) == 1 and not (folder / ".building").exists()
 
 

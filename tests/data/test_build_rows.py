@@ -89,7 +89,7 @@ def test_a_build_that_lost_its_rows_goes_on(build: Build, tmp_path: Path, rows, 
             yield row
 
     monkeypatch.setattr(datasets, "load_dataset", losing)
-    with pytest.raises(CommandError, match=r"can't be read \(the line is dead\); run again to go on from here"):
+    with pytest.raises(CommandError, match=r"can't be read \(the line is dead\); run again to resume"):
         build([], "rows", dataset=str(path), text_column="body")
     assert len(list((tmp_path / "rows" / ".building").glob("*.sentences"))) > 2
     path.write_text(path.read_text() + '{"body": "more"}\n')
@@ -99,7 +99,7 @@ def test_a_build_that_lost_its_rows_goes_on(build: Build, tmp_path: Path, rows, 
     record = read_manifest(whole / "manifest.json").settings.sources[0]
     os.utime(path, ns=(record.mtime_ns, record.mtime_ns))
     assert examples(build([], "rows", dataset=str(path), text_column="body")) == examples(whole)
-    assert "going on with an interrupted build" in capsys.readouterr().out
+    assert "resuming an interrupted build" in capsys.readouterr().out
 
 
 def test_a_data_set_of_the_hub_is_read_at_one_revision(build: Build, tmp_path: Path, rows, monkeypatch) -> None:
@@ -133,7 +133,7 @@ def test_what_is_wrong_is_named(build: Build, tmp_path: Path) -> None:
         ({"dataset": str(path)}, r"no column 'text', but id, body; see --dataset_split and --text_column"),
         ({"dataset": str(path), "text_column": "id"}, "row 0: id has 0, which is not text"),
         ({"dataset": str(path), "text_column": "body", "dataset_split": "tset"}, "tset"),
-        ({"dataset": "no/where"}, "--dataset no/where: neither here nor on the hub"),
+        ({"dataset": "no/where"}, "--dataset no/where: neither here nor on the Hub"),
         ({}, "either --train_data_file or --dataset"),
         ({"dataset": str(tmp_path), "output_dir": str(tmp_path / "out")}, "lies in the input --dataset"),
     ):

@@ -224,13 +224,13 @@ def test_a_second_run_on_the_same_text_waits_for_the_first(
     assert building.wait(60)
     second.start()
     said, end = "", time.monotonic() + 60
-    while "waiting for its end" not in said and time.monotonic() < end:
+    while "waiting until it ends" not in said and time.monotonic() < end:
         time.sleep(0.01)
         said += capsys.readouterr().err
     go_on.set()
     for thread in (first, second):
         thread.join(60)
-    assert "in use by another run (process" in said and "waiting for its end" in said
+    assert "in use by another run (process" in said and "waiting until it ends" in said
     assert len(built) == 1 and [len(store) for store in stores] == [2, 2]
 
 
@@ -266,6 +266,6 @@ def test_a_signal_to_all_processes_of_a_build(tmp_path: Path, tokenizer_dir: Pat
     assert process.returncode == 75 and "stopped by SIGTERM; run the same command again" in said
     assert "Traceback" not in said
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "going on with an interrupted build" in done.stdout and len(ArrowStore(folder)) > 1000
+    assert "resuming an interrupted build" in done.stdout and len(ArrowStore(folder)) > 1000
     assert not [path.name for path in folder.rglob(".*")]
     assert json.loads((folder / "manifest.json").read_bytes())["counts"]["bytes"] == text.stat().st_size

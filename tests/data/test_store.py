@@ -156,7 +156,7 @@ def test_ids_files_equal_the_arrow_folder(
         (b"1\t2\n", "line 1"),
         (b"1 2.5\n", "line 1: '2.5'"),
         (b"", "the file is empty"),
-        (b"\n \n", "not one example"),
+        (b"\n \n", "no example in the file"),
     ],
 )
 def test_bad_ids_files_are_refused_with_their_line(tmp_path: Path, content: bytes, message: str) -> None:

@@ -86,7 +86,7 @@ def test_an_output_that_cannot_be_made_is_refused_before_the_work(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "other.txt").write_text("one line\n")
-    monkeypatch.setattr(module, "_learn", lambda *_: pytest.fail("learned"))
+    monkeypatch.setattr(module, "_train_sentencepiece", lambda *_: pytest.fail("learned"))
     for output, message in ((text, "is a file; give a folder"), (f"{text}/tokenizer", "can't be made")):
         with pytest.raises(UsageError, match=f"--output_dir {output} {message}"):
             train_tokenizer(TrainTokenizerOptions([str(tmp_path / "other.txt")], output))
@@ -99,7 +99,7 @@ def test_a_tokenizer_is_not_overwritten_unasked(text: str, tokenizer_dir: Path) 
 
 def test_bad_text(tmp_path: Path) -> None:
     file = tmp_path / "bad.txt"
-    for content, message in [(b"a\nb \xff", "line 2"), (b"\n \n", "nothing but blank lines"), (b"", "empty")]:
+    for content, message in [(b"a\nb \xff", "line 2"), (b"\n \n", "the text has only blank lines"), (b"", "empty")]:
         file.write_bytes(content)
         with pytest.raises(UsageError, match=r"bad\.txt") as error:
             train_tokenizer(TrainTokenizerOptions([str(file)], str(tmp_path / "out"), vocab_size=20))
@@ -116,14 +116,14 @@ def test_lines_end_where_a_text_file_s_do(tmp_path: Path) -> None:
 def test_text_that_changes_while_it_is_read_is_refused(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = module._learn
+    real = module._train_sentencepiece
 
     def learn(*arguments: object) -> bytes:
         with Path(text).open("a") as file:
             file.write("one more\n")
         return real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "_learn", learn)
+    monkeypatch.setattr(module, "_train_sentencepiece", learn)
     with pytest.raises(UsageError, match=r"text\.txt: has changed while it was read"):
         train_tokenizer(TrainTokenizerOptions([text], str(tmp_path / "out"), vocab_size=100))
     assert not (tmp_path / "out").exists()

@@ -12,15 +12,15 @@ from bert_convolutions.cli.commands import COMMANDS
 from bert_convolutions.demo import run as demo_run
 from bert_convolutions.demo.corpus import Speech
 from bert_convolutions.demo.options import QUICK, DemoOptions
-from bert_convolutions.demo.run import MODELS, Places, command_line, run_demo
+from bert_convolutions.demo.run import MODELS, DemoPaths, command_line, run_demo
 from bert_convolutions.errors import RunInterrupted, UsageError
 from bert_convolutions.training.options import PretrainOptions
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory, speeches: list[Speech]) -> tuple[Places, str]:
+def demo(tmp_path_factory: pytest.TempPathFactory, speeches: list[Speech]) -> tuple[DemoPaths, str]:
     """A finished quick demo, and what it printed."""
-    places = Places(tmp_path_factory.mktemp("demo") / "output")
+    places = DemoPaths(tmp_path_factory.mktemp("demo") / "output")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo_run, "QUICK", replace(QUICK, steps=2, glue_steps={"default": 1}))
         patch.setattr(demo_run, "load_speeches", lambda: speeches)
@@ -31,7 +31,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory, speeches: list[Speech]) -> tu
     return places, printed.get()
 
 
-def test_everything_is_there(demo: tuple[Places, str]) -> None:
+def test_everything_is_there(demo: tuple[DemoPaths, str]) -> None:
     places, _ = demo
     for picture in (places.curves, places.kernels):
         assert picture.read_bytes().startswith(b"\x89PNG")
@@ -43,7 +43,7 @@ def test_everything_is_there(demo: tuple[Places, str]) -> None:
         assert list((places.finetuned / "composite" / f"{task}0").glob("eval_results_*.txt"))
 
 
-def test_it_says_what_it_does_and_where_things_are(demo: tuple[Places, str]) -> None:
+def test_it_says_what_it_does_and_where_things_are(demo: tuple[DemoPaths, str]) -> None:
     places, printed = demo
     steps = [line for line in printed.splitlines() if line.startswith("[") and "since the start" in line]
     assert [line.split("]")[0] for line in steps] == [f"[{number}/12" for number in range(1, 13)]
@@ -53,7 +53,7 @@ def test_it_says_what_it_does_and_where_things_are(demo: tuple[Places, str]) -> 
         assert str(path) in printed
 
 
-def test_the_commands_it_shows_ask_for_what_it_does(demo: tuple[Places, str]) -> None:
+def test_the_commands_it_shows_ask_for_what_it_does(demo: tuple[DemoPaths, str]) -> None:
     """Each line after a ``$`` is read by the real command line without complaint."""
     shown = [shlex.split(line[2:]) for line in demo[1].splitlines() if line.startswith("$ ")]
     assert {words[1] for words in shown} == {"train-tokenizer", "build-dataset", "pretrain", "glue", "compile-glue"}
@@ -65,7 +65,7 @@ def test_the_commands_it_shows_ask_for_what_it_does(demo: tuple[Places, str]) ->
             assert options.remove_position_embeddings == ("positions" not in argv[-1])
 
 
-def test_a_second_run_does_nothing_again(demo: tuple[Places, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_run_does_nothing_again(demo: tuple[DemoPaths, str], monkeypatch: pytest.MonkeyPatch) -> None:
     places, _ = demo
     models = {path: path.stat().st_mtime_ns for path in places.root.rglob("model.safetensors")}
     assert len(models) > 9
@@ -80,12 +80,12 @@ def test_a_stopped_demo_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(demo_run.Demo, "run", stopped)
     for overwrite in (False, True):
-        with pytest.raises(RunInterrupted, match=r"go on with: bertconv demo --output_dir .*/new --quick$"):
+        with pytest.raises(RunInterrupted, match=r"resume with: bertconv demo --output_dir .*/new --quick$"):
             run_demo(DemoOptions(output_dir=str(tmp_path / "new"), quick=True, overwrite_output_dir=overwrite))
 
 
 def test_an_overwrite_leaves_a_demo_alone_that_is_running(tmp_path: Path) -> None:
-    places = Places(tmp_path)
+    places = DemoPaths(tmp_path)
     places.claim(DemoOptions())
     places.tokenizer.mkdir()
     with files.run_lock(tmp_path), pytest.raises(UsageError, match="in use by another run"):
@@ -98,11 +98,11 @@ def test_whose_folder_it_is(tmp_path: Path) -> None:
     mine.mkdir()
     (mine / "thesis.txt").write_text("do not touch")
     with pytest.raises(UsageError, match="not empty and holds no demo"):
-        Places(mine).claim(DemoOptions(overwrite_output_dir=True))
+        DemoPaths(mine).claim(DemoOptions(overwrite_output_dir=True))
     with pytest.raises(UsageError, match="is a file"):
-        Places(mine / "thesis.txt").claim(DemoOptions())
+        DemoPaths(mine / "thesis.txt").claim(DemoOptions())
 
-    places = Places(tmp_path / "demo")
+    places = DemoPaths(tmp_path / "demo")
     places.claim(DemoOptions(seed=1))
     places.claim(DemoOptions(seed=1))
     (places.root / "notes.txt").write_text("mine")

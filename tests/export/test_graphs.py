@@ -85,7 +85,7 @@ def test_every_head(head, tmp_path):
     assert {item.name: item.shape for item in inputs} == {
         name: axes for name in ("input_ids", "attention_mask", "token_type_ids")
     }
-    with pytest.raises(CommandError, match=r"model\.onnx: \w+ is .* from the model's for 1 rows of 1 tokens"):
+    with pytest.raises(CommandError, match=r"model\.onnx: \w+ differs from the model.s by .* in 1 rows of 1 tokens"):
         graphs.check(without_layers(head), graphs.onnx_run(tmp_path / "model.onnx"), "model.onnx")  # other weights
 
 
@@ -95,11 +95,11 @@ def test_what_int8_loses_is_measured_without_padding():
     batch = {"attention_mask": torch.tensor([[1, 1, 0]])}
     sentence = graphs.difference({"logits": exact}, {"logits": inexact}, batch)
     assert "differ by 0.5000 on average, 1.5000 at most" in sentence
-    assert sentence.endswith("the likeliest is the same in 50.0 %")
+    assert sentence.endswith("the most probable is the same in 50.0 %")
     answers = {"start_logits": torch.tensor([[1.0, 2.0, 9.0]])}, {"start_logits": torch.tensor([[3.0, 2.0, 1.0]])}
     assert graphs.difference(*answers, batch).endswith("the same in 0.0 %")
     hidden = {"last_hidden_state": exact}
-    assert "likeliest" not in graphs.difference(hidden, hidden, batch)
+    assert "most probable" not in graphs.difference(hidden, hidden, batch)
 
 
 def test_the_command_writes_what_other_programs_read(folders, tokenizer, tmp_path, capsys):
@@ -109,7 +109,7 @@ def test_the_command_writes_what_other_programs_read(folders, tokenizer, tmp_pat
     argv = ["export", "--model_name_or_path", str(folders["classifier"]), "--output_dir", str(tmp_path / "out")]
     assert main([*argv, "--format", "onnx", "--quantize", "int8", "--text", str(text)]) == 0
     output = capsys.readouterr().out
-    for words in ("2 rows of", "onnxruntime, int8", "int8: logits differ by", "the likeliest is the same in"):
+    for words in ("2 rows of", "onnxruntime, int8", "int8: logits differ by", "the most probable is the same in"):
         assert words in output
     sizes = [(tmp_path / "out" / name).stat().st_size for name in ("model_int8.onnx", "model.onnx")]
     assert sizes[0] < sizes[1]
@@ -125,8 +125,8 @@ def test_the_command_writes_what_other_programs_read(folders, tokenizer, tmp_pat
     ("flags", "message"),
     [
         (("--format", "torch", "--quantize", "int8"), "--quantize int8 is for --format onnx"),
-        (("--format", "onnx", "--text", "x"), "--text is what --quantize int8 is measured on"),
-        (("--format", "onnx", "--revisions", "--push_to_hub", "a/b"), "--revisions are weights; give --format hub"),
+        (("--format", "onnx", "--text", "x"), "--text needs --quantize int8, which is measured on it"),
+        (("--format", "onnx", "--revisions", "--push_to_hub", "a/b"), "--revisions needs --format hub"),
     ],
 )
 def test_flags_that_need_another(flags, message, tmp_path, capsys):

@@ -284,7 +284,7 @@ def test_a_name_of_the_hub_is_a_folder_of_its_cache(
     assert (newer / "config.json").read_bytes() == (folders["convolved"] / "config.json").read_bytes()
     folder = local_folder("someone/small")
     assert (folder / "config.json").read_bytes() == (folders["composite"] / "config.json").read_bytes()
-    with pytest.raises(UsageError, match="someone/large: no such model on this machine, and none that the Hugging"):
+    with pytest.raises(UsageError, match="someone/large: no such model on this machine, nor could it be had"):
         local_folder("someone/large")
     with pytest.raises(UsageError, match="someone/small@v3: no such model"):
         local_folder("someone/small@v3")

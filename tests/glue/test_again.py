@@ -111,7 +111,7 @@ def test_results_of_other_weights_are_not_done_before(
         run_glue(options(glue_dir, other), arguments(out, do_train=True))
         assert "RTE: done before" in capsys.readouterr().out
     change_weights(other)
-    with pytest.raises(UsageError, match=rf"the weights of {model} \(now those of {other}, which are others\)"):
+    with pytest.raises(UsageError, match=rf"the weights of {model} \(now other ones, those of {other}\)"):
         run_glue(options(glue_dir, other), arguments(out, do_train=True))
     run_glue(options(glue_dir, other, overwrite_output_dir=True), arguments(out, do_train=True))
     run_glue(options(glue_dir, other), arguments(out, do_train=True))
@@ -167,7 +167,7 @@ def test_a_half_done_run_is_neither_mixed_nor_deleted(
         change_weights(model)
     else:
         flip_labels(data)
-    with pytest.raises(UsageError, match=r"RTE in .* is half-way through a run with "):
+    with pytest.raises(UsageError, match=r"RTE in .* is in the middle of a run with "):
         run_glue(options(data, model), arguments(tmp_path / "out", **given))
     assert contents(tmp_path / "out") == before
 
@@ -178,7 +178,7 @@ def test_a_half_done_run_goes_on_from_the_same_weights_by_another_path(
     half_done(tmp_path / "out", glue_dir, model, monkeypatch)
     monkeypatch.chdir(model.parent)
     run_glue(options(glue_dir, Path("model")), arguments(tmp_path / "out", do_train=True, max_steps=5))
-    assert "going on from" in capsys.readouterr().out
+    assert "resuming from" in capsys.readouterr().out
     run_glue(options(glue_dir, model), arguments(tmp_path / "whole", do_train=True, max_steps=5))
     assert same_weights(tmp_path / "whole", tmp_path / "out")
 
@@ -208,7 +208,7 @@ def test_nothing_is_predicted_by_what_was_not_saved(again: Path, glue_dir: Path,
         change_weights(again)
     else:
         (again / name).write_text((again / name).read_text() + "\n")
-    with pytest.raises(UsageError, match=rf"{name} is not what was saved there after training"):
+    with pytest.raises(UsageError, match=rf"{name} has changed since it was saved after training"):
         run_glue(options(glue_dir, model_dir), arguments(again, do_predict=True))
     assert not list(again.glob("test_results*"))
 
@@ -216,7 +216,7 @@ def test_nothing_is_predicted_by_what_was_not_saved(again: Path, glue_dir: Path,
 def test_the_rest_is_predicted_and_the_exit_says_what_was_not(tmp_path: Path, glue_dir: Path, model_dir: Path):
     run_glue(options(glue_dir, model_dir, "RTE,WNLI", rounds=1), arguments(tmp_path, do_train=True))
     change_weights(tmp_path / "RTE0")
-    with pytest.raises(UsageError, match=r"RTE0/model\.safetensors is not what was saved"):
+    with pytest.raises(UsageError, match=r"RTE0/model\.safetensors has changed since it was saved"):
         run_glue(options(glue_dir, model_dir, "RTE,WNLI", rounds=1), arguments(tmp_path, do_predict=True))
     assert (tmp_path / "WNLI0" / "test_results_wnli.txt").is_file()
     assert not (tmp_path / "RTE0" / "test_results_rte.txt").exists()
@@ -376,9 +376,9 @@ def test_an_overwrite_killed_anywhere_is_whole_again(again: Path, tmp_path: Path
 
     killed = 0
     for first in range(100):
-        ended = survive(monkeypatch, first, lambda: state.begin(again, new_state), train)
+        ended = survive(monkeypatch, first, lambda: state.start_anew(again, new_state), train)
         for second in range(100):
-            if survive(monkeypatch, second, lambda: state.settle(again)):
+            if survive(monkeypatch, second, lambda: state.settle_overwrite(again)):
                 break
             killed += 1
         files.remove_temporaries(again)
@@ -394,7 +394,7 @@ def test_an_overwrite_killed_anywhere_is_whole_again(again: Path, tmp_path: Path
 
 def test_a_killed_overwrite_is_settled_by_the_next_run(again: Path, glue_dir: Path, model_dir: Path, capsys):
     before = contents(again)
-    state.begin(again, TaskState(task="RTE", settings={"seed": 1}))
+    state.start_anew(again, TaskState(task="RTE", settings={"seed": 1}))
     assert contents(again) != before
     run_glue(options(glue_dir, model_dir), arguments(again, do_train=True))
     assert "RTE: done before" in capsys.readouterr().out

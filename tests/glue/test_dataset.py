@@ -12,7 +12,7 @@ from bert_convolutions.errors import UsageError
 from bert_convolutions.glue.examples import GlueData
 from bert_convolutions.glue.reading import read_examples
 from bert_convolutions.glue.run import run_glue
-from bert_convolutions.glue.tasks import TASKS, Task, find_task, of_dataset
+from bert_convolutions.glue.tasks import TASKS, Task, find_task, from_dataset
 from tests.glue.helpers import arguments, options
 from tests.helpers import same_weights
 
@@ -60,7 +60,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 def test_it_has_the_examples_of_the_files(glue_dir: Path, hub_dir: Path, tokenizer, task: Task):
     of_files, of_hub = GlueData(glue_dir, 32), GlueData(None, 32)
-    loaded = of_dataset(task, str(hub_dir))
+    loaded = from_dataset(task, str(hub_dir))
 
     def content(encoded) -> tuple:
         return [encoded[i] for i in range(len(encoded))]
@@ -102,9 +102,9 @@ def test_what_is_missing_is_named(tmp_path: Path, glue_dir: Path, hub_dir: Path,
 
     with pytest.raises(UsageError, match=r"RTE needs --data_dir, the folder with its files, or --dataset nyu-mll/glue"):
         run()
-    with pytest.raises(UsageError, match="two places of the same data"):
+    with pytest.raises(UsageError, match="both say where the data are"):
         run(data_dir=str(glue_dir), dataset=str(hub_dir))
-    with pytest.raises(UsageError, match="--dataset has the tasks of GLUE, not WiC"):
+    with pytest.raises(UsageError, match="--dataset has only GLUE's tasks, not WiC"):
         run(task_name="WiC", dataset=str(hub_dir))
     with pytest.raises(UsageError, match=r"--dataset nyu-mll/glue: rte/train can't be read"):
         run(dataset="nyu-mll/glue")  # offline

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from bert_convolutions.data.packing import token_budget_batches
 from bert_convolutions.glue.examples import (
-    Counted,
+    CountingCollator,
     EncodedExamples,
     PackedRows,
     PaddedRows,
-    Shuffled,
+    ShuffledExamples,
     layout_for,
 )
 from bert_convolutions.glue.models import load_pretrained
@@ -88,7 +88,7 @@ def test_batches_are_as_mixed_as_those_of_a_uniform_shuffle(batch: int):
     lengths = np.sort(generator.integers(8, 128, size=2048))
     labels = np.linspace(0, 5, 2048, dtype=np.float32)
     plan = plan_of(2048, 3, batch)
-    shuffled = Shuffled(random_examples(lengths, labels), plan)
+    shuffled = ShuffledExamples(random_examples(lengths, labels), plan)
     slices = (plan.slice(epoch, step, 0, 0) for epoch in range(30) for step in range(plan.steps_per_epoch))
     batches = [shuffled.__getitems__(part) for part in slices]
     for values in (lambda part: part.labels, lambda part: part.lengths):
@@ -102,7 +102,7 @@ def test_batches_are_as_mixed_as_those_of_a_uniform_shuffle(batch: int):
 def test_processes_share_a_step_and_see_each_example_once(processes: int, micro_batches: int):
     examples = random_examples(np.random.default_rng(0).integers(1, 50, size=31), np.arange(31))
     plan = plan_of(31, 3, 12, processes, micro_batches)
-    shuffled = Shuffled(examples, plan)
+    shuffled = ShuffledExamples(examples, plan)
     for epoch in (0, 2):
         seen: list[int] = []
         for step in range(3):
@@ -124,7 +124,7 @@ def test_epochs_and_seeds_differ():
 
 def test_a_process_without_examples_makes_a_batch_that_counts_as_none():
     examples = random_examples(np.array([3, 5]), np.array([0, 1]))
-    counted = Counted(PackedRows(0), examples.select(np.array([0])))
+    counted = CountingCollator(PackedRows(0), examples.select(np.array([0])))
     assert counted(examples)["num_examples"] == 2
     empty = counted(examples.select(np.array([], dtype=np.int64)))
     assert empty["num_examples"] == 0

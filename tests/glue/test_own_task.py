@@ -249,20 +249,20 @@ BAD_YAML = {
     "metric": (YAML.replace("accuracy", "acuracy"), "metric: Input should be 'accuracy'"),
     "truth values": (
         YAML.replace("x, z", "no, yes"),
-        "labels.0: YAML takes yes, no, on and off for truth values",
+        "labels.0: YAML reads yes, no, on and off as booleans",
     ),
-    "twice": (YAML.replace("x, z", "x, x"), "labels: a word comes twice"),
-    "one label": (YAML.replace("x, z", "x"), "labels: give two at least"),
+    "twice": (YAML.replace("x, z", "x, x"), "labels: a label occurs twice"),
+    "one label": (YAML.replace("x, z", "x"), "labels: give at least two"),
     "neither": (YAML.replace("text: a, ", ""), "columns: give text or tokens"),
     "both": (YAML.replace("text: a", "text: a, tokens: b"), "columns: give text or tokens"),
     "three texts": (YAML.replace("text: a", "text: [a, b, c]"), "columns.text: .* at most 2"),
-    "numbers": (YAML.replace("labels: [x, z]\n", ""), "metric: correlation is for numbers"),
+    "numbers": (YAML.replace("labels: [x, z]\n", ""), "metric: numbers .a task without labels. need correlation"),
     "entities": (YAML.replace("accuracy", "entity_f1"), "metric: entity_f1 is for tokens"),
     "f1": (
         YAML.replace("accuracy", "accuracy_and_f1").replace("x, z", "x, y, z"),
         "metric: accuracy_and_f1 is for",
     ),
-    "a name of GLUE's": (YAML + "name: rte\n", "name: rte is a task of its own"),
+    "a name of GLUE's": (YAML + "name: rte\n", "name: rte is the name of another task"),
 }
 
 
@@ -302,7 +302,7 @@ def test_an_output_in_the_way_of_a_file_and_hyperparameters_that_lack_the_task(t
     with pytest.raises(UsageError, match=r"--output_dir .* holds the input mine: files:"):
         run_glue(options(tmp_path, model_dir, path, data_dir=None), arguments(tmp_path, do_train=True))
     chosen = options(tmp_path, model_dir, path, data_dir=None, hyperparams="electra")
-    with pytest.raises(UsageError, match="--hyperparams electra has nothing for mine"):
+    with pytest.raises(UsageError, match="--hyperparams electra lacks mine"):
         run_glue(chosen, arguments(tmp_path / "out", do_train=True))
     (tmp_path / "untested.yaml").write_text(Path(path).read_text().replace(", test: test.csv", ""))
     chosen = options(tmp_path, model_dir, str(tmp_path / "untested.yaml"), data_dir=None)

@@ -95,14 +95,14 @@ def test_what_is_missing_is_told_and_the_rest_written(tmp_path: Path, capsys):
     (tmp_path / "in" / "MNLI0" / "transformer_subgraph").mkdir()
     printed, scores = run(tmp_path / "in", tmp_path / "out", capsys)
     assert scores["missing"] == [
-        "dev scores in any round of WNLI: nothing of them is submitted",
+        "dev scores in any round of WNLI, which are not submitted",
         "dev scores of CoLA in round 1",
         f"{tmp_path}/in/RTE1/test_results_rte.txt, the predictions of the best round for RTE.tsv: "
         "run bertconv glue --do_predict",
     ]
     for sentence in scores["missing"]:
         assert f"missing: {sentence}" in printed
-    assert "will not take this archive: of the eleven files it lacks RTE.tsv, WNLI.tsv" in printed
+    assert "will refuse this archive: of the eleven files it lacks RTE.tsv, WNLI.tsv" in printed
     assert not (tmp_path / "out" / "RTE.tsv").exists()
     assert prediction(tmp_path / "out", "CoLA.tsv") == "0"
     assert len(list((tmp_path / "out").glob("*.tsv"))) == 9
@@ -147,7 +147,7 @@ def test_scores_of_stsb_are_clamped(tmp_path: Path, capsys):
         ("", "the header is ''"),
         ("index,prediction\n0,entailment\n", "the header is 'index,prediction'"),
         ("index\tprediction\n", "there are no predictions"),
-        ("index\tprediction\n0\tyes\n", "line 2 has the prediction 'yes', which RTE does not know"),
+        ("index\tprediction\n0\tyes\n", "line 2 has the prediction 'yes', which is not a label of RTE"),
         ("index\tprediction\n1\tentailment\n", "line 2 has the index '1', not 0"),
         ("index\tprediction\n0\tentailment\tx\n", "line 2 has 3 tab-separated columns, not 2"),
         ("index\tprediction\n0\tentailment\n", ""),
@@ -251,12 +251,12 @@ def test_files_that_are_no_text_are_named(tmp_path: Path, name: str):
     path = tmp_path / "in" / "RTE0" / name
     options = CompileGlueOptions(input=str(tmp_path / "in"), test_dir=str(tmp_path / "out"))
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UsageError, match=rf"{name} is not text in UTF-8 \(byte 0\)"):
+    with pytest.raises(UsageError, match=rf"{name} is not UTF-8 text \(byte 0\)"):
         compile_submission(options)
     path.unlink()
     os.mkfifo(path)
     if name.startswith("eval"):
-        with pytest.raises(UsageError, match="it is no plain file"):
+        with pytest.raises(UsageError, match="it is not a regular file"):
             compile_submission(options)
     assert not (tmp_path / "out" / "submission.zip").exists()
 

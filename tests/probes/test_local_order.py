@@ -14,7 +14,7 @@ from bert_convolutions.data.tokenizer import CompositeBertTokenizer
 from bert_convolutions.errors import UsageError
 from bert_convolutions.parsing import read_model
 from bert_convolutions.probes.options import LocalOrderOptions
-from bert_convolutions.probes.pairs import moved_words
+from bert_convolutions.probes.pairs import make_moved_word_pairs
 from bert_convolutions.probes.run import run_local_order
 from bert_convolutions.schemas import ProbeResults
 from tests.helpers import NO_DROPOUT, TINY, trained_tokenizer
@@ -36,7 +36,7 @@ def sentences(count: int, seed: int) -> list[str]:
 @pytest.mark.parametrize("distance", [1, 2, 5])
 def test_one_word_is_moved_by_k_and_the_ends_stay(distance: int) -> None:
     texts = sentences(60, seed=0)
-    (paradigm,) = moved_words(texts, [distance], pairs=40, seed=0)
+    (paradigm,) = make_moved_word_pairs(texts, [distance], pairs=40, seed=0)
     assert paradigm.name == f"moved_by_{distance}"
     assert len(paradigm.pairs) == 40
     to_the_right = 0
@@ -52,13 +52,13 @@ def test_one_word_is_moved_by_k_and_the_ends_stay(distance: int) -> None:
         assert after[first : last + 1] in (right, left)
         to_the_right += after[first : last + 1] == right
     assert distance == 1 or 5 < to_the_right < 35
-    assert moved_words(texts, [distance], pairs=40, seed=0) == [paradigm]
-    assert moved_words(texts, [distance], pairs=40, seed=1) != [paradigm]
+    assert make_moved_word_pairs(texts, [distance], pairs=40, seed=0) == [paradigm]
+    assert make_moved_word_pairs(texts, [distance], pairs=40, seed=1) != [paradigm]
 
 
 def test_text_without_long_sentences_is_refused() -> None:
     with pytest.raises(UsageError, match=r"no sentence of 7 words, which --distances 4 needs"):
-        moved_words(["a b c d e f"], [1, 4], pairs=10, seed=0)
+        make_moved_word_pairs(["a b c d e f"], [1, 4], pairs=10, seed=0)
 
 
 def train(tokenizer: CompositeBertTokenizer, folder: Path, kernel: str) -> None:

@@ -91,12 +91,12 @@ def test_ties_count_half_and_groups_are_means_over_paradigms() -> None:
     def score(texts: list[str]) -> list[Score]:
         return [Score(scores[text], scores[text]) for text in texts]
 
-    one = run.judge(score, Paradigm("one", "p", "f", (("a", "b"), ("a", "c"), ("a", "d"), ("a", "b"))))  # type: ignore[arg-type]
-    two = run.judge(score, Paradigm("two", "p", "f", (("a", "a"),)))  # type: ignore[arg-type]
+    one = run.score_paradigm(score, Paradigm("one", "p", "f", (("a", "b"), ("a", "c"), ("a", "d"), ("a", "b"))))  # type: ignore[arg-type]
+    two = run.score_paradigm(score, Paradigm("two", "p", "f", (("a", "a"),)))  # type: ignore[arg-type]
     assert one.accuracy == 2.5 / 4
     assert two.accuracy == 0.5
     empty = ProbeResults(model="m", model_sha256="", paradigms={}, phenomena={}, fields={})
-    grouped = run._with_groups(empty, {"one": one, "two": two})
+    grouped = run._with_group_means(empty, {"one": one, "two": two})
     assert grouped.phenomena["p"].accuracy == pytest.approx((2.5 / 4 + 0.5) / 2)
     assert grouped.all and grouped.all.pairs == 5
 
@@ -117,15 +117,15 @@ def test_a_stopped_run_goes_on_and_gives_the_same(
 ) -> None:
     whole = run.run_minimal_pairs(options(model_dir, data, tmp_path / "whole"))
     judged: list[str] = []
-    judge = run.judge
+    score_paradigm = run.score_paradigm
 
     def stop_at_the_third(score: PseudoLikelihood, paradigm: Paradigm) -> Any:
         if len(judged) == 2:
             raise KeyboardInterrupt
         judged.append(paradigm.name)
-        return judge(score, paradigm)
+        return score_paradigm(score, paradigm)
 
-    monkeypatch.setattr(run, "judge", stop_at_the_third)
+    monkeypatch.setattr(run, "score_paradigm", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         run.run_minimal_pairs(options(model_dir, data, tmp_path / "parts"))
     assert judged == ["one", "three"]
@@ -213,7 +213,7 @@ def test_bad_models_and_flags(model_dir: Path, data: Path, tmp_path: Path, capsy
     model, tokenizer = run.load_model(str(model_dir), None)
     model.bert.save_pretrained(tmp_path / "headless")
     tokenizer.save_pretrained(tmp_path / "headless")
-    with pytest.raises(UsageError, match=r"lacks .* weights of a masked language model, cls\."):
+    with pytest.raises(UsageError, match=r"lacks .* weights of a masked language model, such as cls\."):
         run.load_model(str(tmp_path / "headless"), None)
     assert not (tmp_path / "out").exists()
 

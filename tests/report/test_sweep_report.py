@@ -143,7 +143,7 @@ def test_folders_that_are_no_sweep(sweep: Path, tmp_path: Path) -> None:
     (broken / "eval_results.json").write_text("{}")
     (broken / "trainer_state.json").write_text('{"log_history": []}')
     (broken / "train_results.json").write_text("{}")
-    with pytest.raises(UsageError, match="holds no whole run"):
+    with pytest.raises(UsageError, match="holds no complete run"):
         read_sweep(tmp_path)
 
 

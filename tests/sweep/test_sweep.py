@@ -19,7 +19,7 @@ from bert_convolutions.errors import CommandError, RunInterrupted, UsageError
 from bert_convolutions.parsing import read_model
 from bert_convolutions.schemas import CellRecord
 from bert_convolutions.sweep import run
-from bert_convolutions.sweep.cells import Cell, plan_cells, read_experiment, scientific_flags
+from bert_convolutions.sweep.cells import Cell, effective_flags, plan_cells, read_experiment
 from bert_convolutions.sweep.options import SweepOptions
 from bert_convolutions.training.arguments import BertTrainingArguments
 from tests.helpers import TINY, trained_tokenizer
@@ -125,7 +125,7 @@ def test_evaluations_of_a_model_that_is_no_more_are_run_again(tmp_path: Path, ra
     pretrain, blimp = (cells[f"absolute/seed1/{name}"] for name in ("pretrain", "blimp"))
     sweep(experiment, folder)
     (pretrain.folder / "train_results.json").write_text('{"train_runtime": 1.25}')
-    blimp.record_path.write_text(finish(blimp).model_copy(update={"model": blimp.judged()}).model_dump_json())
+    blimp.record_path.write_text(finish(blimp).model_copy(update={"model": blimp.model_key()}).model_dump_json())
     assert blimp.is_finished()
     (pretrain.folder / "train_results.json").write_text('{"train_runtime": 1.5}')
     ran.clear()
@@ -142,7 +142,7 @@ def test_a_cell_that_has_begun_is_not_gone_on_with_by_other_flags(tmp_path: Path
     assert ran == [cell.label]
     (cell.folder / "eval_results.json").unlink()
     (cell.folder / "checkpoint-1").mkdir()
-    with pytest.raises(UsageError, match=r"was run with --learning_rate=0\.1 and the experiment now says less"):
+    with pytest.raises(UsageError, match=r"was run with --learning_rate=0\.1, but the experiment now says less"):
         sweep(experiment, folder)
 
 
@@ -165,28 +165,28 @@ def test_a_failed_cell_does_not_stop_the_others_and_is_told(
     assert len(ran) == 12 - 2  # its evaluations are not tried without a model
     error = capsys.readouterr().err
     assert "absolute/seed1/pretrain failed with exit code 2: bertconv: error: it broke" in error
-    assert "3 of 12 cells failed" in error and "absolute/seed1/blimp (there is no model to judge)" in error
+    assert "3 of 12 cells failed" in error and "absolute/seed1/blimp (there is no model to evaluate)" in error
     assert "about" in error  # the time left
 
 
 def test_an_interrupted_cell_stops_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "run_cell", lambda cell: CellRecord(command=cell.argv, seconds=1.0, exit_code=75))
-    with pytest.raises(RunInterrupted, match="go on with the same command"):
+    with pytest.raises(RunInterrupted, match="resume with the same command"):
         sweep(write(tmp_path / "e.yaml"), tmp_path / "out")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"variants": {"a": {}, "b": {"bf16": True}}}, "variants a and b are the same .* or differ in speed"),
-        ({"variants": {"a": {}, "b": {"pack": False, "attn_implementation": "eager"}}}, "differ in speed"),
+        ({"variants": {"a": {}, "b": {"bf16": True}}}, "variants a and b are the same .* or differ only in speed"),
+        ({"variants": {"a": {}, "b": {"pack": False, "attn_implementation": "eager"}}}, "differ only in speed"),
         (
             {"variants": {"a": {"per_device_train_batch_size": 8}, "b": {"gradient_accumulation_steps": 1}}},
-            "differ in speed",
+            "differ only in speed",
         ),
         (
             {"variants": {"a": {"attention_kernel": "qk_convq 8"}, "b": {"attention_kernel": "convq_qk 8"}}},
-            "differ in speed",
+            "differ only in speed",
         ),
         ({"variants": {"a": {"atention_kernel": "qk 8"}}}, "a: there is no flag atention_kernel, did you mean"),
         ({"variants": {"a": {"seed": 3}}}, "a sets seed"),
@@ -194,7 +194,7 @@ def test_an_interrupted_cell_stops_the_sweep(tmp_path: Path, monkeypatch: pytest
         ({"variants": {"a": {"attention_kernel": "qk_conv 8"}}}, "variant a: .*unknown term"),
         ({"variants": {}}, "variants"),
         ({"seeds": [1, 1]}, "seed is given twice"),
-        ({"baseline": "other"}, "baseline other is none"),
+        ({"baseline": "other"}, "baseline other is not one of"),
         ({"surprise": 1}, "surprise"),
         ({"base": None}, r"e\.yaml: base: "),
         ({"base": ["max_steps"]}, r"e\.yaml: base: "),
@@ -250,7 +250,7 @@ EXPERIMENTS = sorted(path for path in (ROOT / "experiments").rglob("*.yaml") if 
 def test_the_shipped_experiments_are_read(path: Path) -> None:
     experiment = read_experiment(path)
     assert experiment.baseline in experiment.variants and len(experiment.seeds) == 3
-    assert len({json.dumps(scientific_flags(flags)) for flags in experiment.variants.values()}) == len(
+    assert len({json.dumps(effective_flags(flags)) for flags in experiment.variants.values()}) == len(
         experiment.variants
     )
     assert ("num_hidden_layers" in experiment.base) == (path.parent.name == "cpu")
@@ -297,7 +297,7 @@ def test_real_commands(real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     record = read_model(CellRecord, folder / "absolute" / "seed1" / "pretrain.cell.json")
     assert record.exit_code == 0 and record.seconds > 0 and record.model is None
     judging = next(cell for cell in plan_cells(read_experiment(real / "e.yaml"), folder) if cell.name == "zorro")
-    assert judging.is_finished() and judging.record() and judging.record().model == judging.judged() is not None
+    assert judging.is_finished() and judging.record() and judging.record().model == judging.model_key() is not None
     assert (folder / "absolute" / "seed1" / "pretrain" / "model.safetensors").is_file()
     assert json.loads((folder / "absolute" / "seed1" / "zorro" / "minimal_pairs.json").read_text())["all"]["pairs"] == 1
     assert read_model(CellRecord, folder / "broken" / "seed1" / "pretrain.cell.json").exit_code == 2
@@ -370,7 +370,7 @@ def test_a_signal_reaches_the_command_which_saves(real: Path, tmp_path: Path) ->
     process.send_signal(signal.SIGTERM)
     error = process.communicate(timeout=60)[1]
     assert process.returncode == 75, error
-    assert "go on with the same command" in error
+    assert "resume with the same command" in error
     assert read_model(CellRecord, pretrain.with_name("pretrain.cell.json")).exit_code == 75
 
 
@@ -387,11 +387,11 @@ def test_dry_run_prints_costs_and_commands(real: Path, tmp_path: Path, capsys: p
 
 
 def test_the_estimate_counts_what_the_model_has(real: Path, tmp_path: Path) -> None:
-    from bert_convolutions.sweep.estimate import estimate, skeleton
+    from bert_convolutions.sweep.estimate import estimate, meta_model
 
     cell = plan_cells(read_experiment(real / "e.yaml", ["max_steps=10"]), tmp_path)[0]
     cost = estimate(cell, 1e6)
-    assert cost.parameters == skeleton(cell.flags).num_parameters()
+    assert cost.parameters == meta_model(cell.flags).num_parameters()
     assert cost.tokens == 10 * 4 * 32
     assert cost.flops > 6 * cost.tokens * (4 * 16 * 16 + 2 * 16 * 32)
     assert cost.seconds == cost.flops / 1e6

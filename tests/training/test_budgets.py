@@ -125,7 +125,7 @@ def test_a_checkpoint_that_does_not_say_is_refused(
     facts["files"]["trainer_state.json"] = {"size": state.stat().st_size, "sha256": sha256(state)}
     manifest.write_text(json.dumps(facts))
     assert run(corner, folder.name, *TARGETS, resume_from_checkpoint="true") == 2
-    assert "was saved without counting words" in capsys.readouterr().err
+    assert "was saved without a word count" in capsys.readouterr().err
     assert run(corner, folder.name, resume_from_checkpoint="true") == 0, "without the flag it goes on"
     assert "words_seen" not in results(folder)
 
@@ -164,7 +164,7 @@ def test_numbers_of_words_and_their_names() -> None:
         *("chck_1M", "chck_2500K", "chck_7", "chck_1000M")
     ]
     for text in ("0", "1.5M", "M", "-1", "1e6"):
-        with pytest.raises(UsageError, match="is no number of words"):
+        with pytest.raises(UsageError, match="is not a number of words"):
             parse_words(text)
 
 
@@ -187,7 +187,7 @@ def test_minutes_fix_the_steps_and_the_run_is_that_of_the_steps(
     def measures_again(*_: Any) -> int:
         raise AssertionError
 
-    monkeypatch.setattr(pretrain, "steps_in", measures_again)
+    monkeypatch.setattr(pretrain, "count_steps_in", measures_again)
     cut_back(corner.folder / "timed", 4)
     assert run(corner, "timed", resume_from_checkpoint="true", train_minutes=105, **common) == 0
     assert results(corner.folder / "timed")["steps"] == steps
@@ -198,7 +198,7 @@ def test_minutes_fix_the_steps_and_the_run_is_that_of_the_steps(
     assert run(corner, "timed", resume_from_checkpoint="true", train_minutes=90, **common) == 2
     assert "--train_minutes was 105.0 and is now 90.0" in capsys.readouterr().err
     assert run(corner, "stepped", resume_from_checkpoint="true", train_minutes=90, **common) == 2
-    assert "was begun with a number of steps" in capsys.readouterr().err
+    assert "was started with a number of steps" in capsys.readouterr().err
 
 
 def test_minutes_are_measured_without_evaluating(corner: Corner, capsys: pytest.CaptureFixture[str]) -> None:

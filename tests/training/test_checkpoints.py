@@ -62,7 +62,7 @@ def test_saved_anew_one_whole_checkpoint_is_found_at_every_instant(
     found = checkpoints.newest_valid(tmp_path).found
     assert found is not None and checkpoints.step_of(found) == 10 and (found == place) == (at == 1)
     assert checkpoints.newest_complete(tmp_path) == found
-    checkpoints.sweep(tmp_path)
+    checkpoints.clean_up(tmp_path)
     assert checkpoints.newest_valid(tmp_path).found == place
     assert (place / "model.safetensors").read_text() == "weights"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]
@@ -112,12 +112,12 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "checksum": lambda place: flip(place / "model.safetensors"),
     "bytes instead of": lambda place: os.truncate(place / "model.safetensors", 3),
     "missing": lambda place: (place / "part" / "state.json").unlink(),
-    "not written to its end": lambda place: (place / "manifest.json").unlink(),
-    "it is no plain file": lambda place: ((place / MANIFEST).unlink(), os.mkfifo(place / MANIFEST)),
+    "so it is incomplete": lambda place: (place / "manifest.json").unlink(),
+    "it is not a regular file": lambda place: ((place / MANIFEST).unlink(), os.mkfifo(place / MANIFEST)),
     "cannot be read": lambda place: os.truncate(place / "manifest.json", 20),
-    "none that this version": lambda place: (place / "manifest.json").write_text(json.dumps({"format": 99})),
+    "not one that this version": lambda place: (place / "manifest.json").write_text(json.dumps({"format": 99})),
     **{
-        f"none that this version understands ({MANIFEST}: {where}": lambda place, change=change: rewrite(
+        f"not one that this version can read ({MANIFEST}: {where}": lambda place, change=change: rewrite(
             place / MANIFEST, change
         )
         for where, change in {
@@ -189,7 +189,7 @@ def test_sweeping_removes_leftovers_only(tmp_path: Path) -> None:
         (tmp_path / name).mkdir(parents=True, exist_ok=True)
     (tmp_path / ".train_results.json.writing").write_text("half")
     (tmp_path / "notes.txt").write_text("the user's")
-    checkpoints.sweep(tmp_path)
+    checkpoints.clean_up(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [kept.name, "notes.txt"]
 
 

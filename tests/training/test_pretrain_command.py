@@ -163,21 +163,21 @@ WRONG = {
     ),
     "eval on start": ({"eval_on_start": "true"}, "--eval_on_start needs --do_eval"),
     "workers": ({"dataloader_persistent_workers": "true"}, "--dataloader_persistent_workers true is not supported"),
-    "order": ({"dataloader_in_order": "false"}, "--dataloader_in_order false would make the order of batches one of"),
+    "order": ({"dataloader_in_order": "false"}, "--dataloader_in_order false would make the order"),
     "sampling": ({"train_sampling_strategy": "sequential"}, "--train_sampling_strategy sequential is not supported"),
     "pushing": ({"push_to_hub": "true"}, "publish a finished model with bertconv export --format hub"),
     "liger": ({"use_liger_kernel": "true"}, "--use_liger_kernel true is not supported"),
     "preemption": ({"enable_jit_checkpoint": "true"}, "--enable_jit_checkpoint true is not needed: SIGTERM saves"),
-    "drop last": ({"dataloader_drop_last": "true"}, "--dataloader_drop_last true would leave examples out"),
+    "drop last": ({"dataloader_drop_last": "true"}, "--dataloader_drop_last true would skip examples"),
     "tokens twice": ({"include_num_input_tokens_seen": "true"}, "--include_num_input_tokens_seen is not needed"),
     "unknown key": ({"accelerator_config": '{"beauty": 1}'}, "unexpected keyword argument 'beauty'"),
     "no JSON file": ({"accelerator_config": "3"}, "No such file or directory: '3'"),
-    "smooth order": ({"use_sop_head": "true", "label_smoothing_factor": 0.1}, "--label_smoothing_factor knows no"),
+    "smooth order": ({"use_sop_head": "true", "label_smoothing_factor": 0.1}, "--label_smoothing_factor does not"),
     "best by what": (
         {"metric_for_best_model": "beauty"}, "--metric_for_best_model beauty is not measured; known are loss, perp",
     ),
     "best by nothing": ({"save_strategy": "best"}, "metric_for_best_model"),
-    "bare JSON": ({"lr_scheduler_kwargs": "{num_cycles:2}"}, "{num_cycles:2} is no JSON"),
+    "bare JSON": ({"lr_scheduler_kwargs": "{num_cycles:2}"}, "{num_cycles:2} is not JSON"),
     "no config": ({"config_name": None}, "give --config_name"),
     "bad preset": ({"config_name": "bert_huge"}, "bert_huge is neither a preset"),
     "bad kernel": ({"attention_kernel": "qk_konv 8"}, "konv"),
@@ -234,7 +234,7 @@ def test_a_used_folder_is_left_alone_resumed_or_replaced(corner: Corner, capsys:
     longest = max((piece for piece in load_tokenizer(source).get_vocab() if piece[0] == "▁"), key=len).encode()
     (corner.folder / "other.model").write_bytes(pieces.replace(longest, longest.swapcase()))
     assert corner.run("from", tokenizer_name=corner.folder / "other.model", **start) == 2
-    assert "other.model has other tokens than the tokenizer that" in capsys.readouterr().err
+    assert "other.model has other tokens than the tokenizer saved in" in capsys.readouterr().err
     assert corner.run("used", overwrite_output_dir="true", max_steps=3, seed=7) == 0
     left = checkpoints.list_checkpoints(corner.folder / "used")
     assert [checkpoints.step_of(path) for path in left] == [3]
@@ -264,7 +264,7 @@ def test_a_real_process_stopped_and_killed_ends_with_the_same_weights(corner: Co
         assert not (folder / "train_results.json").exists()
         if number == signal.SIGINT:
             assert process.returncode == 75, said
-            assert "go on with: bertconv pretrain" in said and "Traceback" not in said
+            assert "resume with: bertconv pretrain" in said and "Traceback" not in said
     assert corner.run("killed", resume_from_checkpoint="true", **changes) == 0
     one, other = (load_file(corner.folder / name / "model.safetensors") for name in ("unharmed", "killed"))
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

@@ -85,4 +85,4 @@ def test_a_rank_that_dies_or_is_told_to_stop_ends_the_others(corner: Corner, num
     else:
         assert "--resume_from_checkpoint true" in said and "exitcode  : 75" in said
         launcher_words = " ".join([*TORCHRUN, *COMMAND])
-        assert f"go on with: {sys.executable} {launcher_words} --" in said
+        assert f"resume with: {sys.executable} {launcher_words} --" in said

@@ -47,7 +47,7 @@ def run(trainer: PretrainingTrainer, resume: bool = False, callback: TrainerCall
     if callback:
         trainer.add_callback(callback)
     found = checkpoints.newest_valid(Path(trainer.args.output_dir)).found if resume else None
-    with trainer.watch.installed():
+    with trainer.watch.finish_step_on_signal():
         trainer.train(resume_from_checkpoint=str(found) if found else None)
 
 
@@ -175,7 +175,7 @@ def test_where_nothing_is_left_to_train_there_is_no_speed_and_the_first_process_
     checkpoint = tmp_path / "checkpoint-2"
     trainer = make_trainer(tmp_path, max_steps=2)
     trainer.load_finished(str(checkpoint))
-    figures = trainer.figures()
+    figures = trainer.throughput_metrics()
     assert figures["real_tokens_per_second"] == 0 < figures["non_padding_tokens_seen"]
     monkeypatch.setattr(trainer, "is_world_process_zero", lambda: False)
     capsys.readouterr()

@@ -124,7 +124,7 @@ def test_the_advice_after_a_divergence_works(corner: Corner, capsys: pytest.Capt
     assert corner.run("wild", learning_rate=0.01, **{**flags, "max_steps": 2}) == 0
     assert resume(corner, "wild", learning_rate=1e30, **flags) == EXIT_DIVERGED
     said = capsys.readouterr().err
-    assert "go on from it with --resume_from_checkpoint true and a lower --learning_rate" in said
+    assert "resume from it with --resume_from_checkpoint true and a lower --learning_rate" in said
     assert (corner.folder / "wild" / "diverged.json").exists()
     assert resume(corner, "wild", learning_rate=0.001, **flags) == 0
     assert steps_of_results(corner.folder / "wild") == 12 and not (corner.folder / "wild" / "diverged.json").exists()
@@ -225,7 +225,7 @@ def test_a_model_without_checkpoints_is_not_replaced_by_a_resumed_run(
     assert resume(corner, folder.name, max_steps=2, seed=7) == 2
     assert "--seed was 42 and is now 7" in capsys.readouterr().err
     assert resume(corner, folder.name, max_steps=3) == 2
-    assert "holds a model (model.safetensors) and no checkpoint to go on from" in capsys.readouterr().err
+    assert "holds a model (model.safetensors) and no checkpoint to resume from" in capsys.readouterr().err
     assert contents(folder) == before
     shutil.copytree(folder, corner.folder / "converted")
     (corner.folder / "converted" / "train_results.json").unlink()
@@ -233,7 +233,7 @@ def test_a_model_without_checkpoints_is_not_replaced_by_a_resumed_run(
         if changes:
             assert corner.run("other-run", max_steps=2) == 0
         assert corner.run("converted", max_steps=2, **({"resume_from_checkpoint": "true"} | changes)) == 2
-        assert "no checkpoint to go on from" in capsys.readouterr().err
+        assert "no checkpoint to resume from" in capsys.readouterr().err
     assert same_weights(corner.folder / "converted", folder)
 
 

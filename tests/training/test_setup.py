@@ -13,7 +13,7 @@ from bert_convolutions import CompositeBertForMaskedLM
 from bert_convolutions.errors import UsageError
 from bert_convolutions.model import CompositeBertConfig
 from bert_convolutions.training.options import PretrainOptions
-from bert_convolutions.training.setup import compose_config, compose_model, few_shapes
+from bert_convolutions.training.setup import cuda_graph_buckets, make_config, make_model
 from tests.training.helpers import CLS, PIECES, SEP, make_collator
 
 
@@ -28,7 +28,7 @@ class Tokens:
 
 def compose(**flags):
     options = PretrainOptions(tokenizer_name="tokenizer", **flags)
-    return compose_config(options, cast(PreTrainedTokenizerBase, Tokens()))
+    return make_config(options, cast(PreTrainedTokenizerBase, Tokens()))
 
 
 @pytest.fixture
@@ -88,9 +88,7 @@ def test_architecture_flags_must_not_contradict_a_model(config_file, tmp_path):
     with pytest.raises(UsageError, match=r"attention_kernel qk_convk 2 contradicts"):
         compose(model_name_or_path=model, attention_kernel="qk_convk 2", block_size=64)
     again = compose(model_name_or_path=model, attention_kernel="convq_qk 2", block_size=64)
-    assert (
-        compose_model(PretrainOptions(model_name_or_path=model), again, seed=0).config.attention_kernel == "qk_convq 2"
-    )
+    assert make_model(PretrainOptions(model_name_or_path=model), again, seed=0).config.attention_kernel == "qk_convq 2"
 
 
 def test_weights_that_are_not_the_configurations_are_refused_by_name(config_file, tmp_path):
@@ -109,14 +107,14 @@ def test_weights_that_are_not_the_configurations_are_refused_by_name(config_file
         saved = path.read_text()
         path.write_text(json.dumps({**json.loads(saved), **change}))
         with pytest.raises(UsageError, match=named):
-            compose_model(options, compose_config(options, cast(PreTrainedTokenizerBase, Tokens())), seed=0)
+            make_model(options, make_config(options, cast(PreTrainedTokenizerBase, Tokens())), seed=0)
         path.write_text(saved)
 
 
 def test_few_shapes_occur_where_cuda_graphs_are_recorded_for_each():
     examples, draw = 256, np.random.default_rng(2)
     arguments = cast(TrainingArguments, SimpleNamespace(per_device_train_batch_size=examples))
-    buckets = few_shapes(PretrainOptions(block_size=32), arguments)
+    buckets = cuda_graph_buckets(PretrainOptions(block_size=32), arguments)
     seen = set()
     for step in range(30):
         texts = [draw.integers(0, PIECES, length).tolist() for length in draw.integers(3, 29, examples)]

@@ -1,1 +1,1 @@
-"""``bertconv bench``: contestants in turn on the same text; medians and ratios as a table, JSON and a picture."""
+"""``bertconv bench``: measures contestants in turn on the same text; reports medians and ratios."""

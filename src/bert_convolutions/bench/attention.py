@@ -1,4 +1,4 @@
-"""The attention core alone, forward and backward: queries, keys, values and terms in, context out, no projections.
+"""Jobs of attention cores, forward and backward: from queries, keys, values and terms to context, no projections.
 
 Legend: B rows, S sequence, H heads, d head size, n reach.
 """
@@ -23,18 +23,18 @@ from bert_convolutions.model.flops import FlopCounter
 from bert_convolutions.model.presets import load_config
 
 SHORTEST, LONGEST = 16, 128
-"""Tokens of the examples in packed rows."""
+"""Range of the lengths of examples in packed rows."""
 
 
 class AttentionRun:
-    """A contestant's attention on random inputs of a job's B, S and precision, with the heads of a configuration.
+    """A contestant's attention on random inputs with a job's B, S and precision and a configuration's heads.
 
     Attributes:
-        query, key, value: (B, H, S, d), in memory as projections leave them.
-        parts: of the score, with all terms of composite attention.
-        leaves: all that gets a gradient.
-        attend: () -> context, its dimensions in the contestant's own order.
-        work: of a step, with the FLOPs of scores and weighted values alone.
+        query, key, value: (B, H, S, d), in the memory layout of projections.
+        parts: the parts of the score, with all terms of composite attention.
+        leaves: all tensors that get a gradient.
+        attend: () -> context, whose dimensions are in the contestant's own order.
+        work: work of a step, with the FLOPs of scores and weighted values only.
     """
 
     def __init__(self, job: Job, config: CompositeBertConfig, dropout: float = 0.0, seed: int = 0) -> None:
@@ -52,22 +52,22 @@ class AttentionRun:
             segments, lengths = packed_rows(job.batch_size, job.length, self.device)
         self.parts = module.score_parts(self.query, self.key, segments, dtype)
         self.leaves += [parameter for terms in self.parts.terms.values() for _, parameter in terms]
-        self.attend: Callable[[], Tensor] = _MAKE[job.contestant](self)
+        self.attend: Callable[[], Tensor] = _MAKE_ATTENTION[job.contestant](self)
         flops = FlopCounter(0, 0, layers=1, attention_width=heads * size).training(lengths.numpy(), 0)
         self.work = Work(len(lengths), int(lengths.sum()), flops)
 
     def step(self) -> None:
-        """Forward and backward: the gradients of all leaves, of a context whose own is ones."""
+        """Forward and backward: the gradients of all leaves for a gradient of ones."""
         context = self.attend()
         torch.autograd.grad(context, self.leaves, torch.ones_like(context), allow_unused=True)
 
 
 def packed_rows(rows: int, length: int, device: torch.device) -> tuple[Segments, Tensor]:
-    """Rows filled with examples of ``SHORTEST`` to ``LONGEST`` tokens, the last one cut; and their (N,) lengths."""
+    """Rows filled with examples of ``SHORTEST`` to ``LONGEST`` tokens, the last one truncated; and the lengths (N,)."""
     ends = torch.randint(SHORTEST, LONGEST + 1, (rows, -(-length // SHORTEST))).cumsum(1)
     examples = torch.searchsorted(ends, torch.arange(length).repeat(rows, 1), right=True) + 1  # (B, S)
-    apart = examples + torch.arange(rows).unsqueeze(1) * (length + 1)
-    return Segments(examples.to(device)), apart.flatten().unique_consecutive(return_counts=True)[1]
+    unique_numbers = examples + torch.arange(rows).unsqueeze(1) * (length + 1)
+    return Segments(examples.to(device)), unique_numbers.flatten().unique_consecutive(return_counts=True)[1]
 
 
 def run_attention_job(job: Job, setup: Setup, turns: Turns) -> None:
@@ -84,7 +84,7 @@ def run_attention_job(job: Job, setup: Setup, turns: Turns) -> None:
 
 
 def _with_terms(run: AttentionRun, backend: str, attend: Attend) -> Callable[[], Tensor]:
-    segments = keep_shared(run.parts.segments, backend, run.value.dtype)  # once, as all layers of a model share it
+    segments = keep_shared(run.parts.segments, backend, run.value.dtype)  # once, as all layers share them
     parts = replace(run.parts, segments=segments)
     return lambda: attend(parts, run.value, run.dropout)[0]
 
@@ -95,7 +95,7 @@ def _ours(run: AttentionRun) -> Callable[[], Tensor]:
 
 
 def _flex(run: AttentionRun) -> Callable[[], Tensor]:
-    """The terms read by offset; there is no dropout of probabilities."""
+    """Terms are read by offset; there is no attention dropout."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     compiled, examples, mask = torch.compile(flex_attention, dynamic=False), run.parts.segments.examples, None
@@ -118,7 +118,7 @@ def _flex(run: AttentionRun) -> Callable[[], Tensor]:
 
 
 def _flashdeberta(run: AttentionRun) -> Callable[[], Tensor]:
-    """Its own terms, of 256 buckets, at our shapes."""
+    """With its own terms, of 256 buckets, and our shapes."""
     from flashdeberta.ops.flash_attention import flash_attention_with_disentangled  # type: ignore[import-not-found]
 
     inputs = [part.contiguous() for part in (run.query, run.key, run.value)]
@@ -130,7 +130,7 @@ def _flashdeberta(run: AttentionRun) -> Callable[[], Tensor]:
 
 
 def _disentangled_flash(run: AttentionRun) -> Callable[[], Tensor]:
-    """Its attention layer with its own terms, projections included, which the others don't have."""
+    """Its attention layer with its own terms and, unlike the others, with projections."""
     from disentangled_flash import TritonTrainingDisentangledSelfAttention  # type: ignore[import-not-found]
     from transformers import DebertaV2Config
 
@@ -145,16 +145,16 @@ def _disentangled_flash(run: AttentionRun) -> Callable[[], Tensor]:
     return lambda: module(hidden, mask, rel_embeddings=positions)[0]
 
 
-_MAKE: dict[str, Callable[[AttentionRun], Callable[[], Tensor]]] = {
+_MAKE_ATTENTION: dict[str, Callable[[AttentionRun], Callable[[], Tensor]]] = {
     "plain_sdpa": lambda run: partial(
         functional.scaled_dot_product_attention, run.query, run.key, run.value, dropout_p=run.dropout
     ),
     "ours": _ours,
-    # it keeps the mask that eager does, where our own sdpa does without
+    # it needs the mask of eager, which our own sdpa does not
     "sdpa_bias": lambda run: _with_terms(run, "eager", partial(attend_interface, "sdpa")),
     "flex": _flex,
     "eager": lambda run: _with_terms(run, "eager", attend_eager),
     "flashdeberta": _flashdeberta,
     "disentangled_flash": _disentangled_flash,
 }
-"""Contestant to what makes its attention of the inputs."""
+"""Functions that make a contestant's attention, by name."""

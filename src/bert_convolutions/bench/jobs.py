@@ -1,4 +1,4 @@
-"""Jobs of models: training steps, encoder passes, loading alone, and an exported model beside the one it is made of."""
+"""Jobs of models: training steps, encoder passes, data loading, and exported models."""
 
 import itertools
 import tempfile
@@ -34,20 +34,20 @@ from bert_convolutions.signals import SignalWatch
 from bert_convolutions.training.arguments import BertTrainingArguments
 from bert_convolutions.training.options import PretrainOptions
 from bert_convolutions.training.sampling import StepPlan
-from bert_convolutions.training.setup import Corpus, choose_tokenizer, compose_config, compose_model, make_trainer
+from bert_convolutions.training.setup import Corpus, choose_tokenizer, make_config, make_model, make_trainer
 
 _MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
 _SPECIAL_TOKENS = 3
-"""Of a sentence pair; they are never masked."""
+"""[CLS] and two [SEP] of a sentence pair, which are never masked."""
 _SHAPE = (
     *("vocab_size", "pad_token_id", "max_position_embeddings"),
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "embedding_size", "intermediate_size"),
 )
-_MODERNBERTS_TOKENS = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
+_MODERNBERT_TOKENS = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
 
 
 def training_arguments(job: Job, setup: Setup) -> dict[str, Any]:
-    """The Trainer's flags that all contestants share: those of the README's command, and nothing logged or saved."""
+    """The Trainer's flags of all contestants: those of the README's command, without logging and saving."""
     return {
         "output_dir": str(Path(setup.options.output_dir) / "trainer"),
         "per_device_train_batch_size": job.batch_size,
@@ -67,7 +67,7 @@ def training_arguments(job: Job, setup: Setup) -> dict[str, Any]:
 
 
 def pretrain_options(job: Job, setup: Setup) -> PretrainOptions:
-    """The flags of ``bertconv pretrain`` for a job; a peer takes the shape from those without any architecture flag."""
+    """The flags of ``bertconv pretrain`` for a job; for a peer, without architecture flags, they give its shape."""
     flags = CONTESTANTS[job.contestant].flags or {}
     return PretrainOptions(
         tokenizer_name=setup.tokenizer,
@@ -78,22 +78,22 @@ def pretrain_options(job: Job, setup: Setup) -> PretrainOptions:
     )
 
 
-def _described(job: Job, setup: Setup) -> tuple[PretrainOptions, PreTrainedTokenizerBase, CompositeBertConfig]:
-    """The flags of a job's model, the tokenizer, and the configuration that they make."""
+def _make_config(job: Job, setup: Setup) -> tuple[PretrainOptions, PreTrainedTokenizerBase, CompositeBertConfig]:
+    """The flags, the tokenizer and the configuration of a job's model."""
     options = pretrain_options(job, setup)
     tokenizer = choose_tokenizer(options)
-    config = compose_config(options, tokenizer)
+    config = make_config(options, tokenizer)
     config.vocab_size = setup.vocabulary
     return options, tokenizer, config
 
 
-def _peer(name: str, config: CompositeBertConfig) -> PreTrainedModel:
-    """A model of ``transformers`` of our width, depth, heads and vocabulary; but ModernBERT, of our shape in all."""
+def _make_peer(name: str, config: CompositeBertConfig) -> PreTrainedModel:
+    """A model of ``transformers`` with our shape."""
     fields = {field: getattr(config, field) for field in _SHAPE}
-    if name == "modernbert":  # its gated feed-forward part is 3/2 of the width, as in ModernBERT-base
+    if name == "modernbert":  # its gated feed-forward layer has 3/2 of the width, as in ModernBERT-base
         del fields["embedding_size"]
         fields |= {"intermediate_size": config.hidden_size * 3 // 2}
-        fields |= dict.fromkeys(_MODERNBERTS_TOKENS)  # which lie beyond the vocabulary
+        fields |= dict.fromkeys(_MODERNBERT_TOKENS)  # the defaults are beyond the vocabulary
     attention = None if name == "convbert" else "sdpa"
     return AutoModelForMaskedLM.from_config(AutoConfig.for_model(name, **fields), attn_implementation=attention)
 
@@ -101,9 +101,9 @@ def _peer(name: str, config: CompositeBertConfig) -> PreTrainedModel:
 def _peer_trainer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: list[np.ndarray], arguments: dict[str, Any]
 ) -> Trainer:
-    """The Trainer as Hugging Face's own masked-language-model script sets it up for text line by line.
+    """The Trainer as set up by Hugging Face's masked-language-model script for text line by line.
 
-    Each batch is padded to its longest example; the collator masks. Only the order of the examples is given.
+    Each batch is padded to its longest example and masked by the collator. Only the order of the examples is ours.
     """
     special = np.array(tokenizer.all_special_ids)
     dataset = [
@@ -125,29 +125,29 @@ def _peer_trainer(
 
 
 class PairsRun:
-    """The Trainer of a job's contestant, set up by the code behind its command, and what each of its steps does."""
+    """The Trainer of a job's contestant, set up by the code of its command, and the work of each step."""
 
     def __init__(self, job: Job, setup: Setup) -> None:
         self.job = job
         self.store = ArrowStore(setup.pairs[job.length])
         seed = setup.options.seed
         self.plan = StepPlan(len(self.store), seed, micro_batch_size=job.batch_size, micro_batches=1, processes=1)
-        options, tokenizer, config = _described(job, setup)
+        options, tokenizer, config = _make_config(job, setup)
         arguments = training_arguments(job, setup)
         if CONTESTANTS[job.contestant].is_ours:
-            model, ours = compose_model(options, config, seed), BertTrainingArguments(**arguments)
+            model, ours = make_model(options, config, seed), BertTrainingArguments(**arguments)
             corpus = Corpus(self.store, None)
             self.trainer: Trainer = make_trainer(options, ours, model, tokenizer, corpus, SignalWatch())
         else:
             set_seed(seed)
             samples = [sample for step in range(setup.steps) for sample in self.plan.samples_of_step(step)]
             examples = [self.store[sample][: job.length] for sample in samples]
-            self.trainer = _peer_trainer(_peer(job.contestant, config), tokenizer, examples, arguments)
+            self.trainer = _peer_trainer(_make_peer(job.contestant, config), tokenizer, examples, arguments)
         counted = CONTESTANTS[job.contestant].is_ours or job.contestant == ELECTRA
         self._flops = count_flops(self.trainer.model) if counted else None  # type: ignore[arg-type]
 
     def work(self, step: int, *, training: bool = True) -> Work:
-        """What a step (0-based) does, of training or of the encoder; 15 % of what may be masked counts as masked."""
+        """The work of a step (0-based) of training or of the encoder, assuming that 15 % of the tokens are masked."""
         samples = self.plan.samples_of_step(step)
         lengths = np.minimum([len(self.store[sample]) for sample in samples], self.job.length)
         flops = None
@@ -158,21 +158,21 @@ class PairsRun:
 
 
 class StepClock(TrainerCallback):
-    """Makes a Trainer take turns: between two steps it waits until it is asked to go on."""
+    """Makes a Trainer take turns: it waits between two turns."""
 
     def __init__(self, turns: Turns, work: Callable[[int], Work]) -> None:
         self.turns, self.work = turns, work
-        self.begun = self.wanted = 0
+        self.begun = self.num_steps = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Wait for the first turn."""
-        self.begun, self.wanted = state.global_step, self.turns.next()
+        self.begun, self.num_steps = state.global_step, self.turns.next()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """At the end of a turn, report it and wait for the next."""
-        if state.global_step == self.begun + self.wanted:
+        """At the end of a turn, report it and wait for the next one."""
+        if state.global_step == self.begun + self.num_steps:
             work = sum((self.work(step) for step in range(self.begun, state.global_step)), Work())
-            self.turns.report(self.wanted, work)
+            self.turns.report(self.num_steps, work)
             self.on_train_begin(args, state, control)
 
 
@@ -186,7 +186,7 @@ def run_training_job(job: Job, setup: Setup, turns: Turns) -> None:
 def run_inference_job(job: Job, setup: Setup, turns: Turns) -> None:
     """Pass the batches of training through the encoder in turns, without gradients."""
     run = PairsRun(job, setup)
-    device, steps, batches = run.trainer.args.device, itertools.count(), _forever(run.trainer)
+    device, steps, batches = run.trainer.args.device, itertools.count(), _repeat_batches(run.trainer)
     encoder: Any = run.trainer.model.base_model.eval()  # type: ignore[union-attr]
     if setup.options.torch_compile:
         encoder = torch.compile(encoder)
@@ -201,8 +201,8 @@ def run_inference_job(job: Job, setup: Setup, turns: Turns) -> None:
 
 
 def run_loading_job(job: Job, setup: Setup, turns: Turns) -> None:
-    """Read, mask and lay out batches in turns, and do nothing with them."""
-    batches = _forever(PairsRun(job, setup).trainer)
+    """Load and collate batches in turns, without using them."""
+    batches = _repeat_batches(PairsRun(job, setup).trainer)
 
     def step() -> Work:
         batch = next(batches)
@@ -211,15 +211,15 @@ def run_loading_job(job: Job, setup: Setup, turns: Turns) -> None:
     turns.take(step)
 
 
-def _forever(trainer: Trainer) -> Iterator[Any]:
+def _repeat_batches(trainer: Trainer) -> Iterator[Any]:
     while True:
         yield from trainer.get_train_dataloader()
 
 
 def run_onnx_job(job: Job, setup: Setup, turns: Turns) -> None:
-    """Compute a masked language model's logits of one padded batch, by PyTorch or as a graph under onnxruntime."""
-    options, _, config = _described(replace(job, backend=None), setup)
-    model = compose_model(options, config, setup.options.seed).eval()
+    """Compute a masked language model's logits of one padded batch, by PyTorch or onnxruntime."""
+    options, _, config = _make_config(replace(job, backend=None), setup)
+    model = make_model(options, config, setup.options.seed).eval()
     batch = graphs.example_inputs(model, job.batch_size, job.length)
     work = Work(job.batch_size, int(batch["attention_mask"].sum()), None)
     run: graphs.Run = partial(graphs.torch_outputs, model)

@@ -1,4 +1,4 @@
-"""Who takes part in a bench, each one short declaration, and what it consists of: groups of jobs that take turns."""
+"""The contestants of a bench, and its plan: groups of jobs that take turns."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,20 +11,20 @@ from bert_convolutions.errors import UsageError, install_command
 from bert_convolutions.model.presets import load_config
 
 REACH = 8
-"""n of all kernels: the paper's width of 17."""
+"""Reach n of all kernels, the paper's width of 17."""
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """A model, fed as its own training command feeds it.
+    """A model, with the batches of its own training command.
 
     Attributes:
-        name: what ``--contestants`` calls it.
-        description: for tables.
-        flags: architecture flags of ``bertconv pretrain``; None for a model of ``transformers``, which is built
-            by its name and fed by the Trainer's own collator.
-        default: takes part where ``--contestants`` is left out.
-        quick: takes part in ``--quick``.
+        name: name in ``--contestants``.
+        description: description in tables.
+        flags: architecture flags of ``bertconv pretrain``; None for a model of ``transformers``, which is built by its
+            name and uses the Trainer's own collator.
+        default: whether it takes part without ``--contestants``.
+        quick: whether it takes part in ``--quick``.
     """
 
     name: str
@@ -41,12 +41,12 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Core(Contestant):
-    """A way to compute attention, of the task ``attention``; its code is in ``bench.attention``.
+    """An implementation of attention for the task ``attention``; its code is in ``bench.attention``.
 
     Attributes:
-        score_tensors: B x H x S x S tensors that it holds at a time, about.
+        score_tensors: approximate number of B x H x S x S tensors that it holds at a time.
         only_gpu: whether it has no kernels, or no backward, for CPUs.
-        package: that it needs and no extra of ours brings, or None.
+        package: a package that it needs and that none of our extras installs, or None.
     """
 
     score_tensors: int = 0
@@ -78,45 +78,45 @@ CONTESTANTS = {
         Contestant("bert", "Hugging Face BERT, SDPA", default=False),
         Contestant("convbert", "Hugging Face ConvBERT"),
         Contestant("modernbert", "Hugging Face ModernBERT, SDPA"),
-        Core(PLAIN_SDPA, "PyTorch's SDPA without terms or segments: the floor", quick=True),
+        Core(PLAIN_SDPA, "PyTorch's SDPA without terms or segments: the lower bound", quick=True),
         Core("ours", "composite, our kernels for this device", quick=True),
         Core("sdpa_bias", "composite, PyTorch's SDPA with the terms as a mask", score_tensors=4),
         Core("flex", "composite, PyTorch's FlexAttention", only_gpu=True),
-        Core("eager", "composite, the equation as it stands", score_tensors=8, quick=True),
+        Core("eager", "composite, the unfused equation", score_tensors=8, quick=True),
         Core("flashdeberta", "FlashDeBERTa, DeBERTa's terms", only_gpu=True, package="flashdeberta"),
         Core("disentangled_flash", "DeBERTa's, with projections", only_gpu=True, package="disentangled_flash"),
     )
 }
-"""All of them, by name."""
+"""All contestants by name."""
 BASE_LENGTH = 128
-"""Where ``--batch_size`` counts examples; other lengths have as many slots (examples x length) in a step."""
+"""Length at which ``--batch_size`` applies; other lengths have as many slots (examples x length) per step."""
 START_WORK = 2
-"""What starting a process takes, in steps; a guess."""
-MOST_PROCESSES = 10
-"""That are alive at a time, since an idle one still holds 1 to 2 GiB of ``bert_small``."""
-_LEAST = {
+"""Estimated time to start a process, in steps."""
+MAX_PROCESSES = 10
+"""Maximum number of processes, since an idle one still holds 1 to 2 GiB for ``bert_small``."""
+_MINIMA = {
     **{"batch_size": 1, "rounds": 1, "steps": 1, "threads": 1, "warmup_steps": 0, "dataloader_num_workers": 0},
     **{"sequence_lengths": 16, "peak_tflops": 0.1},
 }
-"""Of each flag that is a number."""
+"""Minimum of each numeric flag."""
 PYTORCH, ONNX, ONNX_INT8 = "PyTorch", "onnxruntime", "onnxruntime int8"
-"""What runs the model of the task ``onnx``."""
+"""Backends of the task ``onnx``."""
 READ_PAIRS: tuple[TaskName, ...] = ("pretraining", "settings", "inference", "loading")
-"""Tasks whose jobs need sentence pairs; other ones in each step, but for loading."""
+"""Tasks whose jobs need sentence pairs; all but loading need new ones in each step."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One contestant in one setting: what a process of its own measures.
+    """One contestant in one setting, which a separate process measures.
 
     Attributes:
-        task: what a step is.
+        task: the kind of step.
         contestant: the name of the contestant.
-        precision: float32, or bf16: by autocast, or of the attention core's inputs.
-        length: S, the longest example.
-        batch_size: examples of a step, or rows of the attention core.
-        backend: ``attn_implementation`` of a model of ours, None for the default; of ``onnx``, what runs it.
-        packed: of the attention core, whether its rows hold several examples.
+        precision: float32, or bf16 by autocast (for attention cores, bf16 inputs).
+        length: S, the maximum length of an example.
+        batch_size: examples per step, or rows for attention cores.
+        backend: ``attn_implementation`` of a model of ours, None for the default; for ``onnx``, the runtime.
+        packed: for attention cores, whether rows hold several examples.
     """
 
     task: TaskName
@@ -129,7 +129,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """What it is called in its group."""
+        """Its name in its group."""
         if self.task == "settings":
             return f"{self.precision}, {self.backend}, {self.batch_size} examples"
         return f"{self.contestant} {self.precision}" + (f", {self.backend}" if self.backend else "")
@@ -142,7 +142,7 @@ class Job:
         return f"bert_convolutions.bench.{module}:run_{name}_job"
 
     def baseline(self, jobs: "tuple[Job, ...]") -> "Job | None":
-        """The job of the same group that this one's speed and memory are compared with; None where it is not there."""
+        """The job of the same group with which speed and memory are compared, or None."""
         other = replace(self, contestant=ELECTRA, precision="float32")
         if self.task == "attention":
             other = replace(self, contestant=PLAIN_SDPA)
@@ -151,22 +151,22 @@ class Job:
         return other if other in jobs else None
 
     def own_dot_product(self, jobs: "tuple[Job, ...]") -> "Job | None":
-        """Our dot product in the same setting, or None where it is not there."""
+        """Our dot product in the same setting, or None."""
         other = replace(self, contestant=DOT_PRODUCT)
         return other if other in jobs and self.task in ("pretraining", "inference") else None
 
 
 @dataclass(frozen=True)
 class Group:
-    """Jobs that take turns, and how often.
+    """Jobs that take turns.
 
     Attributes:
-        title: for progress and tables.
-        jobs: each runs in a process of its own.
-        rounds: turns of each job that count.
-        steps: steps of a turn.
-        warmup_steps: steps of each job before.
-        left_out: what can't be measured here, and why.
+        title: title in progress messages and tables.
+        jobs: the jobs, each with its own process.
+        rounds: measured turns per job.
+        steps: steps per turn.
+        warmup_steps: steps of each job before the first turn.
+        left_out: jobs that can't be measured here, with the reasons.
     """
 
     title: str
@@ -178,20 +178,20 @@ class Group:
 
     @property
     def total_steps(self) -> int:
-        """Steps that each job takes."""
+        """The number of steps of each job."""
         return self.warmup_steps + self.rounds * self.steps
 
     @property
     def work(self) -> float:
-        """A guess of how long it takes, in steps of all jobs."""
+        """The estimated duration, in steps of all jobs."""
         return len(self.jobs) * (self.total_steps + START_WORK)
 
 
 def make_plan(options: BenchOptions, on_gpu: bool = False, memory: float = float("inf")) -> list[Group]:
-    """The groups of a bench, in order, for a GPU or a CPU with so many bytes of memory.
+    """The groups of a bench in order, for a GPU or a CPU with ``memory`` bytes.
 
     Raises:
-        UsageError: a flag has a value that makes no sense, or names nobody.
+        UsageError: a flag's value is invalid or names no contestant.
     """
     _check(options)
     tasks = options.tasks or [task for task in TASK_NAMES if not (options.quick and task == "onnx")]
@@ -203,14 +203,14 @@ def make_plan(options: BenchOptions, on_gpu: bool = False, memory: float = float
 
 
 def _groups(task: TaskName, options: BenchOptions, on_gpu: bool, memory: float) -> Iterator[Group]:
-    """The groups of a task; none where none of the contestants takes part in it."""
+    """The groups of a task; none if no contestant takes part in it."""
     quick = options.quick
     default = [name for name, each in CONTESTANTS.items() if (each.quick if quick else each.default)]
     chosen = [each for name, each in CONTESTANTS.items() if name in (options.contestants or default)]
     models = [each for each in chosen if not isinstance(each, Core)]
     ours = next((each.name for each in models if each.is_ours), None)
     precisions = list(dict.fromkeys(options.precision or PRECISIONS))
-    few = precisions[:1] if quick and not options.precision else precisions
+    few_precisions = precisions[:1] if quick and not options.precision else precisions
     lengths = options.sequence_lengths or ([BASE_LENGTH] if quick else [BASE_LENGTH, 512, 2048])
 
     def group(title: str, jobs: Iterable[Job], more_steps: int = 1) -> Group:
@@ -233,11 +233,11 @@ def _groups(task: TaskName, options: BenchOptions, on_gpu: bool, memory: float) 
             lengths = [BASE_LENGTH * 2**power for power in range(7)]
         cores = [each.name for each in chosen if isinstance(each, Core)]
         for length, rows in itertools.product(lengths if cores else (), ("full", "packed")):
-            jobs = [job(name, few[-1], length, packed=rows == "packed") for name in cores]
+            jobs = [job(name, few_precisions[-1], length, packed=rows == "packed") for name in cores]
             yield group(f"attention, S = {length}, {rows} rows", jobs, 20 if on_gpu else 1)
     elif task in ("pretraining", "inference"):
         for length in lengths if models else ():
-            measured = precisions if task == "pretraining" else few
+            measured = precisions if task == "pretraining" else few_precisions
             all_jobs = [job(each.name, precision, length) for precision in measured for each in models]
             for title, part in _split(f"{task}, S = {length}", all_jobs):
                 yield group(title, part)
@@ -248,23 +248,23 @@ def _groups(task: TaskName, options: BenchOptions, on_gpu: bool, memory: float) 
         jobs = [job(ours, "float32", lengths[0], backend=engine) for engine in (PYTORCH, ONNX, ONNX_INT8)]
         yield group(f"onnx, {ours}, S = {lengths[0]}", jobs[:2] if quick else jobs)
     elif ours and task == "loading":
-        yield group("loading", [job(ours, few[0], length) for length in lengths], 10)
+        yield group("loading", [job(ours, few_precisions[0], length) for length in lengths], 10)
 
 
 def _check(options: BenchOptions) -> None:
     for name in options.contestants:
         if name not in CONTESTANTS:
             raise UsageError(f"--contestants: there is no {name!r}; valid are {', '.join(CONTESTANTS)}")
-    for name, least in _LEAST.items():
+    for name, minimum in _MINIMA.items():
         given = getattr(options, name)
         for value in given if isinstance(given, list) else [given]:
-            if value is not None and not least <= value < float("inf"):
-                raise UsageError(f"--{name} {value}: give a number of at least {least}")
+            if value is not None and not minimum <= value < float("inf"):
+                raise UsageError(f"--{name} {value}: give a number of at least {minimum}")
 
 
 def _split(title: str, jobs: list[Job]) -> Iterator[tuple[str, list[Job]]]:
-    """Jobs with a title: all together or, where they would be too many processes, each precision with the baseline."""
-    if len(jobs) <= MOST_PROCESSES:
+    """Titles and jobs: all together or, if that is too many processes, by precision, each with the baseline."""
+    if len(jobs) <= MAX_PROCESSES:
         yield title, jobs
         return
     for precision in dict.fromkeys(job.precision for job in jobs):
@@ -274,9 +274,9 @@ def _split(title: str, jobs: list[Job]) -> Iterator[tuple[str, list[Job]]]:
 
 
 def _settings(first: Job, precisions: list[Precision], quick: bool) -> list[Job]:
-    """Every precision, and with the last one the other backend, half the batch and twice (not in ``--quick``).
+    """Every precision, and with the last one the other backend, half the batch size and (not in ``--quick``) twice.
 
-    ``triton`` is no setting of its own: on a GPU, ``sdpa`` is the same kernels.
+    ``triton`` is not a separate setting: on a GPU, ``sdpa`` uses the same kernels.
     """
     last = replace(first, precision=precisions[-1])
     batches = [max(1, first.batch_size // 2), *([] if quick else [2 * first.batch_size])]
@@ -297,7 +297,7 @@ def _obstacle(job: Job, options: BenchOptions, on_gpu: bool, memory: float) -> s
     if core.package and find_spec(core.package) is None:
         return f"needs the package {core.package}: pip install {core.package}"
     if core.package and job.packed:
-        return "takes no packed rows"
+        return "does not support packed rows"
     heads, size = load_config(options.config_name).num_attention_heads, 2 if job.precision == "bf16" else 4
     needed = core.score_tensors * size * heads * job.batch_size * job.length**2
     if needed > memory / 4:

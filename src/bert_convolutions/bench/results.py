@@ -1,4 +1,4 @@
-"""From reports to figures: medians and ratios of each round, as ``results.json``, as tables and as a picture."""
+"""Converts reports to medians and ratios, for ``results.json``, tables and a figure."""
 
 import dataclasses
 import statistics
@@ -21,9 +21,9 @@ from bert_convolutions.report.style import OKABE_ITO, save_figure
 from bert_convolutions.terminal import make_table
 
 SCHEMA = "bert_convolutions.bench/2"
-"""Changes with the meaning of a field; fields may be added without."""
+"""Changes when the meaning of a field changes, not when fields are added."""
 Entry = Mapping[str, Any]
-"""Of ``results.json``: a job in its setting, with its figures or why there are none."""
+"""An entry of ``results.json``: a job with its measurements or the reason why there are none."""
 _COLORS = {"float32": OKABE_ITO[0], "bf16": OKABE_ITO[1]}
 _COLUMNS: dict[str, Callable[[Entry], str]] = {
     "real tokens/s": lambda entry: f"{entry['medians']['real_tokens_per_second']:,.0f}",
@@ -36,7 +36,7 @@ _COLUMNS: dict[str, Callable[[Entry], str]] = {
     "time x dot product": lambda entry: f"{entry['ratios']['step_time']['median']:.3f}",
     "model FLOPs used": lambda entry: f"{entry['model_flops_utilisation']:.1%}",
 }
-"""Heading to cell; not every entry has every figure."""
+"""Functions that format a table cell, by heading; an entry may lack some of the values."""
 
 
 def group_results(
@@ -44,7 +44,7 @@ def group_results(
 ) -> list[dict[str, Any]]:
     """The entries of a group's jobs in ``results.json``.
 
-    Jobs were measured in all rounds, or ``failures`` says why not; ``peak`` is the device's FLOP/s in bf16, if known.
+    Each job was measured in all rounds or is in ``failures``; ``peak`` is the device's bf16 FLOP/s, if known.
     """
     entries = []
     for job in (*group.jobs, *group.left_out):
@@ -79,7 +79,7 @@ def _figures(group: Group, job: Job, measured: Mapping[Job, list[Report]], peak:
 
 
 def _ratios(group: Group, job: Job, reports: Mapping[Job, list[Report]]) -> dict[str, Any]:
-    """What the job is compared with: each round's ratio, since what disturbs a round disturbs both sides of it."""
+    """Ratios to the jobs it is compared with, per round, since a disturbance in a round affects both jobs."""
 
     def ratio(other: Job, figure: Callable[[Report], float]) -> dict[str, Any]:
         rounds = [figure(own) / figure(their) for own, their in zip(reports[job], reports[other], strict=True)]
@@ -97,7 +97,7 @@ def _ratios(group: Group, job: Job, reports: Mapping[Job, list[Report]]) -> dict
 
 
 def fastest_setting(entries: Sequence[dict[str, Any]]) -> str | None:
-    """The flags of the fastest job of the task ``settings``, and its speed; None where none was measured."""
+    """The flags and the speed of the fastest job of the task ``settings``, or None if none was measured."""
     measured = [entry for entry in entries if entry["task"] == "settings" and "medians" in entry]
     if not measured:
         return None
@@ -108,7 +108,7 @@ def fastest_setting(entries: Sequence[dict[str, Any]]) -> str | None:
 
 
 def document(options: BenchOptions, peak: float | None) -> dict[str, Any]:
-    """The content of ``results.json`` before anything is measured: what the entries to come depend on."""
+    """The content of ``results.json`` without measurements: the machine and the options."""
     return {
         "schema": SCHEMA,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -121,7 +121,7 @@ def document(options: BenchOptions, peak: float | None) -> dict[str, Any]:
 
 
 def group_table(title: str, entries: Sequence[Entry]) -> RenderableType:
-    """A row for each job of a group: medians, and medians of the rounds' ratios."""
+    """A row per job of a group: medians, and medians over the rounds' ratios."""
     measured = [entry for entry in entries if "medians" in entry]
     columns = {heading: [_cell(cell, entry) for entry in measured] for heading, cell in _COLUMNS.items()}
     shown = {heading: cells for heading, cells in columns.items() if set(cells) - {"-"}}
@@ -141,20 +141,20 @@ def _cell(cell: Callable[[Entry], str], entry: Entry) -> str:
 
 
 def draw(groups: Mapping[str, Sequence[Entry]], machine: Mapping[str, Any], path: Path) -> None:
-    """Write ``results.png``: a panel for each group, by its title, of which anything was measured."""
+    """Write ``results.png``: a panel for each group (by title) with measurements."""
     measured = {title: [entry for entry in entries if "medians" in entry] for title, entries in groups.items()}
     panels = {title: entries for title, entries in measured.items() if entries}
     heights = [0.9 + 0.25 * len(entries) for entries in panels.values()]
     figure = Figure(figsize=(9, sum(heights) + 0.8), layout="constrained")
     figure.suptitle(f"bertconv bench: {machine['gpu'] or machine['cpu']}, torch {machine['torch']}")
-    all_axes = figure.subplots(len(panels), squeeze=False, gridspec_kw={"height_ratios": heights}).ravel()
-    for axes, (title, entries) in zip(all_axes, panels.items(), strict=True):
+    panels_axes = figure.subplots(len(panels), squeeze=False, gridspec_kw={"height_ratios": heights}).ravel()
+    for axes, (title, entries) in zip(panels_axes, panels.items(), strict=True):
         _draw_speeds(axes, title, entries)
     save_figure(figure, path)
 
 
 def _draw_speeds(axes: Axes, title: str, entries: Sequence[Entry]) -> None:
-    """A bar a job: its speed as a multiple of the baseline's, or as it is where there is no baseline."""
+    """A bar per job: its speed as a multiple of the baseline's, or in tokens/s without a baseline."""
     relative = all("speed" in entry["ratios"] for entry in entries)
     speeds = [entry["medians"]["real_tokens_per_second"] for entry in entries]
     values = [entry["ratios"]["speed"]["median"] for entry in entries] if relative else speeds

@@ -1,4 +1,4 @@
-"""``bertconv bench``: prepare, measure group by group, show, and write what there is after each group."""
+"""``bertconv bench``: prepares, measures group by group, and prints and writes results after each group."""
 
 import os
 import time
@@ -41,14 +41,14 @@ def run_bench(options: BenchOptions) -> None:
 
 
 def find_device() -> tuple[bool, float]:
-    """Whether there is a GPU, and the bytes of its memory, or else of the machine's."""
+    """Whether there is a GPU, and the memory of the GPU or, without one, of the machine in bytes."""
     if torch.cuda.is_available():
         return True, torch.cuda.get_device_properties(0).total_memory
     return False, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 class Bench:
-    """The groups of a bench over one output folder."""
+    """Runs the groups of a bench in one output folder."""
 
     def __init__(self, options: BenchOptions, groups: list[Group], folder: Path) -> None:
         self.options, self.groups, self.folder = options, groups, folder
@@ -89,7 +89,7 @@ class Bench:
         self.console.print(Text(line, style=style))
 
     def _measure(self, group: Group, setup: Setup) -> tuple[dict[Job, list[Report]], dict[Job, str]]:
-        """Let the jobs of a group take turns; return the reports of those that took all, and why the others did not."""
+        """Let the jobs of a group take turns; return the reports of those that completed, and the others' failures."""
         workers = [Worker(job, setup) for job in group.jobs]
         reports: dict[Job, list[Report]] = {job: [] for job in group.jobs}
         try:
@@ -102,7 +102,7 @@ class Bench:
                     steps = group.steps if number else group.warmup_steps
                     what = f"round {number} of {group.rounds}" if number else "warm-up"
                     self.say(f"{what}{self._time_left()}", style="dim")
-                    for worker in workers[:: 1 if number % 2 else -1]:  # what drifts favours nobody
+                    for worker in workers[:: 1 if number % 2 else -1]:  # so that drift favours no contestant
                         status.update(f"{worker.job.name}: {what}")
                         report = worker.take(steps)
                         self._work_done += steps
@@ -115,7 +115,7 @@ class Bench:
         return {job: reports[job] for job in group.jobs if job not in failures}, {**failures, **group.left_out}
 
     def _time_left(self) -> str:
-        """How long it will still take, by the time of what is done."""
+        """The elapsed and the estimated remaining time; empty at the start."""
         spent = time.monotonic() - self._begun
         if not self._work_done:
             return ""

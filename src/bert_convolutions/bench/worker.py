@@ -1,4 +1,4 @@
-"""A process for each job, so that its peak memory is its own; they take turns, since only one may work at a time."""
+"""A process per job, for separate peak memory; they take turns, so that only one works at a time."""
 
 import contextlib
 import multiprocessing
@@ -23,12 +23,12 @@ from bert_convolutions.errors import first_line
 
 @dataclass(frozen=True)
 class Work:
-    """What some steps do.
+    """The work of some steps.
 
     Attributes:
-        examples: how many.
-        tokens: of them, padding not counted.
-        flops: model FLOPs (``model.flops``), or None where they are not counted.
+        examples: number of examples.
+        tokens: their non-padding tokens.
+        flops: model FLOPs (``model.flops``), or None if they are not counted.
     """
 
     examples: int = 0
@@ -42,15 +42,15 @@ class Work:
 
 @dataclass(frozen=True)
 class Report:
-    """A turn.
+    """The measurements of a turn.
 
     Attributes:
-        steps: taken.
-        seconds: they took, the device's work included.
-        work: they did.
-        peak_memory: of the process so far, in bytes: resident memory, or on CUDA the memory allocated there.
-        memory_before: the same before the first step, in bytes.
-        forward_seconds: of as many forward passes alone, where they are measured too.
+        steps: number of steps.
+        seconds: their duration, the device's work included.
+        work: their work.
+        peak_memory: peak of the process so far, in bytes: resident memory, or memory allocated on the GPU.
+        memory_before: the memory before the first step, in bytes.
+        forward_seconds: duration of as many forward passes alone, if measured.
     """
 
     steps: int
@@ -62,7 +62,7 @@ class Report:
 
 
 class Turns:
-    """The process's side: a connection brings the number of steps to take, and takes the report of them back."""
+    """The process's end: receives numbers of steps through a connection and sends reports."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -71,10 +71,10 @@ class Turns:
         self._begun = 0.0
 
     def next(self) -> int:
-        """Wait for a turn; the clock runs when this returns.
+        """Wait for a turn, return its number of steps and start the clock.
 
         Raises:
-            EOFError: there are no more.
+            EOFError: there are no more turns.
         """
         if self._memory_before is None:
             self._memory_before = memory_held(peak=False)
@@ -84,7 +84,7 @@ class Turns:
         return steps
 
     def forward_done(self) -> None:
-        """Keep the time so far as that of the forward passes, and let the clock run anew for the steps."""
+        """Store the time so far as that of the forward passes, and restart the clock for the steps."""
         self._forward = self._seconds()
         self._begun = time.perf_counter()
 
@@ -94,10 +94,10 @@ class Turns:
         self.connection.send(Report(steps, seconds, work, peak, self._memory_before or 0, self._forward))
 
     def take(self, step: Callable[[], Work]) -> NoReturn:
-        """Take turns of steps, each of which says what it did.
+        """Take turns of ``step``, which returns its work.
 
         Raises:
-            EOFError: there are no more.
+            EOFError: there are no more turns.
         """
         while True:
             steps = self.next()
@@ -110,7 +110,7 @@ class Turns:
 
 
 class Worker:
-    """The bench's side of a job's process; ``failure`` says why it could not be measured, if so."""
+    """The bench's end of a job's process; ``failure`` is the reason if it could not be measured."""
 
     def __init__(self, job: Job, setup: Setup) -> None:
         self.job = job
@@ -119,25 +119,25 @@ class Worker:
         self._process = self._start(other, job, setup)
 
     def _start(self, connection: Connection, job: Job, setup: Setup) -> Any:
-        # Forked from a process that has imported what takes seconds to import; but CUDA can't be forked
+        # Fork from a server that has already imported the slow libraries; but CUDA can't be forked
         forks = sys.platform == "linux" and not torch.cuda.is_available()
         context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
         context.set_forkserver_preload(["bert_convolutions.bench.jobs"])
         process = context.Process(target=serve, args=(connection, job, setup), daemon=True)
         process.start()
-        connection.close()  # here: or else the end of the process would go unnoticed
+        connection.close()  # or the end of the process would go unnoticed
         return process
 
     def take(self, steps: int) -> Report | None:
-        """Have it take steps; None if it fails now or has failed before."""
+        """Let it take steps; None if it fails now or has failed before."""
         if self.failure is not None:
             return None
-        with contextlib.suppress(OSError):  # it has died; ``receive`` finds out how
+        with contextlib.suppress(OSError):  # it has died; ``receive`` reports how
             self._connection.send(steps)
         return self.receive()
 
     def receive(self) -> Report | None:
-        """Wait for the report of its turn; before the first one, until it is ready (None)."""
+        """Wait for the report of its turn or, before the first turn, for the process to be ready (None)."""
         try:
             answer = self._connection.recv()
         except (EOFError, OSError):
@@ -158,9 +158,9 @@ class Worker:
 
 
 def serve(connection: Connection, job: Job, setup: Setup) -> None:
-    """Build, take turns, leave; or say why not."""
+    """Build the job and take its turns; send the error if that fails."""
     with contextlib.suppress(ValueError):  # not in the main thread
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the bench's to handle, which then ends this process
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the bench handles Ctrl-C and ends this process
     try:
         run_job(job, setup, Turns(connection))
     except EOFError:  # the bench has ended
@@ -172,7 +172,7 @@ def serve(connection: Connection, job: Job, setup: Setup) -> None:
 
 
 def run_job(job: Job, setup: Setup, turns: Turns) -> None:
-    """Build what a job needs and take turns.
+    """Build a job and take its turns.
 
     Raises:
         EOFError: there are no more turns.

@@ -1,4 +1,4 @@
-"""The sub-commands: a table of names, flags and functions that do the work, each imported when it is called for."""
+"""The table of sub-commands: names, flags and functions, which are imported when a command is run."""
 
 import argparse
 import pkgutil
@@ -11,7 +11,7 @@ from typing import Any, Literal
 from bert_convolutions.cli.config_file import ConfigFile, read_config_file
 from bert_convolutions.cli.flags import make_options, options_parser, refuse_left_over, with_underscores
 from bert_convolutions.cli.trainer_flags import COMMON_TRAINER_FLAGS, TrainerFlags, trainer_parser
-from bert_convolutions.errors import UsageError, in_flags
+from bert_convolutions.errors import UsageError, with_flag_names
 from bert_convolutions.signals import SignalWatch
 
 
@@ -20,12 +20,12 @@ class Command:
     """A sub-command.
 
     Attributes:
-        name: what it is called by.
+        name: name on the command line.
         purpose: one sentence for the list of sub-commands and its help.
-        options: ``module:class`` of the dataclass of its own flags; the module is light.
-        work: ``module:function`` that takes these options and, with ``trainer``, the Trainer's arguments.
-        trainer: whether it takes the Trainer's flags too.
-        result: what is printed of the path that ``work`` returns; nothing if empty.
+        options: ``module:class`` of the dataclass of its own flags; the module must be fast to import.
+        work: ``module:function`` that is called with these options and, with ``trainer``, the Trainer's arguments.
+        trainer: whether it also accepts the Trainer's flags.
+        result: label with which the path that ``work`` returns is printed; nothing if empty.
     """
 
     name: str
@@ -42,11 +42,11 @@ class Command:
 
     @property
     def bare(self) -> list[str]:
-        """Those of its own flags whose value may be written without the flag (``metadata["bare"]``)."""
+        """Its own flags whose value may be given without the flag (``metadata["bare"]``)."""
         return [option.name for option in fields(self.options_class) if option.metadata.get("bare")]
 
     def run(self, argv: Sequence[str]) -> None:
-        """Print the help asked for, or read the flags and do the work.
+        """Print the requested help, or parse the flags and call ``work``.
 
         Raises:
             UsageError: a flag, a value or a key of the configuration file is wrong.
@@ -58,26 +58,26 @@ class Command:
         else:
             options, trainer_flags = self.read(argv)
             try:
-                self._do(options, trainer_flags)
+                self._run_work(options, trainer_flags)
             except ValueError as error:
-                if isinstance(error, UsageError) or not _speaks_of_arguments(error):
+                if isinstance(error, UsageError) or not _is_argument_error(error):
                     raise
-                raise UsageError(in_flags(str(error), trainer_flags.own_names)) from error
+                raise UsageError(with_flag_names(str(error), trainer_flags.own_names)) from error
 
-    def _do(self, options: Any, trainer_flags: TrainerFlags) -> None:
+    def _run_work(self, options: Any, trainer_flags: TrainerFlags) -> None:
         arguments = []
         if self.trainer:
             from bert_convolutions.training.arguments import BertTrainingArguments
 
             arguments = [trainer_flags.parse(BertTrainingArguments)]
         work = _locate(self.work)
-        with SignalWatch().ending_at_once("run the same command again"):
+        with SignalWatch().interrupt_on_signal("run the same command again"):
             result = work(options, *arguments)
         if self.result:
             print(f"{self.result}: {result}")
 
     def read(self, argv: Sequence[str]) -> tuple[Any, TrainerFlags]:
-        """The sub-command's options, and what is left for the Trainer.
+        """The sub-command's options, and the remaining arguments for the Trainer.
 
         Raises:
             UsageError: a flag, a value or a key of the configuration file is wrong.
@@ -88,21 +88,21 @@ class Command:
         argv = with_underscores(argv)
         config_path = parser.parse_known_args(argv)[0].config
         config = ConfigFile() if config_path is None else read_config_file(Path(config_path))
-        # After a list of the file, a flag: or else the list would take the command line's first word for its own.
+        # A flag must follow a list from the file, or the list would include the command line's first word.
         argv = [*config.part(own_names, inside=True).argv(parser), "--config=", *argv]
         others = config.part(own_names, inside=False)
         parsed, left_over = parser.parse_known_args(argv)
-        self._take_first_words(parser, parsed, left_over)
+        self._assign_bare_values(parser, parsed, left_over)
         if not self.trainer:
             others.refuse(own_names)
             refuse_left_over(self.name, left_over, own_names, all_flags="--help")
         options: Any = make_options(self.name, options_class, parsed)
         return options, TrainerFlags(self.name, own_names, tuple(left_over), others)
 
-    def _take_first_words(
+    def _assign_bare_values(
         self, parser: argparse.ArgumentParser, parsed: argparse.Namespace, left_over: list[str]
     ) -> None:
-        """Give a word without a flag to the field that may be written so, if it has no value."""
+        """Assign words without a flag to the ``bare`` fields that have no value."""
         for name in self.bare:
             words = [word for word in left_over if not word.startswith("-")]
             if words and not hasattr(parsed, name):
@@ -114,12 +114,12 @@ class Command:
         parser.description = self.purpose
         parser.usage = " ".join(["bertconv", self.name, *map(str.upper, self.bare), "[--flag value ...]"])
         group = parser.add_argument_group("help")
-        group.add_argument("-h", "--help", action="store_true", default=None, help="show this and leave")
+        group.add_argument("-h", "--help", action="store_true", default=None, help="show this help and exit")
         if not self.trainer:
             return parser.format_help()
         group.add_argument("--help-all", action="store_true", default=None, help="show the Trainer's flags too")
         if not all_flags:
-            group = parser.add_argument_group("flags of transformers.Trainer most in use (--help-all shows all)")
+            group = parser.add_argument_group("common flags of transformers.Trainer (--help-all shows all)")
             for flag in COMMON_TRAINER_FLAGS:
                 nargs = argparse.OPTIONAL if flag.kind == "true|false" else None
                 group.add_argument(
@@ -133,12 +133,12 @@ class Command:
 
 
 def _locate(name: str) -> Any:
-    """What a ``module:name`` is; one that begins with a point is of this package."""
+    """The object ``module:name``; a module that starts with a dot is in this package."""
     return pkgutil.resolve_name(f"bert_convolutions{name}" if name.startswith(".") else name)
 
 
-def _speaks_of_arguments(error: ValueError) -> bool:
-    """Whether an error comes from a package that speaks to those who write Python, of what its caller gave."""
+def _is_argument_error(error: ValueError) -> bool:
+    """Whether an error was raised in a package whose messages name Python arguments instead of flags."""
     innermost = list(traceback.walk_tb(error.__traceback__))[-1][0]
     module = str(innermost.f_globals.get("__name__"))
     return module.startswith(("bert_convolutions.attention", "bert_convolutions.model"))
@@ -146,28 +146,28 @@ def _speaks_of_arguments(error: ValueError) -> bool:
 
 @dataclass
 class CompletionOptions:
-    """Which shell's completion of sub-commands, flags and their values is printed."""
+    """The shell for which to print the completion of sub-commands, flags and values."""
 
     shell: Literal["bash", "zsh", "fish"] = field(
         metadata={
             "help": 'bash: eval "$(bertconv completion bash)" in ~/.bashrc; zsh likewise in ~/.zshrc, after compinit; '
-            "fish: bertconv completion fish > ~/.config/fish/completions/bertconv.fish; --shell may be left out",
+            "fish: bertconv completion fish > ~/.config/fish/completions/bertconv.fish; --shell may be omitted",
             "bare": True,
         }
     )
 
 
 def print_completion(options: CompletionOptions) -> None:
-    """Print the shell's script, which completes without starting Python.
+    """Print a completion script that does not start Python.
 
-    It is made of a parser of all sub-commands; the command itself makes that of the one it is called for.
+    It is generated from one parser of all sub-commands; ``Command.run`` only builds the parser of its own.
     """
     import shtab
 
     from bert_convolutions.training.arguments import BertTrainingArguments
 
-    whole = argparse.ArgumentParser("bertconv")
-    sub_commands = whole.add_subparsers()
+    root = argparse.ArgumentParser("bertconv")
+    sub_commands = root.add_subparsers()
     for command in COMMANDS.values():
         parents: list[Any] = [options_parser(command.name, command.options_class)]
         if command.trainer:
@@ -181,7 +181,7 @@ def print_completion(options: CompletionOptions) -> None:
         for action in parser._actions:
             if action.choices is None and action.type in (str, Path):
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
-    print(shtab.complete(whole, options.shell))
+    print(shtab.complete(root, options.shell))
 
 
 # fmt: off
@@ -197,27 +197,27 @@ COMMANDS = {command.name: command for command in (
     Command("compile-glue", "Tabulate the dev scores and write the GLUE submission of the best rounds.",
             ".glue.options:CompileGlueOptions", ".glue.submit:compile_glue"),
     Command("minimal-pairs",
-            "Ask a masked language model which of two sentences is acceptable: BLiMP, Zorro, or pairs of one's own.",
+            "Ask a masked language model which of two sentences is acceptable: BLiMP, Zorro, or your own pairs.",
             ".probes.options:MinimalPairsOptions", ".probes.run:run_minimal_pairs"),
     Command("local-order",
-            "Ask a masked language model which of two sentences has a word out of place, by how far it was moved.",
+            "Ask a masked language model which of two sentences has a misplaced word, by how far it was moved.",
             ".probes.options:LocalOrderOptions", ".probes.run:run_local_order"),
     Command("sweep",
-            "Run an experiment: variants, seeds and evaluations, each a command of its own; run what is missing.",
+            "Run the missing commands of an experiment, one for each variant, seed and evaluation.",
             ".sweep.options:SweepOptions", ".sweep.run:run_sweep"),
     Command("report",
-            "Say what a sweep found: one HTML file with pictures, tables and intervals, and the PNG and CSV behind it.",
+            "Report a sweep's results: one HTML file with figures, tables and intervals, and their PNG and CSV files.",
             ".report.options:ReportOptions", ".report.sweep:write_report", result="report"),
     Command("plot-kernels", "Draw the convolution kernels that a model's attention has learned.",
             ".report.options:PlotKernelsOptions", ".report.kernels:run_plot_kernels", result="kernels"),
     Command("convert",
-            "Convert the original's checkpoints, or BERT, ELECTRA and their kin, into ours, terms added where asked.",
+            "Convert the original's checkpoints, or BERT, ELECTRA and similar models, optionally with added terms.",
             ".convert.options:ConvertOptions", ".convert.original:run_convert", result="converted checkpoint"),
-    Command("export", "Write a model as a folder for those who don't have this package: for the Hugging Face Hub.",
+    Command("export", "Write a model as a folder that works without this package, for the Hugging Face Hub.",
             ".export.options:ExportOptions", ".export.run:run_export", result="exported model"),
-    Command("doctor", "Say what is here, what runs fast on it, and what is missing for which sub-command.",
+    Command("doctor", "Show versions, devices and what runs fast on them, and missing packages by sub-command.",
             ".cli.doctor:DoctorOptions", ".cli.doctor:run_doctor"),
-    Command("completion", "Print the completion of bertconv's sub-commands and flags for a shell.",
+    Command("completion", "Print the shell completion of bertconv's sub-commands and flags.",
             ".cli.commands:CompletionOptions", ".cli.commands:print_completion"),
     Command("bench", "Measure speed and memory against Hugging Face's models on the same text.",
             ".bench.options:BenchOptions", ".bench.run:run_bench"),

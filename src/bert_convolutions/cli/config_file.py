@@ -1,4 +1,4 @@
-"""``--config FILE.yaml``: the flags of a sub-command from a file."""
+"""``--config FILE.yaml``: reads the flags of a sub-command from a file."""
 
 import argparse
 import dataclasses
@@ -16,8 +16,8 @@ from bert_convolutions.errors import UsageError, brief
 from bert_convolutions.flags import as_argv
 
 _SCALARS = (str, int, float, bool, datetime.date)
-_MOST_NODES = 10_000
-"""In a configuration file; ten lines of YAML can stand for billions of values."""
+_MAX_NODES = 10_000
+"""Maximum number of values in a configuration file; with aliases, ten lines of YAML can hold billions."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class ConfigFile:
 
     path: Path = Path()
     values: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """By key, dashes turned to underscores."""
+    """Values by key, with underscores for dashes."""
     lines: dict[str, int] = dataclasses.field(default_factory=dict)
     """The line of each key, counted from 1."""
 
@@ -37,39 +37,39 @@ class ConfigFile:
         )
 
     def argv(self, parser: argparse.ArgumentParser, *, mappings: bool = False) -> list[str]:
-        """The values as flags of ``parser``; where ``mappings`` may be values, their flags are given them as JSON.
+        """The values as flags of ``parser``; with ``mappings``, mappings are allowed and passed as JSON.
 
         Raises:
-            UsageError: a value is not one that the flag takes; names the file, the line and the key.
+            UsageError: a flag does not accept its value; names the file, the line and the key.
         """
         for key, value in self.values.items():
-            if not _can_be_said(value, mappings):
-                raise UsageError(f"{self._place(key)}: {key} takes text, a number, true or false, not {brief(value)}")
+            if not _has_flag_form(value, mappings):
+                raise UsageError(f"{self._where(key)}: {key} takes text, a number, true or false, not {brief(value)}")
             try:
                 _, left_over = parser.parse_known_args(as_argv({key: value}))
             except UsageError as error:
-                raise UsageError(f"{self._place(key)}: {error}") from error
+                raise UsageError(f"{self._where(key)}: {error}") from error
             if left_over:
-                raise UsageError(f"{self._place(key)}: {key} takes one value, not the list {brief(value)}")
+                raise UsageError(f"{self._where(key)}: {key} takes one value, not the list {brief(value)}")
         return as_argv(self.values)
 
     def refuse(self, valid_names: Collection[str]) -> None:
-        """Raise about the first key, if there is one: no flag has that name.
+        """Raise for the first key, if any, as a key that no flag has.
 
         Raises:
-            UsageError: names the file, the line, the key and the valid name nearest to it.
+            UsageError: names the file, the line, the key and the closest valid name.
         """
         for key in self.values:
             hint = nearest(key, valid_names)
             suggestion = f", did you mean {hint!r}?" if hint else "; the keys are the names of the flags."
-            raise UsageError(f"{self._place(key)}: unknown key {key!r}{suggestion}")
+            raise UsageError(f"{self._where(key)}: unknown key {key!r}{suggestion}")
 
-    def _place(self, key: str) -> str:
+    def _where(self, key: str) -> str:
         return f"{self.path}, line {self.lines[key]}"
 
 
-def _can_be_said(value: Any, mappings: bool) -> bool:
-    """Whether there is a way to write ``value`` on a command line."""
+def _has_flag_form(value: Any, mappings: bool) -> bool:
+    """Whether ``value`` can be written on a command line."""
     if isinstance(value, dict) and mappings:
         try:
             json.dumps(value)
@@ -85,14 +85,14 @@ def read_config_file(path: Path) -> ConfigFile:
     """Read a YAML mapping of flag names to values.
 
     Raises:
-        UsageError: the file cannot be read, is not YAML (names the line), is not a mapping of names to values, or has
-            a key twice.
+        UsageError: the file cannot be read, is not YAML (names the line), is not a mapping of names to values, or
+            repeats a key.
     """
     try:
         loader = yaml.SafeLoader(files.read_small(path).decode("utf-8"))
         document = loader.get_single_node()
-        if document is not None and _size(document, {}) > _MOST_NODES:
-            raise UsageError(f"{CONFIG_FLAG} {path} has more than {_MOST_NODES:,} values, its *aliases written out")
+        if document is not None and _count_nodes(document, {}) > _MAX_NODES:
+            raise UsageError(f"{CONFIG_FLAG} {path} has more than {_MAX_NODES:,} values, its *aliases written out")
         pairs = document.value if isinstance(document, yaml.MappingNode) else []
         items = [(key, loader.construct_object(value, deep=True)) for key, value in pairs]
     except UsageError:
@@ -101,13 +101,13 @@ def read_config_file(path: Path) -> ConfigFile:
         raise UsageError(f"{CONFIG_FLAG} {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{CONFIG_FLAG} {path} is not UTF-8 text") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an invalid date
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark is not None else ""
         problem = str(getattr(error, "problem", None) or error).splitlines()[0]
         raise UsageError(f"{path}{place}: not valid YAML: {problem}") from error
     if document is not None and not isinstance(document, yaml.MappingNode):
-        raise UsageError(f"{path}: a configuration file has one 'flag: value' a line, without dashes before the flag")
+        raise UsageError(f"{path}: a configuration file has one 'flag: value' per line, without dashes before the flag")
     config = ConfigFile(path)
     for node, value in items:
         line = node.start_mark.line + 1
@@ -122,11 +122,11 @@ def read_config_file(path: Path) -> ConfigFile:
     return config
 
 
-def _size(node: yaml.Node, known: dict[int, int]) -> int:
-    """Scalars, lists and mappings that a node stands for, each as often as aliases name it."""
+def _count_nodes(node: yaml.Node, known: dict[int, int]) -> int:
+    """The number of scalars, lists and mappings in a node with its aliases expanded."""
     if id(node) not in known:
-        known[id(node)] = _MOST_NODES + 1  # what it is worth inside itself
+        known[id(node)] = _MAX_NODES + 1  # for an alias to itself
         children = node.value if isinstance(node, yaml.CollectionNode) else []
         pairs = [child for pair in children for child in pair] if isinstance(node, yaml.MappingNode) else children
-        known[id(node)] = 1 + sum(_size(child, known) for child in pairs)
+        known[id(node)] = 1 + sum(_count_nodes(child, known) for child in pairs)
     return known[id(node)]

@@ -1,4 +1,4 @@
-"""``bertconv doctor``: what is here, what runs fast on it, and what is missing for which sub-command."""
+"""``bertconv doctor``: shows versions, devices, disks and missing optional packages."""
 
 import os
 import platform
@@ -19,22 +19,22 @@ from bert_convolutions.flags import flag
 from bert_convolutions.terminal import make_console
 
 PACKAGE = "bert_convolutions"
-_LITTLE_ROOM = 2 << 30
-"""Bytes on a disk below which a checkpoint of a base-sized model with its optimizer state has no room."""
+_MIN_FREE_BYTES = 2 << 30
+"""Bytes that a checkpoint of a base-sized model with its optimizer state needs on disk."""
 
 
 @dataclass
 class DoctorOptions:
-    """Where a run would write."""
+    """The folder that a run would write to."""
 
-    output_dir: Path = flag(Path(), "folder that runs would be written to: its disk is looked at")
+    output_dir: Path = flag(Path(), "folder that runs would be written to; its disk is checked")
 
 
 def run_doctor(options: DoctorOptions) -> None:
-    """Print what is here as tables.
+    """Print the state of the installation and the machine as tables.
 
     Raises:
-        CommandError: something is wrong that every sub-command would trip over; ends with what to try.
+        CommandError: there is a problem that affects every sub-command; says what to try.
     """
     import torch
 
@@ -44,7 +44,7 @@ def run_doctor(options: DoctorOptions) -> None:
         ("Versions", _versions()),
         ("Devices", _devices(torch)),
         ("Disk", list(_disks(options.output_dir, faults))),
-        ("What the base install leaves out", list(_extras())),
+        ("Optional packages", list(_extras())),
     ):
         table = Table(title=title, title_justify="left", box=None, pad_edge=False, show_header=False)
         for name, value in rows:
@@ -70,12 +70,12 @@ def _version(name: str) -> str | None:
 
 
 def _unmet_requirements() -> Iterator[str]:
-    """What the package asks for and doesn't have, and what to try, a sentence each."""
+    """One sentence per missing or unsuitable requirement, with what to try."""
     from packaging.requirements import Requirement
 
     try:
         lines = metadata.requires(PACKAGE) or []
-    except metadata.PackageNotFoundError:  # run from its sources, whose requirements nobody has installed
+    except metadata.PackageNotFoundError:  # run from its sources without being installed
         lines = []
     for requirement in map(Requirement, lines):
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
@@ -100,8 +100,8 @@ def _devices(torch: Any) -> list[tuple[str, str]]:
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
         bf16 = "bf16" if properties.major >= 8 else "no bf16"
-        room = f"{properties.total_memory / 2**30:.0f} GiB"
-        rows.append((f"GPU {number}", f"{properties.name}, {room}, {bf16}, sm_{properties.major}{properties.minor}"))
+        memory = f"{properties.total_memory / 2**30:.0f} GiB"
+        rows.append((f"GPU {number}", f"{properties.name}, {memory}, {bf16}, sm_{properties.major}{properties.minor}"))
     if not torch.cuda.is_available():
         built = "none found" if torch.version.cuda else "none: this torch is built for the CPU"
         rows.append(("GPU", built))
@@ -109,17 +109,17 @@ def _devices(torch: Any) -> list[tuple[str, str]]:
 
 
 def _disks(output_dir: Path, faults: list[str]) -> Iterator[tuple[str, str]]:
-    """Free room where runs and temporary files go; adds to ``faults`` where that is too little or can't be written."""
+    """Free space for runs and temporary files; adds to ``faults`` if it is too little or not writable."""
     for name, folder in (("output", output_dir), ("temporary files", Path(tempfile.gettempdir()))):
-        there = folder.absolute()
-        while not there.exists():
-            there = there.parent
-        free = shutil.disk_usage(there).free
-        yield name, f"{free / 2**30:.1f} GiB free in {there}"
-        if free < _LITTLE_ROOM:
-            faults.append(f"{there} has {free / 2**30:.1f} GiB left; try: df -h, and name another --output_dir")
-        if not os.access(there, os.W_OK):
-            faults.append(f"{there} can't be written; try: bertconv doctor --output_dir ANOTHER")
+        existing = folder.absolute()
+        while not existing.exists():
+            existing = existing.parent
+        free = shutil.disk_usage(existing).free
+        yield name, f"{free / 2**30:.1f} GiB free in {existing}"
+        if free < _MIN_FREE_BYTES:
+            faults.append(f"{existing} has {free / 2**30:.1f} GiB left; try: df -h, and another --output_dir")
+        if not os.access(existing, os.W_OK):
+            faults.append(f"{existing} can't be written; try: bertconv doctor --output_dir ANOTHER")
 
 
 def _extras() -> Iterator[tuple[str, str]]:

@@ -1,7 +1,7 @@
-"""From the fields of an options dataclass to command-line flags, and back to the dataclass.
+"""Converts the fields of an options dataclass to command-line flags, and parsed flags to the dataclass.
 
-A field's name is its flag, its default the flag's default, ``metadata["help"]`` its help. The parser built from them
-knows only the sub-command's own flags: what it does not know is left for the Trainer (``trainer_flags.py``) or refused.
+A field gives the flag's name, default and help (``metadata["help"]``). The parser knows only the sub-command's own
+flags: other arguments are left to the Trainer (``trainer_flags.py``) or refused.
 """
 
 import argparse
@@ -26,7 +26,7 @@ _TRUE, _FALSE = {"true", "yes", "t", "y", "1"}, {"false", "no", "f", "n", "0"}
 
 
 class HelpFormatter(argparse.HelpFormatter):
-    """One line a flag where it fits: its name, the kind of value, its help and its default."""
+    """One line per flag if it fits: its name, kind of value, help and default."""
 
     def __init__(self, prog: str) -> None:
         width = min(shutil.get_terminal_size((100, 24)).columns, 120) - 2
@@ -49,7 +49,7 @@ class HelpFormatter(argparse.HelpFormatter):
 
 
 class FlagParser(argparse.ArgumentParser):
-    """An argparse parser that raises ``UsageError`` where argparse would print its usage and exit."""
+    """An argparse parser that raises ``UsageError`` instead of printing its usage and exiting."""
 
     def __init__(self, command: str, **kwargs: Any) -> None:
         super().__init__(
@@ -62,21 +62,21 @@ class FlagParser(argparse.ArgumentParser):
         )
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Take ``~/`` for the home directory where no shell has: in ``--flag=~/runs`` and in a configuration file."""
-        return super().parse_known_args([_at_home(word) for word in args], namespace)
+        """Expand ``~/`` where no shell does: in ``--flag=~/runs`` and in a configuration file."""
+        return super().parse_known_args([_expand_home(word) for word in args], namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage and leaving."""
+        """Raise instead of printing the usage and exiting."""
         message = re.sub(r"^argument (--\w+)[^:]*", r"\1", message)  # one of a flag's names is enough
         raise UsageError(f"{message} (see {self.prog} --help)")
 
 
 def options_parser(command: str, options_class: type) -> FlagParser:
-    """A parser of the flags that ``options_class`` declares, and of ``--config``.
+    """A parser for the fields of ``options_class`` and ``--config``.
 
-    Its fields are ``str``, ``int``, ``float``, ``bool``, ``Path``, ``Literal[...]``, a list of one of those, or ``X |
-    None``; of their metadata, ``help`` and ``metavar`` are used. Required flags are left to ``make_options``, since a
-    configuration file may give them.
+    A field's type is ``str``, ``int``, ``float``, ``bool``, ``Path``, ``Literal[...]``, a list of one of those, or ``X
+    | None``; its metadata may have ``help`` and ``metavar``. ``make_options`` checks required flags, since they may
+    come from a configuration file.
     """
     parser = FlagParser(command)
     group = parser.add_argument_group("flags")
@@ -84,16 +84,16 @@ def options_parser(command: str, options_class: type) -> FlagParser:
     for field in dataclasses.fields(options_class):
         group.add_argument(f"--{field.name}", dest=field.name, **_argument(field, hints[field.name]))
     group.add_argument(
-        CONFIG_FLAG, metavar="FILE", help="YAML file with the same keys as the flags; a flag wins over the file"
+        CONFIG_FLAG, metavar="FILE", help="YAML file with the flags as keys; flags on the command line take precedence"
     )
     return parser
 
 
 def make_options(command: str, options_class: type[OptionsT], parsed: argparse.Namespace) -> OptionsT:
-    """The dataclass from what its parser found.
+    """The dataclass with the parsed values.
 
     Raises:
-        UsageError: a required flag is missing, or the dataclass itself refuses a value with a ``ValueError``.
+        UsageError: a required flag is missing, or the dataclass raises a ``ValueError`` for a value.
     """
     names = [field.name for field in dataclasses.fields(options_class)]  # type: ignore[arg-type]
     missing = [name for name in names if not hasattr(parsed, name)]
@@ -107,17 +107,17 @@ def make_options(command: str, options_class: type[OptionsT], parsed: argparse.N
 
 
 def with_underscores(argv: Iterable[str]) -> list[str]:
-    """``--train-data-file=x`` as ``--train_data_file=x``; values are left as they are."""
+    """Replace dashes by underscores in the names of flags, not in their values."""
     return [re.sub("^--[^=]+", lambda name: "--" + name[0][2:].replace("-", "_"), string) for string in argv]
 
 
 def refuse_left_over(command: str, left_over: Sequence[str], valid_names: Iterable[str], *, all_flags: str) -> None:
-    """Raise about the first string that no flag has taken, if there is one.
+    """Raise for the first argument that no flag has consumed, if any.
 
-    ``valid_names`` are those of all flags of the sub-command, and ``all_flags`` is the flag that lists them.
+    ``valid_names`` are the names of all flags of the sub-command; ``all_flags`` is the flag that lists them.
 
     Raises:
-        UsageError: names the unknown flag and the nearest valid one.
+        UsageError: names the unknown flag and the closest valid one.
     """
     if not left_over:
         return
@@ -131,14 +131,14 @@ def refuse_left_over(command: str, left_over: Sequence[str], valid_names: Iterab
 
 
 def nearest(name: str, valid_names: Iterable[str]) -> str | None:
-    """The valid name most like ``name``, or None where none is like it at all."""
+    """The valid name closest to ``name``, or None if none is similar."""
     matches = difflib.get_close_matches(name, list(valid_names), n=1, cutoff=0.5)
     return matches[0] if matches else None
 
 
-def _at_home(word: str) -> str:
+def _expand_home(word: str) -> str:
     flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-    return f"{flag}{equals}{os.path.expanduser(value)}"  # noqa: PTH111 - it may be no path
+    return f"{flag}{equals}{os.path.expanduser(value)}"  # noqa: PTH111 - it may not be a path
 
 
 def _boolean(text: str) -> bool:
@@ -166,7 +166,7 @@ _CONVERTERS: dict[type, tuple[Any, str]] = {
 
 
 def _argument(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
-    """What ``add_argument`` needs for a field of type ``hint``."""
+    """The arguments of ``add_argument`` for a field of type ``hint``."""
     if typing.get_origin(hint) in (Union, types.UnionType):  # X | None
         (hint,) = (argument for argument in typing.get_args(hint) if argument is not type(None))
     many = typing.get_origin(hint) is list

@@ -1,4 +1,4 @@
-"""``bertconv``: find the sub-command, run it, and turn what goes wrong into one sentence and an exit code."""
+"""``bertconv``: runs a sub-command and reports errors in one sentence with an exit code."""
 
 import atexit
 import errno
@@ -20,44 +20,44 @@ from bert_convolutions.errors import EXIT_USAGE, EXTRAS, CommandError, UsageErro
 TRACEBACK_VARIABLE = "BERTCONV_TRACEBACK"
 _STDOUT = 1
 """File descriptor of standard output."""
-_LAUNCHER_NUMBERS = {"WORLD_SIZE": 1, "RANK": 0, "LOCAL_WORLD_SIZE": 1, "LOCAL_RANK": -1, "MASTER_PORT": 1}
-"""What torchrun sets in the environment and many a library reads, with the least value of each."""
-_BAD_PLACES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+_LAUNCHER_VARIABLES = {"WORLD_SIZE": 1, "RANK": 0, "LOCAL_WORLD_SIZE": 1, "LOCAL_RANK": -1, "MASTER_PORT": 1}
+"""Environment variables that torchrun sets and libraries read, with minimum values."""
+_PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 _FULL_DISK = ("No space left", "StorageFull", "PytorchStreamWriter failed writing")
 _NO_MEMORY = ("DefaultCPUAllocator", "out of memory", "bad_alloc", "annot allocate memory")
-"""In the words of PyTorch, CUDA, C++ and the kernel."""
+"""Messages of PyTorch, CUDA, C++ and the kernel."""
 _ENVIRONMENT = {
-    "TOKENIZERS_PARALLELISM": "false",  # or its warning about forks, once a DataLoader has workers
+    "TOKENIZERS_PARALLELISM": "false",  # avoids its warning about forked DataLoader workers
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # or the network would be used for a local CSV too
+    "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # avoids network access for a local CSV
 }
 _IRRELEVANT_WARNINGS = (
     r".*pin_memory.* argument is set as true but no accelerator is found",
-    r".*`broadcast_buffers` is deprecated",  # accelerate, about the argument that it sets itself
+    r".*`broadcast_buffers` is deprecated",  # accelerate sets it itself
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line and report what goes wrong in one sentence.
+    """Run a command line and report an error in one sentence.
 
     Args:
         argv: the arguments; ``sys.argv[1:]`` if None.
 
     Returns:
         The exit code: 0; 2 bad input or usage; 3 diverged; 75 interrupted and resumable; 130 interrupted by the
-        keyboard; 1 anything else.
+        keyboard; 1 any other error.
     """
     _make_streams_safe()
     try:
         run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
-        if isinstance(error, BrokenPipeError) and _reader_has_left():
+        if isinstance(error, BrokenPipeError) and _stdout_is_closed():
             return 128 + signal.SIGPIPE
         if os.environ.get(TRACEBACK_VARIABLE):
             traceback.print_exc()
-        code, message = _verdict(error)
+        code, message = _exit_code_and_message(error)
         rank = os.environ.get("RANK", "0")
         print(f"bertconv: {message}" if rank == "0" else f"bertconv [rank {rank}]: {message}", file=sys.stderr)
         return code
@@ -65,10 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def leave(code: int) -> int:
-    """Return ``code``, or, as one of several processes, end this one with it at once.
+    """Return ``code`` or, in one of several processes, run the exit handlers and exit with it at once.
 
-    The threads of gloo and NCCL sometimes abort a process that is done and only tears down its interpreter, and the
-    launcher then takes the whole run for failed. What is registered for the exit is done before.
+    The threads of gloo and NCCL sometimes abort a finished process while its interpreter shuts down, and the launcher
+    would report the whole run as failed.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
         atexit._run_exitfuncs()
@@ -79,10 +79,10 @@ def leave(code: int) -> int:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Run a command line, or print the list of sub-commands where it names none.
+    """Run a command line, or print the list of sub-commands if it is empty.
 
     Raises:
-        UsageError: there is no such sub-command, or its flags are wrong.
+        UsageError: the sub-command is unknown, or its flags are wrong.
     """
     name = argv[0] if argv else "--help"
     if name in ("-h", "--help", "help"):
@@ -100,7 +100,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def silence_libraries() -> None:
-    """Keep messages of libraries that tell the user nothing off the terminal; what the user has set stays."""
+    """Suppress irrelevant messages of libraries, except where the user has set the variables."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     for message in _IRRELEVANT_WARNINGS:
@@ -118,9 +118,9 @@ def _overview() -> str:
 
 
 def _make_streams_safe() -> None:
-    """Give closed standard streams a place to go, and let no character be one that an output can't take."""
+    """Replace closed standard streams by the null device, and escape characters that stdout can't encode."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # or the next file opened would get its number, and what is printed with it
+        if getattr(sys, name) is None:  # or the next opened file would get its descriptor
             descriptor = os.open(os.devnull, os.O_RDWR)
             os.set_inheritable(descriptor, True)
             setattr(sys, name, os.fdopen(descriptor, mode))
@@ -129,18 +129,18 @@ def _make_streams_safe() -> None:
 
 
 def _check_launcher() -> None:
-    """Raise about what the environment says of a launcher, which the libraries would take as it is."""
-    for name, least in _LAUNCHER_NUMBERS.items():
+    """Raise for invalid variables of a launcher, which libraries would use unchecked."""
+    for name, minimum in _LAUNCHER_VARIABLES.items():
         value = os.environ.get(name)
-        if value is not None and not (re.fullmatch(r"-?[0-9]{1,9}", value) and int(value) >= least):
+        if value is not None and not (re.fullmatch(r"-?[0-9]{1,9}", value) and int(value) >= minimum):
             raise UsageError(
-                f"{name}={value} in the environment is no whole number of at least {least}; torchrun sets it, for a "
-                "run of one process unset it"
+                f"{name}={value} in the environment is not a whole number of at least {minimum}; torchrun sets "
+                "it; unset it for a run of one process"
             )
 
 
-def _verdict(error: BaseException) -> tuple[int, str]:
-    """The exit code and the message for what ended the command."""
+def _exit_code_and_message(error: BaseException) -> tuple[int, str]:
+    """The exit code and the message for the exception that ended the command."""
     if isinstance(error, UsageError):
         return error.exit_code, f"error: {' '.join(str(error).splitlines())}"
     if isinstance(error, CommandError):
@@ -149,32 +149,32 @@ def _verdict(error: BaseException) -> tuple[int, str]:
         return 128 + signal.SIGINT, "interrupted"
     module = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if module in EXTRAS:
-        return EXIT_USAGE, f"error: this needs the package {module}, which is not here: {install_command(module)}"
-    code, sentence = _foreign(error)
+        return EXIT_USAGE, f"error: this needs the package {module}, which is not installed: {install_command(module)}"
+    code, sentence = _explain_foreign_error(error)
     return code, f"error: {sentence}"
 
 
-def _reader_has_left() -> bool:
-    """Whether stdout's reader, such as ``head``, has gone; if so nothing more is written there."""
+def _stdout_is_closed() -> bool:
+    """Whether stdout's reader, such as ``head``, has exited; if so, redirect stdout to the null device."""
     poll = select.poll()
-    poll.register(_STDOUT, 0)  # errors are reported whatever is asked for
+    poll.register(_STDOUT, 0)  # errors are reported in any case
     if not poll.poll(0):
         return False
     os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)
     return True
 
 
-def _foreign(error: BaseException) -> tuple[int, str]:
-    """The exit code and one sentence for an error that no code of ours has put into words."""
+def _explain_foreign_error(error: BaseException) -> tuple[int, str]:
+    """The exit code and one sentence for an error that our code did not explain."""
     text = " ".join(str(error).split())
     number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, OSError):
         text = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error.strerror or text
     if number in (errno.ENOSPC, errno.EDQUOT) or any(words in text for words in _FULL_DISK):
         return 1, f"{text.rstrip('.')}; make room and run the same command again"
-    if number in _BAD_PLACES or any(f"(os error {bad})" in text for bad in _BAD_PLACES):  # safetensors' words
-        return EXIT_USAGE, f"{text}; name a place that this user may use"
-    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's
+    if number in _PATH_ERRORS or any(f"(os error {bad})" in text for bad in _PATH_ERRORS):  # safetensors
+        return EXIT_USAGE, f"{text}; give a path that this user may use"
+    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # of PyTorch
     if out_of_memory or number == errno.ENOMEM or any(words in text for words in _NO_MEMORY):
         return 1, f"out of memory; a smaller --per_device_train_batch_size or --block_size needs less. {text}".rstrip()
     if text.startswith("DataLoader worker"):  # torch's words for one that has ended

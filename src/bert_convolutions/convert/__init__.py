@@ -1,1 +1,1 @@
-"""Checkpoints of other programs into ours."""
+"""Conversion of other programs' checkpoints into ours."""

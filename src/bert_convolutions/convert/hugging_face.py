@@ -1,14 +1,14 @@
-"""Encoders of ``transformers`` as composite attention, and convolution terms added, which change nothing at first.
+"""Converts encoders of ``transformers`` to composite attention, and adds convolution terms initialised with zeros.
 
-Their attention is the term ``qk`` alone, and BERT's parameters have the same names here. An added term starts from
-zeros, which add nothing to the scores: the model computes what it did, and continued pre-training or fine-tuning turns
-the term into something useful. The relative positions that some have (Shaw et al. 2018, arXiv 1803.02155; Huang et al.
-2020, arXiv 2009.13658) are dynamic terms whose reach is the longest distance; MPNet's, a number for each bucket of
-distances as in T5 (Raffel et al. 2020, arXiv 1910.10683), are a fixed term that reaches to the last bucket. ConvBERT's
-span-based dynamic convolution (Jiang et al. 2020, arXiv 2008.02496) is ``convspan``; its grouped linear layers, where a
-model has them, become block-diagonal ones, whose zeros further training may fill. DeBERTa's disentangled attention (He
-et al. 2021, arXiv 2006.03654), of all versions, is a dynamic term with a kernel for each head, from the query, the key
-or both: the embeddings of distances as each layer projects them, which further training then changes by themselves.
+- BERT and ELECTRA: the only term is ``qk``; the parameters have the same names as BERT's.
+- Relative position embeddings (Shaw et al. 2018, arXiv 1803.02155; Huang et al. 2020, arXiv 2009.13658): dynamic terms
+  whose reach is the maximum distance.
+- MPNet: a bias per bucket of distances as in T5 (Raffel et al. 2020, arXiv 1910.10683): a fixed term that reaches to
+  the last bucket.
+- ConvBERT: span-based dynamic convolution (Jiang et al. 2020, arXiv 2008.02496) is ``convspan``. Grouped linear layers
+  become block-diagonal ones, whose zeros further training may change.
+- DeBERTa, all versions: disentangled attention (He et al. 2021, arXiv 2006.03654) becomes a dynamic term from the
+  query, the key or both, with a kernel per head: the distance embeddings as projected in each layer.
 """
 
 import re
@@ -42,19 +42,19 @@ from bert_convolutions.parsing import read_json
 from bert_convolutions.terminal import say
 
 Weights = dict[str, Tensor]
-_UNPOOLED = ("ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering")
+_UNPOOLED_HEADS = ("ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering")
 _HEADS = {
     "bert": (),
     "mpnet": (),
-    "electra": _UNPOOLED,
-    "convbert": _UNPOOLED,
-    "deberta": _UNPOOLED,
-    "deberta-v2": _UNPOOLED,
+    "electra": _UNPOOLED_HEADS,
+    "convbert": _UNPOOLED_HEADS,
+    "deberta": _UNPOOLED_HEADS,
+    "deberta-v2": _UNPOOLED_HEADS,
 }
-"""The types of models there are, and those of their heads that are BERT's; all where none is named."""
+"""Supported model types, and those of their heads that equal BERT's; an empty tuple means all."""
 _WITH_GELU = ("electra", "convbert", "mpnet")
-"""Those whose head for masked tokens has GELU, whatever the encoder has."""
-_NAMES = (  # theirs, as regular expressions, to ours
+"""Types whose masked-language-model head always uses GELU."""
+_NAMES = (  # (regular expression for their name, ours)
     (r"^(electra|mpnet|convbert|deberta)\.", "bert."),
     (r"^lm_predictions\.", ""),
     (r"^lm_head\.LayerNorm\.", "lm_head.layer_norm."),
@@ -76,44 +76,44 @@ _NAMES = (  # theirs, as regular expressions, to ours
     (r"^classifier\.out_proj\.", "classifier."),
 )
 _MPNET_DISTANCE, _MPNET_FIRST_POSITION = 128, 2
-"""From where on all distances are in the last bucket; the first row of its position embeddings that is of a token."""
+"""The distance from which on all are in the last bucket; the first row of its position embeddings that is used."""
 _REFUSED = {
-    "roberta": "its positions are counted from the padding index + 1, which this model's are not",
-    "ltgbert": "its feed-forward parts are gated and its layers normalised in other places, which this model's are not",
+    "roberta": "its positions start at the padding index + 1, unlike this model's",
+    "ltgbert": "its feed-forward layers are gated and its normalisation layers placed differently from this model's",
 }
 _DEBERTA_TERMS = {"c2p": "convqhead", "p2c": "convkhead"}
-"""A ``pos_att_type`` to the term it is."""
+"""Term for each ``pos_att_type``."""
 _DEBERTA_ONLY = re.compile(r"encoder\.(rel_embeddings|LayerNorm)\.|\.self\.(pos_(\w+_)?proj|in_proj|[qv]_bias)")
-"""What makes distances into terms, and queries, keys and values in version 1: here other weights are made of it."""
+"""Weights without a counterpart, which are converted: distance embeddings, and version 1's projections."""
 _RELATIVE = {"absolute": "", "relative_key": "qk_convq", "relative_key_query": "qk_convq_convk"}
-"""A ``position_embedding_type`` to the terms it is; transformers itself has forgotten all but the first."""
-_DISTANCES = "distance_embedding.weight"
-_FAR = 128
-"""Beyond this reach its cost is told, as measured with the shape of deberta-v3-base."""
+"""Terms for each ``position_embedding_type``; current versions of transformers support only the first."""
+_DISTANCE_EMBEDDING = "distance_embedding.weight"
+_LONG_REACH = 128
+"""Reach from which on its cost is reported, as measured with the shape of deberta-v3-base."""
 
 
 def convert_model(source: Path, add: Mapping[str, str]) -> PreTrainedModel:
-    """A model of ``transformers`` in a local folder as ours, equal in its outputs.
+    """Convert a model of ``transformers`` in a local folder; its outputs stay the same.
 
     Args:
         source: folder with ``config.json`` and ``model.safetensors`` or ``pytorch_model.bin``.
-        add: ``attention_kernel``, where the source becomes no terms: ``qk`` and some terms, with their reach.
+        add: ``attention_kernel`` with ``qk`` and added terms and their reach, if the source has no relative positions.
 
     Raises:
-        UsageError: the model is of another type, uses something that has no counterpart, or can't be extended so.
+        UsageError: the model's type or a feature is not supported, or the terms can't be added.
     """
     kind = str(read_json(source / "config.json").get("model_type"))
     if kind not in _HEADS:
         reason = _REFUSED.get(kind, f"only {', '.join(_HEADS)} have the same layers")
         raise UsageError(f"{source} holds a {kind} model, which can't be converted: {reason}")
     config = load_config(source)
-    _refuse_unlike(config, source)
+    _refuse_unsupported(config, source)
     architecture, encoder = (config.architectures or [""])[0], type(config).__name__.replace("Config", "Model")
-    head = _counterpart(source, config, architecture)
-    fields = _config(config, add, source)
+    head = _matching_head(source, config, architecture)
+    fields = _convert_config(config, add, source)
     if architecture not in ("", encoder) and not head:
         say(f"{source}: the head of {architecture} has no counterpart here, so the encoder is converted without it")
-    if isinstance(config, DebertaConfig | DebertaV2Config) and fields.kernel.reach > _FAR:
+    if isinstance(config, DebertaConfig | DebertaV2Config) and fields.kernel.reach > _LONG_REACH:
         say(
             f"{source}: its distances reach {fields.kernel.reach} tokens; a training step on a CPU core then takes 1.1 "
             "times that with a reach of 8 for texts of 128 tokens, 1.7 times for 512"
@@ -125,7 +125,7 @@ def convert_model(source: Path, add: Mapping[str, str]) -> PreTrainedModel:
         )
     except Exception as error:
         raise UsageError(f"{source}: the model can't be loaded ({first_line(error)})") from error
-    weights = {_renamed(name): value for name, value in theirs.state_dict().items()}
+    weights = {_rename(name): value for name, value in theirs.state_dict().items()}
     prefix = "bert." if head else ""
     if isinstance(config, MPNetConfig):
         weights = _mpnet_weights(weights, theirs.base_model, fields, prefix)
@@ -136,9 +136,9 @@ def convert_model(source: Path, add: Mapping[str, str]) -> PreTrainedModel:
     elif fields.remove_position_embeddings:
         weights = {name: value for name, value in weights.items() if "position_embeddings." not in name}
         weights |= _relative_terms(source, fields, prefix)
-    lacking = sorted(name for name in found["missing_keys"] if head or not name.startswith("pooler."))
-    if lacking:
-        raise UsageError(f"{source} lacks {lacking[0]}; its weights are not those of its config.json")
+    missing = sorted(name for name in found["missing_keys"] if head or not name.startswith("pooler."))
+    if missing:
+        raise UsageError(f"{source} lacks {missing[0]}; its weights are not those of its config.json")
     if head:
         ours: PreTrainedModel = getattr(bert_convolutions, f"CompositeBert{head}")(fields)
     else:
@@ -150,31 +150,31 @@ def convert_model(source: Path, add: Mapping[str, str]) -> PreTrainedModel:
 
 
 def extend_model(source: Path, add: Mapping[str, str]) -> PreTrainedModel:
-    """The model in a folder with more terms in its scores, whose parameters are zeros: its outputs are as before.
+    """Add terms with zero parameters to a model of ours; its outputs stay the same.
 
     Args:
-        source: folder of a model of ours, with any head.
-        add: ``attention_kernel`` as it is to be: all terms there are, with their reach, and some more.
+        source: folder of the model, with any head.
+        add: ``attention_kernel`` with all existing terms, their reach, and the added terms.
 
     Raises:
-        UsageError: there is nothing to add, or it would change what the model computes.
+        UsageError: there is nothing to add, or the outputs would change.
     """
     config = read_config(source / "config.json")
     before = f'"{config.attention_kernel}"'
     if not add:
-        raise UsageError(f"{source} is converted already: give it to --model_name_or_path, or name terms to --add")
+        raise UsageError(f"{source} is already converted: give it to --model_name_or_path, or name terms to --add")
     _check_addable(add)
     extended = CompositeBertConfig(**config.to_dict() | dict(add))
     old, new = config.kernel, extended.kernel
     added = set(new.score_terms) - set(old.score_terms)
     if not added or set(old.score_terms) - set(new.score_terms) or not added <= set(TERMS):
-        raise UsageError(f"--add: {source} has {before}; name all of its terms and some of {', '.join(TERMS)} more")
+        raise UsageError(f"--add: {source} has {before}; name all of its terms and more of {', '.join(TERMS)}")
     convolves = bool(old.convolution_terms or old.convolution)
     if new.convolution != old.convolution or (convolves and new.reach != old.reach):
-        raise UsageError(f"--add: {source} has {before}; its reach and what convolves its values stay as they are")
+        raise UsageError(f"--add: {source} has {before}; its reach and its convolution of values can't be changed")
     architecture = (read_json(source / "config.json").get("architectures") or ["CompositeBertModel"])[0]
     if architecture not in AUTO_CLASSES.values():
-        raise UsageError(f"{source / 'config.json'}: architectures: {architecture} is no model of ours")
+        raise UsageError(f"{source / 'config.json'}: architectures: {architecture} is not a model of ours")
     model_class: Any = getattr(bert_convolutions, architecture)
     weights = _stored_weights(source)
     unpooled = model_class is CompositeBertModel and "pooler.dense.weight" not in weights
@@ -184,21 +184,21 @@ def extend_model(source: Path, add: Mapping[str, str]) -> PreTrainedModel:
 
 
 def _check_addable(add: Mapping[str, str]) -> None:
-    """Refuse other fields than the one that can change nothing at first."""
+    """Refuse fields that can't be added without changing the outputs."""
     for field in sorted(set(add) - {"attention_kernel"}):
         raise UsageError(f"--add {field}: only attention_kernel can be added without changing the model")
 
 
 def _zero_terms(model: PreTrainedModel, terms: Iterable[str]) -> Weights:
-    """The parameters of ``terms`` in a model of ours as zeros, from which an added term starts."""
-    ends = tuple(f".{term}_param" for term in terms)
-    return {name: torch.zeros_like(value) for name, value in model.state_dict().items() if name.endswith(ends)}
+    """Zeros for the parameters of ``terms`` in a model of ours."""
+    suffixes = tuple(f".{term}_param" for term in terms)
+    return {name: torch.zeros_like(value) for name, value in model.state_dict().items() if name.endswith(suffixes)}
 
 
-def _refuse_unlike(config: Any, source: Path) -> None:
-    """Refuse what has no counterpart, or another order of operations."""
+def _refuse_unsupported(config: Any, source: Path) -> None:
+    """Refuse features without a counterpart and a different order of operations."""
     checks: list[tuple[str, tuple[Any, ...], str]] = [
-        ("position_embedding_type", tuple(_RELATIVE), f"only {', '.join(_RELATIVE)} are known here"),
+        ("position_embedding_type", tuple(_RELATIVE), f"only {', '.join(_RELATIVE)} are supported"),
         ("is_decoder", (False,), "only encoders are"),
     ]
     if isinstance(config, DebertaConfig | DebertaV2Config):
@@ -216,18 +216,18 @@ def _refuse_unlike(config: Any, source: Path) -> None:
             raise UsageError(f"{source}: {name} is {getattr(config, name)}, which can't be converted: {reason}")
 
 
-def _counterpart(source: Path, config: PreTrainedConfig, architecture: str) -> str:
-    """The head's name here; empty for the encoder alone."""
+def _matching_head(source: Path, config: PreTrainedConfig, architecture: str) -> str:
+    """The name of the equivalent head; empty if only the encoder can be converted."""
     head = architecture.removeprefix(type(config).__name__.removesuffix("Config"))
     if head == "Model" or not hasattr(bert_convolutions, f"CompositeBert{head}"):
         return ""
     heads = _HEADS[config.model_type]
     if head == "ForMaskedLM" and config.model_type in _WITH_GELU and config.hidden_act != "gelu":
-        raise UsageError(f"{source}: hidden_act is {config.hidden_act}, and its head for masked tokens has gelu always")
+        raise UsageError(f"{source}: hidden_act is {config.hidden_act}, but its head for masked tokens uses gelu")
     return head if head in heads or not heads else ""
 
 
-def _config(config: PreTrainedConfig, add: Mapping[str, str], source: Path) -> CompositeBertConfig:
+def _convert_config(config: PreTrainedConfig, add: Mapping[str, str], source: Path) -> CompositeBertConfig:
     _check_addable(add)
     shared = {name: value for name, value in config.to_dict().items() if name in BertConfig().to_dict()}
     for name in ("model_type", "architectures", "transformers_version"):
@@ -252,7 +252,7 @@ def _config(config: PreTrainedConfig, add: Mapping[str, str], source: Path) -> C
         fields |= {"attention_kernel": kernel, "remove_position_embeddings": True}
     if add and "attention_kernel" in fields:
         kernel = fields["attention_kernel"]
-        raise UsageError(f'--add: {source} becomes "{kernel}", and nothing can be added to it')
+        raise UsageError(f'--add: {source} becomes "{kernel}", to which nothing can be added')
     ours = CompositeBertConfig(**fields | dict(add))
     if add and ("qk" not in ours.kernel.score_terms or ours.kernel.convolution):
         raise UsageError(
@@ -262,21 +262,21 @@ def _config(config: PreTrainedConfig, add: Mapping[str, str], source: Path) -> C
     return ours
 
 
-def _renamed(name: str) -> str:
+def _rename(name: str) -> str:
     for theirs, ours in _NAMES:
         name = re.sub(theirs, ours, name)
     return name
 
 
 def _convbert_weight(name: str, value: Tensor) -> Tensor:
-    """A linear layer's: of a pointwise convolution, or of a grouped layer (groups, in, out) block by block."""
+    """A linear layer's weight from that of a pointwise convolution or a grouped layer (groups, in, out)."""
     if "span.key_pointwise." in name:
         return value.squeeze(-1)
     return torch.block_diag(*value.mT) if value.dim() == 3 and name.endswith("dense.weight") else value
 
 
 def _mpnet_weights(weights: Weights, encoder: Any, config: CompositeBertConfig, prefix: str) -> Weights:
-    """Its distances, the same in all layers, as each layer's fixed term; no token types; its positions from 2 on."""
+    """MPNet's weights: shared distance biases as each layer's fixed term, zero token types, positions from row 2 on."""
     distances = weights.pop(f"{prefix}encoder.relative_attention_bias.weight")  # (buckets, H)
     buckets = encoder.encoder.relative_position_bucket(torch.arange(-_MPNET_DISTANCE, _MPNET_DISTANCE + 1))
     for layer in range(config.num_hidden_layers):
@@ -288,7 +288,7 @@ def _mpnet_weights(weights: Weights, encoder: Any, config: CompositeBertConfig, 
 
 
 def _deberta_rows(config: Any, distances: Tensor) -> Tensor:
-    """The rows of its table of embeddings for distances i - j of a query i and a key j."""
+    """The rows of DeBERTa's distance embeddings for distances i - j of a query i and a key j."""
     longest, buckets = config.max_relative_positions, getattr(config, "position_buckets", -1)
     longest = longest if longest > 0 else config.max_position_embeddings
     if buckets > 0:
@@ -298,13 +298,13 @@ def _deberta_rows(config: Any, distances: Tensor) -> Tensor:
 
 
 def _deberta_reach(config: Any) -> int:
-    """From which distance on all have the first row, or the last."""
+    """The distance from which on all have the first, or the last, row."""
     longest = max(config.max_relative_positions, config.max_position_embeddings)
     return int((_deberta_rows(config, -torch.arange(2 * longest)) > 0).sum())
 
 
 def _deberta_weights(weights: Weights, encoder: Any, config: CompositeBertConfig, prefix: str) -> Weights:
-    """Its distances as terms. Scores are over sqrt(d (1 + terms)) there, sqrt(d) here: the rest goes into weights."""
+    """DeBERTa's weights. It divides scores by sqrt(d (1 + terms)), we by sqrt(d); the rest is moved to the weights."""
     weights = {name: value for name, value in weights.items() if not _DEBERTA_ONLY.search(name)}
     types = f"{prefix}embeddings.token_type_embeddings.weight"
     weights.setdefault(types, torch.zeros(config.type_vocab_size, config.embedding_size))
@@ -313,7 +313,7 @@ def _deberta_weights(weights: Weights, encoder: Any, config: CompositeBertConfig
     table = encoder.encoder.get_rel_embedding()
     for number, layer in enumerate(encoder.encoder.layer):
         name, theirs = f"{prefix}encoder.layer.{number}.attention.self.", layer.attention.self
-        if hasattr(theirs, "in_proj"):  # version 1: head by head its query, key and value, the key without a bias
+        if hasattr(theirs, "in_proj"):  # version 1: one matrix, ordered by head; no key bias
             parts = theirs.in_proj.weight.unflatten(0, (config.num_attention_heads, 3, -1)).unbind(1)
             biases = (theirs.q_bias, torch.zeros_like(theirs.q_bias), theirs.v_bias)
             for part, weight, bias in zip(("query", "key", "value"), parts, biases, strict=True):
@@ -322,13 +322,13 @@ def _deberta_weights(weights: Weights, encoder: Any, config: CompositeBertConfig
             weights[f"{name}query.{kind}"] = weights[f"{name}query.{kind}"] * scale
         for term in config.kernel.convolution_terms:
             kernel = _deberta_projection(theirs, term)(table[rows])  # (2n+1, H*d)
-            kernel = kernel.flip(0) if term == "convqhead" else kernel * scale  # by j - i, and by i - j
+            kernel = kernel.flip(0) if term == "convqhead" else kernel * scale  # by j - i, or i - j
             weights[f"{name}{term}_param"] = kernel.unflatten(-1, (config.num_attention_heads, -1)).permute(1, 2, 0)
     return weights
 
 
 def _deberta_projection(attention: Any, term: str) -> Any:
-    """What makes the keys of distances that queries meet, or their queries that keys meet."""
+    """The layer that projects distance embeddings to keys (for ``convqhead``) or to queries."""
     if getattr(attention, "share_att_key", False):
         return attention.key_proj if term == "convqhead" else attention.query_proj
     names = ("pos_proj", "pos_key_proj") if term == "convqhead" else ("pos_q_proj", "pos_query_proj")
@@ -336,24 +336,24 @@ def _deberta_projection(attention: Any, term: str) -> Any:
 
 
 def _relative_terms(source: Path, config: CompositeBertConfig, prefix: str) -> Weights:
-    """The parameters of the terms, from embeddings (2n+1, d) of the distance i - j, which transformers doesn't load."""
+    """The terms' parameters from embeddings (2n+1, d) of the distance i - j, which transformers no longer loads."""
     terms = {}
     for stored, value in _stored_weights(source).items():
-        name = _renamed(stored)
-        if name.endswith(_DISTANCES):
-            layer = prefix + name.removeprefix("bert.").removesuffix(_DISTANCES)
+        name = _rename(stored)
+        if name.endswith(_DISTANCE_EMBEDDING):
+            layer = prefix + name.removeprefix("bert.").removesuffix(_DISTANCE_EMBEDDING)
             terms[f"{layer}convq_param"] = value.flip(0).T
             if "convk" in config.kernel.convolution_terms:
                 terms[f"{layer}convk_param"] = value.T
     if len(terms) < config.num_hidden_layers * len(config.kernel.convolution_terms):
         raise UsageError(
-            f"{source}: its config.json asks for relative positions, and a layer's {_DISTANCES} is missing"
+            f"{source}: its config.json asks for relative positions, but a layer's {_DISTANCE_EMBEDDING} is missing"
         )
     return terms
 
 
 def _stored_weights(source: Path) -> Weights:
-    """The weights of a folder in float32, by the names that they have there.
+    """The weights of a folder in float32, by their names in the files.
 
     Raises:
         UsageError: a file can't be read as plain weights.
@@ -361,15 +361,15 @@ def _stored_weights(source: Path) -> Weights:
     files = sorted(source.glob("*.safetensors")) or sorted(source.glob("pytorch_model*.bin"))
     try:
         return {name: value.float() for file in files for name, value in load_state_dict(file).items()}
-    except Exception as error:  # torch, safetensors and transformers each have their own for a bad file
+    except Exception as error:  # PyTorch, safetensors and transformers raise different errors
         raise UsageError(f"{source}: its weights can't be read ({first_line(error)})") from error
 
 
 def load_weights(model: PreTrainedModel, weights: Mapping[str, Tensor], source: Path) -> None:
-    """Copy weights, which must be those of the model: all but tied ones, no others, and of its shapes.
+    """Load weights whose names and shapes must be the model's; tied ones may be missing.
 
     Raises:
-        UsageError: names the first that isn't.
+        UsageError: names the first weight that is unknown, missing or has another shape.
     """
     expected = model.state_dict()
     for name, value in weights.items():

@@ -8,11 +8,11 @@ from bert_convolutions.flags import flag
 
 @dataclass
 class ConvertOptions:
-    """Which checkpoint becomes one of ours, and where."""
+    """The checkpoint to convert and the output folder."""
 
     input: Path = field(
         metadata={
-            "help": "checkpoint folder: of the original code, or a BERT, ELECTRA, MPNet, ConvBERT or DeBERTa of "
+            "help": "checkpoint folder of the original code; a BERT, ELECTRA, MPNet, ConvBERT or DeBERTa of "
             "transformers; or a model of this program, to --add terms to",
             "metavar": "DIR",
         }
@@ -21,7 +21,7 @@ class ConvertOptions:
     overwrite_output_dir: bool = flag(False, "replace a converted checkpoint there")
     add: list[str] = flag(
         [],
-        "terms for a model with absolute positions or of this program, which change nothing before they are trained: "
+        "terms to add to a model with absolute positions or of this program, which have no effect until trained: "
         "'attention_kernel=qk_convfixed_convq_convk 8'",
         metavar="FIELD=VALUE",
     )

@@ -1,4 +1,4 @@
-"""``bertconv convert``: a checkpoint of the paper's code or of ``transformers`` into one of ours; or ours, extended."""
+"""``bertconv convert``: converts checkpoints of the paper's code or of ``transformers``, or adds terms to ours."""
 
 import json
 import zipfile
@@ -26,24 +26,24 @@ from bert_convolutions.schemas import OriginalsConfig
 from bert_convolutions.self_contained import CODE_PATTERN
 
 ARCHITECTURES = ("BertModel", "BertForMaskedLM", "BertForPreTraining", "BertForSequenceClassification")
-"""The original's, each of which is ``Composite...`` here."""
+"""The original's architectures, each of which is named ``Composite...`` here."""
 _BUFFERS = ("relative_positions_mat", "position_ids")
 _TOKENIZERS = (MODEL_FILE, "tokenizer.json", "tokenizer_config.json", "vocab.txt")
-"""Any of them makes a tokenizer of ``transformers``; the oldest models have no more than the last."""
-_OF_A_CONVERTED_FOLDER = (
+"""Files that identify a tokenizer of ``transformers``; the oldest models have only the last one."""
+_OUTPUT_PATTERNS = (
     *("config.json", "generation_config.json", "model*.safetensors*", CODE_PATTERN),
     *(*_TOKENIZERS, "special_tokens_map.json", "added_tokens.json"),
 )
-"""Patterns of what is written here; an overwrite replaces these and leaves all else."""
+"""Patterns of the files of a converted model; an overwrite replaces only these."""
 
 
 def run_convert(options: ConvertOptions) -> Path:
-    """``bertconv convert``; see ``convert_checkpoint``."""
+    """Run ``bertconv convert``; see ``convert_checkpoint``."""
     add = {}
     for pair in options.add:
         name, equals, value = pair.partition("=")
         if not equals:
-            raise UsageError(f"--add {pair}: give a field and its value, as attention_kernel='qk_convq 8'")
+            raise UsageError(f"--add {pair}: give a field and its value, such as attention_kernel='qk_convq 8'")
         add[name] = value
     return convert_checkpoint(options.input, options.output_dir, options.overwrite_output_dir, add)
 
@@ -54,25 +54,25 @@ def convert_checkpoint(
     overwrite_output_dir: bool = False,
     add: Mapping[str, str] | None = None,
 ) -> Path:
-    """Convert a checkpoint folder, heads and tokenizer included.
+    """Convert a checkpoint folder, including heads and tokenizer.
 
     Args:
-        input_dir: a folder with the original's ``config.json`` and ``pytorch_model.bin``, or with one of the models of
-            ``transformers`` that ``convert_model`` takes; or one of ours, for ``extend_model``.
-        output_dir: the folder to make. It appears whole; an old one loses nothing before the new files are written.
-        overwrite_output_dir: replace the model in a folder that is there; other files in it stay.
+        input_dir: a folder with the original's ``config.json`` and ``pytorch_model.bin``, with a model of
+            ``transformers`` that ``convert_model`` supports, or with one of ours, for ``extend_model``.
+        output_dir: the folder to write, atomically: old files are kept until the new ones are complete.
+        overwrite_output_dir: replace the model in an existing folder; other files in it are kept.
         add: fields that ``convert_model`` or ``extend_model`` adds.
 
     Raises:
-        UsageError: where a file is missing, damaged or not of this kind, or the output folder is not empty, holds or
-            lies in the input, or holds a model that is not ours.
+        UsageError: a file is missing, damaged or unsupported; or the output folder is not empty, overlaps the input,
+            or holds a model that is not ours.
     """
     source, target = local_folder(input_dir), Path(output_dir)
     files.refuse_overlap(target, "--output_dir", {"--input": source})
     _check_target(target, overwrite_output_dir)
-    kind = _kind_of(source / "config.json")
+    kind = _origin_of(source / "config.json")
     if add and kind == "original":
-        raise UsageError(f"--add: convert {source}, a checkpoint of the original, and then add terms to the result")
+        raise UsageError(f"--add: convert {source}, a checkpoint of the original, first; then add terms to the result")
     if kind == "original":
         model = _read_original(source)
     else:
@@ -81,17 +81,17 @@ def convert_checkpoint(
 
     with files.folder_inside(target, "--output_dir") as temporary:
         model.save_pretrained(temporary)
-        signs = (MODEL_FILE,) if kind == "original" else _TOKENIZERS
-        if any((source / name).is_file() for name in signs):
+        tokenizer_files = (MODEL_FILE,) if kind == "original" else _TOKENIZERS
+        if any((source / name).is_file() for name in tokenizer_files):
             tokenizer = load_tokenizer(source / MODEL_FILE if kind == "original" else source)
             as_long_as(model.config, tokenizer).save_pretrained(temporary)
         files.sync_tree(temporary)
-        _put(temporary, target)
+        _install(temporary, target)
     return target
 
 
-def _kind_of(config_path: Path) -> Literal["original", "transformers", "ours"]:
-    """Whose a ``config.json`` is; the original's names its model ``bert`` and a kernel too."""
+def _origin_of(config_path: Path) -> Literal["original", "transformers", "ours"]:
+    """The program that wrote a ``config.json``; the original's has the type ``bert`` and an attention kernel."""
     config = read_json(config_path) if config_path.is_file() else None
     if not isinstance(config, dict) or "model_type" not in config:
         return "original"
@@ -107,7 +107,7 @@ def _read_original(source: Path) -> PreTrainedModel:
             raise UsageError(f"{path} is missing; --input is a folder with config.json and pytorch_model.bin")
     architecture = read_model(OriginalsConfig, config_path).architectures[0]
     if architecture not in ARCHITECTURES:
-        raise UsageError(f"{config_path}: architectures: {architecture} is none of {', '.join(ARCHITECTURES)}")
+        raise UsageError(f"{config_path}: architectures: {architecture} is not one of {', '.join(ARCHITECTURES)}")
     config = read_config(config_path, OriginalsConfig)
     model: PreTrainedModel = getattr(bert_convolutions, f"Composite{architecture}")(config)
     load_weights(model, _read_weights(weights_path), weights_path)
@@ -131,12 +131,12 @@ def _check_target(target: Path, overwrite: bool) -> None:
             raise UsageError(f"--output_dir {target} holds a model that this program did not write; choose another")
 
 
-def _put(temporary: Path, target: Path) -> None:
-    """Give ``target`` the files of ``temporary``; what it holds of an earlier conversion goes when they are there."""
-    old = {path for pattern in _OF_A_CONVERTED_FOLDER for path in target.glob(pattern)}
-    # Should a killed overwrite have set aside others of the same name, these are its own half-done ones.
+def _install(temporary: Path, target: Path) -> None:
+    """Move the files of ``temporary`` to ``target``, then delete those of an earlier conversion."""
+    old = {path for pattern in _OUTPUT_PATTERNS for path in target.glob(pattern)}
+    # Files of the same name that a killed overwrite set aside are the older ones, and these its unfinished ones.
     files.set_aside(target, [path for path in old if not (target / files.ASIDE_NAME / path.name).exists()])
-    new = sorted(temporary.iterdir(), key=lambda path: path.name == "config.json")  # without one it is no model yet
+    new = sorted(temporary.iterdir(), key=lambda path: path.name == "config.json")  # last: it makes the folder a model
     try:
         for path in new:
             path.replace(target / path.name)
@@ -149,14 +149,14 @@ def _put(temporary: Path, target: Path) -> None:
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    """The floating-point weights of a file, each of which must be finite."""
+    """The weights in a file, which must be finite floating-point numbers."""
     try:
-        _check_sums(path)
+        _verify_checksums(path)
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds; none of them may execute the file
+    except Exception as error:  # torch.load raises many types
         raise UsageError(f"{path} can't be read as plain weights, so it was not loaded: {first_line(error)}") from error
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise UsageError(f"{path} holds something else than a dictionary of tensors")
+        raise UsageError(f"{path} holds something other than a dictionary of tensors")
     weights = {str(name): value for name, value in weights.items() if str(name).rsplit(".", 1)[-1] not in _BUFFERS}
     for name, value in weights.items():
         if not value.is_floating_point():
@@ -166,10 +166,10 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     return weights
 
 
-def _check_sums(path: Path) -> None:
-    """Compare the checksums that PyTorch writes since 1.6, which it does not read; older files have none."""
+def _verify_checksums(path: Path) -> None:
+    """Verify the checksums that PyTorch writes since version 1.6 but does not check; older files have none."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged:
-            raise ValueError(f"the bytes of {damaged} in it are not those that were written")
+            raise ValueError(f"the checksum of {damaged} in it differs")

@@ -1,4 +1,4 @@
-"""From samples to the batch that the model takes: truncated, sentence order swapped, masked, laid out in rows.
+"""Collates samples into a batch for the model: truncates, swaps sentences, masks and packs into rows.
 
 Legend: R rows, S row length, M masked positions (padded to a bucket), X examples.
 """
@@ -15,7 +15,7 @@ from bert_convolutions.data.packing import Rows
 
 
 class Feature(TypedDict):
-    """One sample on its way into a batch."""
+    """One sample for the collator."""
 
     epoch: int
     sample: int
@@ -24,16 +24,16 @@ class Feature(TypedDict):
 
 @dataclass(frozen=True)
 class PretrainingCollator:
-    """Makes a batch; a pure function of the keys and ids of its samples.
+    """Makes a batch of samples, a pure function of their features.
 
     Attributes:
-        masking: which tokens are to be predicted.
+        masking: chooses the tokens to predict.
         cls_id, sep_id, pad_id: ids of special tokens.
-        block_size: S, at most; longer samples are truncated as the original does, to their first tokens.
-        pack: several examples in a row; else one, padded to ``block_size``.
-        sentence_order: swap the sentences of half of the samples, and say so in ``next_sentence_label``.
-        row_bucket, position_bucket: rows and masked positions are padded to multiples of these, so that few shapes
-            occur; 1 for none.
+        block_size: S; longer samples are truncated to their first tokens, as in the original.
+        pack: pack several examples into a row; otherwise each has a row, padded to ``block_size``.
+        sentence_order: swap the sentences of half of the samples and set ``next_sentence_label``.
+        row_bucket, position_bucket: the numbers of rows and masked positions are padded to multiples of these, so that
+            few shapes occur; 1 for no padding.
     """
 
     masking: Masking
@@ -47,13 +47,13 @@ class PretrainingCollator:
     position_bucket: int = 64
 
     def __call__(self, features: list[Feature]) -> dict[str, Any]:
-        """Lay out samples.
+        """Collate samples.
 
         Returns:
-            ``input_ids``, ``attention_mask`` (0 padding, k the k-th example of the row) and ``position_ids``, all
-            (R, S) int64; ``masked_positions`` and ``labels`` (M,), -100 where the bucket is filled up; ``sample_ids``
-            (X,); ``num_real_tokens`` (); ``examples_per_row``, an int, the most there are; with sentence order
-            ``example_starts`` and ``next_sentence_label`` (X,).
+            ``input_ids``, ``attention_mask`` (0 for padding, k for the k-th example of the row) and ``position_ids``,
+            all (R, S) int64; ``masked_positions`` and ``labels`` (M,), with label -100 for padding; ``sample_ids``
+            (X,); ``num_real_tokens`` (); ``examples_per_row``, an int, the maximum over the rows; with
+            ``sentence_order`` also ``example_starts`` and ``next_sentence_label`` (X,).
         """
         samples = np.array([feature["sample"] for feature in features], dtype=np.int64)
         epochs = np.array([feature["epoch"] for feature in features], dtype=np.int64)
@@ -69,9 +69,9 @@ class PretrainingCollator:
         }
         chosen = np.flatnonzero(labels != IGNORED)
         chosen = chosen[np.argsort(rows.slots[chosen])]
-        left = max(1, -(-len(chosen) // self.position_bucket)) * self.position_bucket - len(chosen)
-        batch["masked_positions"] = np.pad(rows.slots[chosen], (0, left))
-        batch["labels"] = np.pad(labels[chosen], (0, left), constant_values=IGNORED)
+        padding = max(1, -(-len(chosen) // self.position_bucket)) * self.position_bucket - len(chosen)
+        batch["masked_positions"] = np.pad(rows.slots[chosen], (0, padding))
+        batch["labels"] = np.pad(labels[chosen], (0, padding), constant_values=IGNORED)
         batch["sample_ids"], batch["num_real_tokens"] = samples, np.array(len(ids))
         if self.sentence_order:
             batch["example_starts"], batch["next_sentence_label"] = rows.starts, swapped.astype(np.int64)
@@ -81,9 +81,9 @@ class PretrainingCollator:
     def _truncated(
         self, examples: list[NDArray[np.integer]], swapped: NDArray[np.bool_]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The tokens of all examples, flat, each cut to ``block_size``, and how many each has.
+        """The tokens of all examples, concatenated and truncated to ``block_size``, and the length of each.
 
-        ``[CLS] a [SEP] b [SEP]`` becomes ``[CLS] b [SEP] a [SEP]`` where it is swapped, before it is cut.
+        A swapped ``[CLS] a [SEP] b [SEP]`` becomes ``[CLS] b [SEP] a [SEP]`` before it is truncated.
         """
         for index in np.flatnonzero(swapped):
             ids = examples[index]

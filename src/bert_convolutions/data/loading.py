@@ -1,4 +1,4 @@
-"""Loading of any tokenizer from a local path, and what tells one from another."""
+"""Loading any tokenizer from a local path or the Hub, and a hash that identifies it."""
 
 import contextlib
 import hashlib
@@ -22,23 +22,23 @@ OF_PRETRAINING = ("cls_token", "sep_token", "pad_token", "mask_token")
 def load_tokenizer(
     path: str | Path, model: str | Path | None = None, needs: Sequence[str] = OF_PRETRAINING
 ) -> PreTrainedTokenizerBase:
-    """Load a bare ``spm.model``, the directory of any Hugging Face tokenizer, or one of the Hub (``hub``).
+    """Load a bare ``spm.model``, or any Hugging Face tokenizer from a directory or by its name on the Hub.
 
-    Where it is for a trained ``model``, it must have the same tokens as one that is saved in that folder. ``needs`` are
-    the special tokens that it must have.
+    If it is for a trained ``model`` whose folder holds a tokenizer, it must have the same tokens as that one. ``needs``
+    are the special tokens that it must have.
 
     Raises:
-        UsageError: nothing is there, or what is there is no tokenizer that can be loaded, or not that of the model.
+        UsageError: the path does not exist, holds no tokenizer that can be loaded, or not the model's.
     """
     own = None
     if model is not None and model != path:
         with contextlib.suppress(UsageError):
             own = _load(model, needs)
     tokenizer = _load(path, needs)
-    if own is not None and not tokenizer.get_vocab().items() <= own.get_vocab().items():  # a model may have fillers
+    if own is not None and not tokenizer.get_vocab().items() <= own.get_vocab().items():  # that one may have fillers
         raise UsageError(
-            f"--tokenizer_name {path} has other tokens than the tokenizer that {model} was trained with and has beside "
-            "it; leave the flag out"
+            f"--tokenizer_name {path} has other tokens than the tokenizer saved in {model}, with which it was trained; "
+            "leave the flag out"
         )
     return tokenizer
 
@@ -53,18 +53,18 @@ def _load(path: str | Path, needs: Sequence[str]) -> PreTrainedTokenizerBase:
         tokenizer = loader.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
     except UsageError:
         raise
-    except Exception as error:  # a third party's loader may raise anything
+    except Exception as error:  # third-party loaders may raise anything
         raise UsageError(f"{path}: no tokenizer can be loaded from this directory ({first_line(error)})") from error
     missing = [name for name in needs if not getattr(tokenizer, name)]
     if missing:
         raise UsageError(f"{path}: the tokenizer has no {', '.join(missing)}, which is needed here; choose another")
-    if not tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys():  # transformers makes one without files
-        raise UsageError(f"{path}: the tokenizer knows no words, as its files are missing; copy them or choose another")
+    if not tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys():  # transformers accepts that
+        raise UsageError(f"{path}: no vocabulary, as the tokenizer's files are missing; copy them or choose another")
     return tokenizer
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a sha256 (hexadecimal) that identifies a tokenizer's vocabulary and rules, wherever it was loaded from."""
+    """A SHA-256 (hexadecimal) of a tokenizer's vocabulary and rules, independent of its path."""
     if isinstance(tokenizer, CompositeBertTokenizer):
         return tokenizer.pieces.hash
     identity: dict[str, Any] = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}

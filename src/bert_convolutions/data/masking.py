@@ -1,4 +1,4 @@
-"""Masking for the masked language model: a pure function of (seed, epoch, sample, position in the sample)."""
+"""Masking for the masked language model, a pure function of (seed, epoch, sample, position in the sample)."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,15 +10,15 @@ from bert_convolutions.data.packing import positions_within
 from bert_convolutions.data.randomness import Stream, mix, uniform
 
 IGNORED = -100
-"""The label of what is not to be predicted: PyTorch's default for ``ignore_index``."""
+"""Label of tokens that are not to be predicted: PyTorch's default ``ignore_index``."""
 Integers = int | NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Masking:
-    """BERT's masking: each token but ``special_ids`` is chosen with ``probability``.
+    """BERT's masking: each token except ``special_ids`` is chosen with ``probability``.
 
-    Of the chosen tokens 80 % become [MASK], 10 % a uniform random id below ``vocab_size``, 10 % stay.
+    Of the chosen tokens, 80 % become [MASK], 10 % a uniformly random id below ``vocab_size``, and 10 % stay the same.
     """
 
     seed: int
@@ -29,9 +29,9 @@ class Masking:
 
     @classmethod
     def of_tokenizer(cls, tokenizer: Any, seed: int, probability: float = 0.15) -> "Masking":
-        """The masking of texts that a Hugging Face tokenizer has encoded.
+        """The masking for texts encoded by a Hugging Face tokenizer.
 
-        Of its special tokens only the unknown token is chosen as any other, as in the original: it stands for text.
+        Of its special tokens only the unknown token can be chosen, as in the original: it stands for text.
         """
         layout = {tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id, tokenizer.mask_token_id}
         special_ids = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id} | layout
@@ -40,15 +40,15 @@ class Masking:
     def __call__(
         self, ids: NDArray[np.int64], epoch: Integers, sample: Integers, *, lengths: NDArray[np.int64] | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Mask one sample, or several that stand one after another.
+        """Mask one sample or several concatenated ones.
 
         Args:
             ids: (T,) token ids.
-            epoch, sample: which draw of which sample this is; of several samples, arrays (X,).
+            epoch, sample: keys of the random numbers; arrays (X,) for several samples.
             lengths: (X,) tokens of each sample; None for one sample.
 
         Returns:
-            Masked ids (T,) and labels (T,), the original id where it is to be predicted and ``IGNORED`` elsewhere.
+            Masked ids (T,) and labels (T,): the original id of tokens to predict, otherwise ``IGNORED``.
         """
         lengths = np.array([len(ids)]) if lengths is None else lengths
         length = np.repeat(lengths, lengths)
@@ -56,7 +56,7 @@ class Masking:
         keys = [np.repeat(np.broadcast_to(key, lengths.shape), lengths) for key in (epoch, sample)]
         chosen = uniform(mix(position, self.seed, *keys, Stream.MASKING)) < self.probability
         chosen &= ~np.isin(ids, self.special_ids)
-        at = np.flatnonzero(chosen)  # the two other draws count for these alone
+        at = np.flatnonzero(chosen)  # only these need the two other draws
         action, random = (
             uniform(mix((position + draw * length)[at], self.seed, *(key[at] for key in keys), Stream.MASKING))
             for draw in (1, 2)
@@ -69,6 +69,6 @@ class Masking:
         return masked, labels
 
     def swaps(self, epoch: Integers, sample: Integers) -> NDArray[np.bool_]:
-        """Whether the two sentences of each sample (X,) change places, with probability 0.5 (sentence-order task)."""
+        """Whether the two sentences of each sample are swapped, (X,), with probability 0.5 (sentence-order task)."""
         counters = np.zeros(np.size(sample), dtype=np.uint64)
         return mix(counters, self.seed, epoch, sample, Stream.SENTENCE_ORDER) >> np.uint64(63) == 1

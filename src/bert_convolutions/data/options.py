@@ -1,4 +1,4 @@
-"""Flags of ``bertconv train-tokenizer`` and ``bertconv build-dataset``. Imports neither torch nor transformers."""
+"""Flags of ``bertconv train-tokenizer`` and ``bertconv build-dataset``. Imports neither PyTorch nor transformers."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -8,31 +8,31 @@ from bert_convolutions.flags import flag
 
 @dataclass
 class TrainTokenizerOptions:
-    """Which text to learn a SentencePiece vocabulary from, and how large."""
+    """The text to learn a SentencePiece vocabulary from, and its size."""
 
     input: list[str] = field(
-        metadata={"help": "text files (UTF-8, one sentence a line; also .gz, .xz, .zst) or folders of them"}
+        metadata={"help": "text files (UTF-8, one sentence per line; also .gz, .xz, .zst) or folders of them"}
     )
     output_dir: str = field(metadata={"help": "folder for spm.model and tokenizer_config.json"})
-    vocab_size: int = flag(30_000, "pieces to learn; four special tokens are added to them")
+    vocab_size: int = flag(30_000, "pieces to learn; four special tokens are added")
     input_sentence_size: int = flag(
-        10_000_000, "lines to learn from at most, drawn uniformly from all; memory grows with it"
+        10_000_000, "maximum number of lines to learn from, drawn uniformly from all; memory grows with it"
     )
-    seed: int = flag(42, "seed of the draw of lines")
+    seed: int = flag(42, "seed for drawing the lines")
     overwrite_output_dir: bool = flag(False, "replace a tokenizer that is already there")
 
 
 @dataclass
 class BuildDatasetOptions:
-    """Which text to turn into shuffled sentence pairs ``[CLS] a [SEP] b [SEP]``, and where to write them."""
+    """The text to turn into shuffled sentence pairs ``[CLS] a [SEP] b [SEP]``, and where to write them."""
 
     tokenizer_name: str = field(metadata={"help": "an spm.model, or the folder of any Hugging Face tokenizer"})
     train_data_file: list[str] = flag(
-        [], "text files (UTF-8, one sentence a line; also .gz, .xz, .zst) or folders of them"
+        [], "text files (UTF-8, one sentence per line; also .gz, .xz, .zst) or folders of them"
     )
     dataset: str | None = flag(
         None,
-        "instead of text files: a data set of the Hugging Face hub, read as it comes, or a local parquet, "
+        "instead of text files: a dataset of the Hugging Face Hub, which is streamed, or a local parquet, "
         "JSONL or CSV file or a folder of them; a row is a document, its lines are sentences",
     )
     dataset_config: str | None = flag(None, "configuration of --dataset, such as 20231101.en")
@@ -42,11 +42,13 @@ class BuildDatasetOptions:
     output_format: Literal["arrow", "ids"] = flag(
         "arrow", "arrow: shards in --output_dir; ids: the original's text file, --output_file"
     )
-    output_file: str | None = flag(None, "with --output_format ids: one example a line, ids separated by single spaces")
+    output_file: str | None = flag(
+        None, "with --output_format ids: one example per line, ids separated by single spaces"
+    )
     seed: int = flag(42, "seed of the shuffle, which is uniform over the whole corpus")
-    num_proc: int | None = flag(None, "processes; changes the speed only. Default: one a core, at most 8")
-    pair_within_documents: bool = flag(False, "pair no sentences across a blank line, the border between two documents")
-    split_sentences: bool = flag(False, "the lines are paragraphs or documents: cut each into sentences (sentencex)")
+    num_proc: int | None = flag(None, "processes; changes only the speed. Default: one per core, at most 8")
+    pair_within_documents: bool = flag(False, "a blank line ends a document; pair no sentences across it")
+    split_sentences: bool = flag(False, "split each line, a paragraph or document, into sentences (sentencex)")
     language: str = flag("en", "language code for --split_sentences")
-    shard_size_mb: int = flag(32, "size of an Arrow shard in MiB, nearly")
+    shard_size_mb: int = flag(32, "approximate size of an Arrow shard in MiB")
     overwrite_output_dir: bool = flag(False, "replace a dataset built from other text or with other settings")

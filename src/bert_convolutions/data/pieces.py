@@ -1,14 +1,14 @@
-"""Text to token ids by the rules of the original's tokenizer, light (no ``transformers``) and fast.
+"""Text to token ids by the rules of the original's tokenizer, fast and without ``transformers``.
 
 Ids: the V pieces of the SentencePiece model, then ``[CLS]`` = V, ``[SEP]`` = V + 1, ``<pad>`` = V + 2 and ``[MASK]`` =
 V + 3; ``<unk>`` is the model's own unknown piece. Encoding a text takes four steps:
 
-1. special tokens typed in the text are cut out and become their ids;
-2. the rest is normalised: lower-cased, accents stripped, white space collapsed, quotes made plain, in the order of the
-   original (the slow ALBERT tokenizer of ``transformers`` 3);
+1. special tokens in the text are split off and replaced by their ids;
+2. the rest is normalised in the order of the original (the slow ALBERT tokenizer of ``transformers`` 3): lower-cased,
+   accents stripped, white space collapsed, quotes replaced by plain ones;
 3. SentencePiece encodes it (C++);
 4. the comma-digit rule: a piece such as ``1,`` is encoded again without its comma, so that no piece joins a digit and a
-   comma. What it becomes depends on the piece alone, so a table from id to ids, made once, is exact.
+   comma. The result depends only on the piece, so it is looked up in a table from id to ids.
 """
 
 import contextlib
@@ -33,24 +33,24 @@ SPECIAL_TOKENS = {
     "unk_token": UNKNOWN_TOKEN,
     **dict(zip(("cls_token", "sep_token", "pad_token", "mask_token"), APPENDED_TOKENS, strict=True)),
 }
-"""By the names that ``transformers`` has for them."""
+"""Special tokens by the names of their arguments in ``transformers``."""
 MODEL_FILE = "spm.model"
-"""The model's name inside a tokenizer directory."""
+"""Name of the SentencePiece model in a tokenizer directory."""
 CODE_FILE = "tokenization_composite_bert"
 AUTO_MAP = {"AutoTokenizer": [f"{CODE_FILE}.CompositeBertTokenizer", None]}
-"""What ``tokenizer_config.json`` says of the code beside it, which loads the tokenizer without this package."""
+"""Entry of ``tokenizer_config.json`` for the code beside it, which loads the tokenizer without this package."""
 _SPECIAL_TOKENS = re.compile("(" + "|".join(re.escape(token) for token in (*APPENDED_TOKENS, UNKNOWN_TOKEN)) + ")")
 WORD_START = "▁"
 _RULES_VERSION = "composite-bert-tokenizer-1"
 
 
 def find_model_file(path: str | Path) -> Path | None:
-    """Return the SentencePiece model that a tokenizer path means: itself, or ``spm.model`` in a directory.
+    """The SentencePiece model of a tokenizer path: the file itself, or ``spm.model`` in a directory.
 
-    None stands for a directory with another tokenizer in it, DeBERTa's included, whose file has the same name.
+    None for a directory with another tokenizer, including DeBERTa's, which has a file of the same name.
 
     Raises:
-        UsageError: nothing is there.
+        UsageError: the path does not exist.
     """
     path = Path(path)
     if path.is_file():
@@ -61,12 +61,12 @@ def find_model_file(path: str | Path) -> Path | None:
             "Hugging Face Hub"
         )
     config = path / "config.json"
-    is_debertas = config.is_file() and '"deberta-v2"' in config.read_text(encoding="utf-8", errors="replace")
-    return path / MODEL_FILE if (path / MODEL_FILE).is_file() and not is_debertas else None
+    is_deberta = config.is_file() and '"deberta-v2"' in config.read_text(encoding="utf-8", errors="replace")
+    return path / MODEL_FILE if (path / MODEL_FILE).is_file() and not is_deberta else None
 
 
 class AlignedPiece(NamedTuple):
-    """A piece, and the range of characters of the text that it stands for; an empty one where it adds nothing."""
+    """A piece and the range of characters of the text that it covers, empty if it covers none."""
 
     piece: str
     begin: int
@@ -103,14 +103,14 @@ class PieceTokenizer:
         self._comma_lengths = np.ones(len(self), dtype=np.int64)
         for token, parts in self._comma_table.items():
             self._comma_lengths[token] = len(parts)
-        # Not a cached property: those of Python 3.11 have a lock, which comes back locked where dill pickles a class.
-        every = range(self.num_pieces)
-        self._byte_pieces = frozenset(self.processor.id_to_piece(n) for n in every if self.processor.is_byte(n))
-        # A comma that is no piece of its own may be swallowed by an unknown piece; then ids do not tell enough.
+        # Not a cached property: in Python 3.11 it has a lock, which dill restores locked when it pickles the class.
+        all_ids = range(self.num_pieces)
+        self._byte_pieces = frozenset(self.processor.id_to_piece(n) for n in all_ids if self.processor.is_byte(n))
+        # If the comma is not a piece, an unknown piece may contain one, and the comma-digit rule can't work on ids.
         self._comma_is_unknown = self.processor.piece_to_id(",") == self.unk_id
 
     def __len__(self) -> int:
-        """Return the size of the vocabulary, V + 4."""
+        """The size of the vocabulary, V + 4."""
         return max(self.num_pieces, *(token_id + 1 for token_id in self.special_ids.values()))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -122,17 +122,17 @@ class PieceTokenizer:
 
     @functools.cached_property
     def hash(self) -> str:
-        """Return the sha256 that identifies the vocabulary and the rules."""
+        """The SHA-256 that identifies the vocabulary and the rules."""
         return hashlib.sha256(_RULES_VERSION.encode() + self.model_bytes).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of each text, without ``[CLS]`` and ``[SEP]`` around it."""
+        """The ids of each text, without ``[CLS]`` and ``[SEP]`` around it."""
         ids, lengths = self.encode_flat(texts)
-        ends, every = np.cumsum(lengths).tolist(), ids.tolist()
-        return [every[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+        ends, all_ids = np.cumsum(lengths).tolist(), ids.tolist()
+        return [all_ids[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
 
     def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Return what ``encode`` returns, flat: all ids (int32) and the number of ids of each text (int64)."""
+        """Like ``encode``, but concatenated: all ids (int32) and the number of ids of each text (int64)."""
         if _SPECIAL_TOKENS.search("\n".join(texts)):
             return flatten(self._encode_with_special_tokens(texts))
         normalized = normalize_all(texts)
@@ -166,28 +166,28 @@ class PieceTokenizer:
         return encoded
 
     def tokenize(self, text: str) -> list[str]:
-        """Return the pieces of a text without special tokens in it, the comma-digit rule applied."""
+        """The pieces of a text that contains no special tokens, after the comma-digit rule."""
         pieces = self.processor.encode(normalize(text), out_type=str)
         return list(itertools.chain.from_iterable(self._split_comma(piece) or [piece] for piece in pieces))
 
     def align(self, text: str) -> list[AlignedPiece]:
-        """Return the pieces of ``tokenize`` with where each stands in the text, white space around it left out."""
+        """The pieces of ``tokenize`` with their ranges in the text, without surrounding white space."""
         normalized, origins = normalize_aligned(text)
-        seen, places = self.processor.normalize(normalized, with_offsets=True)  # as SentencePiece reads it
-        places[len(seen) :] = [len(normalized)]
+        seen, offsets = self.processor.normalize(normalized, with_offsets=True)  # SentencePiece's own normalisation
+        offsets[len(seen) :] = [len(normalized)]
         aligned: list[AlignedPiece] = []
         begin, bytes_left = 0, 0
         for piece in self.processor.encode(normalized, out_type=str):
             end = begin + len(piece)
-            if self._byte_pieces and piece in self._byte_pieces:  # several stand for one character
+            if self._byte_pieces and piece in self._byte_pieces:  # several make one character
                 bytes_left, end = (bytes_left or len(seen[begin].encode())) - 1, begin + 1
             for part, first, last in self._split_aligned(piece, begin, end):
-                aligned.append(AlignedPiece(part, *_span(normalized, origins, places[first], places[last])))
+                aligned.append(AlignedPiece(part, *_span(normalized, origins, offsets[first], offsets[last])))
             begin = begin if bytes_left else end
         return aligned
 
     def _split_aligned(self, piece: str, begin: int, end: int) -> Iterator[tuple[str, int, int]]:
-        """Apply the comma-digit rule to a piece that stands from ``begin`` to ``end``."""
+        """Apply the comma-digit rule to a piece that covers ``begin`` to ``end``."""
         *parts, comma = self._split_comma(piece) or [piece]
         for part in parts:
             middle = min(begin + max(len(part.replace(WORD_START, "")), 1), end - 1)
@@ -198,11 +198,11 @@ class PieceTokenizer:
         yield comma, begin, end
 
     def piece_to_id(self, piece: str) -> int:
-        """Return the id of a piece or special token; the unknown token's where there is none."""
+        """The id of a piece or special token, or the unknown token's id."""
         return self.special_ids.get(piece, self.processor.piece_to_id(piece))
 
     def _number_special_tokens(self) -> dict[str, int]:
-        """Append the special tokens to the pieces, but for those that the model already has among its pieces."""
+        """Number the special tokens after the pieces, except those that are pieces of the model."""
         special_ids = {UNKNOWN_TOKEN: self.unk_id}
         next_id = self.num_pieces
         for token in APPENDED_TOKENS:
@@ -219,63 +219,63 @@ class PieceTokenizer:
         }
 
     def _split_comma(self, piece: str) -> list[str] | None:
-        """Return what the comma-digit rule makes of a piece; None where it does not apply."""
+        """The pieces that the comma-digit rule makes of a piece; None if it does not apply."""
         if len(piece) < 2 or piece[-1] != "," or not piece[-2].isdigit():
             return None
         pieces = self.processor.encode(piece[:-1].replace(WORD_START, ""), out_type=str)
         if piece[0] != WORD_START and pieces[0][0] == WORD_START:
-            # SentencePiece starts a word where the original text had none: take the mark off again.
+            # SentencePiece always marks the start of a word; remove the mark if the piece had none.
             pieces = pieces[1:] if len(pieces[0]) == 1 else [pieces[0][1:], *pieces[1:]]
         return [*pieces, ","]
 
 
 def normalize(text: str) -> str:
-    """Return one sentence lower-cased, without accents, with single spaces and plain double quotes.
+    """Lower-case a sentence, strip accents, collapse white space and replace quotes by plain double quotes.
 
-    Lower-casing happens twice, as in the original: first letter by letter (so that a Greek capital sigma always becomes
-    the medial form), and once more for the capitals that only appear when NFKD takes a ligature or sign apart.
+    It is lower-cased twice, as in the original: first letter by letter, so that a Greek capital sigma always becomes
+    the medial form, and once more for capitals that appear when NFKD decomposes a ligature or sign.
     """
     return normalize_all([text])[0]
 
 
 def normalize_all(texts: Sequence[str]) -> list[str]:
-    """Return ``normalize`` of each text, with as many steps as possible over all of them in one string."""
-    joined = "\n".join([" ".join(text.split()) for text in texts])  # no text has a line break of its own any more
+    """``normalize`` of each text, with most steps applied to all of them joined in one string, which is faster."""
+    joined = "\n".join([" ".join(text.split()) for text in texts])  # now no text contains a line break
     joined = joined.replace("Σ", "σ").lower().replace("``", '"').replace("''", '"')
     lines = joined.split("\n") if texts else []
     return lines if joined.isascii() else [line if line.isascii() else _without_accents(line).lower() for line in lines]
 
 
 def normalize_aligned(text: str) -> tuple[str, list[tuple[int, int]]]:
-    """Return ``normalize`` of a text and, for each of its characters, the range in the text that it comes from."""
+    """``normalize`` of a text and, for each character of the result, its range in the text."""
     characters: list[tuple[str, int, int]] = []
     for word in re.finditer(r"\S+", text):
         if characters:
             characters.append((" ", characters[-1][2], word.start()))
-        for place, character in enumerate(word[0], word.start()):
+        for index, character in enumerate(word[0], word.start()):
             for lower in "σ" if character == "Σ" else character.lower():
                 last = characters[-1] if characters else ("", 0, 0)
                 if lower == last[0] and lower in "`'":
-                    characters[-1] = ('"', last[1], place + 1)
+                    characters[-1] = ('"', last[1], index + 1)
                 else:
-                    characters.append((lower, place, place + 1))
+                    characters.append((lower, index, index + 1))
     if not all(character.isascii() for character, _, _ in characters):
         decomposed = [(_without_accents(character), begin, end) for character, begin, end in characters]
         characters = [(part, begin, end) for parts, begin, end in decomposed for part in parts]
-    final = "".join(character for character, _, _ in characters).lower()  # as a whole: a final sigma depends on context
+    final = "".join(character for character, _, _ in characters).lower()  # a final sigma depends on its context
     return final, [(begin, end) for character, begin, end in characters for _ in character.lower()]
 
 
 def _span(text: str, origins: list[tuple[int, int]], begin: int, end: int) -> tuple[int, int]:
-    """The range of the original text that a range of the normalised one comes from, without white space around it."""
+    """The range of the original text for a range of the normalised one, without surrounding white space."""
     while begin < end and text[begin].isspace():
         begin += 1
     while begin < end and text[end - 1].isspace():
         end -= 1
     if begin < end:
         return origins[begin][0], origins[end - 1][1]
-    place = origins[begin][0] if begin < len(origins) else origins[-1][1] if origins else 0
-    return place, place
+    index = origins[begin][0] if begin < len(origins) else origins[-1][1] if origins else 0
+    return index, index
 
 
 def _without_accents(text: str) -> str:
@@ -284,10 +284,10 @@ def _without_accents(text: str) -> str:
 
 @functools.cache
 def _combining_characters() -> re.Pattern[str]:
-    """Compile the class of all combining characters (a regular expression is 10 times a Python loop's speed)."""
-    # None are beyond the second plane: what is there is ideographs, tags and private use.
+    """A character class of all combining characters (a regular expression is 10 times as fast as a Python loop)."""
+    # There are none beyond the second plane, only ideographs, tags and private use.
     code_points = [point for point in range(0x300, 0x20000) if unicodedata.combining(chr(point))]
-    ranges: list[list[int]] = []  # three times the speed of single characters
+    ranges: list[list[int]] = []  # three times as fast as single characters
     for point in code_points:
         if ranges and ranges[-1][1] == point - 1:
             ranges[-1][1] = point
@@ -297,7 +297,7 @@ def _combining_characters() -> re.Pattern[str]:
 
 
 def flatten(encoded: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ids of all texts in one int32 array, and the number of ids of each text (int64)."""
+    """The ids of all texts in one int32 array, and the number of ids of each text (int64)."""
     lengths = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
     ids = np.fromiter(itertools.chain.from_iterable(encoded), dtype=np.int32, count=int(lengths.sum()))
     return ids, lengths

@@ -1,7 +1,7 @@
-"""Counter-based randomness: the same numbers for the same integers, on every machine and in every order of asking.
+"""Counter-based random numbers: the same integers give the same numbers on every machine and in any order of calls.
 
-What is drawn is a pure function of its keys (a seed, an epoch, a sample, a position), so resuming a run needs only
-integers, and no draw depends on how many were made before it.
+Each number is a pure function of its keys (a seed, an epoch, a sample, a position), so resuming a run needs only
+integers, and no number depends on how many were drawn before it.
 """
 
 import enum
@@ -14,7 +14,7 @@ _ROUNDS = 8
 
 
 class Stream(enum.IntEnum):
-    """The last key of each kind of draw, which keeps draws of the same seed apart. Their values decide every result."""
+    """The last key of each kind of draw, so that draws with the same seed are independent. Values affect results."""
 
     MASKING = 0x3A5C
     SENTENCE_ORDER = 0x50B
@@ -25,12 +25,12 @@ class Stream(enum.IntEnum):
 
 
 def mix(counters: NDArray[np.integer], *keys: int | NDArray[np.integer]) -> NDArray[np.uint64]:
-    """64 pseudo-random bits for each counter and the keys: chained SplitMix64 finalisers (Steele et al., 2014).
+    """64 pseudo-random bits per counter, given the keys: chained SplitMix64 finalisers (Steele et al., 2014).
 
     Args:
         counters: non-negative integers, any shape.
-        keys: integers such as seed and epoch, or arrays of non-negative ones that go with the counters; negative ones
-            are taken modulo 2**64.
+        keys: integers such as seed and epoch, taken modulo 2**64, or arrays of non-negative integers that broadcast
+            with the counters.
     """
     values = _finalise(np.asarray(counters, dtype=np.uint64) + _GOLDEN)
     for key in keys:
@@ -52,14 +52,14 @@ def _finalise(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 class EpochOrder:
-    """The order of an epoch (from 0): a pseudo-random permutation of all N samples that is never held in memory.
+    """The order of an epoch (counted from 0): a pseudo-random permutation of all N samples that is never stored.
 
-    A Feistel network over the bits of the position is a permutation of the next power of four; positions that land past
-    the end walk on until they land inside (cycle walking; Black and Rogaway, "Ciphers with arbitrary finite domains",
-    2002).
+    A Feistel network over the bits of the position permutes the integers below the next power of four; results of N or
+    more are encrypted again until they are below N (cycle walking; Black and Rogaway, "Ciphers with arbitrary finite
+    domains", 2002).
 
     Raises:
-        ValueError: for no samples.
+        ValueError: ``num_samples`` is less than 1.
     """
 
     def __init__(self, num_samples: int, seed: int, epoch: int) -> None:
@@ -71,14 +71,14 @@ class EpochOrder:
         self._keys = mix(np.arange(_ROUNDS, dtype=np.uint64), seed, epoch, Stream.EPOCH_ORDER)
 
     def __len__(self) -> int:
-        """N."""
+        """The number of samples, N."""
         return self.num_samples
 
     def __getitem__(self, positions: NDArray[np.integer]) -> NDArray[np.int64]:
         """The samples at ``positions`` (any shape, each in 0 .. N-1), int64.
 
         Raises:
-            IndexError: for a position out of range.
+            IndexError: a position is out of range.
         """
         positions = np.asarray(positions)
         if positions.size and (positions.min() < 0 or positions.max() >= self.num_samples):

@@ -1,6 +1,6 @@
-"""Examples on disk, opened in seconds at any size and read at random without holding them in memory.
+"""Examples on disk, opened in seconds at any size and read in random order without loading them into memory.
 
-Order and batches are not the store's business: see ``data.randomness``.
+Stores don't shuffle or batch: see ``data.randomness`` for the order of the examples.
 """
 
 import hashlib
@@ -19,17 +19,17 @@ from bert_convolutions.schemas import DatasetManifest, ShardRecord
 
 MANIFEST_FILE = "manifest.json"
 _VERIFIED_BYTES = 512 << 20
-"""Datasets up to this size have all checksums verified when they are opened, which takes a second at most."""
+"""All checksums of datasets up to this size are verified when they are opened, which takes at most a second."""
 _MAX_OPEN_SHARDS = 512
-"""Shards kept open at a time; each holds a file descriptor, of which a process usually has 1024."""
+"""Maximum number of open shards, each with a file descriptor; a process usually may have 1024."""
 
 
 class ExampleStore:
-    """A sequence of examples ``[CLS] a [SEP] b [SEP]``, un-truncated; picklable, so that workers reopen it.
+    """A sequence of untruncated examples ``[CLS] a [SEP] b [SEP]``; workers reopen it when it is unpickled.
 
     Attributes:
-        description: one line for logs: where the examples are and how many.
-        fingerprint: a hash of all examples in their order, whatever they are called and wherever they lie.
+        description: one line for logs: the path and the number of examples.
+        fingerprint: a hash of the contents of all examples in order, independent of their paths.
     """
 
     description: str
@@ -40,16 +40,16 @@ class ExampleStore:
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """Return the ids of one example, int64 (length,)."""
+        """The ids of one example, int64 (length,)."""
         raise NotImplementedError
 
     def split_by_document(self, fraction: float, seed: int) -> "tuple[ExampleView, ExampleView]":
-        """Hold out a share of the documents: views of the examples to train on and of those to evaluate on.
+        """Hold out a ``fraction`` (0 to 1) of the documents; return views of the training and the held-out examples.
 
-        Which documents are held out is a function of their number and the seed alone. ``fraction`` is between 0 and 1.
+        A document is held out by a hash of its number and the seed.
 
         Raises:
-            UsageError: documents are not known here, or one of the two parts would be empty.
+            UsageError: the store does not record documents, or one of the two parts would be empty.
         """
         raise UsageError(
             f"{self.description}: does not say which document an example comes from; give --eval_data_file instead of "
@@ -58,7 +58,7 @@ class ExampleStore:
 
 
 class ExampleView(ExampleStore):
-    """The examples of a store that have the ``indices`` (n,)."""
+    """The examples of a store at ``indices`` (n,)."""
 
     def __init__(self, store: ExampleStore, indices: np.ndarray) -> None:
         self._store = store
@@ -74,22 +74,22 @@ class ExampleView(ExampleStore):
 
 
 class WatchedFile:
-    """A file read in parts that must stay what it was; picklable, so that workers reopen it.
+    """A file that is read in parts and must not change; workers reopen it when it is unpickled.
 
-    It is read and not memory-mapped: whoever maps a file that is cut short is killed. Where its size or times are not
-    those seen before, its checksum tells whether its content is.
+    It is not memory-mapped, since truncating a mapped file kills the process that reads it. If its size or times
+    change, its checksum is compared.
 
     Args:
         path: the file.
-        checksum: its SHA-256; None where its length alone is to be watched.
-        status: ``status_of`` it when its content was known.
+        checksum: its SHA-256; None to check only that it is long enough.
+        status: its ``change_stamp`` when the checksum was computed.
 
     Raises:
         UsageError: it can't be opened.
     """
 
     def __init__(self, path: Path, checksum: str | None, status: tuple[int, ...]) -> None:
-        self._path, self._checksum, self._status = path, checksum, status
+        self._path, self._checksum, self._shard_stamp = path, checksum, status
         self._open()
 
     def _open(self) -> None:
@@ -110,20 +110,20 @@ class WatchedFile:
         self._open()
 
     def read(self, position: int, count: int) -> bytes:
-        """Return the ``count`` bytes from ``position`` on.
+        """The ``count`` bytes from ``position`` on.
 
         Raises:
             UsageError: the content has changed.
         """
         data = os.pread(self._file.fileno(), count, position)
-        while self._checksum is not None and status_of(self._file.fileno()) != self._status:
+        while self._checksum is not None and change_stamp(self._file.fileno()) != self._shard_stamp:
             self._file.close()
             self._open()
-            self._status = status_of(self._file.fileno())
+            self._shard_stamp = change_stamp(self._file.fileno())
             if sha256(self._path) != self._checksum:
                 raise UsageError(
-                    f"{self._path}: is damaged: it has changed since it was opened; give it back its content, or start "
-                    "anew with other data"
+                    f"{self._path}: is damaged: it has changed since it was opened; restore its content, or start anew "
+                    "with other data"
                 )
             data = os.pread(self._file.fileno(), count, position)
         if len(data) != count:
@@ -131,22 +131,22 @@ class WatchedFile:
         return data
 
 
-def status_of(file: int | Path) -> tuple[int, ...]:
-    """What changes when a file, given open or by its path, is written to, cut short or replaced."""
-    found = os.stat(file)  # noqa: PTH116 - a descriptor has no other way
+def change_stamp(file: int | Path) -> tuple[int, ...]:
+    """Inode, size and times of a file (path or descriptor), which change when it is written to or replaced."""
+    found = os.stat(file)  # noqa: PTH116 - takes descriptors too
     return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 class ArrowStore(ExampleStore):
     """A folder made by ``build-dataset``.
 
-    When it is opened the sizes of all shards are checked, and the checksums where that takes a second at most;
-    ``verify`` checks those of larger datasets. Every example's ids are checked against the vocabulary when it is read,
-    and a shard that changes from then on is refused.
+    Opening checks the sizes of all shards, and their checksums if that takes at most a second; ``verify`` checks those
+    of larger datasets. Reading an example checks its ids against the vocabulary, and refuses a shard that has changed
+    since it was opened.
 
     Args:
-        folder: where ``manifest.json`` is.
-        tokenizer_hash: of the tokenizer that the model is trained with; None: any.
+        folder: the folder of ``manifest.json``.
+        tokenizer_hash: hash of the model's tokenizer; None to accept any.
 
     Raises:
         UsageError: built with another tokenizer, or a shard is missing, truncated or damaged; names it.
@@ -158,7 +158,7 @@ class ArrowStore(ExampleStore):
         self._shards = self._manifest.shards
         if tokenizer_hash is not None:
             check_tokenizer(self.folder, self._manifest, tokenizer_hash)
-        self._statuses = [_status(self.folder / shard.file, shard.num_bytes) for shard in self._shards]
+        self._stamps = [_shard_stamp(self.folder / shard.file, shard.num_bytes) for shard in self._shards]
         if sum(shard.num_bytes for shard in self._shards) <= _VERIFIED_BYTES:
             self.verify()
         self._starts = np.cumsum([0, *(shard.num_examples for shard in self._shards)])
@@ -191,7 +191,7 @@ class ArrowStore(ExampleStore):
         return {**self.__dict__, "_open": OrderedDict()}
 
     def split_by_document(self, fraction: float, seed: int) -> tuple[ExampleView, ExampleView]:
-        """Hold out documents: each ends at a blank line of the text; without any, after 1000 sentences."""
+        """Hold out documents, which end at blank lines of the text or, if it has none, after every 1000 sentences."""
         threshold = np.uint64(min(int(fraction * 2.0**64), 2**64 - 1))
         train, held_out = [], []
         for number, start in enumerate(self._starts[:-1]):
@@ -206,16 +206,16 @@ class ArrowStore(ExampleStore):
         )
         if not len(train_view) or not len(held_out_view):
             raise UsageError(
-                f"{self.folder}: {self._manifest.counts.documents} documents are too few to hold out a share of "
-                f"{fraction}; give another --eval_fraction, or --eval_data_file"
+                f"{self.folder}: {self._manifest.counts.documents} documents are too few to hold out a fraction "
+                f"of {fraction}; give another --eval_fraction, or --eval_data_file"
             )
         return train_view, held_out_view
 
     def verify(self) -> None:
-        """Compare the checksum of every shard with the manifest; reads everything.
+        """Compare the checksum of every shard with the manifest, which reads all data.
 
         Raises:
-            UsageError: names the shard that differs.
+            UsageError: names a shard that differs.
         """
         for shard in self._shards:
             path = self.folder / shard.file
@@ -225,7 +225,7 @@ class ArrowStore(ExampleStore):
     def _shard(self, number: int) -> "tuple[WatchedFile, _Layout]":
         record, file = self._shards[number], self._open.get(number)
         if file is None:
-            file = self._open[number] = WatchedFile(self.folder / record.file, record.sha256, self._statuses[number])
+            file = self._open[number] = WatchedFile(self.folder / record.file, record.sha256, self._stamps[number])
             if len(self._open) > _MAX_OPEN_SHARDS:
                 self._open.popitem(last=False)
         if number not in self._layouts:
@@ -234,10 +234,10 @@ class ArrowStore(ExampleStore):
 
 
 class _Layout(NamedTuple):
-    """Where the arrays of a shard's one record batch begin in its file, in bytes, and the type of the ids.
+    """Byte positions of the arrays of a shard's only record batch, and the dtype of the ids.
 
-    They are the offsets (examples + 1,) int32 of the examples among the ids (tokens,), and the documents (examples,)
-    uint32.
+    The arrays are the offsets of the examples in the ids, int32 (examples + 1,), the ids (tokens,), and the documents,
+    uint32 (examples,).
     """
 
     offsets_at: int
@@ -247,11 +247,11 @@ class _Layout(NamedTuple):
 
 
 def _find_layout(path: Path, record: ShardRecord, file: WatchedFile) -> _Layout:
-    """Find the arrays of an Arrow file, and check that they are what was written."""
+    """Find the arrays of an Arrow file and check them against its record."""
     import pyarrow as pa
 
     try:
-        with pa.memory_map(str(path)) as source:  # for a moment, and nothing but the schema at its head is looked at
+        with pa.memory_map(str(path)) as source:  # briefly, to read the schema only
             mapped = source.read_buffer()
             batch = pa.ipc.open_stream(mapped).read_next_batch()
             rows, documents = batch.column("input_ids"), batch.column("document")
@@ -271,7 +271,7 @@ def _find_layout(path: Path, record: ShardRecord, file: WatchedFile) -> _Layout:
 
 
 def manifest_path(ids_file: Path) -> Path:
-    """Return where the manifest of an ids file is."""
+    """The path of the manifest of an ids file."""
     return ids_file.with_name(f"{ids_file.name}.{MANIFEST_FILE}")
 
 
@@ -288,10 +288,10 @@ def read_manifest(path: Path) -> DatasetManifest:
 
 
 def check_tokenizer(path: Path, manifest: DatasetManifest, tokenizer_hash: str) -> None:
-    """Refuse examples of another tokenizer.
+    """Refuse examples that were built with another tokenizer.
 
     Raises:
-        UsageError: names ``path``, where they are.
+        UsageError: names their ``path``.
     """
     built_with = manifest.settings.tokenizer_hash
     if built_with != tokenizer_hash:
@@ -301,9 +301,9 @@ def check_tokenizer(path: Path, manifest: DatasetManifest, tokenizer_hash: str) 
         )
 
 
-def _status(path: Path, size: int) -> tuple[int, ...]:
-    """``status_of`` a shard, which must be there and of its size."""
-    found = status_of(path) if path.is_file() else None
+def _shard_stamp(path: Path, size: int) -> tuple[int, ...]:
+    """``change_stamp`` of a shard, which must exist and have ``size`` bytes."""
+    found = change_stamp(path) if path.is_file() else None
     if found is None or found[1] != size:
         state = f"has {found[1]:,} bytes instead of {size:,}: it was truncated or changed" if found else "is missing"
         raise UsageError(f"{path}: the shard {state}; run build-dataset again")

@@ -1,7 +1,7 @@
-"""The original's *iterable* file: one example a line, token ids separated by single spaces.
+"""The original's *iterable* file: one example per line, token ids separated by single spaces.
 
-An index of where the lines begin is made once, in a pass that also checks every id, so that training never fails on a
-bad line after hours. A line ends at a newline, a carriage return, or both.
+An index of the lines is built once, in a pass that also checks every id, so that training never fails on a bad line
+after hours. A line ends at a newline, a carriage return, or both.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bert_convolutions.data.store import ExampleStore, WatchedFile, status_of
+from bert_convolutions.data.store import ExampleStore, WatchedFile, change_stamp
 from bert_convolutions.errors import UsageError
 from bert_convolutions.files import whole_file
 
@@ -22,17 +22,17 @@ _MAX_DIGITS = 9
 
 
 class IdsStore(ExampleStore):
-    """Examples of an ids file, by line; blank lines are no examples.
+    """Examples of an ids file, one per non-blank line.
 
-    The index is kept in ``cache_dir``, and made again when the file's size or time changes.
+    The index is kept in ``cache_dir`` and rebuilt when the file's size or modification time changes.
 
     Raises:
-        UsageError: something that is no id below ``vocabulary_size``; names the file and line.
+        UsageError: names the file and line of something that is not an id below ``vocabulary_size``.
     """
 
     def __init__(self, path: str | Path, *, vocabulary_size: int, cache_dir: str | Path) -> None:
         self._path = Path(path)
-        status = status_of(self._path)
+        status = change_stamp(self._path)
         _, size, modified, _ = status
         if not size:
             raise UsageError(f"{path}: the file is empty")
@@ -41,7 +41,7 @@ class IdsStore(ExampleStore):
         if not index.exists():
             index.parent.mkdir(parents=True, exist_ok=True)
             write_line_index(self._path, index, vocabulary_size)
-        self._lines = WatchedFile(index, None, status_of(index))
+        self._lines = WatchedFile(index, None, change_stamp(index))
         lines_size = index.stat().st_size - _DIGEST_BYTES
         self._num_lines = lines_size // _LINE_BYTES
         self.fingerprint = self._lines.read(lines_size, _DIGEST_BYTES).hex()
@@ -59,12 +59,12 @@ class IdsStore(ExampleStore):
 
 
 def write_line_index(path: Path, index_path: Path, vocabulary_size: int) -> None:
-    """Check an ids file and write where its lines begin and end, raw int64 (lines, 2), without the blank ones.
+    """Check an ids file and write the start and end of its non-blank lines, raw int64 (lines, 2).
 
     The file's SHA-256 follows, in 32 bytes. Memory is bounded by the longest line.
 
     Raises:
-        UsageError: names the file and line of the first fault.
+        UsageError: names the file and line of the first error.
     """
     position = line_number = num_lines = 0
     carried, digest = b"", hashlib.sha256()
@@ -72,7 +72,7 @@ def write_line_index(path: Path, index_path: Path, vocabulary_size: int) -> None
         while data := file.read(_CHUNK_BYTES):
             digest.update(data)
             data = carried + data
-            # What stands after a carriage return at the very end may be its newline.
+            # A carriage return at the very end may be followed by its newline.
             cut = max(data.rfind(b"\n"), data.rfind(b"\r", 0, -1)) + 1
             if not cut and len(data) > 16 * _CHUNK_BYTES:
                 raise UsageError(f"{path}, line {line_number + 1}: longer than 64 MiB; is it a file of token ids?")
@@ -85,15 +85,15 @@ def write_line_index(path: Path, index_path: Path, vocabulary_size: int) -> None
         lines, _ = _check_lines(path, carried + b"\n", position, line_number, vocabulary_size)
         index.write(lines.tobytes() + digest.digest())
         if not num_lines + len(lines):
-            raise UsageError(f"{path}: not one example in the file")
+            raise UsageError(f"{path}: no example in the file")
 
 
 def _check_lines(
     path: Path, data: bytes, position: int, line_number: int, vocabulary_size: int
 ) -> tuple[np.ndarray, int]:
-    """Check whole lines; return where each that is not blank begins and ends in the file, int64 (lines, 2).
+    """Check whole lines of the file; return the start and end of the non-blank ones and the number of all lines.
 
-    The number of all lines comes with it.
+    The starts and ends are int64 (lines, 2), counted from the beginning of the file.
     """
     raw = np.frombuffer(data, dtype=np.uint8)
     is_newline = raw == _NEWLINE
@@ -106,7 +106,7 @@ def _check_lines(
                 raise UsageError(
                     f"{path}, line {line_number + int(np.searchsorted(ends, word.start())) + 1}: "
                     f"{word[0][:40].decode('utf-8', 'replace')!r} is not a token id between 0 and "
-                    f"{vocabulary_size - 1}; one example a line, ids separated by single spaces"
+                    f"{vocabulary_size - 1}; give one example per line, ids separated by single spaces"
                 )
     begins = np.concatenate([[0], ends[:-1] + 1]).astype(np.int64)[: ends.size]
     is_filled = np.diff(np.searchsorted(edges[::2], np.append(begins, len(data)))) > 0

@@ -1,7 +1,7 @@
 """The original's tokenizer as a ``transformers`` class.
 
-A tokenizer directory holds ``spm.model`` and ``tokenizer_config.json``; ``AutoTokenizer.from_pretrained`` loads it once
-``bert_convolutions`` is imported.
+A tokenizer directory holds ``spm.model`` and ``tokenizer_config.json``. ``AutoTokenizer.from_pretrained`` can load it
+after ``bert_convolutions`` has been imported.
 """
 
 import functools
@@ -27,23 +27,23 @@ from bert_convolutions.data.pieces import (
 )
 
 _Example = tuple[Any, Any]
-"""A text and its pair or None; each a string, or a list of words."""
+"""A text and its pair or None, each a string or a list of words."""
 _OUTPUTS = (
     ("return_token_type_ids", "token_type_ids", "type_ids"),
     ("return_attention_mask", "attention_mask", "attention_mask"),
     ("return_special_tokens_mask", "special_tokens_mask", "special_tokens_mask"),
     ("return_offsets_mapping", "offset_mapping", "offsets"),
 )
-"""Flag of a call, name of what it gives, attribute of an encoding."""
+"""Argument of ``__call__``, key of the output, attribute of ``Encoding``."""
 
 
 class CompositeBertTokenizer(PreTrainedTokenizer):
     """SentencePiece with the original's rules; ``[CLS] a [SEP] b [SEP]`` with token types 0 and 1.
 
-    The ids come from ``PieceTokenizer``, which encodes whole batches in C++. It is no ``tokenizers`` model: the Unigram
-    of that library breaks ties of scores otherwise, and the rule for commas after digits has no place there. But it
-    gives the same ``Encoding``s, so that it is a fast tokenizer for all that ask for one. It has no
-    ``backend_tokenizer``: one with these rules in Python gives the ids, but not the places, and can't be saved.
+    ``PieceTokenizer`` computes the ids, encoding whole batches in C++. The ``tokenizers`` library can't: its Unigram
+    model breaks ties of scores differently, and it has no counterpart of the comma-digit rule. As the outputs are the
+    same ``Encoding``s, this still counts as a fast tokenizer. It has no ``backend_tokenizer``: one with these rules in
+    Python would give the ids but not the offsets, and could not be saved.
 
     Args:
         vocab_file: the ``spm.model``.
@@ -62,7 +62,7 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
             token_id: AddedToken(token, special=True, normalized=False)
             for token, token_id in sorted(self.pieces.special_ids.items(), key=lambda item: item[1])
         }
-        kwargs.pop("local_files_only", None)  # how it was loaded is no property of it
+        kwargs.pop("local_files_only", None)  # not a property of the tokenizer
         kwargs.setdefault("special_tokens_pattern", "cls_sep")
         kwargs.setdefault("token_type_ids_pattern", "bert_style")
         super().__init__(**{**SPECIAL_TOKENS, **kwargs})
@@ -73,17 +73,17 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
         return self.pieces.num_pieces
 
     def get_vocab(self) -> dict[str, int]:
-        """Return the id of every token."""
+        """The id of every token."""
         pieces = self.pieces.processor.id_to_piece(list(range(self.vocab_size)))
         return {**{piece: position for position, piece in enumerate(pieces)}, **self._added_tokens_encoder}
 
     @property
     def vocab(self) -> dict[str, int]:
-        """The same, under the name that fast tokenizers also have for it."""
+        """Like ``get_vocab``, as in fast tokenizers."""
         return self.get_vocab()
 
     def tokenize(self, text: Any, pair: Any = None, add_special_tokens: bool = False, **kwargs: Any) -> list[str]:
-        """Return the tokens that a call with the same arguments gives, as fast tokenizers do."""
+        """The tokens that a call with the same arguments yields, as in fast tokenizers."""
         return self._encode_plus(text, pair, add_special_tokens=add_special_tokens, **kwargs).tokens()
 
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
@@ -93,50 +93,50 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
         return self.pieces.piece_to_id(token)
 
     def _convert_id_to_token(self, index: int) -> str:
-        if index >= self.vocab_size:  # a model may have embeddings beyond the last token, to fill a multiple of 8
+        if index >= self.vocab_size:  # embeddings may be padded to a multiple of 8
             return str(self.unk_token)
         return self.pieces.processor.id_to_piece(index)
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """Join pieces into text; special and added tokens stand apart."""
+        """Join pieces into text, with spaces around special and added tokens."""
         added = self._added_tokens_encoder
         text = "".join(f" {token} " if token in added else token.replace(WORD_START, " ") for token in tokens)
         return " ".join(text.split())
 
     @property
     def is_fast(self) -> bool:
-        """Whether it gives what ``transformers`` expects of fast tokenizers: offsets, words, overflowing parts."""
+        """True: it supports what fast tokenizers do in ``transformers``: offsets, word ids, overflowing tokens."""
         return True
 
-    def _encode_plus(  # type: ignore[override]  # all other arguments have names and pass through
+    def _encode_plus(  # type: ignore[override]  # the other arguments are keywords and pass through
         self, text: Any, text_pair: Any = None, **kwargs: Any
     ) -> BatchEncoding:
-        """Encode strings in one batch, others one by one with their places in the text; leave ids to the base class."""
+        """Encode strings in one batch if possible, else one by one with offsets; ids go to the base class."""
         split = bool(kwargs.get("is_split_into_words"))
         batched = isinstance(text, list | tuple) and not (split and (not text or isinstance(text[0], str)))
-        if isinstance(text, str) and _are_strings(text_pair):  # the base class would take them for tokens
+        if isinstance(text, str) and _are_strings(text_pair):  # the base class would treat them as tokens
             raise ValueError("text is one string and text_pair a list of them: give two strings, or two lists")
         examples = _examples(text, text_pair, batched, split)
         if examples is None or kwargs.get("sanitize_control_tokens"):
             return super()._encode_plus(text, text_pair=text_pair, **kwargs)
-        encodings: Sequence[Encoding] = _Deferred(lambda: self._align(examples, kwargs), len(examples))
+        encodings: Sequence[Encoding] = _LazyEncodings(lambda: self._encode_aligned(examples, kwargs), len(examples))
         overflows = kwargs.get("return_overflowing_tokens", False)
-        if overflows or kwargs.get("return_offsets_mapping") or not self._encodes_alone(examples, kwargs):
+        if overflows or kwargs.get("return_offsets_mapping") or not self._can_batch_encode(examples, kwargs):
             mains = list(encodings)
             encodings = [part for main in mains for part in (main, *(main.overflowing if overflows else ()))]
             samples = [n for n, main in enumerate(mains) for _ in range(1 + len(main.overflowing) * overflows)]
             data = self._as_data(encodings, kwargs)
             data |= {"overflow_to_sample_mapping": samples} if overflows else {}
         else:
-            data = self._encode_alone(examples, kwargs)
+            data = self._batch_encode(examples, kwargs)
         single = not batched and not overflows
         if single:
             data = {name: values[0] if isinstance(values[0], list) else values for name, values in data.items()}
         sequences = 1 + any(second is not None for _, second in examples)
         return BatchEncoding(data, encodings, kwargs.get("return_tensors"), single, n_sequences=sequences)
 
-    def _encodes_alone(self, examples: list[_Example], kwargs: dict[str, Any]) -> bool:
-        """Say whether ``PieceTokenizer`` can take a whole batch at once: strings, and no tokens but its own."""
+    def _can_batch_encode(self, examples: list[_Example], kwargs: dict[str, Any]) -> bool:
+        """Whether ``PieceTokenizer`` can encode the whole batch: strings, and no added tokens besides its own."""
         return (
             not kwargs.get("is_split_into_words")
             and not kwargs.get("split_special_tokens", self.split_special_tokens)
@@ -145,7 +145,7 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
             and len(self._added_tokens_decoder) == len(self.pieces.special_ids)
         )
 
-    def _encode_alone(self, examples: list[_Example], kwargs: dict[str, Any]) -> dict[str, list[Any]]:
+    def _batch_encode(self, examples: list[_Example], kwargs: dict[str, Any]) -> dict[str, list[Any]]:
         first = self.pieces.encode([one for one, _ in examples])
         paired = bool(examples) and examples[0][1] is not None
         second = self.pieces.encode([two for _, two in examples]) if paired else [None] * len(first)
@@ -167,7 +167,7 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
         return self._with_lengths(self._pad_data(prepared, kwargs), kwargs)
 
     def _as_data(self, encodings: Sequence[Encoding], kwargs: dict[str, Any]) -> dict[str, list[Any]]:
-        """What is asked for of encodings, which are padded."""
+        """The requested outputs of padded encodings."""
         wanted = {"input_ids": "ids"}
         for flag, name, attribute in _OUTPUTS:
             value = kwargs.get(flag)
@@ -181,15 +181,15 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
     def _with_lengths(self, data: dict[str, list[Any]], kwargs: dict[str, Any]) -> dict[str, list[Any]]:
         return data | ({"length": [*map(len, data["input_ids"])]} if kwargs.get("return_length") else {})
 
-    def _align(self, examples: list[_Example], kwargs: dict[str, Any]) -> list[Encoding]:
-        """Truncated and padded encodings with the places of their tokens; what is cut off overflows."""
+    def _encode_aligned(self, examples: list[_Example], kwargs: dict[str, Any]) -> list[Encoding]:
+        """Truncated and padded encodings with offsets; truncated parts are in ``overflowing``."""
         add = kwargs.get("add_special_tokens", True)
-        around = BertProcessing((str(self.sep_token), self.sep_token_id), (str(self.cls_token), self.cls_token_id))
+        processor = BertProcessing((str(self.sep_token), self.sep_token_id), (str(self.cls_token), self.cls_token_id))
         unpadded = []
         for example in examples:
             parts = [self._encoding(part, n, kwargs) for n, part in enumerate(example) if part is not None]
-            self._cut(parts, around.num_special_tokens_to_add(len(parts) > 1) if add else 0, kwargs)
-            unpadded.append(around.process(parts[0], parts[1] if len(parts) > 1 else None, add))
+            self._truncate(parts, processor.num_special_tokens_to_add(len(parts) > 1) if add else 0, kwargs)
+            unpadded.append(processor.process(parts[0], parts[1] if len(parts) > 1 else None, add))
         if kwargs.get("padding_strategy", PaddingStrategy.DO_NOT_PAD) != PaddingStrategy.DO_NOT_PAD:
             padded = self._pad_data({"input_ids": [encoding.ids for encoding in unpadded]}, kwargs)["input_ids"]
             for encoding, ids in zip(unpadded, padded, strict=True):
@@ -203,11 +203,11 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
         return unpadded
 
     def _encoding(self, text: str | Sequence[str], token_type: int, kwargs: dict[str, Any]) -> Encoding:
-        """The tokens of a text, or of one that is split into words, and where each stands, as ``tokenizers`` has it."""
+        """The ``Encoding`` of a text or of a list of words, before truncation and padding."""
         tokens: list[tuple[int, str, int | None, tuple[int, int]]] = []
         word = -1
         for number, piece_of_text in enumerate([text] if isinstance(text, str) else text):
-            for part, start, token in self._cut_out_added(piece_of_text, kwargs):
+            for part, start, token in self._split_at_added_tokens(piece_of_text, kwargs):
                 if token:
                     word += 1
                     found = [(self._added_tokens_encoder[token], AlignedPiece(token, 0, len(part)))]
@@ -224,26 +224,26 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
             state[name] = [value] * len(ids)
         state |= {"overflowing": [], "sequence_ranges": {}}
         encoding = Encoding()
-        encoding.__setstate__(json.dumps(state).encode())  # the only way to make one, and that of its pickles
+        encoding.__setstate__(json.dumps(state).encode())  # the only constructor: that of its pickles
         return encoding
 
-    def _cut_out_added(self, text: str, kwargs: dict[str, Any]) -> Iterator[tuple[str, int, str | None]]:
-        """A text's parts, with where each begins and which token of its own it is; None for what is between them."""
+    def _split_at_added_tokens(self, text: str, kwargs: dict[str, Any]) -> Iterator[tuple[str, int, str | None]]:
+        """Split a text at added tokens; yield each part, its offset, and the token if it is one (otherwise None)."""
         if kwargs.get("split_special_tokens", self.split_special_tokens):
             yield text, 0, None
             return
         added = self._added_tokens_decoder.values()
-        of_any_case = {token.content.lower(): token.content for token in added if token.normalized}
+        case_insensitive = {token.content.lower(): token.content for token in added if token.normalized}
         start = 0
-        pattern = _tokens_of_their_own(tuple((token.content, token.single_word, token.normalized) for token in added))
+        pattern = _added_tokens_pattern(tuple((token.content, token.single_word, token.normalized) for token in added))
         for number, part in enumerate(pattern.split(text)):
             if part:
-                token = part if part in self._added_tokens_encoder else of_any_case.get(part.lower())
+                token = part if part in self._added_tokens_encoder else case_insensitive.get(part.lower())
                 yield part, start, token if number % 2 else None
             start += len(part)
 
-    def _cut(self, parts: list[Encoding], special_tokens: int, kwargs: dict[str, Any]) -> None:
-        """Truncate encodings as ``truncate_sequences`` does their ids."""
+    def _truncate(self, parts: list[Encoding], special_tokens: int, kwargs: dict[str, Any]) -> None:
+        """Truncate encodings in place as ``truncate_sequences`` truncates ids."""
         strategy = kwargs.get("truncation_strategy", TruncationStrategy.DO_NOT_TRUNCATE)
         limit = kwargs.get("max_length")
         if strategy == TruncationStrategy.DO_NOT_TRUNCATE or limit is None:
@@ -276,12 +276,12 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
         truncation_strategy: str | TruncationStrategy = "longest_first",
         stride: int = 0,
     ) -> tuple[list[int], list[int] | None, list[int]]:
-        """Truncate as the base class does; pairs longest-first, without its warning for every pair.
+        """Truncate like the base class, but without its warning for every pair that is truncated longest-first.
 
-        One token at a time leaves the longer sentence, or the second where both are equally long.
+        Longest-first removes one token at a time from the longer sequence, or from the second if both are equal.
 
         Raises:
-            ValueError: the one sequence that is to be cut is too short for that.
+            ValueError: the only sequence to truncate has fewer tokens than must be removed.
         """
         strategy = TruncationStrategy(truncation_strategy)
         cut = {TruncationStrategy.ONLY_FIRST: ids, TruncationStrategy.ONLY_SECOND: pair_ids}.get(strategy)
@@ -304,10 +304,10 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
         return ids[: max(len(ids) - from_first, 0)], pair_ids[: max(len(pair_ids) - from_second, 0)], []
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
-        """Write ``spm.model``, and the code that reads it without this package, into a directory; return the paths."""
+        """Write ``spm.model`` and the code that loads it without this package; return the paths."""
         path = Path(save_directory) / ((f"{filename_prefix}-" if filename_prefix else "") + MODEL_FILE)
         path.write_bytes(self.pieces.model_bytes)
-        if not __name__.startswith("bert_convolutions."):  # code that came with a model is copied by transformers
+        if not __name__.startswith("bert_convolutions."):  # transformers copies code that came with a model
             return (str(path),)
         from bert_convolutions.self_contained import write_code
 
@@ -315,7 +315,7 @@ class CompositeBertTokenizer(PreTrainedTokenizer):
 
 
 class _TokenizerOnlyConfig(PreTrainedConfig):
-    """``AutoTokenizer`` learns of a tokenizer class together with a configuration; this one stands for no model."""
+    """``AutoTokenizer`` registers a tokenizer class by a configuration; this one belongs to no model."""
 
     model_type = "composite_bert_tokenizer"
 
@@ -323,45 +323,44 @@ class _TokenizerOnlyConfig(PreTrainedConfig):
 AutoTokenizer.register(_TokenizerOnlyConfig, CompositeBertTokenizer, exist_ok=True)
 
 
-class _Deferred(Sequence[Encoding]):
-    """Encodings that are made when one is first asked for: training asks for ids alone."""
+class _LazyEncodings(Sequence[Encoding]):
+    """Encodings that are computed at the first access: training needs only the ids."""
 
     def __init__(self, make: Callable[[], list[Encoding]], length: int) -> None:
         self._make, self._length = make, length
-        self._kept: list[Encoding] | None = None
+        self._cache: list[Encoding] | None = None
 
     def __len__(self) -> int:
         return self._length
 
     def __getitem__(self, item: Any) -> Any:
-        return self._made[item]
+        return self._encodings[item]
 
     @property
-    def _made(self) -> list[Encoding]:
-        if self._kept is None:
-            self._kept = self._make()
-        return self._kept
+    def _encodings(self) -> list[Encoding]:
+        if self._cache is None:
+            self._cache = self._make()
+        return self._cache
 
     def __reduce__(self) -> tuple[type, tuple[list[Encoding]]]:
-        return list, (self._made,)
+        return list, (self._encodings,)
 
 
 @functools.lru_cache
-def _tokens_of_their_own(added: tuple[tuple[str, bool, bool], ...]) -> re.Pattern[str]:
-    """What finds tokens in a text, the longest first.
+def _added_tokens_pattern(added: tuple[tuple[str, bool, bool], ...]) -> re.Pattern[str]:
+    """A pattern that matches the added tokens ``(content, single_word, normalized)``, the longest first.
 
-    Those that are single words are found only between spaces, those that are normalised in upper and lower case alike,
-    as the text itself is lower-cased.
+    ``single_word`` tokens match only between spaces; ``normalized`` ones match in any case, as the text is lower-cased.
     """
     names = []
-    for name, alone, any_case in sorted(added, key=lambda token: -len(token[0])):
-        found = f"(?i:{re.escape(name)})" if any_case else re.escape(name)
-        names.append(f"(?<![^ ]){found}(?![^ ])" if alone else found)
+    for name, single_word, normalized in sorted(added, key=lambda token: -len(token[0])):
+        found = f"(?i:{re.escape(name)})" if normalized else re.escape(name)
+        names.append(f"(?<![^ ]){found}(?![^ ])" if single_word else found)
     return re.compile(f"({'|'.join(names)})")
 
 
 def _examples(text: Any, text_pair: Any, batched: bool, split: bool) -> list[_Example] | None:
-    """The texts with their pairs, whatever the form they are given in; None where they are no texts."""
+    """The texts with their pairs, from any of the accepted argument forms; None if they are not texts."""
 
     def is_text(part: Any) -> bool:
         return _are_strings(part) if split else isinstance(part, str)

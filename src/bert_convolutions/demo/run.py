@@ -1,6 +1,6 @@
-"""``bertconv demo``: the whole path on public-domain speeches, by the functions behind the other sub-commands.
+"""``bertconv demo``: the whole pipeline on public-domain speeches, with the functions of the other sub-commands.
 
-The steps are listed in ``_steps``; each finds what an earlier run has finished and does not do it again.
+``_steps`` lists the steps, each of which skips what an earlier run has finished.
 """
 
 import dataclasses
@@ -43,23 +43,23 @@ MODELS = {
     NEITHER: "neither convolutions nor positions",
     POSITIONS: "absolute position embeddings",
 }
-"""The pre-trained models: folder to description."""
+"""Descriptions of the pre-trained models by folder."""
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     COMPOSITE: {"attention_kernel": "qk_convfixed_convq_convk 8", "remove_position_embeddings": True},
     NEITHER: {"attention_kernel": "dot_product", "remove_position_embeddings": True},
     POSITIONS: {"attention_kernel": "dot_product"},
 }
-"""What each model asks for beyond the configuration that all share."""
+"""Architecture flags of each model; all share the rest of the configuration."""
 ORDER_SCORES = {"CoLA": ("Matthews x 100", "eval_mcc"), "QQP": ("accuracy, %", "eval_acc")}
-"""The tasks that only word order decides: what is exactly at chance without it, and its entry in the results."""
+"""Tasks that depend only on word order: the metric that is at chance without it, and its entry in the results."""
 RECORD = "demo.json"
-"""In the output folder: the settings of the demonstration."""
+"""File in the output folder with the settings of the demo."""
 
 
-class Places:
-    """Everything below the output folder ``root``.
+class DemoPaths:
+    """The paths in the output folder ``root``.
 
-    ``pretrained`` and ``finetuned`` hold a folder for each model, ``finetuned``'s with one for each task.
+    ``pretrained`` and ``finetuned`` hold a folder per model, in ``finetuned`` with a folder per task.
     """
 
     def __init__(self, root: Path) -> None:
@@ -73,14 +73,14 @@ class Places:
         self.curves, self.kernels = root / "loss_curves.png", root / "kernels.png"
 
     def named(self) -> dict[str, Path]:
-        """All that a demonstration makes, by name."""
+        """All outputs of a demo by name."""
         return {name: path for name, path in vars(self).items() if name != "root"}
 
     def check(self, options: DemoOptions) -> None:
-        """Make the folder, or see that the same demonstration has begun there, or may be overwritten.
+        """Create the folder, or check that it holds a demo with the same settings or may be overwritten.
 
         Raises:
-            UsageError: The folder holds something else, or a demonstration with other settings.
+            UsageError: The folder holds other files, or a demo with other settings.
         """
         files.make_folder(self.root, "--output_dir")
         record = self.root / RECORD
@@ -99,7 +99,7 @@ class Places:
             raise UsageError(f"--output_dir {self.root} is not empty and holds no demo; use another folder")
 
     def claim(self, options: DemoOptions) -> None:
-        """``check``, and note the settings; an overwrite deletes what an earlier demonstration left."""
+        """``check`` and write the settings; an overwrite deletes the files of an earlier demo."""
         self.check(options)
         if options.overwrite_output_dir:
             for path in self.named().values():
@@ -112,45 +112,45 @@ def _settings(options: DemoOptions) -> DemoSettings:
 
 
 def _flags(settings: DemoSettings) -> str:
-    """Settings as the flags that ask for them."""
+    """The flags for these settings."""
     return f"--seed {settings.seed} --quick {str(settings.quick).lower()}"
 
 
 def run_demo(options: DemoOptions) -> None:
-    """Run the demonstration, or go on with one.
+    """Run or continue the demo.
 
     Raises:
-        UsageError: The output folder is not to be used.
-        RunInterrupted: A signal came; the same command goes on.
+        UsageError: The output folder can't be used.
+        RunInterrupted: A signal was received; the same command continues.
         TrainingDiverged: A loss became NaN or infinite.
     """
-    places = Places(Path(options.output_dir))
-    places.check(options)  # before there is a lock file in a folder of others
-    with files.run_lock(places.root):
-        places.claim(options)
+    paths = DemoPaths(Path(options.output_dir))
+    paths.check(options)  # before a lock file is written to a foreign folder
+    with files.run_lock(paths.root):
+        paths.claim(options)
         try:
-            Demo(options, places).run()
+            Demo(options, paths).run()
         except RunInterrupted as error:
             again = command_line("demo", dataclasses.replace(options, overwrite_output_dir=False))
-            raise RunInterrupted(f"the demo was stopped; what is done is kept; go on with: {again}") from error
+            raise RunInterrupted(f"the demo was stopped; finished work is kept; resume with: {again}") from error
 
 
 class Demo:
-    """The steps over one output folder."""
+    """Runs the steps in one output folder."""
 
-    def __init__(self, options: DemoOptions, places: Places) -> None:
+    def __init__(self, options: DemoOptions, paths: DemoPaths) -> None:
         self.options = options
         self.scale = QUICK if options.quick else FULL
-        self.places = places
+        self.paths = paths
         self.console = make_console()
 
     def run(self) -> None:
-        """Do every step, announced by its number, its title, the time so far and the time it should take."""
+        """Run every step; announce its number, title, the elapsed time and its expected duration."""
         begun = time.monotonic()
         steps = self._steps()
         if not self.options.quick:
             total = duration(sum(seconds for _, seconds, _ in steps))
-            self.say(f"The demo takes about {total} on two cores; run again, it goes on where it was.")
+            self.say(f"The demo takes about {total} on two cores; run again, it continues where it was.")
         for number, (title, seconds, step) in enumerate(steps, start=1):
             expected = "" if self.options.quick else f", takes about {duration(seconds)}"
             spent = duration(time.monotonic() - begun)
@@ -159,10 +159,10 @@ class Demo:
         self._summarise(time.monotonic() - begun)
 
     def _steps(self) -> list[tuple[str, int, Callable[[], None]]]:
-        """What is announced, how many seconds it takes on two cores, and what does it."""
-        order_title = "Fine-tune the model that sees no order on the two tasks that only order decides"
+        """The title, the duration in seconds on two cores and the function of each step."""
+        order_title = "Fine-tune the model without word order on the two tasks that depend only on it"
         return [
-            ("Write the speeches as plain text, one sentence a line", 4, self._write_text),
+            ("Write the speeches as plain text, one sentence per line", 4, self._write_text),
             ("Train a tokenizer", 15, self._train_tokenizer),
             ("Build sentence pairs", 10, self._build_pairs),
             *(
@@ -182,7 +182,7 @@ class Demo:
         self.console.print(line, style=style)
 
     def show(self, name: str, options: Any, arguments: dict[str, Any] | None = None) -> None:
-        """Print the command that the next library call stands for."""
+        """Print the command that is equivalent to the next library call."""
         self.say(f"$ {command_line(name, options, arguments)}", style="dim")
 
     def _arguments(self, folder: Path, **more: Any) -> dict[str, Any]:
@@ -199,12 +199,12 @@ class Demo:
 
     @cached_property
     def parts(self) -> dict[Split, list[Speech]]:
-        """The speeches, in their three parts."""
+        """The speeches by part."""
         return split_speeches(load_speeches()[:: self.scale.every])
 
     def _write_text(self) -> None:
         held_out = self.parts["dev"][: self.scale.eval_speeches * 3 : 3]
-        for path, speeches in ((self.places.train_text, self.parts["train"]), (self.places.held_out_text, held_out)):
+        for path, speeches in ((self.paths.train_text, self.parts["train"]), (self.paths.held_out_text, held_out)):
             if not path.exists():
                 write_text(speeches, path)
             size = path.stat().st_size / 1e6
@@ -212,25 +212,25 @@ class Demo:
 
     def _train_tokenizer(self) -> None:
         options = TrainTokenizerOptions(
-            input=[str(self.places.train_text)],
-            output_dir=str(self.places.tokenizer),
+            input=[str(self.paths.train_text)],
+            output_dir=str(self.paths.tokenizer),
             vocab_size=self.scale.vocab_size,
             seed=self.options.seed,
         )
         self.show("train-tokenizer", options)
-        if (self.places.tokenizer / MODEL_FILE).exists():
+        if (self.paths.tokenizer / MODEL_FILE).exists():
             self.say("done before")
         else:
             train_tokenizer(options)
 
     def _build_pairs(self) -> None:
         for text, pairs in (
-            (self.places.train_text, self.places.train_pairs),
-            (self.places.held_out_text, self.places.held_out_pairs),
+            (self.paths.train_text, self.paths.train_pairs),
+            (self.paths.held_out_text, self.paths.held_out_pairs),
         ):
             options = BuildDatasetOptions(
                 train_data_file=[str(text)],
-                tokenizer_name=str(self.places.tokenizer),
+                tokenizer_name=str(self.paths.tokenizer),
                 output_dir=str(pairs),
                 seed=self.options.seed,
                 pair_within_documents=True,
@@ -239,13 +239,13 @@ class Demo:
             build_dataset(options)
 
     def _pretrain(self, name: str) -> None:
-        scale, folder = self.scale, self.places.pretrained / name
-        files.write_json(self.places.model_config, {"model_type": "composite_bert", **scale.model})
+        scale, folder = self.scale, self.paths.pretrained / name
+        files.write_json(self.paths.model_config, {"model_type": "composite_bert", **scale.model})
         options = PretrainOptions(
-            tokenizer_name=str(self.places.tokenizer),
-            config_name=str(self.places.model_config),
-            train_data_file=[str(self.places.train_pairs)],
-            eval_data_file=[str(self.places.held_out_pairs)],
+            tokenizer_name=str(self.paths.tokenizer),
+            config_name=str(self.paths.model_config),
+            train_data_file=[str(self.paths.train_pairs)],
+            eval_data_file=[str(self.paths.held_out_pairs)],
             block_size=BLOCK_SIZE,
             **ARCHITECTURES[name],
         )
@@ -270,52 +270,52 @@ class Demo:
         run_pretraining(options, BertTrainingArguments(**arguments, resume_from_checkpoint="true" if begun else None))
 
     def _compare(self) -> None:
-        runs = {description: self.places.pretrained / name for name, description in MODELS.items()}
+        runs = {description: self.paths.pretrained / name for name, description in MODELS.items()}
         self.console.print(comparison_table(runs, "Held-out speeches, the same masks for all models"))
-        plot_loss_curves(runs, self.places.curves)
-        self.say(f"Loss curves: {self.places.curves}")
+        plot_loss_curves(runs, self.paths.curves)
+        self.say(f"Loss curves: {self.paths.curves}")
 
     def _write_glue_data(self) -> None:
-        if not self.places.glue_data.exists():
+        if not self.paths.glue_data.exists():
             seed, num_train, num_eval = self.options.seed, self.scale.glue_train, self.scale.glue_eval
-            write_glue_data(self.parts, self.places.glue_data, seed=seed, num_train=num_train, num_eval=num_eval)
-        self.say(f"{self.places.glue_data}: nine tasks and the diagnostic set, in GLUE's own layout")
+            write_glue_data(self.parts, self.paths.glue_data, seed=seed, num_train=num_train, num_eval=num_eval)
+        self.say(f"{self.paths.glue_data}: nine tasks and the diagnostic set, in GLUE's own layout")
 
     def _finetune(self, name: str, tasks: str) -> None:
         scale = self.scale
         common = {"learning_rate": GLUE_LEARNING_RATE, "batch_size": scale.batch_size}
         hyperparameters = {task: {**common, "steps": steps} for task, steps in scale.glue_steps.items()}
-        files.write_text(self.places.hyperparameters, yaml.safe_dump(hyperparameters, sort_keys=False))
+        files.write_text(self.paths.hyperparameters, yaml.safe_dump(hyperparameters, sort_keys=False))
         options = GlueOptions(
-            data_dir=str(self.places.glue_data),
+            data_dir=str(self.paths.glue_data),
             task_name=tasks,
-            model_name_or_path=str(self.places.pretrained / name),
+            model_name_or_path=str(self.paths.pretrained / name),
             max_seq_length=BLOCK_SIZE,
-            hyperparams=str(self.places.hyperparameters),
+            hyperparams=str(self.paths.hyperparameters),
             rounds=1,
         )
         predict = {"do_predict": True} if name == COMPOSITE else {}
-        arguments = self._arguments(self.places.finetuned / name, save_strategy="no", **predict)
+        arguments = self._arguments(self.paths.finetuned / name, save_strategy="no", **predict)
         self.show("glue", options, arguments)
         run_glue(options, BertTrainingArguments(**arguments))
 
     def _compile(self) -> None:
-        options = CompileGlueOptions(input=str(self.places.finetuned / COMPOSITE), test_dir=str(self.places.submission))
+        options = CompileGlueOptions(input=str(self.paths.finetuned / COMPOSITE), test_dir=str(self.paths.submission))
         self.show("compile-glue", options)
         compile_submission(options)
-        self.say(f"Submission: {self.places.submission / 'submission.zip'}")
+        self.say(f"Submission: {self.paths.submission / 'submission.zip'}")
 
     def _draw_kernels(self) -> None:
-        plot_kernels(self.places.pretrained / COMPOSITE, self.places.kernels)
-        self.say(f"Learned kernels: {self.places.kernels}")
+        plot_kernels(self.paths.pretrained / COMPOSITE, self.paths.kernels)
+        self.say(f"Learned kernels: {self.paths.kernels}")
 
     def _order_table(self) -> Table:
-        """The scores of the tasks that only order decides, of the model that sees it and the one that doesn't."""
+        """The scores of the models with and without word order on the tasks that depend only on it."""
         headings = [f"{task} ({measure})" for task, (measure, _) in ORDER_SCORES.items()]
-        table = make_table("\nTwo tasks that only word order decides", "fine-tuned from", *headings)
+        table = make_table("\nTwo tasks that depend only on word order", "fine-tuned from", *headings)
         table.add_row("chance", "0.0", "50.0")
         for name in (NEITHER, COMPOSITE):
-            folder = self.places.finetuned / name
+            folder = self.paths.finetuned / name
             scores = [
                 read_score(folder / f"{task}0", dataclasses.replace(find_task(task).dev[0], score=entry))
                 for task, (_, entry) in ORDER_SCORES.items()
@@ -324,15 +324,15 @@ class Demo:
         return table
 
     def _summarise(self, seconds: float) -> None:
-        """Say what came out and where everything is."""
+        """Print the scores and the paths of all outputs."""
         self.console.print(self._order_table())
-        self.say(f"\nDone in {duration(seconds)}. Everything is in {self.places.root}:", style="bold")
-        for what, path in self.places.named().items():
+        self.say(f"\nDone in {duration(seconds)}. Everything is in {self.paths.root}:", style="bold")
+        for what, path in self.paths.named().items():
             self.say(f"  {what.replace('_', ' '):<20}{path}")
 
 
 def command_line(name: str, options: Any, arguments: Mapping[str, Any] | None = None) -> str:
-    """The command that a library call with these options, defaults left out, and Trainer's arguments stands for."""
+    """The command for these options, without defaults, and arguments of the Trainer."""
     given = {
         field.name: getattr(options, field.name)
         for field in dataclasses.fields(options)

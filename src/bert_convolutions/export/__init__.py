@@ -1,1 +1,1 @@
-"""Models for those who don't have this package."""
+"""Export of models for use without this package."""

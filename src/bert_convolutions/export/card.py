@@ -1,4 +1,4 @@
-"""The model card: what a folder's own files say of the model, in the Hub's form."""
+"""Writes the model card in the Hub's format from the files in a model's folder."""
 
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
@@ -17,7 +17,7 @@ from bert_convolutions.parsing import read_json, read_model
 from bert_convolutions.schemas import ProbeResults, TrainResults
 from bert_convolutions.terminal import say
 
-_KERNEL_PICTURE = "kernels.png"
+_KERNEL_IMAGE = "kernels.png"
 _PIPELINES = {
     "AutoModelForMaskedLM": "fill-mask",
     "AutoModelForPreTraining": "fill-mask",
@@ -26,13 +26,13 @@ _PIPELINES = {
     "AutoModelForQuestionAnswering": "question-answering",
     "AutoModelForMultipleChoice": "multiple-choice",
 }
-"""The Hub's name for what a model of an Auto class does; of the others, ``feature-extraction``."""
+"""The Hub's pipeline tag by Auto class; ``feature-extraction`` for the others."""
 _PROBES = {"minimal_pairs.json": "minimal pairs", "local_order.json": "local word order"}
 _RUN_FACTS = {
     "num_examples": "training examples",
     "global_batch_size": "batch size",
-    "block_size": "longest sequence (tokens)",
-    "mlm_probability": "share of masked tokens",
+    "block_size": "maximum sequence length (tokens)",
+    "mlm_probability": "fraction of masked tokens",
     "seed": "seed",
     "fingerprint": "fingerprint of the data",
 }
@@ -55,11 +55,11 @@ tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
 model = {auto}.from_pretrained("{name}", trust_remote_code=True)
 ```
 
-Where `bert_convolutions` is installed, `import bert_convolutions` takes the place of `trust_remote_code=True`.
+If `bert_convolutions` is installed, `import bert_convolutions` replaces `trust_remote_code=True`.
 
-Intended use: research on language models, and fine-tuning on tasks of English or whatever language the training text is
-in. The model says what its training text makes likely, biases and errors of that text included; it is no source of
-facts, and its scores say nothing of texts unlike those that it was scored on.
+Intended use: research on language models, and fine-tuning on tasks in the language of the training text. The model
+predicts what is likely in its training text, including its biases and errors; it is not a source of facts, and its
+scores may not hold for texts unlike those that it was evaluated on.
 
 ## Model
 
@@ -92,12 +92,12 @@ Weights: {license}. Code: Apache-2.0.
 
 
 def write_card(source: Path, folder: Path, license_name: str, name: str) -> None:
-    """Write ``README.md``, and the picture of the kernels if there are any, into an exported folder.
+    """Write ``README.md`` and, if the model has kernels, an image of them to an exported folder.
 
-    What it says of training and evaluation is read from the model's own folder, ``source``.
+    The facts about training and evaluation are read from the model's own folder, ``source``.
 
     Raises:
-        UsageError: a file of results is damaged.
+        UsageError: a results file is damaged.
     """
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     auto = next(auto for auto, name in AUTO_CLASSES.items() if name == config.architectures[0])
@@ -113,13 +113,13 @@ def write_card(source: Path, folder: Path, license_name: str, name: str) -> None
         version=__version__,
         auto=auto,
         model=_table("", _model_facts(config.to_dict())),
-        training=_table("", _training_facts(source)) or "The folder that was exported has no records of its training.",
+        training=_table("", _training_facts(source)) or "The exported folder has no records of its training.",
         scores=_table(
             "score",
             [(f"{result.dataset_name}, {result.metric_name}", f"{result.metric_value:.4g}") for result in results],
         )
-        or "None are recorded in the folder that was exported.",
-        picture=f"\n## What its convolutions have learned\n\n![Learned kernels]({_KERNEL_PICTURE})\n" if drawn else "",
+        or "None are recorded in the exported folder.",
+        picture=f"\n## What its convolutions have learned\n\n![Learned kernels]({_KERNEL_IMAGE})\n" if drawn else "",
         license=license_name,
     )
     data = ModelCardData(
@@ -134,13 +134,13 @@ def write_card(source: Path, folder: Path, license_name: str, name: str) -> None
 
 
 def _draw_kernels(folder: Path) -> bool:
-    """Draw the model's kernels beside it, if it has any and there is something to draw with."""
+    """Draw the model's kernels, if it has any and matplotlib is installed; return whether it was done."""
     if find_spec("matplotlib") is None:
-        say(f"the model card has no picture of the kernels, for want of matplotlib: {install_command('matplotlib')}")
+        say(f"the model card has no image of the kernels, which needs matplotlib: {install_command('matplotlib')}")
         return False
     from bert_convolutions.report.kernels import plot_kernels
 
-    return plot_kernels(folder, folder / _KERNEL_PICTURE)
+    return plot_kernels(folder, folder / _KERNEL_IMAGE)
 
 
 def _model_facts(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -167,7 +167,7 @@ def _training_facts(source: Path) -> list[tuple[str, Any]]:
 
 
 def _results(source: Path) -> Iterator[EvalResult]:
-    """The scores in a folder: of its held-out text, of GLUE's development sets, of minimal pairs and word order."""
+    """The scores in a folder: on held-out text, GLUE's development sets, minimal pairs and word order."""
     path = source / "eval_results.json"
     values = read_json(path) if path.is_file() else {}
     if isinstance(values, dict) and isinstance(values.get("eval_perplexity"), float):

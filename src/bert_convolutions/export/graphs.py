@@ -1,8 +1,8 @@
-"""A model as a graph for programs that know nothing of it: ONNX, or ``torch.export``; any batch, any length.
+"""Exports a model as a graph for other programs, ONNX or ``torch.export``, for any batch size and length.
 
-The graph takes ``input_ids``, ``attention_mask`` (zeros and ones: one example a row) and ``token_type_ids``, int64,
-each (B, S), of multiple choice (B, C, S); its outputs have the names that the model gives them. What is written is run
-at other sizes than it was made with, and compared with the model.
+The graph's inputs are ``input_ids``, ``attention_mask`` (zeros and ones: one example per row) and ``token_type_ids``,
+int64 (B, S), or (B, C, S) for multiple choice; its outputs have the model's names. The written graph is run at other
+sizes than those it was traced with, and compared with the model.
 
 Legend: B rows, S sequence, C choices.
 """
@@ -30,23 +30,23 @@ from bert_convolutions.terminal import make_console, make_table
 
 ONNX_FILE, INT8_FILE, TORCH_FILE = "model.onnx", "model_int8.onnx", "model.pt2"
 TOLERANCE = 1e-4
-"""Of each output, absolute, and relative where it is larger than 1."""
+"""Absolute and relative tolerance for each output."""
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _TIMED_ROWS, _TIMED_LENGTH = 16, 128
 
 Run = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
-"""Inputs by name to outputs by name."""
+"""Maps inputs by name to outputs by name."""
 
 
 class _Graph(nn.Module):
-    """What is exported of a model: its outputs by name, without a loss."""
+    """Wraps a model to return its outputs by name, without a loss."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> dict[str, Tensor]:
-        """Each input (B, S) or (B, C, S); a boolean mask says that a row is one example."""
+        """Run the model on inputs (B, S) or (B, C, S); the mask is boolean, as a row is one example."""
         outputs = self.model(
             input_ids=input_ids, attention_mask=attention_mask.bool(), token_type_ids=token_type_ids, return_dict=True
         )
@@ -54,11 +54,11 @@ class _Graph(nn.Module):
 
 
 def write_torch(options: ExportOptions, folder: Path) -> None:
-    """Write ``model.pt2``, which ``torch.export.load(path).module()`` runs, and what belongs to it.
+    """Write ``model.pt2``, for ``torch.export.load(path).module()``, with configuration and tokenizer.
 
     Raises:
         UsageError: the model can't be read.
-        CommandError: the graph computes something else.
+        CommandError: the graph's outputs differ from the model's.
     """
     model = _prepare(options, folder)
     torch.export.save(export(model), folder / TORCH_FILE)
@@ -66,47 +66,47 @@ def write_torch(options: ExportOptions, folder: Path) -> None:
 
 
 def write_onnx(options: ExportOptions, folder: Path) -> None:
-    """Write ``model.onnx`` and, with ``--quantize``, ``model_int8.onnx``; print what that loses and gains.
+    """Write ``model.onnx`` and, with ``--quantize``, ``model_int8.onnx``; print the latter's error, size and speed.
 
     Raises:
         UsageError: the model or the text can't be read.
-        CommandError: the graph computes something else.
+        CommandError: the graph's outputs differ from the model's.
     """
-    import onnxruntime  # noqa: F401  asked for before the work
+    import onnxruntime  # noqa: F401  fail before the work if it is missing
     import onnxscript  # noqa: F401
 
     model = _prepare(options, folder)
-    batch = _batch(model, options)  # whose text may be missing, so before the work
+    batch = _batch(model, options)  # early, as the text may be missing
     save_onnx(model, export(model), folder / ONNX_FILE)
     check(model, onnx_run(folder / ONNX_FILE), ONNX_FILE)
     if options.quantize:
         save_int8(folder / ONNX_FILE, folder / INT8_FILE)
-        _say_what_int8_does(model, folder, batch)
+        _report_int8(model, folder, batch)
 
 
 def save_onnx(model: PreTrainedModel, program: torch.export.ExportedProgram, path: Path) -> None:
-    """Write what ``export`` made of a model as ONNX; weights above 2 GB lie in a file beside it."""
+    """Write the result of ``export`` as ONNX; weights above 2 GB go to a separate file."""
     names = list(torch_outputs(model, example_inputs(model, 2, 5)))
-    with _without_advice():
-        converted = torch.onnx.export(program, verbose=False, output_names=names, dynamic_shapes=_sizes(model))
+    with _quiet_exporters():
+        converted = torch.onnx.export(program, verbose=False, output_names=names, dynamic_shapes=_dynamic_shapes(model))
     assert converted is not None
     converted.save(path)
 
 
 def save_int8(source: Path, path: Path) -> None:
-    """Write an ONNX file again with the weights of its matrix products in int8."""
+    """Write a copy of an ONNX file with int8 weights in matrix products."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     graph = onnx.load(source)
-    del graph.graph.value_info[:]  # shapes between the inputs and the outputs, some of which int8 turns around
-    with _without_advice():
+    del graph.graph.value_info[:]  # int8 transposes some intermediate shapes
+    with _quiet_exporters():
         quantize_dynamic(graph, path, weight_type=QuantType.QInt8)
 
 
 @contextlib.contextmanager
-def _without_advice() -> Iterator[None]:
-    """Keep off the terminal what exporters say of their own ways: a missing torchvision, a name that is given twice."""
+def _quiet_exporters() -> Iterator[None]:
+    """Suppress irrelevant warnings of the exporters, such as a missing torchvision or a repeated name."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
@@ -117,53 +117,53 @@ def _without_advice() -> Iterator[None]:
 
 
 def _prepare(options: ExportOptions, folder: Path) -> PreTrainedModel:
-    """The model in float32, for inference; its configuration and its tokenizer are written beside what it becomes."""
-    model = load_model(options.model_name_or_path).eval().float()  # of fewer bits, a graph rounds otherwise
+    """The model in float32 for inference; also write its configuration and tokenizer to ``folder``."""
+    model = load_model(options.model_name_or_path).eval().float()  # lower precisions are rounded differently
     model.config.save_pretrained(folder)
     copy_tokenizer(options.model_name_or_path, folder)
     return model
 
 
 def export(model: PreTrainedModel) -> torch.export.ExportedProgram:
-    """The graph of a model, for any batch and any length that the model takes."""
-    given = example_inputs(model, 3, 7)
+    """The graph of a model, for any batch size and any length that the model supports."""
+    inputs = example_inputs(model, 3, 7)
     with torch.no_grad():
-        return torch.export.export(_Graph(model), (), given, dynamic_shapes=_sizes(model), strict=False)
+        return torch.export.export(_Graph(model), (), inputs, dynamic_shapes=_dynamic_shapes(model), strict=False)
 
 
-def _sizes(model: PreTrainedModel) -> dict[str, dict[int, Any]]:
-    """Which dimensions of the inputs are free: all."""
+def _dynamic_shapes(model: PreTrainedModel) -> dict[str, dict[int, Any]]:
+    """The dynamic dimensions of the inputs, which are all of them."""
     longest = None if model.config.remove_position_embeddings else model.config.max_position_embeddings
     free = torch.export.Dim
     length, batch, choices = free("length", max=longest), free("batch"), free("choices")
-    sizes = (batch, choices, length) if _chooses(model) else (batch, length)
+    sizes = (batch, choices, length) if _is_multiple_choice(model) else (batch, length)
     return {name: dict(enumerate(sizes)) for name in _INPUTS}
 
 
-def _chooses(model: PreTrainedModel) -> bool:
+def _is_multiple_choice(model: PreTrainedModel) -> bool:
     return type(model).__name__.endswith("ForMultipleChoice")
 
 
 def example_inputs(model: PreTrainedModel, rows: int, length: int) -> dict[str, Tensor]:
-    """Random tokens in rows of different lengths, the first of them whole; of multiple choice, two choices each.
+    """Random tokens in rows of different lengths, the first without padding; two choices for multiple choice.
 
     Returns:
         ``input_ids``, ``attention_mask`` and ``token_type_ids``, each (B, S) or (B, 2, S).
     """
     config = model.config
-    choices = 2 if _chooses(model) else 1
+    choices = 2 if _is_multiple_choice(model) else 1
     random = torch.Generator().manual_seed(rows * 1000 + length)
     ids = torch.randint(config.vocab_size, (rows * choices, length), generator=random)
     real = torch.randint(1, length + 1, (rows * choices, 1), generator=random)
     real[0] = length
     mask = (torch.arange(length) < real).long()
     types = (torch.arange(length) >= real // 2).long() * mask * (config.type_vocab_size > 1)
-    shape = (rows, choices, length) if _chooses(model) else (rows, length)
+    shape = (rows, choices, length) if _is_multiple_choice(model) else (rows, length)
     return {name: value.reshape(shape) for name, value in zip(_INPUTS, (ids, mask, types), strict=True)}
 
 
 def check(model: PreTrainedModel, run: Run, name: str) -> None:
-    """Compare with the model at sizes that the graph was not made with: one token, one row, the longest.
+    """Compare with the model at sizes that the graph was not traced with, such as one token, one row, the maximum.
 
     Raises:
         CommandError: an output differs by more than ``TOLERANCE``.
@@ -176,25 +176,25 @@ def check(model: PreTrainedModel, run: Run, name: str) -> None:
             if not torch.allclose(found[output], value, atol=TOLERANCE, rtol=TOLERANCE):
                 off = (found[output] - value).abs().max().item()
                 raise CommandError(
-                    f"error: {name}: {output} is {off:.2g} from the model's for {rows} rows of {length} tokens, so "
-                    "nothing is kept; try other versions of torch and onnx: bertconv doctor"
+                    f"error: {name}: {output} differs from the model's by {off:.2g} in {rows} rows of {length} tokens; "
+                    "nothing was written; try other versions of torch and onnx: bertconv doctor"
                 )
 
 
 @torch.no_grad()
 def torch_outputs(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What the model itself gives for inputs by name."""
+    """The model's own outputs for inputs by name."""
     return _Graph(model)(**batch)
 
 
 def torch_run(path: Path) -> Run:
-    """A file of ``torch.export``, run by PyTorch."""
+    """Load a file of ``torch.export`` for PyTorch."""
     module = torch.export.load(path).module()
     return lambda batch: module(**batch)
 
 
 def onnx_run(path: Path) -> Run:
-    """An ONNX file under onnxruntime, on as many threads as PyTorch has."""
+    """Load an ONNX file for onnxruntime, with as many threads as PyTorch."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -210,7 +210,7 @@ def onnx_run(path: Path) -> Run:
 
 
 def _batch(model: PreTrainedModel, options: ExportOptions) -> dict[str, Tensor]:
-    """What int8 is measured on: the first lines of ``--text``, or random tokens."""
+    """The batch for measuring int8: the first lines of ``--text``, or random tokens."""
     longest = _TIMED_LENGTH
     if not model.config.remove_position_embeddings:
         longest = min(longest, model.config.max_position_embeddings)
@@ -226,8 +226,8 @@ def _batch(model: PreTrainedModel, options: ExportOptions) -> dict[str, Tensor]:
     return {name: encoded.get(name, torch.zeros_like(encoded["input_ids"])) for name in _INPUTS}
 
 
-def _say_what_int8_does(model: PreTrainedModel, folder: Path, batch: dict[str, Tensor]) -> None:
-    """Print size and speed of the three, and how far int8's first output is from the model's."""
+def _report_int8(model: PreTrainedModel, folder: Path, batch: dict[str, Tensor]) -> None:
+    """Print size and speed of the three formats, and the error of int8's first output."""
     runs: dict[str, tuple[Path | None, Run]] = {
         "PyTorch": (None, lambda inputs: torch_outputs(model, inputs)),
         "onnxruntime": (folder / ONNX_FILE, onnx_run(folder / ONNX_FILE)),
@@ -245,24 +245,24 @@ def _say_what_int8_does(model: PreTrainedModel, folder: Path, batch: dict[str, T
 
 
 def _milliseconds(run: Run, batch: Mapping[str, Tensor]) -> float:
-    """Median of the runs of about a second."""
+    """Median time over about a second of runs."""
     timer = Timer("run(batch)", globals={"run": run, "batch": batch}, num_threads=torch.get_num_threads())
     return 1e3 * timer.blocked_autorange(min_run_time=1).median
 
 
 def difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], batch: Mapping[str, Any]) -> str:
-    """One sentence on how far the first output is from what is expected, padding left out."""
+    """One sentence on the error of the first output, without padding."""
     name, exact = next(iter(expected.items()))
     inexact, mask = found[name], batch["attention_mask"].bool()
-    if name == "start_logits":  # over the tokens, of which padding is none
+    if name == "start_logits":  # over tokens without padding
         exact, inexact = (value.masked_fill(~mask, float("-inf")) for value in (exact, inexact))
     best, same_best = exact.argmax(-1), exact.argmax(-1) == inexact.argmax(-1)
-    if best.shape == mask.shape:  # an output for each token
+    if best.shape == mask.shape:  # an output per token
         exact, inexact, same_best = exact[mask], inexact[mask], same_best[mask]
     real = exact.isfinite()
     off = (inexact - exact)[real].abs()
     spread = exact[real].std()
     text = f"int8: {name} differ by {off.mean():.4f} on average, {off.max():.4f} at most (deviation {spread:.4f})"
     if "logits" in name and exact.shape[-1] > 1:
-        text += f"; the likeliest is the same in {100 * same_best.float().mean():.1f} %"
+        text += f"; the most probable is the same in {100 * same_best.float().mean():.1f} %"
     return text

@@ -1,4 +1,4 @@
-"""A folder as the Hugging Face Hub has them, and its way there."""
+"""Writes a model folder for the Hugging Face Hub and publishes it."""
 
 import tempfile
 from pathlib import Path
@@ -17,14 +17,14 @@ from bert_convolutions.model.loading import as_long_as, load_strictly
 
 _TOKENIZER_FILES = ("tokenizer_config.json", "spm.model")
 _REVISIONS = ("chck_*", "checkpoint-*")
-"""Folders of checkpoints, by words seen or by steps."""
+"""Folders of checkpoints, named by words seen or by steps."""
 
 
 def write_folder(options: ExportOptions, folder: Path) -> None:
-    """Write weights, tokenizer, code and model card into a folder.
+    """Write weights, tokenizer, code and model card to a folder.
 
     Raises:
-        UsageError: there is no model of ours, or it can't be read.
+        UsageError: the model is not one of ours or can't be read.
     """
     copy_model(options.model_name_or_path, folder)
     name = options.push_to_hub or options.output_dir.resolve().name
@@ -32,45 +32,45 @@ def write_folder(options: ExportOptions, folder: Path) -> None:
 
 
 def copy_model(source: Path, folder: Path) -> None:
-    """Write a model, its tokenizer if it has one, and their code into a folder."""
+    """Write a model, its tokenizer if it has one, and their code to a folder."""
     load_model(source).save_pretrained(folder)
     copy_tokenizer(source, folder)
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Write a model's tokenizer, if it has one, into a folder."""
+    """Write a model's tokenizer, if it has one, to a folder."""
     if any((source / name).is_file() for name in _TOKENIZER_FILES):
         config = AutoConfig.from_pretrained(source, local_files_only=True)
         as_long_as(config, load_tokenizer(source)).save_pretrained(folder)
 
 
 def load_model(source: Path) -> PreTrainedModel:
-    """A model of ours with the head that it was saved with.
+    """Load a model of ours with the head that it was saved with.
 
     Raises:
-        UsageError: the folder has none.
+        UsageError: the folder holds no such model.
     """
     config_file = source / "config.json"
     if not config_file.is_file():
         raise UsageError(f"--model_name_or_path {source} has no config.json; give the folder of a model")
     try:
         config = AutoConfig.from_pretrained(source, local_files_only=True)
-    except Exception as error:  # JSON's, transformers' or ours
+    except Exception as error:  # of JSON, transformers or ours
         raise UsageError(f"{config_file}: {first_line(error)}") from error
     name = (config.architectures or ["CompositeBertModel"])[0]
     if not isinstance(config, CompositeBertConfig) or name not in AUTO_CLASSES.values():
         raise UsageError(
-            f"--model_name_or_path {source} holds a {config.model_type} model, and not one of ours; make it one with "
+            f"--model_name_or_path {source} holds a {config.model_type} model, not one of ours; convert it with "
             f"bertconv convert --input {source} --output_dir ..."
         )
     return load_strictly(getattr(bert_convolutions, name), source, config)
 
 
 def publish(options: ExportOptions) -> None:
-    """Upload the exported folder to the Hub and, with ``--revisions``, the model's checkpoints as branches of it.
+    """Upload the exported folder to the Hub and, with ``--revisions``, the model's checkpoints as branches.
 
     Raises:
-        UsageError: the Hub can't be reached or refuses; the message says how to try again.
+        UsageError: the upload failed; the message says how to try again.
     """
     repo, api = str(options.push_to_hub), HfApi()
     try:
@@ -89,10 +89,10 @@ def publish(options: ExportOptions) -> None:
                 )
     except UsageError:
         raise
-    except Exception as error:  # of the network, of the Hub, or for want of a token; huggingface_hub has no one class
+    except Exception as error:  # huggingface_hub has no common class
         raise UsageError(
-            f"--push_to_hub {repo}: {first_line(error)}; the folder is written, so after hf auth login, or once "
-            f"online: hf upload {repo} {options.output_dir}"
+            f"--push_to_hub {repo}: {first_line(error)}; the folder is written; log in with hf auth login or "
+            f"go online, then run: hf upload {repo} {options.output_dir}"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""``bertconv export``: the format's function does the work, in a folder that appears whole or not at all."""
+"""``bertconv export``: writes a model in one of the formats to a new folder, atomically."""
 
 import dataclasses
 from pathlib import Path
@@ -11,11 +11,11 @@ from bert_convolutions.files import folder_inside, is_empty, refuse_overlap, syn
 from bert_convolutions.hub import local_folder
 
 FORMATS = {"hub": write_folder, "onnx": write_onnx, "torch": write_torch}
-"""``--format`` to the function that takes the options and a folder to write into."""
+"""Functions by ``--format``; they take the options and a folder to write to."""
 
 
 def run_export(options: ExportOptions) -> Path:
-    """``bertconv export``; returns the folder.
+    """Run ``bertconv export``; return the folder.
 
     Raises:
         UsageError: the model can't be read, the output folder is not empty, or the Hub refuses.
@@ -29,7 +29,7 @@ def run_export(options: ExportOptions) -> Path:
         FORMATS[options.format](options, folder)
         sync_tree(folder)
         for path in sorted(folder.iterdir(), key=lambda path: path.name == "config.json"):
-            path.rename(target / path.name)  # the last is what makes it a model
+            path.rename(target / path.name)  # the last one makes it a model
     if options.push_to_hub:
         publish(options)
     return target

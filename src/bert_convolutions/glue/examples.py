@@ -1,7 +1,7 @@
-"""Examples as token ids in flat arrays, and the batches that are made of them: packed rows, or padded ones.
+"""Examples as token ids in concatenated arrays, and batches of them in packed or padded rows.
 
 The files of a run are checked before anything is trained, tokenised once, and shared by all rounds.
-Legend: N examples, R rows, S row length.
+Legend: N examples, O outputs (one per example, or per word), R rows, S row length.
 """
 
 import dataclasses
@@ -33,23 +33,23 @@ from bert_convolutions.model.modeling import CompositeBertPreTrainedModel
 from bert_convolutions.training.sampling import Slice, StepPlan
 
 TEXTS_PER_CALL = 10_000
-"""Texts handed to the tokenizer at once: enough to use its threads, few enough to hold its Python lists."""
+"""Texts per call of the tokenizer: enough to use its threads, few enough for its Python lists to fit in memory."""
 ROW_MULTIPLE = 8
-"""Rows are as long as the longest example, rounded up to this, which matrix units like."""
+"""Row lengths are multiples of this, which makes matrix products faster."""
 
 
 @dataclass(frozen=True)
 class EncodedExamples(Dataset[dict[str, Any]]):
-    """Tokenised, truncated, un-padded examples. Item i is what a padding collator takes.
+    """Tokenised and truncated examples without padding. Items are features for a padding collator.
 
     Attributes:
-        columns: name (``input_ids``, ``token_type_ids`` where the tokenizer makes them) to all examples' values one
-            after the other, int32. Of a task of words also ``labels``: the word's label at its first piece (0 in a
-            test file), ``IGNORED`` elsewhere.
+        columns: concatenated int32 values by name: ``input_ids``, ``token_type_ids`` if the tokenizer returns them, and
+            for word-level tasks ``labels``: the word's label at its first piece (0 in a test file), otherwise
+            ``IGNORED``.
         offsets: (N + 1,) int64; example i is ``offsets[i]:offsets[i + 1]``.
-        labels: (N,) int64 label ids or float32 scores; None for a test file, and of a task of words.
-        sentence_lengths: of a task of words, how many each sentence of the file has; None elsewhere.
-        indices: what the predictions of a test file are numbered by; None elsewhere.
+        labels: (N,) int64 label ids or float32 scores; None for a test file and for word-level tasks.
+        sentence_lengths: for word-level tasks, the number of words of each sentence in the file; otherwise None.
+        indices: the indices of the predictions of a test file; otherwise None.
     """
 
     columns: dict[str, np.ndarray]
@@ -75,19 +75,19 @@ class EncodedExamples(Dataset[dict[str, Any]]):
 
     @property
     def targets(self) -> np.ndarray | None:
-        """(O,) what is to be predicted: a label of each example, or of each word in the order of the file."""
+        """(O,) the labels to predict: one per example, or one per word in the order of the file."""
         return self.columns["labels"][self.columns["labels"] != IGNORED] if "labels" in self.columns else self.labels
 
     @property
     def output_offsets(self) -> np.ndarray:
-        """(N + 1,) where the outputs of each example begin among all O: one for an example, or one for each word."""
+        """(N + 1,) offsets of each example's outputs among all O."""
         if "labels" not in self.columns:
             return np.arange(len(self) + 1)
         return _offsets(self.columns["labels"] != IGNORED)[self.offsets]
 
     def select(self, indices: np.ndarray) -> "EncodedExamples":
-        """Return the examples of ``indices`` (M,), in that order."""
-        tokens = rows_of(self.offsets, indices)
+        """The examples at ``indices`` (M,), in that order."""
+        tokens = flat_indices(self.offsets, indices)
         return dataclasses.replace(
             self,
             columns={name: values[tokens] for name, values in self.columns.items()},
@@ -98,14 +98,14 @@ class EncodedExamples(Dataset[dict[str, Any]]):
         )
 
 
-def rows_of(offsets: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """Return the positions of the rows ``indices`` (M,), one row after the other, in a flat array with ``offsets``."""
+def flat_indices(offsets: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """The concatenated positions of rows ``indices`` (M,) in a flat array whose rows have ``offsets``."""
     lengths = np.diff(offsets)[indices]
     return np.repeat(offsets[indices], lengths) + positions_within(lengths)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_seq_length: int) -> EncodedExamples:
-    """Tokenise examples as ``[CLS] a [SEP]`` or ``[CLS] a [SEP] b [SEP]``, the longer text cut first."""
+    """Tokenise examples as ``[CLS] a [SEP]`` or ``[CLS] a [SEP] b [SEP]``, truncating the longer text first."""
     parts: dict[str, list[np.ndarray]] = {}
     all_lengths = []
     for start in range(0, len(examples), TEXTS_PER_CALL):
@@ -126,9 +126,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_seq_lengt
 def encode_words(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_seq_length: int) -> EncodedExamples:
     """Tokenise sentences that are lists of words, between the special tokens that the tokenizer puts around a text.
 
-    Each word is tokenised for itself, after a space, as in running text. A sentence that is too long goes on in
-    another example from the word that doesn't fit; a word too long on its own is cut, one without a piece becomes
-    unknown. Without labels each word gets label 0.
+    Each word is tokenised separately, after a space as in running text. A sentence that is too long is continued in
+    another example. A word that is too long by itself is truncated; one without pieces becomes the unknown token.
+    Without labels every word gets label 0.
     """
     words = sorted({word for sentence in examples.texts[0] for word in sentence})
     encoded = tokenizer([f" {word}" for word in words], add_special_tokens=False, verbose=False)["input_ids"]
@@ -137,9 +137,9 @@ def encode_words(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_seq
     pieces = {word: ids[:room] or [tokenizer.unk_token_id] for word, ids in zip(words, encoded, strict=True)}
     rows: list[tuple[list[int], list[int]]] = []
     labels: Any = examples.labels or ([0] * len(sentence) for sentence in examples.texts[0])
-    for sentence, of_sentence in zip(examples.texts[0], labels, strict=True):
+    for sentence, sentence_labels in zip(examples.texts[0], labels, strict=True):
         rows.append(([], []))
-        for word, label in zip(sentence, of_sentence, strict=True):
+        for word, label in zip(sentence, sentence_labels, strict=True):
             if len(rows[-1][0]) + len(pieces[word]) > room:
                 rows.append(([], []))
             rows[-1][0].extend(pieces[word])
@@ -163,12 +163,12 @@ def _around_a_text(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[
 
 
 def _offsets(lengths: np.ndarray) -> np.ndarray:
-    """Where each of some rows begins in a flat array (N,), and where the last ends: (N + 1,)."""
+    """The offsets (N + 1,) of concatenated rows of ``lengths`` (N,)."""
     return np.concatenate([[0], np.cumsum(lengths)])
 
 
 class GlueData:
-    """The files of a run, below ``data_dir`` where no task brings its own folder: checked first, encoded once, kept."""
+    """The files of a run, in ``data_dir`` or in a task's own folder; checked first, then encoded once and cached."""
 
     def __init__(self, data_dir: Path | None, max_seq_length: int) -> None:
         self.data_dir, self.max_seq_length = data_dir, max_seq_length
@@ -176,13 +176,13 @@ class GlueData:
         self._hashes: dict[Path, str] = {}
 
     def check(self, jobs: Sequence[Job]) -> dict[str, int]:
-        """Read every file that the jobs need, so that a bad line ends the run before days of training, not after.
+        """Read every file that the jobs need, so that a bad line is found before days of training, not after.
 
         Returns:
             The number of training examples of each task that is trained.
 
         Raises:
-            UsageError: a file is missing or does not fit its task. A missing test file is not: see ``has_test``.
+            UsageError: a file is missing or does not fit its task. Test files may be missing: see ``has_test``.
         """
         counts: dict[tuple[str, str], int] = {}
         for job in jobs:
@@ -195,7 +195,7 @@ class GlueData:
         return {job.task.name: counts[job.task.name, job.task.train] for job in jobs if job.train}
 
     def train_hash(self, task: Task) -> str | None:
-        """Return the SHA-256 of a task's training examples; None where there is no such file."""
+        """The SHA-256 of a task's training examples; None if there is no such file."""
         path = self.root(task) / task.train
         if path not in self._hashes and task.dataset is not None:
             self._read(task, task.train)
@@ -204,17 +204,17 @@ class GlueData:
         return self._hashes.get(path)
 
     def dev(self, tokenizer: PreTrainedTokenizerBase, task: Task) -> dict[DevSet, EncodedExamples]:
-        """Return a task's development sets."""
+        """The development sets of a task."""
         return {dev_set: self.encoded(tokenizer, task, dev_set.path) for dev_set in task.dev}
 
     def has_test(self, task: Task, test: TestSet) -> bool:
-        """Whether a test file is there."""
+        """Whether a test file exists."""
         if task.dataset is not None:
             return has_split(task.dataset, test.path)
         return (self.root(task) / test.path).is_file()
 
     def root(self, task: Task) -> Path:
-        """Return the folder below which a task's files are."""
+        """The root folder of a task's files."""
         root = task.root if task.root is not None else self.data_dir
         if root is None:
             way_out = "" if task.named else ", or --dataset nyu-mll/glue"
@@ -224,7 +224,7 @@ class GlueData:
     def encoded(
         self, tokenizer: PreTrainedTokenizerBase, task: Task, path: str, test: TestSet | None = None
     ) -> EncodedExamples:
-        """Return the examples of a task's training or development file, or of the file of a ``test`` set."""
+        """The examples of a task's training or development file, or of the file of a ``test`` set."""
         key = (tokenizer_hash(tokenizer), task.name, self.root(task) / path, test is None)  # dev may be predicted too
         if key not in self._encoded:
             encoder = encode_words if task.per_token else encode
@@ -232,7 +232,7 @@ class GlueData:
         return self._encoded[key]
 
     def _read(self, task: Task, path: str, test: TestSet | None = None) -> Examples:
-        """The examples of a file, which must be the same whenever it is read."""
+        """The examples of a file, which must not change during the run."""
         examples = read_examples(self.root(task) / path, task, test)
         if self._hashes.setdefault(examples.path, examples.sha256) != examples.sha256:
             raise UsageError(f"{examples.path} has changed since this run began: start it again")
@@ -240,22 +240,23 @@ class GlueData:
 
 
 Layout = Callable[[EncodedExamples], Mapping[str, Any]]
-"""Makes the model's inputs of some examples, in their order; which one it is changes no number of the model."""
+"""Makes the model's inputs from examples, in their order; the layout does not change the model's outputs."""
 
 
 @dataclass(frozen=True)
 class PackedRows:
-    """Lays examples out in as few rows as hold them, for the models that take such rows."""
+    """Packs examples into few rows, for the models that support it."""
 
     pad_id: int
 
     def __call__(self, examples: EncodedExamples) -> dict[str, Any]:
-        """Lay out N examples.
+        """Pack N examples.
 
         Returns:
-            ``input_ids``, ``token_type_ids`` where there are any, ``attention_mask`` (0 padding, k the k-th example of
-            the row) and ``position_ids``, all (R, S) int64; ``example_starts`` (N,), the flat position of the first
-            token of each; ``examples_per_row``, an int, the most there are; ``labels`` (N,) where there are any.
+            ``input_ids``, ``token_type_ids`` if there are any, ``attention_mask`` (0 for padding, k for the k-th
+            example of the row) and ``position_ids``, all (R, S) int64; ``example_starts`` (N,), the position of each
+            example's first token in the flattened rows; ``examples_per_row``, an int, the maximum; ``labels`` (N,), if
+            any.
         """
         row_length = -(-int(examples.lengths.max()) // ROW_MULTIPLE) * ROW_MULTIPLE
         rows = Rows.of(examples.lengths, row_length)
@@ -271,17 +272,17 @@ class PackedRows:
 
 @dataclass(frozen=True)
 class PaddedRows:
-    """One example a row, padded to the longest by a collator of ``transformers``: for any of its models."""
+    """One example per row, padded to the longest by a collator of ``transformers``, for any of its models."""
 
     collator: Callable[[list[dict[str, Any]]], Mapping[str, Any]]
 
     def __call__(self, examples: EncodedExamples) -> Mapping[str, Any]:
-        """Return what the collator makes of the examples."""
+        """The collator's batch of the examples."""
         return self.collator([examples[index] for index in range(len(examples))])
 
 
 def layout_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, per_token: bool = False) -> Layout:
-    """Return the layout with the least padding that a model takes; ``per_token``, one for a task of words."""
+    """The layout with the least padding that a model supports; ``per_token`` for word-level tasks."""
     if per_token:
         return PaddedRows(DataCollatorForTokenClassification(tokenizer))
     if isinstance(model, CompositeBertPreTrainedModel):
@@ -290,8 +291,8 @@ def layout_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, per_t
 
 
 @dataclass(frozen=True)
-class Shuffled(Dataset[Any]):
-    """Training examples that are asked for a whole ``Slice`` of an epoch's uniform shuffle at a time."""
+class ShuffledExamples(Dataset[Any]):
+    """Training examples, selected by a ``Slice`` of an epoch's uniform shuffle."""
 
     examples: EncodedExamples
     plan: StepPlan
@@ -299,21 +300,21 @@ class Shuffled(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitems__(self, part: Slice) -> EncodedExamples:  # what the DataLoader calls, if it is there
+    def __getitems__(self, part: Slice) -> EncodedExamples:  # the DataLoader prefers it to __getitem__
         return self.examples.select(self.plan.samples(part))
 
 
 @dataclass(frozen=True)
-class Counted:
-    """Lays examples out and counts what is to be predicted as ``num_examples``.
+class CountingCollator:
+    """Makes a batch and counts its outputs as ``num_examples``.
 
-    Processes must all run a model step, so one that has no example left in an epoch gets ``stand_in`` that count as 0.
+    Every process must run the model, so one without examples at the end of an epoch gets ``stand_in``, counted as 0.
     """
 
     layout: Layout
     stand_in: EncodedExamples
 
     def __call__(self, examples: EncodedExamples) -> dict[str, Any]:
-        """Return the batch."""
+        """The batch of ``examples``."""
         count = int(examples.output_offsets[-1])
         return {**self.layout(examples if len(examples) else self.stand_in), "num_examples": count}

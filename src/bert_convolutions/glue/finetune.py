@@ -1,4 +1,4 @@
-"""Fine-tune one model on one task with the Trainer of ``transformers``."""
+"""Fine-tunes one model on one task with the Trainer of ``transformers``."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerControl
 
 from bert_convolutions.files import sha256, sync_tree
-from bert_convolutions.glue.examples import Counted, EncodedExamples, Layout, Shuffled
+from bert_convolutions.glue.examples import CountingCollator, EncodedExamples, Layout, ShuffledExamples
 from bert_convolutions.glue.predict import evaluate
 from bert_convolutions.glue.state import ENCODER_FOLDER
 from bert_convolutions.glue.tasks import DevSet, Task
@@ -19,10 +19,10 @@ from bert_convolutions.training.resumable import ResumableTrainer
 
 
 class GlueTrainer(ResumableTrainer):
-    """Trains on a uniform shuffle; stops, saves and goes on exactly, as :class:`ResumableTrainer` does.
+    """A :class:`ResumableTrainer` for a GLUE task, with uniformly shuffled examples.
 
     Args:
-        task, train: what is trained, on which examples.
+        task, train: the task and its training examples.
         dev: the development sets for evaluation during training.
         layout: makes batches of examples.
         kwargs: those of ``ResumableTrainer`` and the ``Trainer``.
@@ -43,41 +43,41 @@ class GlueTrainer(ResumableTrainer):
         super().__init__(train_dataset=train, eval_dataset=eval_dataset, **kwargs)
         self.model_accepts_loss_kwargs = False
         if not task.labels:
-            self.label_smoother = None  # smooths classes; of ALL tasks, one has numbers
+            self.label_smoother = None  # smooths classes only; STS-B is a regression
         self.task, self.dev, self.layout = task, dev, layout
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Micro-batches of this process, in order; nothing in it draws a random number."""
-        counted = Counted(self.layout, self.train_dataset.select(np.array([0])))
-        return self.train_loader(Shuffled(self.train_dataset, self.train_plan()), counted)
+        """Micro-batches of this process, in order; draws no random numbers."""
+        counted = CountingCollator(self.layout, self.train_dataset.select(np.array([0])))
+        return self.train_loader(ShuffledExamples(self.train_dataset, self.train_plan()), counted)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], int]:
-        """Return the micro-batches of a step and the number of its examples (or words) over all processes."""
+        """The micro-batches of a step and the number of its examples (or words) over all processes."""
         batches = [next(epoch_iterator) for _ in range(num_batches)]
         return batches, self.collectives.sum([sum(batch["num_examples"] for batch in batches)])[0]
 
     def compute_loss(
         self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, num_items_in_batch: Any = None, **kwargs: Any
     ) -> Any:
-        """Return the micro-batch's part of the mean loss over the examples (or words) of the whole step.
+        """The micro-batch's share of the mean loss over the examples (or words) of the whole step.
 
-        The Trainer takes a model whose ``forward`` has ``**kwargs`` to divide by ``num_items_in_batch``; classifiers
-        do not, so its loss would be too large by the number of processes and of accumulation steps.
+        The Trainer assumes that a model whose ``forward`` has ``**kwargs`` divides by ``num_items_in_batch``. As
+        classifiers don't, its loss would be too large by the number of processes times accumulation steps.
         """
-        share = inputs["num_examples"] * self.args.world_size / num_items_in_batch  # DDP takes the mean over processes
+        share = inputs["num_examples"] * self.args.world_size / num_items_in_batch  # DDP averages over processes
         return share * super().compute_loss(model, {name: inputs[name] for name in inputs if name != "num_examples"})
 
     def step_finished(self, control: TrainerControl) -> None:
-        """No checkpoint of the last step, unless a signal asks for it: the model itself is saved next."""
+        """Also skip the checkpoint of the last step, unless a signal was received: the model is saved next."""
         super().step_finished(control)
         last = self.state.global_step >= self.state.max_steps
         if last and self.watch.received is None and not self.args.load_best_model_at_end:
             control.should_save = False
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Score the development sets, log the scores (the loss is MNLI's matched one) and tell the callbacks."""
+        """Score the development sets, log the scores (for MNLI, the matched loss) and call the callbacks."""
         model = self.accelerator.unwrap_model(self.model)
         training = model.training
         results = evaluate(
@@ -93,16 +93,16 @@ class GlueTrainer(ResumableTrainer):
 def finetune(
     trainer: GlueTrainer, tokenizer: PreTrainedTokenizerBase, checkpoint: Path | None
 ) -> tuple[PreTrainedModel, dict[str, str]]:
-    """Train a model, from a checkpoint of this very run if there is one, and save it in the trainer's output folder.
+    """Train a model, from ``checkpoint`` if given, and save it in the trainer's output folder.
 
     Returns:
-        The trained model, unwrapped; and the SHA-256 of what was saved, on the process that saves.
+        The trained model, unwrapped; and the SHA-256 of the saved files, on the process that saves.
 
     Raises:
-        RunInterrupted: a signal came; a checkpoint has been saved.
+        RunInterrupted: a signal was received; a checkpoint has been saved.
         TrainingDiverged: the loss became NaN or infinite.
     """
-    with trainer.watch.installed():
+    with trainer.watch.finish_step_on_signal():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trained = trainer.accelerator.unwrap_model(trainer.model)
     saved: dict[str, str] = {}
@@ -114,9 +114,9 @@ def finetune(
 
 
 def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> dict[str, str]:
-    """Save a model, its tokenizer and, below them, its encoder alone; return the files' names with their SHA-256."""
+    """Save a model, its tokenizer and, in a subfolder, its encoder; return the SHA-256 of each file by name."""
     encoder = model.base_model
-    assert isinstance(encoder, PreTrainedModel)  # as in all that an Auto class for classification makes
+    assert isinstance(encoder, PreTrainedModel)  # true for all models of the Auto classes
     with quiet_transformers():
         model.save_pretrained(folder)
         encoder.save_pretrained(folder / ENCODER_FOLDER)

@@ -1,6 +1,6 @@
-"""Learning rate, batch and steps of each task: the paper's, or those of a YAML file.
+"""Learning rate, batch size and steps of each task: the paper's, or those of a YAML file.
 
-Imports neither torch nor transformers.
+Imports neither PyTorch nor transformers.
 """
 
 from collections.abc import Mapping
@@ -12,14 +12,14 @@ from bert_convolutions.parsing import parse, read_yaml
 from bert_convolutions.schemas import Hyperparameters
 
 FLAG = "--hyperparams"
-OF_FLAGS = "flags"
-"""The value of ``--hyperparams`` that leaves all to the Trainer's flags."""
+TRAINER_FLAGS = "flags"
+"""The value of ``--hyperparams`` that selects the Trainer's flags."""
 DEFAULT = "electra"
-"""Of several tasks or rounds, as in the original."""
-WARMUP_PART = 10
-"""One step in this many is warm-up (``stable``: 2 epochs of 20)."""
+"""The value of ``--hyperparams`` for several tasks or rounds, as in the original."""
+WARMUP_DIVISOR = 10
+"""The warm-up takes one step in this many (``stable``: 2 epochs of 20)."""
 
-_STEPS = {  # of electra, and of each of stable's 20 epochs
+_STEPS = {  # in total (electra), and per epoch (stable has 20)
     "MNLI": (12121, 24243),
     "CoLA": (851, 567),
     "SST-2": (6409, 4273),
@@ -51,27 +51,27 @@ HYPERPARAMETERS: Mapping[str, Mapping[str, Hyperparameters]] = {
         for name, (_, steps) in _STEPS.items()
     },
 }
-"""Name to task to hyper-parameters; the numbers are the original's."""
+"""The original's hyper-parameters by name and task."""
 
 
 def load_hyperparameters(name_or_path: str, tasks: tuple[Task, ...] = TASKS) -> Mapping[str, Hyperparameters]:
-    """Return the hyper-parameters of each task by the task's name; none where the Trainer's flags are to be taken.
+    """The hyper-parameters of each task by its name; empty if the Trainer's flags apply.
 
     Args:
         name_or_path: ``flags``, one of ``HYPERPARAMETERS``, or a YAML file that maps tasks to ``learning_rate``,
-            ``batch_size`` and ``steps``; its ``default`` entry fills what a task's own entry leaves out.
+            ``batch_size`` and ``steps``; its ``default`` entry supplies values missing from a task's own entry.
         tasks: the tasks that must be covered.
 
     Raises:
-        UsageError: an unknown name, or a file that does not say all of it and nothing else.
+        UsageError: an unknown name, or a file with missing, unknown or invalid entries.
     """
-    if name_or_path == OF_FLAGS:
+    if name_or_path == TRAINER_FLAGS:
         return {}
     if name_or_path in HYPERPARAMETERS:
         return HYPERPARAMETERS[name_or_path]
     if not is_file_name(name_or_path):
         raise UsageError(
-            f"{FLAG}: unknown hyper-parameters {name_or_path!r}; choose {', '.join(HYPERPARAMETERS)}, {OF_FLAGS} "
+            f"{FLAG}: unknown hyper-parameters {name_or_path!r}; choose {', '.join(HYPERPARAMETERS)}, {TRAINER_FLAGS} "
             "(the Trainer's) or the path of a .yaml file"
         )
     where = f"{FLAG} {name_or_path}"
@@ -89,7 +89,7 @@ def is_file_name(name_or_path: str) -> bool:
 
 
 def _read(path: Path, where: str, tasks: tuple[Task, ...]) -> dict[str, dict[str, object]]:
-    """Read the file: task (or ``default``) to the values given for it, all of which are checked."""
+    """The checked values that a file gives for each task or ``default``."""
     content = read_yaml(path, where)
     if not isinstance(content, dict) or not content:
         raise UsageError(f"{where} must map tasks (or default) to learning_rate, batch_size and steps")
@@ -110,9 +110,9 @@ def _read(path: Path, where: str, tasks: tuple[Task, ...]) -> dict[str, dict[str
 
 
 def device_batch_size(batch_size: int, maximum: int | None, num_devices: int, accumulation: int) -> int:
-    """Return a device's share of a step's examples, at most ``maximum`` (``--per_device_train_batch_size``, if given).
+    """The examples per device and micro-batch, at most ``maximum`` (``--per_device_train_batch_size``, if given).
 
-    That is as in the original, where its default of 8 is one too. ``num_devices`` are processes times GPUs of each.
+    The original has the same limit, with a default of 8. ``num_devices`` is processes times GPUs per process.
     """
     share = max(1, batch_size // (num_devices * accumulation))
     return share if maximum is None else min(maximum, share)

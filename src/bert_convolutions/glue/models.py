@@ -1,4 +1,4 @@
-"""Load encoders with a classifier for a task, and check that weights, configuration and tokenizer belong together."""
+"""Loads encoders with a classifier and checks that weights, configuration and tokenizer belong together."""
 
 import hashlib
 import json
@@ -20,15 +20,15 @@ from bert_convolutions.hub import WEIGHTS, local_folder
 from bert_convolutions.model.loading import count_positions, load_config, load_strictly, quiet_transformers
 from bert_convolutions.parsing import read_json
 
-_NOT_OF_THE_MODEL = ("transformers_version", "_name_or_path")
-"""Entries of ``config.json`` that say nothing about the model."""
+_NON_MODEL_KEYS = ("transformers_version", "_name_or_path")
+"""Entries of ``config.json`` that don't describe the model."""
 
 
 def locate_model(path: str) -> Path:
-    """Return the folder of a model, which is fetched from Hugging Face where ``path`` is a name there.
+    """The folder of a model, which is downloaded if ``path`` is a name on the Hugging Face Hub.
 
     Raises:
-        UsageError: no such folder, not a model, or a checkpoint of the original code.
+        UsageError: there is no such folder, or it holds no model or a checkpoint of the original code.
     """
     folder = local_folder(path)
     if not folder.is_dir():
@@ -44,24 +44,24 @@ def locate_model(path: str) -> Path:
 
 
 def fingerprint(folder: Path) -> str:
-    """Return a SHA-256 of a model's configuration and weights, the same wherever its folder is.
+    """A SHA-256 of a model's configuration and weights, independent of its path.
 
     Raises:
-        UsageError: there is no configuration, or it is not JSON.
+        UsageError: the configuration is missing or not JSON.
     """
     config = read_json(folder / "config.json")
     if isinstance(config, dict):
-        config = {key: value for key, value in config.items() if key not in _NOT_OF_THE_MODEL}
+        config = {key: value for key, value in config.items() if key not in _NON_MODEL_KEYS}
     weights = next((found for pattern in WEIGHTS if (found := sorted(folder.glob(pattern)))), [])
     identity = [config, *([path.name, sha256(path)] for path in weights)]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def load_pretrained(folder: str | Path, task: Task) -> PreTrainedModel:
-    """Load an encoder with a new classifier for a task, whose weights are drawn from PyTorch's global generator.
+    """Load an encoder with a new classifier for a task, initialised from PyTorch's global generator.
 
     Raises:
-        UsageError: weights or configuration can't be read, or they are not each other's.
+        UsageError: weights or configuration can't be read, or they don't match.
     """
     config = load_config(folder)
     config.id2label = dict(enumerate(task.labels or ("score",)))
@@ -74,10 +74,10 @@ def load_finetuned(folder: Path, task: Task) -> PreTrainedModel:
     """Load a model fine-tuned on a task.
 
     Raises:
-        UsageError: not a model, weights missing, or label words that are not the task's.
+        UsageError: it is not a model, weights are missing, or its labels are not the task's.
     """
     if not folder.is_dir():
-        raise UsageError(f"{folder} is not there: fine-tune {task.name} first (--do_train)")
+        raise UsageError(f"{folder} does not exist: fine-tune {task.name} first (--do_train)")
     config = load_config(folder)
     words = sorted(label_words(config))
     if len(words) != task.num_outputs or (task.labels and words != sorted(task.labels)):
@@ -86,7 +86,7 @@ def load_finetuned(folder: Path, task: Task) -> PreTrainedModel:
 
 
 def label_words(config: PreTrainedConfig) -> list[str]:
-    """Return the label word of each output, in the model's own order, which need not be ours (MNLI's often is not)."""
+    """The label of each output in the model's own order, which may differ from the task's (MNLI's often does)."""
     words = {int(number): str(word) for number, word in (config.id2label or {}).items()}
     return [words[number] for number in sorted(words)]
 
@@ -94,12 +94,12 @@ def label_words(config: PreTrainedConfig) -> list[str]:
 def check_fit(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokenizer_is_the_models: bool, max_seq_length: int
 ) -> None:
-    """Check that a model can take what a tokenizer makes, examples of ``max_seq_length`` tokens at most.
+    """Check that a model fits a tokenizer and examples of up to ``max_seq_length`` tokens.
 
-    The table of a model may be larger than its own tokenizer, the one in its folder: some architectures round it up.
+    A model may have more embeddings than its own tokenizer has tokens: some architectures round the number up.
 
     Raises:
-        UsageError: another vocabulary size, or too few positions.
+        UsageError: the vocabulary sizes differ, or the model has too few positions.
     """
     rows = model.get_input_embeddings().get_parameter("weight").shape[0]
     if len(tokenizer) > rows or (len(tokenizer) < rows and not tokenizer_is_the_models):
@@ -113,7 +113,7 @@ def check_fit(
 
 
 def _load_weights(folder: str | Path, config: PreTrainedConfig, task: Task, new_classifier: bool) -> PreTrainedModel:
-    """Load weights as float32, whatever they were saved as: AdamW's steps are lost in less."""
+    """Load weights as float32, whatever their saved dtype: lower precision would round AdamW's updates away."""
     auto_class = AutoModelForTokenClassification if task.per_token else AutoModelForSequenceClassification
     with quiet_transformers():
         return load_strictly(auto_class, folder, config, new_head=new_classifier, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Which (task, round) there are, where each goes, and which of its stages are still to be done."""
+"""Plans the jobs (task, round) of a run: their folders, arguments and unfinished stages."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -12,27 +12,27 @@ from bert_convolutions.files import refuse_overlap
 from bert_convolutions.glue.hyperparameters import (
     DEFAULT,
     FLAG,
-    OF_FLAGS,
-    WARMUP_PART,
+    TRAINER_FLAGS,
+    WARMUP_DIVISOR,
     device_batch_size,
     is_file_name,
     load_hyperparameters,
 )
 from bert_convolutions.glue.options import GlueOptions
-from bert_convolutions.glue.state import ENCODER_FOLDER, read_state, refuse_strangers
+from bert_convolutions.glue.state import ENCODER_FOLDER, read_state, refuse_foreign_folder
 from bert_convolutions.glue.tasks import MNLI, ROUND_SEEDS, Task, TestSet, parse_tasks, round_seed
 from bert_convolutions.schemas import Hyperparameters, TaskState
 from bert_convolutions.training.sampling import StepPlan, last_step
 
 SHORTEST_PAIR = 5
-"""Tokens of ``[CLS] a [SEP] b [SEP]`` with texts of one token."""
+"""Length of ``[CLS] a [SEP] b [SEP]`` if both texts have one token."""
 _SETTINGS = (
     *("seed", "data_seed", "learning_rate", "max_steps", "num_train_epochs", "warmup_steps", "warmup_ratio"),
     *("lr_scheduler_type", "lr_scheduler_kwargs", "optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2"),
     *("adam_epsilon", "max_grad_norm", "label_smoothing_factor", "neftune_noise_alpha"),
     *("load_best_model_at_end", "metric_for_best_model"),
 )
-"""The Trainer's flags that a result depends on, the batch apart."""
+"""The Trainer's flags that affect results, except the batch size."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class Job:
 
     Attributes:
         task: the task.
-        round_number: from 0; None for a task that runs once.
-        arguments: the Trainer's, with the folder, the seed and the task's hyper-parameters.
-        state: what a former run left there.
-        train: whether it is to be fine-tuned.
-        evaluate: whether it is to be scored on its development sets.
-        predict: its test sets that are to be predicted.
-        wanted_batch_size: the global batch of ``--hyperparams``, which the flags and the devices may cut.
+        round_number: number of the round, from 0; None for a task that runs once.
+        arguments: the Trainer's arguments with the folder, seed and hyper-parameters of the job.
+        state: the state that an earlier run left in the folder.
+        train: whether to fine-tune.
+        evaluate: whether to score the development sets.
+        predict: the test sets to predict.
+        wanted_batch_size: the global batch size of ``--hyperparams``, which flags and devices may reduce.
     """
 
     task: Task
@@ -61,42 +61,42 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """Where its model and results go."""
+        """The folder of its model and results."""
         return Path(str(self.arguments.output_dir))
 
     @property
     def name(self) -> str:
-        """Name of the folder in a run of several rounds, such as ``RTE3``; the task's name otherwise."""
+        """The folder's name in a run of several rounds, such as ``RTE3``; otherwise the task's name."""
         return self.task.name if self.round_number is None else self.folder.name
 
     @property
     def batch_size(self) -> int:
-        """Examples of one optimizer step over all devices."""
+        """Examples per optimizer step over all devices."""
         return StepPlan.of_training(self.arguments, num_examples=1).global_batch_size
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is left to be done."""
+        """Whether nothing is left to do."""
         return not (self.train or self.evaluate or self.predict)
 
     @property
     def reads_dev(self) -> bool:
-        """Whether it needs its development sets, after training or in its course."""
+        """Whether it needs its development sets, during or after training."""
         return self.evaluate or (self.train and self.arguments.eval_strategy != IntervalStrategy.NO)
 
     @property
     def mnli_encoder(self) -> Path | None:
-        """Where the encoder fine-tuned on MNLI in the same round is, for the tasks that start from it."""
+        """The encoder fine-tuned on MNLI in the same round, for tasks that start from it; otherwise None."""
         if self.round_number is None or not self.task.starts_from_mnli:
             return None
         return self.folder.parent / f"{MNLI.name}{self.round_number}" / ENCODER_FOLDER
 
     def steps(self, num_examples: int) -> int:
-        """Return the optimizer steps that its training takes on so many examples."""
+        """The number of optimizer steps of its training on ``num_examples``."""
         return last_step(self.arguments, num_examples)
 
     def settings(self, max_seq_length: int) -> dict[str, Any]:
-        """Return the flags that the result depends on, to be kept beside it and compared by a later run."""
+        """The flags that affect the result, which are stored with it and compared by a later run."""
         flags = self.arguments.to_dict()
         settings = {name: flags[name] for name in _SETTINGS if name in flags}
         if settings["max_steps"] > 0:
@@ -109,12 +109,12 @@ class Job:
 
 
 def plan_jobs(options: GlueOptions, arguments: TrainingArguments) -> list[Job]:
-    """Return the jobs in the order in which they run: all tasks of round 0, then of round 1, and so on.
+    """The jobs in the order in which they run: all tasks of round 0, then of round 1, and so on.
 
-    The flags have passed ``check_flags``.
+    The flags must have passed ``check_flags``.
 
     Raises:
-        UsageError: tasks, rounds or hyper-parameters that there aren't, or a folder in the way.
+        UsageError: unknown tasks, rounds or hyper-parameters, or an output folder that can't be used.
     """
     tasks = parse_tasks(options.task_name, options.dataset)
     for task in tasks:
@@ -124,12 +124,12 @@ def plan_jobs(options: GlueOptions, arguments: TrainingArguments) -> list[Job]:
     if arguments.do_predict and not any(task.tests for task in tasks):
         raise UsageError(f"--do_predict: the .yaml file of {tasks[0].name} names no test file; add test: to its files")
     rounds = _rounds(options, several=len(tasks) > 1)
-    chosen = options.hyperparams or (OF_FLAGS if rounds == [None] else DEFAULT)
+    chosen = options.hyperparams or (TRAINER_FLAGS if rounds == [None] else DEFAULT)
     hyperparameters = load_hyperparameters(chosen, tasks)
     uncovered = [task.name for task in tasks if task.name not in hyperparameters]
-    if options.hyperparams not in (None, OF_FLAGS) and uncovered:
+    if options.hyperparams not in (None, TRAINER_FLAGS) and uncovered:
         raise UsageError(
-            f"{FLAG} {chosen} has nothing for {', '.join(uncovered)}: give {OF_FLAGS}, or a .yaml file with a default"
+            f"{FLAG} {chosen} lacks {', '.join(uncovered)}: give {TRAINER_FLAGS}, or a .yaml file with a default"
         )
     return [
         _plan_job(options, arguments, task, round_number, hyperparameters.get(task.name))
@@ -139,10 +139,10 @@ def plan_jobs(options: GlueOptions, arguments: TrainingArguments) -> list[Job]:
 
 
 def check_flags(options: GlueOptions, arguments: TrainingArguments) -> None:
-    """Raise about the first flag that is missing, out of range, or whose path is in the way of another.
+    """Check that no flag is missing or out of range and that the output overlaps no input.
 
     Raises:
-        UsageError: names the flag and the way out.
+        UsageError: for the first such flag; names it and says what to do.
     """
     if not (arguments.do_train or arguments.do_eval or arguments.do_predict):
         raise UsageError("nothing to do: give --do_train, --do_eval or --do_predict")
@@ -157,19 +157,19 @@ def check_flags(options: GlueOptions, arguments: TrainingArguments) -> None:
         raise UsageError(f"--save_every_minutes {options.save_every_minutes} is not above 0")
     if str(arguments.resume_from_checkpoint).lower() not in ("none", "true", "false"):
         raise UsageError(
-            "--resume_from_checkpoint takes no folder here: a half-finished task goes on from its own newest checkpoint"
+            "--resume_from_checkpoint takes no folder here: an unfinished task resumes from its own newest checkpoint"
         )
     if options.data_dir is not None and options.dataset is not None:
-        raise UsageError("--data_dir and --dataset are two places of the same data: give one")
+        raise UsageError("--data_dir and --dataset both say where the data are: give one")
     inputs: dict[str, str | None] = {"--data_dir": options.data_dir, "--dataset": options.dataset}
-    if arguments.do_train:  # otherwise these are not opened, or lie in the output folder by rights
+    if arguments.do_train:  # otherwise they are not opened, or may lie in the output folder
         inputs |= {"--model_name_or_path": options.model_name_or_path, "--tokenizer_name": options.tokenizer_name}
         inputs[FLAG] = options.hyperparams if is_file_name(options.hyperparams or "") else None
     refuse_overlap(str(arguments.output_dir), "--output_dir", inputs)
 
 
 def _rounds(options: GlueOptions, several: bool) -> list[int] | list[None]:
-    """Return the rounds' numbers, or one None for a task that runs once, straight into the output folder."""
+    """The numbers of the rounds, or ``[None]`` for a task that runs once, directly in the output folder."""
     rounds = options.rounds if options.rounds is not None else (len(ROUND_SEEDS) if several else 1)
     if not 1 <= rounds <= len(ROUND_SEEDS):
         raise UsageError(f"--rounds must be from 1 to {len(ROUND_SEEDS)} (each round has its own seed), not {rounds}")
@@ -190,7 +190,7 @@ def _plan_job(
     if state is not None and state.task != task.name:
         raise UsageError(f"{folder} holds a run of {state.task}: use another --output_dir, or --overwrite_output_dir")
     if arguments.do_train:
-        refuse_strangers(folder, again, "finished tasks" if round_number is None else "all finished tasks")
+        refuse_foreign_folder(folder, again, "finished tasks" if round_number is None else "all finished tasks")
     train = arguments.do_train and (state is None or not state.trained)
     done = None if train or again else state
     scored, predicted = (done.dev, done.predicted) if done else ({}, {})
@@ -211,8 +211,7 @@ def _task_arguments(
 ) -> TrainingArguments:
     """The Trainer's arguments for one task and round.
 
-    Without hyper-parameters they keep their own learning rate, batch, steps and warm-up; with them the steps are cut to
-    ``--max_steps`` where that is given.
+    ``hyperparameters`` replace learning rate, batch size, steps (limited by ``--max_steps``) and warm-up.
     """
     changes: dict[str, Any] = {}
     if round_number is not None:
@@ -224,7 +223,7 @@ def _task_arguments(
         changes |= {
             "learning_rate": hyperparameters.learning_rate,
             "max_steps": steps,
-            "warmup_steps": steps // WARMUP_PART,
+            "warmup_steps": steps // WARMUP_DIVISOR,
             "per_device_train_batch_size": device_batch_size(
                 hyperparameters.batch_size,
                 arguments.per_device_train_batch_size if getattr(arguments, "batch_size_is_given", True) else None,
@@ -236,19 +235,19 @@ def _task_arguments(
 
 
 def refuse_other_settings(job: Job, settings: dict[str, Any]) -> None:
-    """Refuse results or a checkpoint of a former run that had other flags, data or weights.
+    """Refuse results or a checkpoint of an earlier run with other flags, data or weights.
 
-    What an older version did not note is not compared, nor are paths.
+    Paths are not compared, nor are settings that an older version did not record.
 
     Raises:
-        UsageError: names all that differs, with both values.
+        UsageError: names all settings that differ, with both values.
     """
     before = job.state.settings if job.state else {}
     other = [key for key, value in settings.items() if key != "model" and before.get(key, value) != value]
     if not other:
         return
     shown = ", ".join(_difference(key, before, settings) for key in other)
-    done = "was fine-tuned" if job.state and job.state.trained else "is half-way through a run"
+    done = "was fine-tuned" if job.state and job.state.trained else "is in the middle of a run"
     again = "" if job.round_number is None else f" (all tasks; deleting {job.folder} runs this one)"
     raise UsageError(
         f"{job.name} in {job.folder} {done} with {shown}: give the same as before, use another --output_dir, or run it "
@@ -258,14 +257,14 @@ def refuse_other_settings(job: Job, settings: dict[str, Any]) -> None:
 
 def _difference(key: str, before: dict[str, Any], now: dict[str, Any]) -> str:
     if key == "weights":
-        return f"the weights of {before.get('model')} (now those of {now['model']}, which are others)"
+        return f"the weights of {before.get('model')} (now other ones, those of {now['model']})"
     if key in ("train_data", "tokenizer"):
         return f"another {'training file' if key == 'train_data' else key}"
     return f"{key} {before[key]} (now {now[key]})"
 
 
 def describe_training(job: Job, num_examples: int) -> str:
-    """Return what a job's training is going to do, for the user."""
+    """A description of a job's training for the user."""
     size, wanted = job.batch_size, job.wanted_batch_size
     cut = f" ({FLAG} has {wanted}, cut by --per_device_train_batch_size)" if wanted and size < wanted else ""
     rate, seed = job.arguments.learning_rate, job.arguments.seed

@@ -1,6 +1,6 @@
-"""Read the examples of a file, of GLUE's TSV, CSV, JSONL, parquet or CoNLL; or of a split that ``datasets`` loads.
+"""Reads examples from GLUE's TSV, CSV, JSONL, parquet or CoNLL files, or from a split that ``datasets`` loads.
 
-Each format gives rows, and one function makes examples of them. Imports neither torch nor transformers.
+A reader per format yields rows, which one function turns into examples. Imports neither PyTorch nor transformers.
 """
 
 import csv
@@ -20,23 +20,23 @@ from bert_convolutions.glue.tasks import LAST, MAX_SCORE, MIN_SCORE, Task, TestS
 logger = logging.getLogger(__name__)
 
 SHORT_LINES_PER_LINE = 1 / 1000
-"""Share of lines with too few columns that QQP may hold. The official train.tsv has a few dozen in 364 thousand."""
-_MOST_CHARACTERS = 1 << 30
-"""Of a cell of a CSV file; Python's own limit is 131,072."""
+"""Maximum fraction of QQP's lines with too few columns. The official train.tsv has a few dozen in 364 thousand."""
+_MAX_CELL_CHARACTERS = 1 << 30
+"""Maximum length of a CSV cell; Python's default is 131,072."""
 Rows = Iterator[tuple[str, Any]]
-"""Place in the file, such as ``line 3``, and cells: by name, by number, or of CoNLL's a list of lists by number."""
+"""Location in the file, such as ``line 3``, and cells by name or number; a CoNLL cell is the list of a column."""
 
 
 @dataclass(frozen=True)
 class Examples:
-    """The texts of one file, and what goes with each.
+    """The texts of one file with their labels or indices.
 
     Attributes:
-        path: where they were read.
-        texts: one list of texts per text column, all of the same length; of a task of words a list of lists of words.
-        labels: label ids, or real numbers for STS-B; None for a test file; of a task of words a list for each text.
-        indices: the file's own ``index`` column of a test file, or its rows' numbers; None for train and dev files.
-        sha256: of the file's bytes, in hexadecimal; of a split that of its texts and labels.
+        path: the file.
+        texts: one list of texts per text column, all of the same length; in word-level tasks a text is a list of words.
+        labels: label ids, or real numbers for STS-B; None for a test file; for word-level tasks a list per text.
+        indices: the ``index`` column of a test file, or its row numbers; None for train and dev files.
+        sha256: hexadecimal hash of the file's bytes, or of the texts and labels of a split.
     """
 
     path: Path
@@ -53,12 +53,12 @@ def read_examples(path: Path, task: Task, test: TestSet | None = None) -> Exampl
     """Read a training or development file of a task, or the file of one of its test sets.
 
     Args:
-        path: the file; of a data set ``<data set>/<configuration>/<split>``.
-        task: whose file it is.
-        test: the test set, which has no labels; the first column of GLUE's TSVs is the index that a submission gives.
+        path: the file, or ``<dataset>/<configuration>/<split>``.
+        task: the task of the file.
+        test: the test set, which has no labels; the first column of GLUE's TSVs is the index for the submission.
 
     Raises:
-        UsageError: a missing or empty file, or a line that does not fit the task's declaration.
+        UsageError: a missing or empty file, or a line that does not match the task's columns and labels.
     """
     if task.dataset is not None:
         digest, rows = "", _dataset_rows(task.dataset, str(path.relative_to(task.dataset)))
@@ -75,25 +75,25 @@ def read_examples(path: Path, task: Task, test: TestSet | None = None) -> Exampl
     columns = test.texts if test else task.texts
     found: tuple[list[Any], ...] = tuple([] for _ in columns)
     labels: list[Any] = []
-    places: dict[int, str] = {}
-    for place, row in rows:
-        where = f"{path}, {place}"
+    locations: dict[int, str] = {}
+    for location, row in rows:
+        where = f"{path}, {location}"
         for names, values in zip(columns, found, strict=True):
             values.append(_text(where, row, names, task.per_token))
         if test is None:
             labels.append(_labels(where, row, task, found[0][-1]))
             continue
-        index = len(places) if task.named else _index(where, row[0])
-        if places.setdefault(index, place) != place:
-            raise UsageError(f"{where}: index {index} was already on {places[index]}")
+        index = len(locations) if task.named else _index(where, row[0])
+        if locations.setdefault(index, location) != location:
+            raise UsageError(f"{where}: index {index} was already on {locations[index]}")
     if not found[0]:
         raise UsageError(f"{path}: the file has no examples")
     digest = digest or hashlib.sha256(json.dumps([found, labels]).encode()).hexdigest()
-    return Examples(path, found, None if test else labels, list(places) if test else None, digest)
+    return Examples(path, found, None if test else labels, list(locations) if test else None, digest)
 
 
 def _text(where: str, row: Any, columns: tuple[str | int, ...], per_token: bool) -> str | list[str]:
-    """The text of a row, columns joined by a space; or its words."""
+    """The text of a row, its columns joined by a space, or its words."""
     cells = [_cell(where, row, column) for column in columns]
     for column, cell in zip(columns, cells, strict=True):
         if not per_token and not isinstance(cell, str):
@@ -104,7 +104,7 @@ def _text(where: str, row: Any, columns: tuple[str | int, ...], per_token: bool)
 
 
 def _labels(where: str, row: Any, task: Task, words: Any) -> int | float | list[int]:
-    """The label of a row, or those of its words."""
+    """The label of a row, or of each of its words."""
     value = _cell(where, row, task.label_column)
     if not task.per_token:
         return _label(where, value, task)
@@ -128,7 +128,7 @@ def _index(where: str, cell: str) -> int:
 
 
 def _label(where: str, value: Any, task: Task) -> int | float:
-    """A label's id, or its number for a task of real numbers; files with types may have a truth value or the id."""
+    """A label's id, or its value for a real-valued task; typed files may hold booleans or ids."""
     if task.labels:
         word = str(value).lower() if isinstance(value, bool) else str(value)
         numbers = task.numbers or task.labels
@@ -148,10 +148,9 @@ def _label(where: str, value: Any, task: Task) -> int | float:
 
 
 def _lines(path: Path, content: bytes) -> Iterator[tuple[int, str]]:
-    r"""Yield (line number from 1, line) of a UTF-8 file with ``\n`` or ``\r\n``; a byte order mark is dropped.
+    r"""Yield (line number from 1, line) of a UTF-8 file; drop a byte order mark and blank lines at the end.
 
-    Only ``\n`` ends a line: texts hold other characters that ``str.splitlines`` would cut at. Blank lines at the end
-    are dropped.
+    Only ``\n`` or ``\r\n`` ends a line: texts contain other characters at which ``str.splitlines`` would split.
     """
     lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     while lines and not lines[-1].strip():
@@ -164,7 +163,7 @@ def _lines(path: Path, content: bytes) -> Iterator[tuple[int, str]]:
 
 
 def _glue_rows(path: Path, content: bytes, task: Task, test: TestSet | None) -> Rows:
-    """Cells of GLUE's TSV: tab separated, quotes literal, one example a line; a test file always has a header."""
+    """Rows of GLUE's TSV: tab-separated, quotes literal, one example per line; a test file always has a header."""
     lines = _lines(path, content)
     first = next(lines, None) if test or task.header else (0, "")
     if first is None:
@@ -198,7 +197,7 @@ def _glue_rows(path: Path, content: bytes, task: Task, test: TestSet | None) -> 
 
 
 def _refuse_missing_header(path: Path, header: list[str], label_column: int, needed: int, task: Task) -> None:
-    """Refuse a file whose first line is an example already: skipping it as a header would lose it silently."""
+    """Refuse a file whose first line is an example, which would be lost silently as a header."""
     if len(header) < needed:
         raise UsageError(_too_few(path, 1, len(header), needed))
     word = header[label_column]
@@ -211,8 +210,8 @@ def _too_few(path: Path, number: int, found: int, needed: int) -> str:
 
 
 def _csv_rows(path: Path, content: bytes) -> Rows:
-    """Cells by the header's names. In a CSV file quotes are quotes; in a TSV file they are text, as in GLUE's."""
-    csv.field_size_limit(_MOST_CHARACTERS)
+    """Rows by the header's names. Quotes delimit cells in CSV files and are text in TSV files, as in GLUE's."""
+    csv.field_size_limit(_MAX_CELL_CHARACTERS)
     lines = (f"{line}\n" for _, line in _lines(path, content))
     is_tsv = path.suffix == ".tsv"
     dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if is_tsv else {"strict": True}
@@ -251,9 +250,9 @@ def _parquet_rows(path: Path, content: bytes) -> Rows:
 
 
 def _conll_rows(path: Path, content: bytes) -> Rows:
-    """Sentences between blank lines, a word a line, its columns parted by white space.
+    """Sentences separated by blank lines, with one word per line and columns separated by white space.
 
-    ``-DOCSTART-`` is no word; in CoNLL-U neither are comments, nor what has no whole number in front.
+    ``-DOCSTART-`` lines are skipped, as are CoNLL-U's comments and lines that don't start with a whole number.
     """
     first = 0
     cells: list[list[str]] = []
@@ -265,7 +264,7 @@ def _conll_rows(path: Path, content: bytes) -> Rows:
             cells = []
         elif parts[0] != "-DOCSTART-" and (path.suffix != ".conllu" or parts[0].isdecimal()):
             if cells and len(parts) != len(cells[0]):
-                raise UsageError(f"{path}, line {number}: {len(parts)} columns, and {len(cells[0])} in the line before")
+                raise UsageError(f"{path}, line {number}: {len(parts)} columns, but {len(cells[0])} in the line before")
             first = first if cells else number
             cells.append(parts)
 
@@ -274,17 +273,17 @@ _FORMATS = {".csv": _csv_rows, ".tsv": _csv_rows, ".jsonl": _json_rows, ".json":
 
 
 def has_split(dataset: str, path: str) -> bool:
-    """Whether a local data set has a split; one of the hub is taken to."""
+    """Whether a local dataset has a split; one on the Hub is assumed to."""
     return not Path(dataset).is_dir() or any(Path(dataset).glob(f"{path}*.parquet"))
 
 
 def _dataset_rows(dataset: str, path: str) -> Rows:
-    """The rows of ``<configuration>/<split>``, by ``datasets``, which keeps what it has fetched."""
+    """The rows of ``<configuration>/<split>``, loaded and cached by ``datasets``."""
     import datasets
 
     try:
         rows = datasets.load_dataset(dataset, data_files=f"{path}*.parquet", split="train")
-    except Exception as error:  # of the network, of the hub, of the disk
+    except Exception as error:  # of the network, the Hub or the disk
         raise UsageError(f"--dataset {dataset}: {path} can't be read ({first_line(error)})") from error
     yield from _numbered(rows)
 

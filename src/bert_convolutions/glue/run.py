@@ -1,4 +1,4 @@
-"""``bertconv glue``: fine-tune, score and predict every (task, round) that is not done yet."""
+"""``bertconv glue``: fine-tunes, scores and predicts every unfinished (task, round)."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ from bert_convolutions.files import ASIDE_NAME, discard_aside, make_folder, refu
 from bert_convolutions.glue import models, state
 from bert_convolutions.glue.examples import GlueData, layout_for
 from bert_convolutions.glue.finetune import GlueTrainer, finetune
-from bert_convolutions.glue.hyperparameters import DEFAULT, FLAG, OF_FLAGS
+from bert_convolutions.glue.hyperparameters import DEFAULT, FLAG, TRAINER_FLAGS
 from bert_convolutions.glue.options import GlueOptions
 from bert_convolutions.glue.plan import Job, check_flags, describe_training, plan_jobs, refuse_other_settings
 from bert_convolutions.glue.predict import evaluate, format_predictions, predict_logits
@@ -37,25 +37,25 @@ _NEEDS = ("pad_token",)
 
 
 def run_glue(options: GlueOptions, arguments: TrainingArguments) -> None:
-    """Run ``bertconv glue``; each task gets its own copy of the arguments with its folder, seed and hyper-parameters.
+    """Run ``bertconv glue``; each task has its own copy of the arguments with its folder, seed and hyper-parameters.
 
     Raises:
-        UsageError: bad input, results of other settings, or nothing could be predicted.
-        RunInterrupted: a signal came; the same command goes on.
+        UsageError: bad input, earlier results with other settings, or nothing could be predicted.
+        RunInterrupted: a signal was received; the same command continues.
         TrainingDiverged: a loss became NaN or infinite.
     """
     output_dir = Path(str(arguments.output_dir))
-    _ = arguments.device  # joins the other processes, on the device that the flags ask for
+    _ = arguments.device  # joins the other processes on the requested device
     processes = PartialState()
     check_flags(options, arguments)
-    with SignalWatch().ending_at_once(_advice()):  # but in training, where there is something to save
+    with SignalWatch().interrupt_on_signal(_advice()):  # except in training, where there is something to save
         if processes.is_main_process:
-            _settle_killed_runs(output_dir)
+            _settle_killed_overwrites(output_dir)
         processes.wait_for_everyone()
         jobs = plan_jobs(options, arguments)
-        processes.wait_for_everyone()  # all have planned from the same folders before one writes to them
+        processes.wait_for_everyone()  # all plan before one writes to the folders
         run = _GlueRun(options, jobs, processes)
-        refuse_overlap(output_dir, "--output_dir", {"--model_name_or_path": run.model_folder})  # of a name on the Hub
+        refuse_overlap(output_dir, "--output_dir", {"--model_name_or_path": run.model_folder})  # a Hub name's folder
         if processes.is_main_process:
             make_folder(output_dir, "--output_dir")
             with run_lock(output_dir):
@@ -65,20 +65,20 @@ def run_glue(options: GlueOptions, arguments: TrainingArguments) -> None:
 
 
 def _advice() -> str:
-    return f"what is done is kept; go on with: {resume_command()}"
+    return f"finished work is kept; resume with: {resume_command()}"
 
 
-def _settle_killed_runs(output_dir: Path) -> None:
-    """Finish or take back the overwrites that were killed in an output folder or in its tasks' folders."""
-    places = [path for path in (output_dir, *output_dir.glob("*")) if (path / ASIDE_NAME).is_dir()]
-    if places:
+def _settle_killed_overwrites(output_dir: Path) -> None:
+    """Complete or undo overwrites that were killed, in the output folder and its tasks' folders."""
+    folders = [path for path in (output_dir, *output_dir.glob("*")) if (path / ASIDE_NAME).is_dir()]
+    if folders:
         with run_lock(output_dir):
-            for place in places:
-                state.settle(place)
+            for folder in folders:
+                state.settle_overwrite(folder)
 
 
 class Progress:
-    """Counts all jobs, and estimates the time left by the ``work`` of those to be trained: steps times batch."""
+    """Counts the jobs and estimates the time left from the ``work`` (steps times batch size) of those to train."""
 
     def __init__(self, console: Console, work: Mapping[str, int], total: int) -> None:
         self.console, self.work, self.total = console, work, total
@@ -95,15 +95,16 @@ class Progress:
         left = self.time_left()
         self.say(f"[{self._started}/{self.total}] {name}: {what}" + (f"; about {left} left" if left else ""), "bold")
 
-    def trained(self, name: str) -> str:
-        """Note that the training of the job announced last has ended; return the time it took."""
+    def end_training(self, name: str) -> str:
+        """Record that the current job's training has ended; return its duration."""
         self._seconds[name] = time.monotonic() - self._begun
         return duration(self._seconds[name])
 
     def time_left(self) -> str:
-        """Return the time that the jobs not yet trained will take, or nothing before the first has ended.
+        """The estimated time for the jobs not yet trained; empty before the first has ended.
 
-        A task takes the time that it took in another round (``RTE4`` that of ``RTE3``); the others go by the examples.
+        A task is expected to take as long as in another round (``RTE4`` as ``RTE3``), a new one in proportion to its
+        examples.
         """
         if not self._seconds:
             return ""
@@ -114,27 +115,27 @@ class Progress:
 
 
 class _GlueRun:
-    """The jobs of one command, one after the other.
+    """Runs the jobs of one command one after the other.
 
-    All files and the tokenizer are read, and former results are compared, before anything is written.
+    All files and the tokenizer are read, and earlier results are compared, before anything is written.
 
     Raises:
-        UsageError: bad input, or results or checkpoints of other settings.
+        UsageError: bad input, or earlier results or checkpoints with other settings.
     """
 
     def __init__(self, options: GlueOptions, jobs: list[Job], processes: PartialState) -> None:
         self.options, self.jobs, self.processes = options, jobs, processes
         self.arguments = jobs[0].arguments
         self.data = GlueData(Path(options.data_dir) if options.data_dir else None, options.max_seq_length)
-        self.left_out: list[str] = []
+        self.skipped: list[str] = []
         self.damaged: list[str] = []
-        asked = [(job.state, {test.name for test in job.predict}) for job in jobs]
-        self.has_predictions = any(before.predicted.keys() - names for before, names in asked if before)
+        former = [(job.state, {test.name for test in job.predict}) for job in jobs]
+        self.has_predictions = any(before.predicted.keys() - names for before, names in former if before)
         self._fingerprints: dict[Path, str] = {}
-        open_jobs = [job for job in jobs if not job.finished]
-        counts = self.data.check(open_jobs)
-        work = {job.name: job.steps(counts[job.task.name]) * job.batch_size for job in open_jobs if job.train}
-        self.progress = Progress(make_console(quiet=not processes.is_main_process), work, len(open_jobs))
+        unfinished = [job for job in jobs if not job.finished]
+        counts = self.data.check(unfinished)
+        work = {job.name: job.steps(counts[job.task.name]) * job.batch_size for job in unfinished if job.train}
+        self.progress = Progress(make_console(quiet=not processes.is_main_process), work, len(unfinished))
         trains = self.arguments.do_train
         self.model_folder = models.locate_model(str(options.model_name_or_path)) if trains else None
         tokenizer_path = options.tokenizer_name or self.model_folder
@@ -145,12 +146,11 @@ class _GlueRun:
             self._refuse_other_settings()
 
     def run(self) -> None:
-        """Run every job that is not finished, and print the dev table."""
+        """Run every unfinished job and print the dev table."""
         several = self.jobs[0].round_number is not None
         if several and self.options.hyperparams is None and any(job.train and not job.task.is_own for job in self.jobs):
             self.progress.say(
-                f"{FLAG} {DEFAULT}: what several tasks or rounds take unless another is named ({FLAG} {OF_FLAGS} takes "
-                "the Trainer's flags)"
+                f"{FLAG} {DEFAULT}: the default for several tasks or rounds ({FLAG} {TRAINER_FLAGS}: the Trainer's)"
             )
         for job in self.jobs:
             if job.finished:
@@ -162,14 +162,14 @@ class _GlueRun:
                 self._predict(job, *finetuned)
         if several:
             self._print_scores()
-        if self.left_out:
-            self.progress.say(f"Left out: {', '.join(self.left_out)}")
+        if self.skipped:
+            self.progress.say(f"Left out: {', '.join(self.skipped)}")
         if self.damaged:
-            raise UsageError(f"{'; '.join(self.damaged)}: fine-tune it again, or put back what was saved")
+            raise UsageError(f"{'; '.join(self.damaged)}: fine-tune it again, or restore the files")
         if self.arguments.do_predict and not self.has_predictions:
             raise UsageError(
-                f"nothing could be predicted: {', '.join(self.left_out)}; fine-tune first (--do_train), and see "
-                "that --output_dir and --data_dir are the right ones"
+                f"nothing could be predicted: {', '.join(self.skipped)}; fine-tune first (--do_train), and check "
+                "--output_dir and --data_dir"
             )
 
     def _refuse_other_settings(self) -> None:
@@ -178,26 +178,26 @@ class _GlueRun:
             if job.state is None or not (job.state.trained or checkpoints.newest_complete(job.folder)):
                 continue
             encoder = job.mnli_encoder
-            pending = encoder is not None and encoder.parent in to_be_trained
-            start = encoder if encoder is not None and pending else self._start(job)
-            refuse_other_settings(job, self._settings(job, start, pending))
+            is_pending = encoder is not None and encoder.parent in to_be_trained
+            start = encoder if encoder is not None and is_pending else self._start_folder(job)
+            refuse_other_settings(job, self._settings(job, start, is_pending))
 
-    def _settings(self, job: Job, start: Path, pending: bool = False) -> dict[str, Any]:
-        """What a job's result depends on, as it is kept; a model ``pending`` is yet to be trained."""
-        if not pending and start not in self._fingerprints:
+    def _settings(self, job: Job, start: Path, is_pending: bool = False) -> dict[str, Any]:
+        """JSON values that a job's result depends on; ``is_pending`` if the model in ``start`` is not yet trained."""
+        if not is_pending and start not in self._fingerprints:
             self._fingerprints[start] = models.fingerprint(start)
         settings = {
             **job.settings(self.options.max_seq_length),
             "train_data": self.data.train_hash(job.task),
             "tokenizer": None if self.tokenizer is None else tokenizer_hash(self.tokenizer),
-            "weights": "not yet trained" if pending else self._fingerprints[start],
+            "weights": "not yet trained" if is_pending else self._fingerprints[start],
             "model": str(self.options.model_name_or_path) if start == self.model_folder else str(start),
         }
-        kept: dict[str, Any] = json.loads(json.dumps(settings))
-        return kept
+        as_json: dict[str, Any] = json.loads(json.dumps(settings))
+        return as_json
 
-    def _start(self, job: Job) -> Path:
-        """Return the folder of the model that a job starts from."""
+    def _start_folder(self, job: Job) -> Path:
+        """The folder of the model that a job starts from."""
         encoder = job.mnli_encoder
         mnli = state.read_state(encoder.parent) if encoder else None
         if encoder and mnli and mnli.trained and encoder.is_dir():
@@ -206,10 +206,10 @@ class _GlueRun:
         return self.model_folder
 
     def _train(self, job: Job) -> Finetuned:
-        """Fine-tune and save; only then is the folder's state set to trained."""
+        """Fine-tune and save, then set the folder's state to trained."""
         tokenizer = self.tokenizer
-        assert tokenizer is not None  # it comes with the model
-        start = self._start(job)
+        assert tokenizer is not None  # loaded with the model
+        start = self._start_folder(job)
         settings = self._settings(job, start)
         train = self.data.encoded(tokenizer, job.task, job.task.train)
         dev = self.data.dev(tokenizer, job.task) if job.reads_dev else {}
@@ -235,41 +235,41 @@ class _GlueRun:
         )
         try:
             trained, saved = finetune(trainer, tokenizer, self._prepare_folder(job, settings))
-            self._note(job, settings=settings, trained=True, saved=saved)
+            self._update_state(job, settings=settings, trained=True, saved=saved)
         except BaseException:
             if self.processes.is_main_process:
-                with contextlib.suppress(OSError):  # of a full disk, which must not hide what happened
-                    state.settle(job.folder)
+                with contextlib.suppress(OSError):  # a full disk must not hide the error
+                    state.settle_overwrite(job.folder)
             raise
         if self.processes.is_main_process:
             discard_aside(job.folder)
             state.delete_checkpoints(job.folder)
-        self.progress.say(f"{job.name}: trained in {self.progress.trained(job.name)}")
-        if trainer.watch.received is not None:  # too late to stop a step
+        self.progress.say(f"{job.name}: trained in {self.progress.end_training(job.name)}")
+        if trainer.watch.received is not None:  # received after the last step
             raise RunInterrupted(f"stopped by {trainer.watch.cause}; {_advice()}")
         return trained, tokenizer
 
     def _prepare_folder(self, job: Job, settings: dict[str, Any]) -> Path | None:
-        """Return the checkpoint that a half-finished run of the same settings left; otherwise begin anew."""
+        """The checkpoint of an interrupted run with the same settings; otherwise None, after starting anew."""
         checkpoint = None
         if self.processes.is_main_process:
             make_folder(job.folder, "--output_dir")
             if job.state is not None:
-                checkpoints.sweep(job.folder)
+                checkpoints.clean_up(job.folder)
                 checkpoint, skipped = checkpoints.newest_valid(job.folder)
                 for path, fault in skipped:
                     self.progress.say(f"{job.name}: skipped {path}: {fault}")
             if checkpoint is None:
-                state.begin(job.folder, TaskState(task=job.task.name, settings=settings))
+                state.start_anew(job.folder, TaskState(task=job.task.name, settings=settings))
             else:
                 refuse_other_settings(job, settings)
                 checkpoints.refuse_unsafe_files(checkpoint)
-                self.progress.say(f"{job.name}: going on from {checkpoint}")
+                self.progress.say(f"{job.name}: resuming from {checkpoint}")
         found: Path | None = Collectives(self.processes.num_processes).from_first(checkpoint)
         return found
 
     def _load(self, job: Job) -> Finetuned | None:
-        """Load a model fine-tuned before; report one that is not there."""
+        """Load a fine-tuned model; report it and return None if that fails."""
         self.progress.start(job.name, "score and predict" if job.evaluate else "predict")
         try:
             if job.state is not None and not job.state.trained:
@@ -282,14 +282,14 @@ class _GlueRun:
             named = self.tokenizer if self.options.tokenizer_name else None
             tokenizer = named or load_tokenizer(job.folder, needs=_NEEDS)
         except UsageError as error:
-            self.left_out.append(job.name)
+            self.skipped.append(job.name)
             self.progress.say(f"{job.name}: left out: {error}")
             return None
         models.check_fit(model, tokenizer, named is None, self.options.max_seq_length)
         return model, tokenizer
 
     def _evaluate(self, job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Score the development sets, if that is to be done, and write ``eval_results_<task>.txt``."""
+        """Score the development sets, if requested, and write ``eval_results_<task>.txt``."""
         if not job.evaluate:
             return
         layout = layout_for(model, tokenizer, job.task.per_token)
@@ -301,18 +301,18 @@ class _GlueRun:
             for name, scores in results.items():
                 lines = "".join(f"{score} = {value}\n" for score, value in scores.items())
                 write_text(job.folder / f"eval_results_{name}.txt", lines)
-        self._note(job, dev=results)
+        self._update_state(job, dev=results)
         for scores in results.values():
             self.progress.say(f"{job.name}: " + ", ".join(f"{name} = {value:.4f}" for name, value in scores.items()))
 
     def _predict(self, job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Write ``test_results_<task>.txt`` of each test set that is there."""
+        """Write ``test_results_<task>.txt`` of each test set that exists."""
         layout = layout_for(model, tokenizer, job.task.per_token)
         before = state.read_state(job.folder)
         predicted = dict(before.predicted) if before else {}
         for test in job.predict:
             if not self.data.has_test(job.task, test):
-                self.left_out.append(f"{job.name} ({test.path})")
+                self.skipped.append(f"{job.name} ({test.path})")
                 self.progress.say(f"{job.name}: no test file {self.data.root(job.task) / test.path}: not predicted")
                 continue
             examples = self.data.encoded(tokenizer, job.task, test.path, test)
@@ -321,14 +321,14 @@ class _GlueRun:
             if self.processes.is_main_process:
                 write_text(path, format_predictions(logits, examples, model, job.task))
             predicted[test.name] = len(examples.indices or ())
-            self._note(job, predicted=dict(predicted))
+            self._update_state(job, predicted=dict(predicted))
             self.has_predictions = True
             self.progress.say(f"{job.name}: {predicted[test.name]} predictions in {path}")
 
-    def _note(self, job: Job, **changes: Any) -> None:
-        """Change fields of ``TaskState`` in a job's folder, where an older version may have left none, for all to see.
+    def _update_state(self, job: Job, **changes: Any) -> None:
+        """Change fields of the state in a job's folder; all processes wait for it.
 
-        All processes wait for it.
+        An older version may have left a trained model without a state.
         """
         if self.processes.is_main_process:
             before = state.read_state(job.folder) or TaskState(task=job.task.name, settings={}, trained=True)
@@ -336,7 +336,7 @@ class _GlueRun:
         self.processes.wait_for_everyone()
 
     def _print_scores(self) -> None:
-        """Print the dev table of all tasks in the folder of the rounds."""
+        """Print the dev table of all tasks and rounds in the output folder."""
         folder = self.jobs[0].folder.parent
         own = {job.task.name: job.task for job in self.jobs if job.task.is_own}
         scores = {title: column for title, column in collect_scores(folder, (*TASKS, *own.values())).items() if column}

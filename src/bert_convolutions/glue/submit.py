@@ -1,6 +1,6 @@
-"""``bertconv compile-glue``: the dev table, the best round of each task, and the submission, written and checked.
+"""``bertconv compile-glue``: prints the dev table, chooses the best rounds, writes and checks the submission.
 
-Imports neither torch nor transformers: everything is read from the files that ``bertconv glue`` wrote.
+Imports neither PyTorch nor transformers: everything is read from the files that ``bertconv glue`` wrote.
 """
 
 import math
@@ -23,17 +23,17 @@ SCORES_FILE = "dev_scores.json"
 ARCHIVE = "submission.zip"
 HEADER = "index\tprediction"
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)
-"""Fixed, so that equal predictions give an equal archive."""
+"""A fixed time, so that equal predictions give equal archives."""
 
 Scores = dict[str, dict[int, float]]
-"""Column title of a development set to round to score (0 to 1; correlations from -1)."""
+"""Scores (0 to 1; correlations from -1) by column title of the development set and by round."""
 
 
 def compile_glue(options: CompileGlueOptions) -> None:
-    """Run ``bertconv compile-glue``: as :func:`compile_submission`, and fail where the site will refuse the archive.
+    """Run ``bertconv compile-glue``: :func:`compile_submission`, then fail if the GLUE site will refuse the archive.
 
     Raises:
-        UsageError: as there, or the archive, which is written all the same, is not one for the GLUE site.
+        UsageError: as :func:`compile_submission`, or the site will refuse the archive, which is written anyway.
     """
     faults = compile_submission(options)
     if faults:
@@ -41,13 +41,13 @@ def compile_glue(options: CompileGlueOptions) -> None:
 
 
 def compile_submission(options: CompileGlueOptions) -> str:
-    """Print the dev table, and write the scores and the submission of the best rounds.
+    """Print the dev table; write the scores and the submission of the best rounds.
 
     Returns:
-        Why the GLUE site will refuse the archive that was written, if there is one and it will.
+        Why the GLUE site will refuse the archive; empty if it won't, or if no archive was written.
 
     Raises:
-        UsageError: there is no result below the folder, or a file of results is damaged.
+        UsageError: the folder holds no results, or a results file is damaged.
     """
     source, target = Path(options.input), Path(options.test_dir)
     if not source.is_dir():
@@ -75,7 +75,7 @@ def compile_submission(options: CompileGlueOptions) -> str:
         console.print(f"{name}: from {folder_name}")
     problems, unofficial = check_files(files)
     if problems:
-        console.print(f"The GLUE site will not take this archive: {'; '.join(problems)}")
+        console.print(f"The GLUE site will refuse this archive: {'; '.join(problems)}")
     if unofficial:
         console.print(f"Not the official test set, so not for the GLUE site: {'; '.join(unofficial)}")
     if not problems and not unofficial:
@@ -85,16 +85,16 @@ def compile_submission(options: CompileGlueOptions) -> str:
 
 
 def _rounds(folder: Path, task: Task) -> dict[int, Path]:
-    """Return the ``<TASK><round>`` folders below ``folder`` by their round."""
+    """The ``<TASK><round>`` folders in ``folder`` by round."""
     found = {path.name.removeprefix(task.name): path for path in folder.glob(f"{task.name}*") if path.is_dir()}
     return {int(number): found[number] for number in sorted(found) if number.isdecimal()}
 
 
 def collect_scores(folder: Path, tasks: Iterable[Task] = TASKS) -> Scores:
-    """Return the dev scores of tasks' ``<TASK><round>`` folders below ``folder``, a column for each development set.
+    """The dev scores in the ``<TASK><round>`` folders of ``folder``, a column per development set.
 
     Raises:
-        UsageError: an ``eval_results_<task>.txt`` without the task's score.
+        UsageError: an ``eval_results_<task>.txt`` lacks the task's score.
     """
     scores: Scores = {}
     for task in tasks:
@@ -106,10 +106,10 @@ def collect_scores(folder: Path, tasks: Iterable[Task] = TASKS) -> Scores:
 
 
 def read_score(folder: Path, dev_set: DevSet) -> float | None:
-    """Return the score in a folder's ``eval_results_<task>.txt``, or None where the file is not there.
+    """The score in a folder's ``eval_results_<task>.txt``, or None if there is no such file.
 
     Raises:
-        UsageError: the file is not text, has no such line, or no number there that such a score can be.
+        UsageError: the file is not text, or lacks the score, or the score is not a number in range.
     """
     path = folder / f"eval_results_{dev_set.name}.txt"
     if not path.exists():
@@ -126,10 +126,10 @@ def _choose(source: Path, scores: Scores) -> tuple[dict[str, tuple[Path, Task]],
     """Choose the best round for each file of the submission.
 
     Returns:
-        Submission file to the predictions that it is made of and their task; and sentences about what is not there.
+        The predictions and the task for each submission file; and sentences about what is missing.
     """
     unscored = [title for title, column in scores.items() if not column]
-    missing = [f"dev scores in any round of {', '.join(unscored)}: nothing of them is submitted"] if unscored else []
+    missing = [f"dev scores in any round of {', '.join(unscored)}, which are not submitted"] if unscored else []
     all_rounds = {number for column in scores.values() for number in column}
     for title, column in scores.items():
         absent = sorted(all_rounds - set(column))
@@ -152,12 +152,12 @@ def _choose(source: Path, scores: Scores) -> tuple[dict[str, tuple[Path, Task]],
 
 
 def best_round(column: Mapping[int, float]) -> int:
-    """Return the round with the highest score, of equal ones the first."""
+    """The round with the highest score; of equal ones, the first."""
     return min(column, key=lambda number: (-column[number], number))
 
 
 def statistics(column: Mapping[int, float]) -> dict[str, float | None]:
-    """Return mean, sample standard deviation (divided by N - 1) and best of a column; None where there are too few."""
+    """Mean, sample standard deviation (N - 1) and maximum of a column; None if it has too few values."""
     values = list(column.values())
     return {
         "mean": float(np.mean(values)) if values else None,
@@ -167,7 +167,7 @@ def statistics(column: Mapping[int, float]) -> dict[str, float | None]:
 
 
 def _summary(scores: Scores) -> dict[str, object]:
-    """Return the table as JSON data; scores are not multiplied."""
+    """The table as JSON data, with scores as fractions."""
     return {
         title: {
             "rounds": {str(number): score for number, score in column.items()},
@@ -179,14 +179,14 @@ def _summary(scores: Scores) -> dict[str, object]:
 
 
 def score_table(scores: Scores, title: str) -> Table:
-    """Return the dev table: a row each round, then mean, standard deviation and best, times 100."""
+    """The dev table: a row per round, then mean, standard deviation and best, times 100."""
     table = make_table(title, "round", *scores)
     for number in sorted({number for column in scores.values() for number in column}):
         table.add_row(str(number), *(_percent(column.get(number)) for column in scores.values()))
     table.add_section()
-    of_columns = [statistics(column) for column in scores.values()]
+    column_statistics = [statistics(column) for column in scores.values()]
     for name in ("mean", "std", "best"):
-        table.add_row(name, *(_percent(values[name]) for values in of_columns))
+        table.add_row(name, *(_percent(values[name]) for values in column_statistics))
     return table
 
 
@@ -195,10 +195,10 @@ def _percent(value: float | None) -> str:
 
 
 def convert_predictions(path: Path, task: Task) -> str:
-    """Return a ``test_results_<task>.txt`` as the site takes it: scores clamped to 0 to 5, the rest as it is.
+    """The content of a ``test_results_<task>.txt`` for the GLUE site, with scores clamped to 0 to 5.
 
     Raises:
-        UsageError: the file is not ``index<TAB>prediction`` with the task's label words.
+        UsageError: the file is not ``index<TAB>prediction`` with the task's labels.
     """
     header, *rows = _lines(read_text(path))
     if not task.labels:
@@ -226,9 +226,9 @@ def _clamped(path: Path, row: str) -> str:
 
 
 def check_rows(content: str, task: Task) -> str:
-    """Return what is wrong with the rows of a submission file, whose scores have been clamped, or nothing.
+    """What is wrong with the rows of a submission file (after clamping), or an empty string.
 
-    The indices must be 0, 1, 2, ... in order, as GLUE's are, and the predictions the task's label words.
+    The indices must be 0, 1, 2, ... in order, as GLUE's are, and the predictions must be labels of the task.
     """
     header, *rows = _lines(content)
     if header != HEADER:
@@ -242,16 +242,16 @@ def check_rows(content: str, task: Task) -> str:
         if cells[0] != str(number):
             return f"line {number + 2} has the index {cells[0]!r}, not {number}"
         if task.labels and cells[1] not in task.labels:
-            return f"line {number + 2} has the prediction {cells[1]!r}, which {task.name} does not know"
+            return f"line {number + 2} has the prediction {cells[1]!r}, which is not a label of {task.name}"
     return ""
 
 
 def check_files(files: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Compare the files of a submission, name to content, whose rows are right, with what the GLUE site accepts.
+    """Compare the files of a submission (content by name, with valid rows) with what the GLUE site accepts.
 
     Returns:
-        Problems for which the site refuses them; and the names of files whose number of rows is not that of the
-        official test set.
+        Problems for which the site will refuse the submission, and files whose number of rows differs from the
+        official test set's.
     """
     absent = [test.submission for _, test in all_test_sets() if test.submission not in files]
     rows = {test: len(_lines(files[test.submission])) - 1 for _, test in all_test_sets() if test.submission in files}
@@ -262,7 +262,7 @@ def check_files(files: Mapping[str, str]) -> tuple[list[str], list[str]]:
 
 
 def _write_submission(folder: Path, files: Mapping[str, str]) -> None:
-    """Write the files and the archive of them, each as a whole; what an earlier submission left is deleted."""
+    """Write each file and their archive atomically; delete other files of an earlier submission."""
     for name in (ARCHIVE, *(test.submission for _, test in all_test_sets())):
         if name not in files:
             (folder / name).unlink(missing_ok=True)

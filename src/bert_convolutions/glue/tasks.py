@@ -1,8 +1,8 @@
 """The nine GLUE tasks and the diagnostic set as a table: columns, labels, metric, files.
 
-Source: the GLUE benchmark's TSV files (Wang et al. 2019) and the original's readers. A task with named columns is a
-YAML file (``schemas.TaskFile``): one's own, or one of SuperGLUE's beside this module; ``of_dataset`` makes one of a
-task of GLUE. Imports neither torch nor transformers.
+Source: the GLUE benchmark's TSV files (Wang et al. 2019) and the original's readers. A task with named columns is read
+from a YAML file (``schemas.TaskFile``), a user's or one of SuperGLUE's beside this module, or made from a GLUE task by
+``from_dataset``. Imports neither PyTorch nor transformers.
 """
 
 import dataclasses
@@ -16,9 +16,9 @@ from bert_convolutions.parsing import parse, read_yaml
 from bert_convolutions.schemas import TaskFile
 
 Texts = tuple[tuple[str | int, ...], ...]
-"""Of each text its column, or several that are joined by a space: names, or numbers from 0 where there are none."""
+"""For each text its columns, which are joined by a space: names, or numbers from 0 if they have no names."""
 LAST = -1
-"""The last column of a file, as its header counts them."""
+"""The last column of a file according to its header."""
 ROUND_SEEDS = (42, 97, 834, 622, 329, 75, 213, 101, 123, 57)
 """Seeds of the ten rounds of ``--task_name=ALL``, as in the original."""
 DEFAULT_SEED = 42
@@ -29,9 +29,9 @@ class DevSet:
     """A labelled development file of a task.
 
     Attributes:
-        name: as in ``eval_results_<name>.txt``.
-        title: column of the dev table.
-        path: below the root of the task's files.
+        name: name in ``eval_results_<name>.txt``.
+        title: column title in the dev table.
+        path: path relative to the root of the task's files.
         score: the entry of ``eval_results_<name>.txt`` by which rounds are compared.
     """
 
@@ -43,14 +43,14 @@ class DevSet:
 
 @dataclass(frozen=True)
 class TestSet:
-    """An unlabelled file of the benchmark and the file of the submission that it becomes.
+    """An unlabelled file of the benchmark and its file in the submission.
 
     Attributes:
-        name: as in ``test_results_<name>.txt``.
-        path: below the root of the task's files.
+        name: name in ``test_results_<name>.txt``.
+        path: path relative to the root of the task's files.
         texts: columns of its texts.
         submission: file name that the GLUE site expects.
-        rows: rows of the official file.
+        rows: number of rows of the official file.
         chosen_by: name of the :class:`DevSet` whose best round is submitted.
     """
 
@@ -67,22 +67,22 @@ class Task:
     """One fine-tuning task.
 
     Attributes:
-        name: folder of the data, and of the results before the round's number.
+        name: name of the data folder and, followed by the round's number, of the results folder.
         texts: columns of one or two texts in the train and dev files.
-        label_column: column of the label there.
-        labels: label words in the order of their ids; empty for real numbers from 0 to 5.
+        label_column: column of the label in these files.
+        labels: labels in the order of their ids; empty for real numbers from 0 to 5.
         metric: name of a function in ``METRICS`` of :mod:`bert_convolutions.glue.predict`.
-        train: training file, below the root of the task's files.
+        train: training file, relative to the root of the task's files.
         dev: development files.
         tests: test files, all predicted by the same fine-tuned model.
         header: whether the train and dev files have a header line (test files always have one).
         starts_from_mnli: whether it starts from the encoder fine-tuned on MNLI in the same round.
-        skips_short_lines: whether a few lines with too few columns are skipped, as the official QQP files need.
-        named: whether its files are no TSVs of GLUE but have names for their columns, or are CoNLL's.
-        root: folder of its files; None for the data folder of the command.
-        dataset: what ``datasets`` loads, name or folder, which ``root`` repeats; None for files.
-        numbers: label words in the order of the numbers that a file may have for them; empty: that of ``labels``.
-        per_token: whether a text is a list of words with a label each.
+        skips_short_lines: whether to skip a few lines with too few columns, which the official QQP files have.
+        named: whether its files have named columns or are CoNLL files, unlike GLUE's TSVs.
+        root: folder of its files; None for ``--data_dir``.
+        dataset: name or folder that ``datasets`` loads, equal to ``root``; None for files.
+        numbers: labels in the order of the label numbers in its files; empty if that is the order of ``labels``.
+        per_token: whether it is a word-level task: a text is a list of words with a label each.
     """
 
     name: str
@@ -109,7 +109,7 @@ class Task:
 
     @property
     def is_own(self) -> bool:
-        """Whether a YAML file describes it: one's own, or one of SuperGLUE."""
+        """Whether it is described by a YAML file, a user's or one of SuperGLUE's."""
         return self.named and self.dataset is None
 
 
@@ -136,17 +136,17 @@ def _task(
     metric: str,
     test_texts: tuple[int, ...],
     test_rows: int,
-    **peculiarities: Any,
+    **options: Any,
 ) -> Task:
     """Make a task with one dev and one test file, named as GLUE names them."""
     short = name.lower()
     dev = DevSet(short, name, f"{name}/dev.tsv", _SCORES[metric])
-    test = TestSet(short, f"{name}/test.tsv", _each(test_texts), f"{name}.tsv", test_rows, chosen_by=short)
+    test = TestSet(short, f"{name}/test.tsv", _single_columns(test_texts), f"{name}.tsv", test_rows, chosen_by=short)
     train = f"{name}/train.tsv"
-    return Task(name, _each(texts), label_column, labels, metric, train, dev=(dev,), tests=(test,), **peculiarities)
+    return Task(name, _single_columns(texts), label_column, labels, metric, train, dev=(dev,), tests=(test,), **options)
 
 
-def _each(columns: tuple[str | int, ...]) -> Texts:
+def _single_columns(columns: tuple[str | int, ...]) -> Texts:
     """Texts of one column each."""
     return tuple((column,) for column in columns)
 
@@ -180,7 +180,7 @@ TASKS: tuple[Task, ...] = (
     _task("RTE", (1, 2), LAST, _ENTAILMENT, "accuracy", (1, 2), 3000, starts_from_mnli=True),
     _task("WNLI", (1, 2), LAST, _BINARY, "accuracy", (1, 2), 146),
 )
-"""In the order in which ``--task_name=ALL`` runs them."""
+"""The GLUE tasks in the order in which ``--task_name=ALL`` runs them."""
 
 TASK_NAMES = tuple(task.name for task in TASKS)
 
@@ -199,10 +199,10 @@ SUPERGLUE = ("BoolQ", "CB", "WiC")
 
 
 def find_task(name: str) -> Task:
-    """Return the task of a name, upper and lower case alike, or of a YAML file.
+    """The task of a name in any case, or of a YAML file.
 
     Raises:
-        UsageError: no such task, and the message lists the tasks; or the file doesn't describe one.
+        UsageError: there is no such task (lists the tasks), or the file doesn't describe one.
     """
     if Path(name).suffix in (".yaml", ".yml"):
         return own_task(Path(name), Path(name).parent)
@@ -219,7 +219,7 @@ def find_task(name: str) -> Task:
 
 
 def own_task(path: Path, root: Path | None) -> Task:
-    """Return the task that a YAML file describes; its data files lie below ``root``, or the data folder.
+    """The task that a YAML file describes; its data files are in ``root`` or, if None, in ``--data_dir``.
 
     Raises:
         UsageError: names the file and the key.
@@ -227,10 +227,10 @@ def own_task(path: Path, root: Path | None) -> Task:
     where = f"--task_name {path}"
     read = parse(TaskFile, read_yaml(path, where), where)
     if read.metric == "entity_f1":
-        import seqeval  # noqa: F401 - asked for before the training, not after it
+        import seqeval  # noqa: F401 - fails before the training, not after it
     name = read.name or path.stem
     if root is not None and name.lower() in {known.lower() for known in (*TASK_NAMES, *SUPERGLUE)}:
-        raise UsageError(f"{where}: name: {name} is a task of its own; give yours another")
+        raise UsageError(f"{where}: name: {name} is the name of another task; choose a different one")
     tokens = read.columns.tokens
     texts: Texts = tuple(map(tuple, read.columns.text)) if tokens is None else ((tokens,),)
     return Task(
@@ -249,7 +249,7 @@ def own_task(path: Path, root: Path | None) -> Task:
 
 
 _PAIR = ("sentence1", "sentence2")
-_OF_DATASET = {  # task: configuration and text columns of nyu-mll/glue
+_DATASET_COLUMNS = {  # task: configuration and text columns of nyu-mll/glue
     "MNLI": ("mnli", ("premise", "hypothesis")),
     "CoLA": ("cola", ("sentence",)),
     "SST-2": ("sst2", ("sentence",)),
@@ -262,16 +262,16 @@ _OF_DATASET = {  # task: configuration and text columns of nyu-mll/glue
 }
 
 
-def of_dataset(task: Task, dataset: str) -> Task:
-    """Return a task of GLUE that reads a data set in the layout of ``nyu-mll/glue`` instead of TSV files.
+def from_dataset(task: Task, dataset: str) -> Task:
+    """A GLUE task that reads a dataset in the layout of ``nyu-mll/glue`` instead of TSV files.
 
     Raises:
-        UsageError: it isn't a task of GLUE.
+        UsageError: it isn't a GLUE task.
     """
-    if task.name not in _OF_DATASET:
-        raise UsageError(f"--dataset has the tasks of GLUE, not {task.name}, whose files its YAML file names")
-    configuration, columns = _OF_DATASET[task.name]
-    texts = _each(columns)
+    if task.name not in _DATASET_COLUMNS:
+        raise UsageError(f"--dataset has only GLUE's tasks, not {task.name}, whose YAML file names its files")
+    configuration, columns = _DATASET_COLUMNS[task.name]
+    texts = _single_columns(columns)
 
     def split(config: str, file: str) -> str:
         return f"{config}/{Path(file).stem.replace('dev', 'validation').replace('diagnostic', 'test')}"
@@ -295,10 +295,10 @@ def of_dataset(task: Task, dataset: str) -> Task:
 
 
 def parse_tasks(task_name: str, dataset: str | None = None) -> tuple[Task, ...]:
-    """Return the tasks that ``--task_name`` and ``--dataset`` ask for, each once: GLUE's in order, then YAML files'.
+    """The tasks that ``--task_name`` and ``--dataset`` ask for, each once: GLUE's in order, then those of YAML files.
 
     Raises:
-        UsageError: an unknown or empty name, a bad YAML file, or two tasks of one name.
+        UsageError: an unknown or empty name, a bad YAML file, or two tasks with the same name.
     """
     words = TASK_NAMES if task_name.strip().lower() == "all" else task_name.split(",")
     found: dict[str, Task] = {}
@@ -307,9 +307,9 @@ def parse_tasks(task_name: str, dataset: str | None = None) -> tuple[Task, ...]:
         if found.setdefault(task.name, task) != task:
             raise UsageError(f"--task_name: two tasks are called {task.name}; give one another name: in its YAML file")
     tasks = sorted(found.values(), key=lambda task: TASK_NAMES.index(task.name) if not task.named else len(TASKS))
-    return tuple(of_dataset(task, dataset) if dataset else task for task in tasks)
+    return tuple(from_dataset(task, dataset) if dataset else task for task in tasks)
 
 
 def round_seed(round_number: int, seed: int) -> int:
-    """Return the seed of a round: the original's list, plus ``--seed`` where that is not the default 42."""
+    """The seed of a round: the original's, plus ``--seed`` if that is not the default 42."""
     return ROUND_SEEDS[round_number] + (seed if seed != DEFAULT_SEED else 0)

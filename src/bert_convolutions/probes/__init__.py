@@ -1,1 +1,1 @@
-"""What a masked language model knows without fine-tuning: minimal pairs, and the order of neighbouring words."""
+"""Evaluation of masked language models without fine-tuning: minimal pairs and local word order."""

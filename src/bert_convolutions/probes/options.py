@@ -9,15 +9,15 @@ from bert_convolutions.flags import flag
 
 @dataclass(kw_only=True)
 class ProbeOptions:
-    """What both probes take."""
+    """The flags of both probes."""
 
     model_name_or_path: str = field(
         metadata={"help": "a masked language model, ours or another of transformers: a folder, or a name on the Hub"}
     )
     output_dir: Path = field(metadata={"help": "folder for the table (CSV) and the results (JSON)"})
-    tokenizer_name: str | None = flag(None, "an spm.model or a tokenizer folder; default: that of the model")
-    pairs: int | None = flag(None, "pairs of each paradigm or distance; default: all, or 500 made from text")
-    batch_tokens: int = flag(2048, "tokens at a time; changes the speed only")
+    tokenizer_name: str | None = flag(None, "an spm.model or a tokenizer folder; default: the model's")
+    pairs: int | None = flag(None, "pairs per paradigm or distance; default: all, or 500 if they are made from text")
+    batch_tokens: int = flag(2048, "tokens per batch; changes only the speed")
     overwrite_output_dir: bool = flag(False, "replace results of another model or data")
 
     def __post_init__(self) -> None:
@@ -30,28 +30,28 @@ class ProbeOptions:
 
 @dataclass(kw_only=True)
 class MinimalPairsOptions(ProbeOptions):
-    """Which model judges which pairs of an acceptable and an unacceptable sentence."""
+    """The model and the pairs of an acceptable and an unacceptable sentence."""
 
     data_dir: Path = field(
         metadata={
             "help": "folder (or one file) of pairs: BLiMP's .jsonl, Zorro's .txt (odd lines bad, even lines good), or "
-            ".tsv with the columns sentence_good and sentence_bad and perhaps linguistics_term and field"
+            ".tsv with columns sentence_good, sentence_bad and optionally linguistics_term and field"
         }
     )
 
 
 @dataclass(kw_only=True)
 class LocalOrderOptions(ProbeOptions):
-    """Which model tells text from the same text with one word out of place."""
+    """The model and the text whose sentences are compared with copies in which a word was moved."""
 
     text: Path = field(
         metadata={
-            "help": "text the model has not seen: UTF-8, one sentence a line (also .gz, .xz, .zst), or a folder of "
+            "help": "text the model has not seen: UTF-8, one sentence per line (also .gz, .xz, .zst), or a folder of "
             "such files; sentences of up to 24 words are used"
         }
     )
     distances: list[int] = flag([1, 2, 3, 4, 6, 8], "by how many words a word is moved; 1 swaps it with its neighbour")
-    seed: int = flag(0, "seed of the choice of sentences and words")
+    seed: int = flag(0, "seed for choosing sentences and words")
 
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""

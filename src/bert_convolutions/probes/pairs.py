@@ -1,4 +1,4 @@
-"""Minimal pairs on disk: BLiMP's and Zorro's layouts, and a table of one's own."""
+"""Reads minimal pairs in the formats of BLiMP and Zorro or from a table, and makes pairs by moving words."""
 
 import csv
 import hashlib
@@ -18,11 +18,11 @@ _COLUMNS = ("sentence_good", "sentence_bad")
 
 @dataclass(frozen=True)
 class Paradigm:
-    """Pairs that test one thing.
+    """Pairs that test one phenomenon.
 
     Attributes:
-        name: the file's name without its ending.
-        phenomenon: what linguists call it (BLiMP's ``linguistics_term``); empty if not given.
+        name: the file's name without its suffix.
+        phenomenon: its linguistic term (BLiMP's ``linguistics_term``); empty if not given.
         field: syntax, morphology, semantics ...; empty if not given.
         pairs: (good, bad) sentences.
     """
@@ -33,7 +33,7 @@ class Paradigm:
     pairs: tuple[tuple[str, str], ...]
 
     def first(self, count: int | None) -> "Paradigm":
-        """At most ``count`` pairs, evenly spread over the paradigm."""
+        """At most ``count`` pairs, evenly spaced over the paradigm."""
         if count is None or count >= len(self.pairs):
             return self
         chosen = np.linspace(0, len(self.pairs) - 1, count).round().astype(int).tolist()
@@ -41,16 +41,16 @@ class Paradigm:
 
     @property
     def sha256(self) -> str:
-        """Of the sentences, so that results of other pairs are not taken for these."""
+        """The SHA-256 of the sentences, which detects results of other pairs."""
         text = "\n".join(sentence for pair in self.pairs for sentence in pair)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_paradigms(path: Path) -> list[Paradigm]:
-    """Read all paradigms of a folder, or of one file, in order of their names.
+    """Read all paradigms of a folder, or of one file, sorted by name.
 
     Raises:
-        UsageError: nothing is there, a file is not in the layout its ending stands for, or two have the same name.
+        UsageError: the path holds no pairs, a file has the wrong format, or two have the same name.
     """
     if not path.exists():
         raise UsageError(f"--data_dir {path} does not exist; give a folder with .jsonl, .txt or .tsv files")
@@ -65,13 +65,13 @@ def read_paradigms(path: Path) -> list[Paradigm]:
         if not paradigm.pairs:
             raise UsageError(f"{path}: {paradigm.name} holds no pairs")
         for number, pair in enumerate(paradigm.pairs, 1):
-            if not all(map(str.strip, pair)):  # whose score would be that of certainty
+            if not all(map(str.strip, pair)):  # it would have the highest score
                 raise UsageError(f"{path}: pair {number} of {paradigm.name} has a blank sentence; leave the pair out")
     return paradigms
 
 
 def _read_lines(file: Path) -> list[str]:
-    """The lines of a UTF-8 text, without a byte order mark and blank lines at the end."""
+    """The lines of a UTF-8 file without a byte order mark and empty lines at the end."""
     try:
         lines = file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -89,7 +89,7 @@ def _read_jsonl(file: Path) -> Paradigm:
         except json.JSONDecodeError as error:
             raise UsageError(f"{file}, line {number} is not valid JSON ({error.msg})") from error
     terms = {row.linguistics_term for row in rows}
-    fields = {row.field.replace("/", "_") for row in rows}  # BLiMP spells syntax_semantics in both ways
+    fields = {row.field.replace("/", "_") for row in rows}  # BLiMP has both spellings of syntax_semantics
     return Paradigm(
         file.stem, _common(terms), _common(fields), tuple((row.sentence_good, row.sentence_bad) for row in rows)
     )
@@ -110,7 +110,7 @@ def _read_tsv(file: Path) -> Paradigm:
     header, *rows = csv.reader(_read_lines(file) or [""], delimiter="\t", quoting=csv.QUOTE_NONE)
     missing = [column for column in _COLUMNS if column not in header]
     if missing:
-        raise UsageError(f"{file}: the first line must name the columns, and {' and '.join(missing)} among them")
+        raise UsageError(f"{file}: the first line must name the columns, including {' and '.join(missing)}")
     for number, row in enumerate(rows, 2):
         if len(row) != len(header):
             raise UsageError(f"{file}, line {number} has {len(row)} columns, not the {len(header)} of the first line")
@@ -124,18 +124,18 @@ def _read_tsv(file: Path) -> Paradigm:
 
 
 def _common(values: set[str]) -> str:
-    """The one value that all rows have, or none."""
+    """The value that all rows share, or an empty string."""
     return values.pop() if len(values) == 1 else ""
 
 
 _READERS: dict[str, Callable[[Path], Paradigm]] = {".jsonl": _read_jsonl, ".txt": _read_txt, ".tsv": _read_tsv}
 
 
-def moved_words(sentences: Sequence[str], distances: Sequence[int], pairs: int, seed: int) -> list[Paradigm]:
-    """Pairs of a sentence and the same with one word moved by k words to the left or right; a paradigm for each k.
+def make_moved_word_pairs(sentences: Sequence[str], distances: Sequence[int], pairs: int, seed: int) -> list[Paradigm]:
+    """Pairs of a sentence and a copy with one word moved by k words to the left or right; a paradigm for each k.
 
-    The first and the last word stay, since capitals and full stops would give them away. ``distances`` are the k; each
-    has so many ``pairs``, or fewer if there are not so many sentences of enough words, chosen by ``seed``.
+    The first and the last word stay in place, since capitals and full stops would give them away. ``distances`` are the
+    values of k, each with ``pairs`` pairs (or fewer, if too few sentences are long enough) that ``seed`` selects.
 
     Raises:
         UsageError: no sentence is long enough.
@@ -144,19 +144,19 @@ def moved_words(sentences: Sequence[str], distances: Sequence[int], pairs: int, 
     words = [sentence.split() for sentence in sentences]
     for distance in distances:
         generator = np.random.default_rng((seed, distance))
-        made: list[tuple[str, str]] = []
+        paradigm_pairs: list[tuple[str, str]] = []
         for index in generator.permutation(len(words)).tolist():
             sentence = words[index]
-            places = len(sentence) - 2 - distance  # first place of the span that is turned by one: 1 ... places
-            if places < 1 or len(made) == pairs:
+            num_starts = len(sentence) - 2 - distance  # the rotated span starts at 1 ... num_starts
+            if num_starts < 1 or len(paradigm_pairs) == pairs:
                 continue
-            start, right = int(generator.integers(1, places + 1)), bool(generator.integers(2))
+            start, right = int(generator.integers(1, num_starts + 1)), bool(generator.integers(2))
             span = sentence[start : start + distance + 1]
             span = [*span[1:], span[0]] if right else [span[-1], *span[:-1]]
             moved = [*sentence[:start], *span, *sentence[start + distance + 1 :]]
             if moved != sentence:
-                made.append((" ".join(sentence), " ".join(moved)))
-        if not made:
+                paradigm_pairs.append((" ".join(sentence), " ".join(moved)))
+        if not paradigm_pairs:
             raise UsageError(f"--text has no sentence of {distance + 3} words, which --distances {distance} needs")
-        paradigms.append(Paradigm(f"moved_by_{distance}", "", "", tuple(made)))
+        paradigms.append(Paradigm(f"moved_by_{distance}", "", "", tuple(paradigm_pairs)))
     return paradigms

@@ -1,4 +1,4 @@
-"""``bertconv minimal-pairs`` and ``bertconv local-order``: score paradigm by paradigm, resume, tabulate."""
+"""``bertconv minimal-pairs`` and ``bertconv local-order``: score each paradigm, resume, tabulate."""
 
 import hashlib
 import json
@@ -20,21 +20,21 @@ from bert_convolutions.hub import local_folder
 from bert_convolutions.model.loading import count_positions, quiet_transformers
 from bert_convolutions.parsing import read_model
 from bert_convolutions.probes.options import LocalOrderOptions, MinimalPairsOptions, ProbeOptions
-from bert_convolutions.probes.pairs import Paradigm, moved_words, read_paradigms
+from bert_convolutions.probes.pairs import Paradigm, make_moved_word_pairs, read_paradigms
 from bert_convolutions.probes.scoring import PseudoLikelihood
 from bert_convolutions.schemas import Accuracy, ParadigmAccuracy, ProbeResults
 from bert_convolutions.terminal import make_console, make_table, say
 
 TIE = 1e-4
-"""Nats by which two scores must differ to count as different: more than float32 rounds off a sentence's sum."""
+"""Scores that differ by less (in nats) are ties: more than the float32 rounding error of a sentence's sum."""
 _NORMAL_97_5 = 1.959964
 _LONGEST_SENTENCE = 24
-"""In words; a sentence costs the square of its length, since each of its tokens is masked in a copy of its own."""
+"""Maximum number of words; the cost is quadratic in the length, as each token is masked in a separate copy."""
 _DEFAULT_ORDER_PAIRS = 500
 
 
 def run_minimal_pairs(options: MinimalPairsOptions) -> ProbeResults:
-    """Accuracy on minimal pairs: ``minimal_pairs.json`` and ``.csv`` in the output folder, and a table.
+    """Compute the accuracy on minimal pairs; write ``minimal_pairs.json`` and ``.csv`` and print a table.
 
     Raises:
         UsageError: bad input, or the folder holds results of another model or other pairs.
@@ -45,7 +45,7 @@ def run_minimal_pairs(options: MinimalPairsOptions) -> ProbeResults:
 
 
 def run_local_order(options: LocalOrderOptions) -> ProbeResults:
-    """Accuracy on text against text with one word moved: ``local_order.json`` and ``.csv``, and a table by distance.
+    """Compute the accuracy on sentences with a moved word; write ``local_order.json`` and ``.csv``, print a table.
 
     Raises:
         UsageError: bad input, or the folder holds results of another model or other text.
@@ -57,12 +57,12 @@ def run_local_order(options: LocalOrderOptions) -> ProbeResults:
         raise UsageError(f"--text can't be read: {error}") from error
     sentences = [line for line in lines if len(line.split()) <= _LONGEST_SENTENCE]
     pairs = options.pairs or _DEFAULT_ORDER_PAIRS
-    return _run(options, moved_words(sentences, options.distances, pairs, options.seed), "local_order")
+    return _run(options, make_moved_word_pairs(sentences, options.distances, pairs, options.seed), "local_order")
 
 
 def _inputs(options: ProbeOptions, flag: str, data: Path) -> dict[str, str | Path | None]:
     inputs: dict[str, str | Path | None] = {flag: data, "--tokenizer_name": options.tokenizer_name}
-    # Beside the model's own files there is room for what is known of it, so only the folder itself is refused.
+    # Results may be written to a subfolder of the model's folder, so only the folder itself is refused.
     model_folder = local_folder(options.model_name_or_path)
     if options.output_dir.resolve() == model_folder.resolve():
         inputs["--model_name_or_path"] = model_folder
@@ -72,12 +72,12 @@ def _inputs(options: ProbeOptions, flag: str, data: Path) -> dict[str, str | Pat
 def _run(options: ProbeOptions, paradigms: Sequence[Paradigm], name: str) -> ProbeResults:
     model, tokenizer = load_model(options.model_name_or_path, options.tokenizer_name)
     score = PseudoLikelihood(model, tokenizer, options.batch_tokens)
-    _refuse_what_does_not_fit(score, paradigms)
+    _refuse_too_long(score, paradigms)
     folder = options.output_dir
     files.make_folder(folder, "--output_dir")
     with files.run_lock(folder):
         files.remove_temporaries(folder)
-        asked = ProbeResults(
+        fresh = ProbeResults(
             model=str(options.model_name_or_path),
             model_sha256=weights_sha256(model),
             tokenizer_sha256=tokenizer_hash(tokenizer),
@@ -85,17 +85,17 @@ def _run(options: ProbeOptions, paradigms: Sequence[Paradigm], name: str) -> Pro
             phenomena={},
             fields={},
         )
-        results = asked if options.overwrite_output_dir else _read_done(folder / f"{name}.json", asked, paradigms)
+        results = fresh if options.overwrite_output_dir else _read_earlier(folder / f"{name}.json", fresh, paradigms)
         finished = dict(results.paradigms)
-        waiting = [paradigm for paradigm in paradigms if paradigm.name not in finished]
+        unfinished = [paradigm for paradigm in paradigms if paradigm.name not in finished]
         if finished:
-            say(f"{folder}: {len(finished)} of {len(paradigms)} paradigms were done before")
-        with tqdm(total=sum(len(paradigm.pairs) for paradigm in waiting), unit="pair", mininterval=1.0) as bar:
-            for paradigm in waiting:
+            say(f"{folder}: {len(finished)} of {len(paradigms)} paradigms are already done")
+        with tqdm(total=sum(len(paradigm.pairs) for paradigm in unfinished), unit="pair", mininterval=1.0) as bar:
+            for paradigm in unfinished:
                 bar.set_description(paradigm.name)
-                finished[paradigm.name] = judge(score, paradigm)
+                finished[paradigm.name] = score_paradigm(score, paradigm)
                 bar.update(len(paradigm.pairs))
-                results = _with_groups(results, finished)
+                results = _with_group_means(results, finished)
                 files.write_text(folder / f"{name}.json", results.model_dump_json(indent=2) + "\n")
         files.write_csv(folder / f"{name}.csv", _csv_rows(results))
     make_console().print(_as_table(results, name))
@@ -103,11 +103,11 @@ def _run(options: ProbeOptions, paradigms: Sequence[Paradigm], name: str) -> Pro
 
 
 def load_model(path: str, tokenizer_name: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A masked language model in float32 on the accelerator there is, or the CPU, and its tokenizer.
+    """A masked language model in float32, on the GPU if there is one, and its tokenizer.
 
     Raises:
-        UsageError: nothing is there, it lacks weights (of the language model's head, for one), or the tokenizer is not
-            the model's.
+        UsageError: there is no model, it lacks weights (such as those of the head), or the tokenizer is not the
+            model's.
     """
     folder = local_folder(path)
     if not (folder / "config.json").is_file():
@@ -118,14 +118,14 @@ def load_model(path: str, tokenizer_name: str | None) -> tuple[PreTrainedModel, 
             model, report = AutoModelForMaskedLM.from_pretrained(
                 folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
             )
-    except Exception as error:  # torch, safetensors and transformers each have their own for a bad file
+    except Exception as error:  # PyTorch, safetensors and transformers raise different errors
         raise UsageError(
             f"--model_name_or_path {path}: no masked language model can be loaded ({first_line(error)})"
         ) from error
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise UsageError(
-            f"--model_name_or_path {path} lacks {len(missing)} weights of a masked language model, {missing[0]} for one"
+            f"--model_name_or_path {path} lacks {len(missing)} weights of a masked language model, such as {missing[0]}"
         )
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
@@ -136,7 +136,7 @@ def load_model(path: str, tokenizer_name: str | None) -> tuple[PreTrainedModel, 
 
 
 def weights_sha256(model: PreTrainedModel) -> str:
-    """Of a model's weights and configuration, wherever they lie."""
+    """The SHA-256 of a model's weights and configuration, independent of its path."""
     config = {key: value for key, value in model.config.to_dict().items() if key != "_name_or_path"}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
@@ -145,7 +145,7 @@ def weights_sha256(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def _refuse_what_does_not_fit(score: PseudoLikelihood, paradigms: Sequence[Paradigm]) -> None:
+def _refuse_too_long(score: PseudoLikelihood, paradigms: Sequence[Paradigm]) -> None:
     positions = count_positions(score.model)
     if positions is None:
         return
@@ -158,24 +158,24 @@ def _refuse_what_does_not_fit(score: PseudoLikelihood, paradigms: Sequence[Parad
             )
 
 
-def _read_done(path: Path, asked: ProbeResults, paradigms: Sequence[Paradigm]) -> ProbeResults:
-    """What an earlier run of the same question has left, or ``asked``."""
+def _read_earlier(path: Path, fresh: ProbeResults, paradigms: Sequence[Paradigm]) -> ProbeResults:
+    """The results of an earlier run on the same model and pairs, or ``fresh``."""
     if not path.is_file():
-        return asked
+        return fresh
     done = read_model(ProbeResults, path)
     pairs = {paradigm.name: paradigm.sha256 for paradigm in paradigms}
     other = [name for name, result in done.paradigms.items() if pairs.get(name) != result.sha256]
     what = f"other pairs ({other[0]})" if other else ""
-    if done.tokenizer_sha256 not in (None, asked.tokenizer_sha256):
+    if done.tokenizer_sha256 not in (None, fresh.tokenizer_sha256):
         what = "another tokenizer"
-    if done.model_sha256 != asked.model_sha256:
+    if done.model_sha256 != fresh.model_sha256:
         what = f"another model ({done.model})"
     if what:
         raise UsageError(f"{path} holds results of {what}; give another --output_dir or --overwrite_output_dir")
     return done
 
 
-def judge(score: PseudoLikelihood, paradigm: Paradigm) -> ParadigmAccuracy:
+def score_paradigm(score: PseudoLikelihood, paradigm: Paradigm) -> ParadigmAccuracy:
     """Score one paradigm."""
     sentences = list(dict.fromkeys(sentence for pair in paradigm.pairs for sentence in pair))
     scores = dict(zip(sentences, score(sentences), strict=True))
@@ -195,29 +195,29 @@ def judge(score: PseudoLikelihood, paradigm: Paradigm) -> ParadigmAccuracy:
 
 
 def _accuracy_of(differences: Iterable[float]) -> tuple[float, tuple[float, float]]:
-    """The share of differences above 0, ties as half, and its interval."""
+    """The fraction of differences above 0 (ties count half) and its interval."""
     outcomes = [0.5 if abs(difference) < TIE else float(difference > 0) for difference in differences]
     accuracy = sum(outcomes) / len(outcomes)
     return accuracy, mean_interval([(accuracy, len(outcomes))])
 
 
-def mean_interval(shares: Sequence[tuple[float, int]]) -> tuple[float, float]:
-    """A 95 % interval of the mean of shares of n pairs each.
+def mean_interval(accuracies: Sequence[tuple[float, int]]) -> tuple[float, float]:
+    """A 95 % interval of the mean of ``accuracies``, each given with its number of pairs.
 
-    Normal, with the variance of Agresti and Coull (1998): two successes and two failures are added to each n, so that
-    a share of 0 or 1 has an interval too.
+    It is a normal interval with the variance of Agresti and Coull (1998): two successes and two failures are added to
+    each count, so that accuracies of 0 and 1 have an interval too.
     """
     variance = 0.0
-    for share, pairs in shares:
-        added = (share * pairs + 2) / (pairs + 4)
+    for accuracy, pairs in accuracies:
+        added = (accuracy * pairs + 2) / (pairs + 4)
         variance += added * (1 - added) / (pairs + 4)
-    mean = sum(share for share, _ in shares) / len(shares)
-    half = _NORMAL_97_5 * math.sqrt(variance) / len(shares)
+    mean = sum(accuracy for accuracy, _ in accuracies) / len(accuracies)
+    half = _NORMAL_97_5 * math.sqrt(variance) / len(accuracies)
     return max(mean - half, 0.0), min(mean + half, 1.0)
 
 
-def _with_groups(results: ProbeResults, paradigms: Mapping[str, ParadigmAccuracy]) -> ProbeResults:
-    """The results with these paradigms, and the means of each phenomenon, field and all of them."""
+def _with_group_means(results: ProbeResults, paradigms: Mapping[str, ParadigmAccuracy]) -> ProbeResults:
+    """The results with these paradigms and the means over each phenomenon, each field and all paradigms."""
     groups: dict[str, dict[str, list[ParadigmAccuracy]]] = {"phenomena": {}, "fields": {}}
     for paradigm in paradigms.values():
         for group, name in (("phenomena", paradigm.phenomenon), ("fields", paradigm.field)):
@@ -229,7 +229,7 @@ def _with_groups(results: ProbeResults, paradigms: Mapping[str, ParadigmAccuracy
 
 
 def _mean(members: Sequence[Accuracy]) -> Accuracy:
-    """The mean over paradigms, each with the same weight, as BLiMP's authors take it."""
+    """The mean over paradigms with equal weights, as in BLiMP."""
     return Accuracy(
         accuracy=sum(member.accuracy for member in members) / len(members),
         interval=mean_interval([(member.accuracy, member.pairs) for member in members]),
@@ -240,7 +240,7 @@ def _mean(members: Sequence[Accuracy]) -> Accuracy:
 
 
 def _rows(results: ProbeResults) -> list[tuple[str, str, Accuracy]]:
-    """Level, name and figures, from the paradigms up."""
+    """(level, name, accuracy), from paradigms to all."""
     rows: list[tuple[str, str, Accuracy]] = [("paradigm", *item) for item in results.paradigms.items()]
     rows += [("phenomenon", *item) for item in results.phenomena.items()]
     rows += [("field", *item) for item in results.fields.items()]
@@ -256,8 +256,8 @@ def _csv_rows(results: ProbeResults) -> Iterator[tuple[object, ...]]:
 
 
 def _as_table(results: ProbeResults, name: str) -> Table:
-    """A row for each phenomenon (where there are none, each paradigm), each field, and all."""
-    title = f"{name.replace('_', ' ')}, {results.model}: right pairs in %, ties as half, with 95 % intervals over pairs"
+    """A row for each phenomenon (or paradigm, if there are no phenomena), each field, and all."""
+    title = f"{name.replace('_', ' ')}, {results.model}: correct pairs in % (ties count half) and 95 % intervals"
     table = make_table(title, "", "pairs", "accuracy", "interval", "within word", "interval")
     for level, row_name, figures in _rows(results):
         if level != "paradigm" or not results.phenomena:

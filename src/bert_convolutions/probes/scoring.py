@@ -1,9 +1,9 @@
-"""Pseudo-log-likelihood of sentences under a masked language model (Salazar et al., ACL 2020), each token masked alone.
+"""Pseudo-log-likelihood of sentences under a masked language model (Salazar et al., ACL 2020).
 
-The sum over a sentence's tokens of log p(token | all others). In the within-word variant the later pieces of the same
-word are masked together with a token, since they give it away (Kauf and Ivanova, ACL 2023). A masked copy is computed
-once however many sentences or variants ask for it: where a good sentence and a bad one differ in one token, the two
-copies in which it is masked are the same.
+It is the sum over a sentence's tokens of log p(token | all others), where each token is masked in a separate copy of
+the sentence. In the within-word variant the later tokens of the same word are masked as well, since they give the token
+away (Kauf and Ivanova, ACL 2023). Equal copies are computed once: if a good and a bad sentence differ in one token, the
+two copies in which that token is masked are the same.
 """
 
 import unicodedata
@@ -22,7 +22,7 @@ from bert_convolutions.data.pieces import WORD_START
 from bert_convolutions.model import CompositeBertConfig
 
 PACKED_ROW = 128
-"""Length of a packed row; longer sentences have rows of their own length."""
+"""Length of a packed row, unless a sentence is longer."""
 _CONTINUATION = "##"
 
 
@@ -36,103 +36,103 @@ class Score:
 
 @dataclass(frozen=True)
 class _Sentence:
-    """Ids with special tokens (S,), and of its own tokens T: ``positions`` (T,), and the ``words`` (T,) they are of."""
+    """``ids`` with special tokens (S,); ``positions`` and word numbers ``words`` of the T other tokens, both (T,)."""
 
     ids: NDArray[np.int64]
     positions: NDArray[np.int64]
     words: NDArray[np.int64]
 
 
-_Copy = tuple[NDArray[np.int64], int]
-"""The ids of a sentence with tokens masked, and the position of the one that is asked for."""
+_MaskedCopy = tuple[NDArray[np.int64], int]
+"""The ids of a sentence with masked tokens, and the position of the token to predict."""
 
 
 class PseudoLikelihood:
     """Scores sentences in float32.
 
     Args:
-        model: any masked language model of ``transformers``; it is put into evaluation mode.
-        tokenizer: the model's own.
-        batch_tokens: tokens, padding included, that go through the model at a time.
+        model: any masked language model of ``transformers``; it is set to evaluation mode.
+        tokenizer: the model's tokenizer.
+        batch_tokens: tokens per batch, padding included.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_tokens: int = 2048) -> None:
         self.model = model.eval().float()
         self.tokenizer = tokenizer
         self.batch_tokens = batch_tokens
-        self.packs = isinstance(model.config, CompositeBertConfig)
+        self.is_packed = isinstance(model.config, CompositeBertConfig)
 
     def __call__(self, texts: Sequence[str]) -> list[Score]:
         """Score sentences."""
-        numbers: dict[tuple[bytes, int], int] = {}
-        copies: list[_Copy] = []
-        asked: list[tuple[int, int, int, int]] = []  # copy, target, sentence, 0 for the whole and 1 within words
-        for number, sentence in enumerate(map(self._read, texts)):
-            for place, position in enumerate(sentence.positions.tolist()):
-                of_the_word = sentence.positions[place:][sentence.words[place:] == sentence.words[place]]
-                for variant, masked in enumerate((position, of_the_word)):
+        copy_numbers: dict[tuple[bytes, int], int] = {}
+        copies: list[_MaskedCopy] = []
+        queries: list[tuple[int, int, int, int]] = []  # (copy, target, sentence, variant: 0 whole, 1 within words)
+        for number, sentence in enumerate(map(self._encode, texts)):
+            for index, position in enumerate(sentence.positions.tolist()):
+                rest_of_word = sentence.positions[index:][sentence.words[index:] == sentence.words[index]]
+                for variant, masked in enumerate((position, rest_of_word)):
                     ids = sentence.ids.copy()
                     ids[masked] = self.tokenizer.mask_token_id
-                    copy = numbers.setdefault((ids.tobytes(), position), len(copies))
+                    copy = copy_numbers.setdefault((ids.tobytes(), position), len(copies))
                     if copy == len(copies):
                         copies.append((ids, position))
-                    asked.append((copy, int(sentence.ids[position]), number, variant))
-        table = np.array(asked, dtype=np.int64).reshape(-1, 4)
+                    queries.append((copy, int(sentence.ids[position]), number, variant))
+        table = np.array(queries, dtype=np.int64).reshape(-1, 4)
         scores = np.zeros((len(texts), 2))
         np.add.at(scores, (table[:, 2], table[:, 3]), self._log_probabilities(copies, table[:, 0], table[:, 1]))
         return [Score(*pair) for pair in scores.tolist()]
 
     def longest(self, texts: Sequence[str]) -> tuple[int, int]:
-        """The number of tokens of the longest text, special tokens included, and its index."""
+        """The length of the longest text in tokens, special tokens included, and its index."""
         lengths = [len(ids) for ids in self.tokenizer(list(texts), verbose=False)["input_ids"]]
         return max(lengths), int(np.argmax(lengths))
 
-    def _read(self, text: str) -> _Sentence:
+    def _encode(self, text: str) -> _Sentence:
         encoded = self.tokenizer(text, return_special_tokens_mask=True, verbose=False)
         ids = np.array(encoded["input_ids"], dtype=np.int64)
         positions = np.flatnonzero(np.array(encoded["special_tokens_mask"]) == 0)
         pieces = self.tokenizer.convert_ids_to_tokens(ids[positions].tolist())
-        # Who marks the words parts them at spaces alone, and a word's punctuation would be masked with it.
+        # With SentencePiece's marks, words would end at spaces only, and include their punctuation.
         if self.tokenizer.is_fast and not any(piece.startswith(WORD_START) for piece in pieces):
-            words = [-place if number is None else number for place, number in enumerate(encoded.word_ids())]
+            words = [-index if number is None else number for index, number in enumerate(encoded.word_ids())]
             return _Sentence(ids, positions, np.array(words)[positions])
         return _Sentence(ids, positions, np.array(words_of_pieces(pieces)))
 
     @torch.inference_mode()
     def _log_probabilities(
-        self, copies: list[_Copy], asked: NDArray[np.int64], targets: NDArray[np.int64]
+        self, copies: list[_MaskedCopy], queries: NDArray[np.int64], targets: NDArray[np.int64]
     ) -> NDArray[np.float64]:
-        """log p of the ``targets`` (N,) at the masked positions of the copies numbered ``asked`` (N,)."""
-        logarithms = np.zeros(len(asked))
+        """log p of the ``targets`` (N,) at the masked positions of the copies with indices ``queries`` (N,)."""
+        logarithms = np.zeros(len(queries))
         row_of = np.zeros(len(copies), dtype=np.int64)
         lengths = np.array([len(ids) for ids, _ in copies])
         batches = token_budget_batches(lengths, self.batch_tokens)
-        if not self.packs:  # none is padded: FNet and ConvBERT see the padding
+        if not self.is_packed:  # unpadded, as FNet and ConvBERT include padding
             batches = [
                 part for batch in batches for part in np.split(batch, np.flatnonzero(np.diff(lengths[batch])) + 1)
             ]
         for batch in batches:
             logits = self._logits([copies[number] for number in batch]).float()
             row_of[batch] = np.arange(len(batch))
-            chosen = np.flatnonzero(np.isin(asked, batch))
-            row = torch.from_numpy(row_of[asked[chosen]]).to(logits.device)
+            chosen = np.flatnonzero(np.isin(queries, batch))
+            row = torch.from_numpy(row_of[queries[chosen]]).to(logits.device)
             target = torch.from_numpy(targets[chosen]).to(logits.device)
             logarithms[chosen] = (logits[row, target] - logits.logsumexp(-1)[row]).cpu().numpy()
         return logarithms
 
-    def _logits(self, copies: list[_Copy]) -> Tensor:
-        """The logits (M, V) of M copies, each at its own position alone."""
+    def _logits(self, copies: list[_MaskedCopy]) -> Tensor:
+        """The logits (M, V) of M copies, each at its masked position."""
         lengths = np.array([len(ids) for ids, _ in copies])
-        width = max(int(lengths.max()), PACKED_ROW) if self.packs else int(lengths.max())
-        rows = Rows.of(lengths, width, packed=self.packs)
+        width = max(int(lengths.max()), PACKED_ROW) if self.is_packed else int(lengths.max())
+        rows = Rows.of(lengths, width, packed=self.is_packed)
         masked = rows.starts + np.array([position for _, position in copies])
         ids = rows.lay_out(np.concatenate([ids for ids, _ in copies]), self.tokenizer.pad_token_id)
         device = self.model.device
         inputs = {"input_ids": ids, "attention_mask": rows.attention_mask()}
-        if self.packs:
+        if self.is_packed:
             inputs |= {"position_ids": rows.lay_out(rows.positions), "masked_positions": masked}
         tensors = {name: torch.from_numpy(value).to(device) for name, value in inputs.items()}
-        if self.packs:
+        if self.is_packed:
             return self.model(**tensors).logits
         return _logits_at(self.model, tensors, torch.from_numpy(masked).to(device))
 
@@ -140,7 +140,7 @@ class PseudoLikelihood:
 def _logits_at(model: PreTrainedModel, inputs: Mapping[str, Tensor], masked: Tensor) -> Tensor:
     """The logits (M, V) at the flat positions ``masked`` (M,) of any masked language model.
 
-    Its last matrix, which most models apply as a module of its own, sees those positions only.
+    The output embedding, which is a separate module in most models, is applied only at those positions.
     """
 
     def choose(module: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -158,10 +158,10 @@ def _logits_at(model: PreTrainedModel, inputs: Mapping[str, Tensor], masked: Ten
 
 
 def words_of_pieces(pieces: Sequence[str]) -> list[int]:
-    """The word that each piece belongs to, where the tokenizer itself doesn't say.
+    """The number of the word that each piece belongs to, for tokenizers that don't return it.
 
-    A word begins at SentencePiece's mark (where no piece has one, at each without BERT's ``##``); punctuation stands
-    alone.
+    A word starts at SentencePiece's mark or, if no piece has one, at a piece without BERT's ``##``. Each punctuation
+    piece is a word.
     """
     marked = any(piece.startswith(WORD_START) for piece in pieces)
     words: list[int] = []

@@ -1,1 +1,1 @@
-"""Plots and tables from finished runs."""
+"""Figures, tables and pages from finished runs."""

@@ -1,4 +1,4 @@
-"""The convolution kernels that a model with composite attention has learned, in one picture."""
+"""Draws the learned convolution kernels of a model in one figure."""
 
 import json
 import math
@@ -17,17 +17,17 @@ from bert_convolutions.hub import local_folder
 from bert_convolutions.report.options import PlotKernelsOptions
 from bert_convolutions.report.style import line_colors, save_figure
 
-PANELS_A_ROW = 4
-"""Layers beside one another."""
+PANELS_PER_ROW = 4
+"""Number of layers side by side."""
 Kernels = dict[str, dict[int, np.ndarray]]
-"""By term and layer, in order: (d or H*d, 2n+1) of a dynamic term, else (H or 1, 2n+1), over the offset of the key."""
+"""Kernels by term and layer, over offsets of the key: (d or H*d, 2n+1) if dynamic, else (H or 1, 2n+1)."""
 
 
 def run_plot_kernels(options: PlotKernelsOptions) -> Path:
     """Draw the kernels of a checkpoint, the original's included.
 
     Raises:
-        UsageError: it is no model, or has no kernels.
+        UsageError: it is not a model, or has no kernels.
     """
     with tempfile.TemporaryDirectory() as temporary:
         model = local_folder(options.checkpoint)
@@ -41,9 +41,9 @@ def run_plot_kernels(options: PlotKernelsOptions) -> Path:
 
 
 def plot_kernels(model_dir: Path, output: Path) -> bool:
-    """Draw the kernels of a model's folder, as ``kernel_figure`` does, into a PNG, SVG or PDF.
+    """Draw the kernels of a model's folder by ``kernel_figure`` to a PNG, SVG or PDF file.
 
-    Returns whether there are any; if not, nothing is written.
+    Returns whether the model has kernels; if not, nothing is written.
 
     Raises:
         UsageError: The folder holds no model.
@@ -58,7 +58,7 @@ def read_kernels(model_dir: Path) -> Kernels:
     """Read the kernels of every layer's attention from a model's weights, in one ``.safetensors`` file or several.
 
     Raises:
-        UsageError: The folder holds none, or a damaged one.
+        UsageError: The folder holds no weights, or damaged ones.
     """
     paths = sorted(model_dir.glob("model*.safetensors"))
     if not paths:
@@ -78,19 +78,19 @@ def read_kernels(model_dir: Path) -> Kernels:
 
 
 def kernel_rows(kernels: Kernels) -> list[tuple[object, ...]]:
-    """What is drawn: term, layer, head (of a fixed term), offset, and weight less its mean or norm."""
+    """The drawn values: term, layer, head (of a fixed term), offset, and the weight less its mean, or the norm."""
     rows: list[tuple[object, ...]] = []
     for term, layers in kernels.items():
         for layer, kernel in layers.items():
-            for head, line in enumerate(_drawn(term, kernel), 1):
-                places = enumerate(line, -(len(line) // 2))
+            for head, line in enumerate(_values_to_draw(term, kernel), 1):
+                positions = enumerate(line, -(len(line) // 2))
                 named = "" if TERMS[term].dynamic else head
-                rows += [(term, layer + 1, named, offset, f"{value:.4f}") for offset, value in places]
+                rows += [(term, layer + 1, named, offset, f"{value:.4f}") for offset, value in positions]
     return rows
 
 
-def _drawn(term: str, kernel: np.ndarray) -> np.ndarray:
-    """What is drawn of a kernel: the norm by offset of a dynamic one, or the heads of a fixed one less their means.
+def _values_to_draw(term: str, kernel: np.ndarray) -> np.ndarray:
+    """The norm by offset of a dynamic kernel, or the heads of a fixed one, each less its mean.
 
     Subtracting a constant from a fixed kernel leaves the softmax unchanged.
     """
@@ -100,20 +100,19 @@ def _drawn(term: str, kernel: np.ndarray) -> np.ndarray:
 
 
 def kernel_figure(found: Kernels, name: str) -> Figure | None:
-    """Draw kernels: the fixed ones a line a head, the dynamic ones as their norm by offset; None if there are none.
+    """Draw fixed kernels with a line per head, dynamic ones as their norm by offset; None if there are none.
 
-    The horizontal axis is the offset of the key from the query in tokens, negative for words before it; the outermost
-    offsets stand for everything at least that far away. A term of the keys is stored by query minus key and drawn
-    reversed.
+    The horizontal axis is the offset of the key from the query in tokens, negative for keys before the query; the
+    outermost offsets represent all larger distances. A key term is stored by query minus key and drawn reversed.
     """
     if not found:
         return None
     drawn = {
-        term: {layer: _drawn(term, kernel) for layer, kernel in kernels.items()}
+        term: {layer: _values_to_draw(term, kernel) for layer, kernel in kernels.items()}
         for term, kernels in sorted(found.items(), key=lambda item: TERMS[item[0]].dynamic)
     }
     heights = [
-        1.6 + 0.28 * len(layers) if TERMS[term].dynamic else 2.2 * math.ceil(len(layers) / PANELS_A_ROW) + 0.9
+        1.6 + 0.28 * len(layers) if TERMS[term].dynamic else 2.2 * math.ceil(len(layers) / PANELS_PER_ROW) + 0.9
         for term, layers in drawn.items()
     ]
     figure = Figure(figsize=(8, sum(heights) + 0.6), layout="constrained")
@@ -121,7 +120,7 @@ def kernel_figure(found: Kernels, name: str) -> Figure | None:
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     for part, (term, layers) in zip(parts, drawn.items(), strict=True):
         if TERMS[term].dynamic:
-            _draw_norms(part.subplots(), f"chosen by the {TERMS[term].side} ({term}): norm of its vector", layers)
+            _draw_norms(part.subplots(), f"dynamic, from the {TERMS[term].side} ({term}): norm of its vector", layers)
             continue
         for axes in panels_by_layer(part, layers):
             axes.axhline(0, color="grey", linewidth=0.6, zorder=0)
@@ -132,7 +131,7 @@ def kernel_figure(found: Kernels, name: str) -> Figure | None:
 
 
 def _kernel_name(model_dir: Path) -> str:
-    """The attention kernel as the configuration spells it, or the folder's name where that can't be read."""
+    """The attention kernel in the configuration and the folder's name, or only the latter if it can't be read."""
     try:
         config = json.loads((model_dir / "config.json").read_bytes())
         return f"“{config['attention_kernel']}” ({model_dir.name})"
@@ -141,8 +140,8 @@ def _kernel_name(model_dir: Path) -> str:
 
 
 def panels_by_layer(figure: Figure | SubFigure, lines: dict[int, np.ndarray]) -> list[Axes]:
-    """Draw one panel a layer, one line a head; ``lines`` are, by layer, (H, 2r+1) over the offsets from -r to r."""
-    columns = min(PANELS_A_ROW, len(lines))
+    """Draw a panel per layer with a line per head; ``lines`` are (H, 2r+1) by layer, over the offsets from -r to r."""
+    columns = min(PANELS_PER_ROW, len(lines))
     panels = figure.subplots(math.ceil(len(lines) / columns), columns, sharex=True, sharey=True, squeeze=False)
     colors = line_colors(max(len(values) for values in lines.values()))
     for axes in panels.flat[len(lines) :]:
@@ -161,7 +160,7 @@ def panels_by_layer(figure: Figure | SubFigure, lines: dict[int, np.ndarray]) ->
 
 
 def _draw_norms(axes: Axes, title: str, layers: dict[int, np.ndarray]) -> None:
-    """A heat map, layers by offsets, of the Euclidean norm of each offset's vector, (1, 2n+1) in each layer."""
+    """Draw a heat map, layers by offsets, of norms (1, 2n+1) by layer."""
     norms = np.concatenate(list(layers.values()))
     reach = norms.shape[1] // 2
     image = axes.imshow(
@@ -176,10 +175,10 @@ def _draw_norms(axes: Axes, title: str, layers: dict[int, np.ndarray]) -> None:
 
 
 def _offset_ticks(axes: Axes, reach: int) -> None:
-    """Label the middle, the ends (which stand for everything beyond) and the halfway offsets."""
+    """Label the middle, the ends (which include all larger distances) and the offsets halfway."""
     if reach == 0:
         axes.set_xticks([0], ["all"])
         return
-    places = sorted({-reach, -(reach // 2), 0, reach // 2, reach})
+    offsets = sorted({-reach, -(reach // 2), 0, reach // 2, reach})
     names = {-reach: f"≤−{reach}", reach: f"≥{reach}"}
-    axes.set_xticks(places, [names.get(place, f"{place}".replace("-", "−")) for place in places], fontsize=9)
+    axes.set_xticks(offsets, [names.get(offset, f"{offset}".replace("-", "−")) for offset in offsets], fontsize=9)

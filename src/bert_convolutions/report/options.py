@@ -8,22 +8,22 @@ from bert_convolutions.flags import flag
 
 @dataclass
 class ReportOptions:
-    """Which sweep to report on, and where."""
+    """The sweep to report on and the output folder."""
 
-    sweep: Path = field(metadata={"help": "the --output_dir of bertconv sweep; --sweep may be left out", "bare": True})
+    sweep: Path = field(metadata={"help": "the --output_dir of bertconv sweep; --sweep may be omitted", "bare": True})
     output_dir: Path | None = flag(
-        None, "folder for the page and what is behind it; default: report in the sweep's folder"
+        None, "folder for the page, figures and tables; default: report in the sweep's folder"
     )
-    sentence: str | None = flag(None, "a sentence whose attention is drawn, the sum split into its terms")
-    head: int | None = flag(None, "which head's attention of --sentence, from 1; left out, the mean of all")
-    text: Path | None = flag(None, "held-out text, a sentence a line, to measure attention on; default: the runs' own")
+    sentence: str | None = flag(None, "a sentence whose attention scores are drawn, term by term")
+    head: int | None = flag(None, "head to draw for --sentence, from 1; default: the mean of all")
+    text: Path | None = flag(None, "held-out text to measure attention on, a sentence per line; default: the runs' own")
 
 
 @dataclass
 class PlotKernelsOptions:
-    """Which model's kernels to draw."""
+    """The model whose kernels are drawn and the output file."""
 
     checkpoint: Path = field(
-        metadata={"help": "model folder, ours or the original's; --checkpoint may be left out", "bare": True}
+        metadata={"help": "model folder, ours or the original's; --checkpoint may be omitted", "bare": True}
     )
-    output: Path = flag(Path("kernels.png"), "the PNG, SVG or PDF to write")
+    output: Path = flag(Path("kernels.png"), "PNG, SVG or PDF file to write")

@@ -1,4 +1,4 @@
-"""A page that needs nothing else: text, tables and pictures in one HTML file, and the files behind them beside it."""
+"""A self-contained HTML page of text, tables and figures, which are also written as separate files."""
 
 import base64
 import html
@@ -11,7 +11,7 @@ from bert_convolutions import files
 from bert_convolutions.report.style import save_figure
 
 Table = tuple[Sequence[str], Sequence[Sequence[object]]]
-"""A row of headings, and the rows below it."""
+"""The headings and the rows."""
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 76rem; margin: 1rem auto;
   padding: 0 1rem; }
@@ -23,30 +23,30 @@ th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right
 th:first-child, td:first-child, .text td { text-align: left; } p, summary { max-width: 48rem; overflow-wrap: anywhere; }
 @media print { details { display: none; } .wide { overflow: visible; } .wide img { min-width: 0 !important; } }
 """
-_FITS = 560
-"""Pixels: a picture up to this width is shown whole on a phone, a wider one is scrolled, or its text were too small."""
-_SHRUNK = 0.75
+_PHONE_WIDTH = 560
+"""Width in pixels up to which an image is scaled to fit a phone; wider ones scroll, to keep their text legible."""
+_MIN_SCALE = 0.75
 
 
 class Page:
-    """Collects the parts of a page; what is shown is also a file in ``folder``."""
+    """Collects the parts of a page; figures and tables are also written to ``folder``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.parts: list[str] = []
 
     def heading(self, text: str, note: str = "", level: int = 2) -> None:
-        """A heading, and a sentence below it."""
+        """Add a heading, and optionally a note below it."""
         self.parts.append(f"<h{level}>{html.escape(text)}</h{level}>")
         if note:
             self.paragraph(note, "note")
 
     def paragraph(self, text: str, kind: str = "") -> None:
-        """A paragraph, of a class of the style sheet where one is named."""
+        """Add a paragraph; ``kind`` is a class of the style sheet."""
         self.parts.append(f'<p class="{kind}">{html.escape(text)}</p>' if kind else f"<p>{html.escape(text)}</p>")
 
     def figure(self, figure: Figure, name: str, caption: str, table: Table | None = None) -> None:
-        """A picture: on the page as PNG, beside it as PNG and SVG; ``table`` is the CSV behind it."""
+        """Add a figure as PNG; also write it as PNG and SVG, and its data ``table`` as CSV."""
         for suffix in (".png", ".svg"):
             save_figure(figure, self.folder / f"{name}{suffix}")
         if table is not None:
@@ -54,18 +54,18 @@ class Page:
         data = base64.b64encode((self.folder / f"{name}.png").read_bytes()).decode()
         text = html.escape(caption)
         width = round(figure.get_figwidth() * 96)
-        least = f' style="min-width: {round(_SHRUNK * width)}px"' if width > _FITS else ""
+        least = f' style="min-width: {round(_MIN_SCALE * width)}px"' if width > _PHONE_WIDTH else ""
         image = f'<img src="data:image/png;base64,{data}" width="{width}"{least} alt="{text}">'
         self.parts.append(f'<figure><div class="wide">{image}</div><figcaption>{text}</figcaption></figure>')
 
     def table(self, table: Table, name: str, bold: Sequence[bool] = (), folded: str = "", kind: str = "") -> None:
-        """A table and its CSV.
+        """Add a table and write it as CSV.
 
         Args:
-            table: what it holds.
-            name: of the CSV, without suffix.
-            bold: rows that are true here are set so.
-            folded: where given, the table is hidden below this line until it is asked for.
+            table: headings and rows.
+            name: name of the CSV file, without suffix.
+            bold: for each row, whether it is bold.
+            folded: if given, the table is collapsed under this line.
             kind: ``text`` aligns all columns to the left.
         """
         header, rows = table
@@ -80,7 +80,7 @@ class Page:
         self.parts.append(f"<details><summary>{html.escape(folded)}</summary>{wide}</details>" if folded else wide)
 
     def html(self, title: str) -> str:
-        """The whole page."""
+        """The complete page."""
         head = (
             f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
             f'<link rel="icon" href="data:,"><title>{html.escape(title)}</title><style>{_STYLE}</style>'

@@ -1,4 +1,4 @@
-"""Training runs side by side, read from their files: loss curves in one picture, last figures in one table."""
+"""Compares training runs by their files: loss curves in one figure, final metrics in one table."""
 
 import json
 from collections.abc import Mapping
@@ -20,10 +20,10 @@ _STATE = "trainer_state.json"
 
 @dataclass(frozen=True)
 class LossHistory:
-    """The losses a run logged.
+    """The logged losses of a run.
 
     Attributes:
-        train: ``(step, loss)`` of the training log, the mean since the line before, in order of the steps.
+        train: ``(step, loss)`` in order of steps; the loss is the mean since the previous entry.
         evaluation: ``(step, loss)`` of each evaluation.
     """
 
@@ -32,10 +32,10 @@ class LossHistory:
 
 
 def read_loss_history(run_dir: Path) -> LossHistory:
-    """Read the losses of a training run from its ``trainer_state.json`` or, before its end, its newest checkpoint's.
+    """Read the losses of a training run from its ``trainer_state.json`` or, if unfinished, its newest checkpoint's.
 
     Raises:
-        UsageError: Neither is there, or the file is not what the Trainer writes.
+        UsageError: There is no such file, or it is damaged.
     """
     path = _state_file(run_dir)
     history = LossHistory()
@@ -51,7 +51,7 @@ def read_loss_history(run_dir: Path) -> LossHistory:
 
 
 def _state_file(run_dir: Path) -> Path:
-    """The trainer state that is the newest of a run."""
+    """The newest trainer state of a run."""
     for folder in (run_dir, *reversed(list_checkpoints(run_dir))):
         if (folder / _STATE).is_file():
             return folder / _STATE
@@ -59,7 +59,7 @@ def _state_file(run_dir: Path) -> Path:
 
 
 def plot_loss_curves(runs: Mapping[str, Path], output: Path) -> None:
-    """Draw training (thin) and evaluation (thick, with marks) loss over steps, one colour for each named run's folder.
+    """Draw training (thin) and evaluation (thick, with marks) loss over steps, one colour per run.
 
     Raises:
         UsageError: A folder holds no training run.
@@ -83,26 +83,26 @@ def plot_loss_curves(runs: Mapping[str, Path], output: Path) -> None:
 
 
 def comparison_table(runs: Mapping[str, Path], title: str) -> Table:
-    """The evaluation figures of finished pre-training runs' folders, a row for each name, the lowest loss in bold.
+    """The evaluation metrics of finished pre-training runs, one row each, the lowest loss in bold.
 
     Raises:
-        UsageError: A run has not been trained and evaluated to the end.
+        UsageError: A run's training or evaluation is unfinished.
     """
     figures = {
         name: _read(run_dir / "eval_results.json") | _read(run_dir / "train_results.json")
         for name, run_dir in runs.items()
     }
     table = make_table(title, "model", "steps", "evaluation loss", "perplexity", "masked tokens right", "real tokens/s")
-    lowest = min(of_run["eval_loss"] for of_run in figures.values())
-    for name, of_run in figures.items():
+    lowest = min(metrics["eval_loss"] for metrics in figures.values())
+    for name, metrics in figures.items():
         table.add_row(
             name,
-            str(of_run["steps"]),
-            f"{of_run['eval_loss']:.3f}",
-            f"{of_run['eval_perplexity']:.1f}",
-            f"{of_run['eval_masked_accuracy']:.1%}",
-            f"{of_run['real_tokens_per_second']:,.0f}",
-            style="bold" if of_run["eval_loss"] == lowest else None,
+            str(metrics["steps"]),
+            f"{metrics['eval_loss']:.3f}",
+            f"{metrics['eval_perplexity']:.1f}",
+            f"{metrics['eval_masked_accuracy']:.1%}",
+            f"{metrics['real_tokens_per_second']:,.0f}",
+            style="bold" if metrics["eval_loss"] == lowest else None,
         )
     return table
 

@@ -1,4 +1,4 @@
-"""How the plots look: colours that colour-blind readers can tell apart, and how a figure becomes a file."""
+"""The style of figures, with colours that are safe for colour-blind readers, and saving them to files."""
 
 from io import BytesIO
 from pathlib import Path
@@ -18,23 +18,23 @@ _FORMATS = (".png", ".svg", ".pdf")
 
 
 def line_colors(count: int) -> list[str | tuple[float, ...]]:
-    """``count`` distinct colours: the palette where it suffices, else evenly spaced ones of the map ``viridis``."""
+    """``count`` distinct colours: the palette's if it has enough, otherwise evenly spaced ones of ``viridis``."""
     if count <= len(OKABE_ITO):
         return list(OKABE_ITO[:count])
     return [colormaps["viridis"](index / (count - 1)) for index in range(count)]
 
 
 def plain(axes: Axes, grid: str = "both") -> None:
-    """A light grid, and no frame above and to the right."""
+    """Draw a light grid, and no frame at the top and right."""
     axes.grid(alpha=0.25, axis=grid)  # type: ignore[arg-type]
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as its name says (PNG, SVG or PDF), the same bytes each time, in one atomic step.
+    """Write a figure atomically and reproducibly in the format of the suffix (PNG, SVG or PDF).
 
     Raises:
-        UsageError: for a name that ends otherwise.
+        UsageError: the suffix is another one.
     """
     if path.suffix not in _FORMATS:
         raise UsageError(f"{path}: give a name that ends in {', '.join(_FORMATS)}")
@@ -42,7 +42,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     dateless = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
     with matplotlib.rc_context({"svg.hashsalt": path.name, "svg.fonttype": "none"}):
         figure.savefig(image, format=path.suffix[1:], dpi=144, metadata=dateless)
-    if path.suffix == ".png":  # a palette makes it a third of the size
+    if path.suffix == ".png":  # with a palette it has a third of the size
         palette = Image.open(image).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
         image = BytesIO()
         palette.save(image, "PNG", optimize=True, dpi=(144, 144))

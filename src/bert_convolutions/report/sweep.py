@@ -1,4 +1,4 @@
-"""``bertconv report``: a sweep's answer as one HTML file that needs nothing else, and what is behind it beside it."""
+"""``bertconv report``: the results of a sweep as one self-contained HTML file, with its figures and tables as files."""
 
 import json
 import re
@@ -31,43 +31,43 @@ from bert_convolutions.report.sweep_results import (
     run_records,
     token_savings,
 )
-from bert_convolutions.sweep.cells import Cell, given_paths, plan_cells
+from bert_convolutions.sweep.cells import Cell, flag_paths, plan_cells
 from bert_convolutions.sweep.statistics import SEEDS_FOR_INTERVAL, SEEDS_FOR_TEST, Comparison, Interval, compare
 from bert_convolutions.terminal import duration, say
 
-_TEXTS = 64
-"""Examples on which attention is measured."""
-_LONGEST = 128
-"""Tokens of them that are read."""
+_MAX_TEXTS = 64
+"""Maximum number of examples on which attention is measured."""
+_MAX_TOKENS = 128
+"""Maximum tokens of these examples."""
 
 
 def write_report(options: ReportOptions) -> Path:
-    """Write ``report.html``, whose path is returned, and its pictures and tables.
+    """Write ``report.html`` with its figures and tables; return its path.
 
     Raises:
-        UsageError: the folder is no sweep, or nothing in it is finished.
+        UsageError: the folder is not a sweep's, or no run is finished.
     """
     results = read_sweep(options.sweep)
     folder = options.output_dir or options.sweep / "report"
     files.make_folder(folder, "--output_dir")
     page = Page(folder)
     cells = plan_cells(results.experiment, options.sweep)
-    page.heading(results.experiment.question or "Experiment", _how_much(results, cells), level=1)
+    page.heading(results.experiment.question or "Experiment", _progress_note(results, cells), level=1)
     _add_curves(page, results)
     _add_metrics(page, results)
     _add_probes(page, results)
     _add_attention(page, results, options)
-    _add_what_was_run(page, results, cells)
+    _add_run_records(page, results, cells)
     files.write_json(folder / "runs.json", run_records(results))
     files.write_text(folder / "report.html", page.html(results.experiment.question or "Experiment"))
     return folder / "report.html"
 
 
-def _how_much(results: SweepResults, cells: Sequence[Cell]) -> str:
-    """What is there of the experiment."""
+def _progress_note(results: SweepResults, cells: Sequence[Cell]) -> str:
+    """The progress of the experiment."""
     finished = sum(cell.is_finished() for cell in cells)
-    told = ", ".join(f"{variant} {len(runs)}" for variant, runs in results.by_variant.items())
-    return f"{finished} of {len(cells)} cells are finished. Seeds of each variant: {told}."
+    seeds = ", ".join(f"{variant} {len(runs)}" for variant, runs in results.by_variant.items())
+    return f"{finished} of {len(cells)} cells are finished. Seeds of each variant: {seeds}."
 
 
 def _add_curves(page: Page, results: SweepResults) -> None:
@@ -84,10 +84,10 @@ def _add_curves(page: Page, results: SweepResults) -> None:
     if not savings:
         return
     page.paragraph(
-        "By what factor the variant needs fewer tokens than the baseline until its held-out loss first falls to the "
-        "given one: geometric mean over seeds and 95 % bootstrap interval. Losses are those that every run of the "
-        "baseline passes through; ≥: the variant was there at its first evaluation. In hours: by the tokens per second "
-        "that were measured, which other work on the machine disturbs.",
+        "The factor by which the variant needs fewer tokens than the baseline until its held-out loss first reaches "
+        "the given one: geometric mean over seeds and 95 % bootstrap interval. All runs of the baseline pass through "
+        "these losses; ≥: the variant reached the loss by its first evaluation. The factor in hours uses the measured "
+        "tokens per second, which other work on the machine affects.",
         "note",
     )
     rows = []
@@ -113,14 +113,14 @@ def _add_metrics(page: Page, results: SweepResults) -> None:
     note += f"(none below {SEEDS_FOR_INTERVAL})."
     if baseline:
         note += (
-            f" Paired difference to {baseline}; p by exact permutation of signs, corrected by Holm (none below "
-            f"{SEEDS_FOR_TEST} seeds, where it can't reach 0.05). Bold: better than {baseline}, and the interval of "
-            "the difference leaves out zero, as does Student's where there is no test."
+            f" Paired difference to {baseline}; p-value of the exact permutation test of signs, corrected by Holm "
+            f"(none below {SEEDS_FOR_TEST} seeds, where it can't reach 0.05). Bold: better than {baseline}, and the "
+            "interval of the difference excludes zero, as does Student's interval if there is no test."
         )
     page.heading(
         "Scores",
-        f"{note} At equal FLOPs: read off the curves at what the cheapest run took in all, so that a dearer run is "
-        "judged before its learning rate has fallen to 0.",
+        f"{note} At equal FLOPs: interpolated on the curves at the total FLOPs of the cheapest run, which a costlier "
+        "run reaches before its learning rate has fallen to 0.",
     )
     flops, equal = at_equal_flops(results)
     tables = []
@@ -183,7 +183,7 @@ def _add_probes(page: Page, results: SweepResults) -> None:
     figure = sweep_figures.order_lines(results)
     if figure is not None:
         page.heading("Local order")
-        caption = "Local order: right pairs by how far a word was moved; 50 % is chance. The band spans the seeds."
+        caption = "Local order: accuracy by the distance of the moved word; 50 % is chance. The band spans the seeds."
         table = (("variant", "seed", "distance", "accuracy"), sweep_figures.order_rows(results))
         page.figure(figure, "local_order", caption, table)
 
@@ -196,14 +196,14 @@ def _add_differences(
         return
     names, variants, table = found
     rows = [(row, *(f"{value:.2f}" for value in values)) for row, values in zip(names, table, strict=True)]
-    page.heading(f"{name}: where the differences are")
+    page.heading(f"{name}: differences by group")
     figure = sweep_figures.difference_map(found, results.experiment.baseline or "")
     page.figure(figure, name, caption, (("", *variants), rows))
 
 
 def _add_attention(page: Page, results: SweepResults, options: ReportOptions) -> None:
-    """Kernels, mean attention and the parts of the score, of each variant's first run."""
-    page.heading("Inside the attention", "Of the first seed of each variant.")
+    """Add kernels, mean attention and the shares of the terms, for the first run of each variant."""
+    page.heading("Attention", "For the first seed of each variant.")
     on_text: dict[str, attention.AttentionOnText] = {}
     for variant, (run, *_) in results.by_variant.items():
         kernels = read_kernels(run.folder)
@@ -223,16 +223,16 @@ def _add_attention(page: Page, results: SweepResults, options: ReportOptions) ->
         if options.sentence:
             _add_sentence(page, options, variant, attention.attention_of(model, tokenizer, options.sentence))
     if not on_text:
-        say("the held-out data are not at hand: give --text for what attention does on text")
-        page.paragraph("The held-out data were not at hand, so nothing was measured on text.")
-    of_several = {variant: found for variant, found in on_text.items() if len(found.terms) > 1}
-    if of_several:
+        say("the held-out data are not available: give --text to measure attention on text")
+        page.paragraph("The held-out data were not available, so nothing was measured on text.")
+    several_terms = {variant: found for variant, found in on_text.items() if len(found.terms) > 1}
+    if several_terms:
         page.figure(
-            attention.variance_bars(of_several),
+            attention.variance_bars(several_terms),
             "variance",
-            "How much of the variance of the scores over the keys of a query each term explains: its covariance with "
-            "the sum over the variance of the sum. A negative share works against the other terms.",
-            (("variant", "layer", "head", "term", "share"), attention.variance_rows(of_several)),
+            "Each term's share of the variance of the scores over the keys of a query: its covariance with the sum, "
+            "divided by the variance of the sum. A term with a negative share counteracts the others.",
+            (("variant", "layer", "head", "term", "share"), attention.variance_rows(several_terms)),
         )
 
 
@@ -244,50 +244,50 @@ def _add_sentence(page: Page, options: ReportOptions, variant: str, found: atten
     page.figure(
         attention.sentence_maps(found, variant, options.head),
         f"sentence_{variant}",
-        f"“{options.sentence}” in {variant}: the score of each term, less its mean over the keys, their sum, and the "
-        "attention; queries downwards, keys to the right.",
+        f"“{options.sentence}” in {variant}: the score of each term less its mean over the keys, their sum, and the "
+        "attention; rows are queries, columns keys.",
         (header, attention.sentence_rows(found, options.head)),
     )
 
 
 def _texts(results: SweepResults, options: ReportOptions, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Ids of held-out text: of ``--text``, or of the data that the runs were evaluated on if they are still there."""
+    """Ids of held-out text: of ``--text``, or of the runs' evaluation data if they still exist."""
     base = results.experiment.base
-    paths = [options.text] if options.text else given_paths(base, "eval_data_file")
+    paths = [options.text] if options.text else flag_paths(base, "eval_data_file")
     if not options.text:
         if paths and (paths[0] / MANIFEST_FILE).is_file():
             store = ArrowStore(paths[0], tokenizer_hash(tokenizer))
-            return [store[index][:_LONGEST].tolist() for index in range(min(_TEXTS, len(store)))]
+            return [store[index][:_MAX_TOKENS].tolist() for index in range(min(_MAX_TEXTS, len(store)))]
         if not (paths and base.get("line_by_line") and all(path.exists() for path in paths)):
             return []
     lines = (line for line in text_lines(find_sources([*map(str, paths)])) if len(line.split()) > 1)
-    return [tokenizer(line)["input_ids"][:_LONGEST] for line in islice(lines, _TEXTS)]
+    return [tokenizer(line)["input_ids"][:_MAX_TOKENS] for line in islice(lines, _MAX_TEXTS)]
 
 
-def _add_what_was_run(page: Page, results: SweepResults, cells: Sequence[Cell]) -> None:
+def _add_run_records(page: Page, results: SweepResults, cells: Sequence[Cell]) -> None:
     finished = {(run.variant, run.seed) for run in results.runs}
-    rows, seconds, places = [], 0.0, {}
+    rows, seconds, by_content = [], 0.0, {}
     for cell in cells:
         record = cell.record() if (cell.variant, cell.seed) in finished else None
         if record is not None:
             command = shlex.join(["bertconv", *record.command])
             rows.append((cell.label, duration(record.seconds), str(record.exit_code), command))
-            places[json.dumps(record.environment)] = record.environment
+            by_content[json.dumps(record.environment)] = record.environment
             seconds += record.seconds
     page.heading("What was run")
-    told = {f"run {number}: ": place for number, place in enumerate(places.values(), 1) if place}
-    for when, place in (told | {"reported: ": environment()}).items():
-        for key, value in place.items():
+    environments = {f"run {number}: ": found for number, found in enumerate(by_content.values(), 1) if found}
+    for when, found in (environments | {"reported: ": environment()}).items():
+        for key, value in found.items():
             page.paragraph(f"{when}{key} {value}")
     page.paragraph(f"data: {_data_hashes(results)}")
-    page.paragraph(f"wall time of all cells: {duration(seconds)}" if rows else "no record of the cells' times is there")
+    page.paragraph(f"wall time of all cells: {duration(seconds)}" if rows else "there is no record of the cells' times")
     if rows:
         page.table((("cell", "wall time", "exit code", "command"), rows), "commands", folded="Commands", kind="text")
     page.table(_all_options(results), "options", folded="All options, defaults included", kind="text")
 
 
 def _all_options(results: SweepResults) -> Table:
-    """Every argument of the Trainer and field of the configuration, as the first run of each variant left them."""
+    """All arguments of the Trainer and fields of the configuration in the first run of each variant."""
     found: dict[str, dict[str, object]] = {}
     for variant, (run, *_) in results.by_variant.items():
         paths = [run.folder / name for name in ("training_args.json", "config.json")]
@@ -298,14 +298,14 @@ def _all_options(results: SweepResults) -> Table:
 
 
 def _data_hashes(results: SweepResults) -> str:
-    """Of the shards that a build-dataset folder's manifest names."""
+    """The hashes of the shards in the manifests of build-dataset folders."""
     found = []
     for flag in ("train_data_file", "eval_data_file"):
-        for manifest in (path / MANIFEST_FILE for path in given_paths(results.experiment.base, flag)):
+        for manifest in (path / MANIFEST_FILE for path in flag_paths(results.experiment.base, flag)):
             if manifest.is_file():
                 shards = ", ".join(shard.sha256[:16] for shard in read_manifest(manifest).shards)
                 found.append(f"{flag} {manifest.parent} (SHA-256 {shards})")
-    return "; ".join(found) or "no folder of build-dataset is at hand"
+    return "; ".join(found) or "no folder of build-dataset is available"
 
 
 def _interval(interval: Interval | None, digits: int) -> str:

@@ -1,4 +1,4 @@
-"""The pictures of a sweep: loss curves with a band over seeds, dots with intervals, a heat map of differences."""
+"""The figures of a sweep: loss curves with a band over seeds, dots with intervals, a heat map of differences."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -12,8 +12,8 @@ from bert_convolutions.report.sweep_results import Run, Saving, SweepResults
 from bert_convolutions.sweep.statistics import Comparison
 
 _ORDER = "local_order"
-"""The name of the order probe's cell."""
-_X_AXES: tuple[tuple[str, Callable[[Run], Sequence[float]]], ...] = (
+"""Name of the local-order probe's cell."""
+_HORIZONTAL_AXES: tuple[tuple[str, Callable[[Run], Sequence[float]]], ...] = (
     ("steps", lambda run: run.steps),
     ("tokens", lambda run: run.tokens),
     ("training FLOPs", lambda run: run.flops),
@@ -21,16 +21,16 @@ _X_AXES: tuple[tuple[str, Callable[[Run], Sequence[float]]], ...] = (
 
 
 def colors(results: SweepResults) -> dict[str, object]:
-    """One colour a variant that has runs, the same in every picture."""
+    """A colour per variant that has runs, the same in all figures."""
     variants = results.by_variant
     return dict(zip(variants, line_colors(len(variants)), strict=True))
 
 
 def loss_curves(results: SweepResults) -> Figure:
-    """Held-out loss against steps, tokens and FLOPs: the mean over seeds, in a band from the lowest to the highest."""
+    """Held-out loss against steps, tokens and FLOPs: mean over seeds, with a band from minimum to maximum."""
     figure = Figure(figsize=(5, 10), layout="constrained")
     color = colors(results)
-    for axes, (label, horizontal) in zip(figure.subplots(len(_X_AXES), 1), _X_AXES, strict=True):
+    for axes, (label, horizontal) in zip(figure.subplots(len(_HORIZONTAL_AXES), 1), _HORIZONTAL_AXES, strict=True):
         for variant, runs in results.by_variant.items():
             count = min(len(run.steps) for run in runs)
             losses = np.array([run.losses[:count] for run in runs])
@@ -40,7 +40,7 @@ def loss_curves(results: SweepResults) -> Figure:
             axes.fill_between(xs, losses.min(axis=0), losses.max(axis=0), color=color[variant], alpha=0.2, linewidth=0)
         axes.set(xlabel=label, ylabel="held-out loss (nats per masked token)")
         if label != "steps":
-            axes.xaxis.set_major_formatter(EngFormatter())  # 10 M instead of 1.0 and, in a corner, 1e7
+            axes.xaxis.set_major_formatter(EngFormatter())  # 10 M instead of 1.0 and a separate 1e7
         plain(axes)
     figure.axes[0].legend(frameon=False)
     return figure
@@ -49,16 +49,16 @@ def loss_curves(results: SweepResults) -> Figure:
 def dots(
     values: Mapping[str, Mapping[int, float]], compared: Mapping[str, Comparison], results: SweepResults, unit: str
 ) -> Figure:
-    """A metric's mean of each variant with its interval over seeds, the seeds themselves as small marks."""
+    """A metric's mean of each variant with its interval over seeds, and single seeds as small marks."""
     figure = Figure(figsize=(5, 1.2 + 0.42 * len(compared)), layout="constrained")
     axes = figure.add_subplot()
     color = colors(results)
-    for place, (variant, summary) in enumerate(compared.items()):
+    for row, (variant, summary) in enumerate(compared.items()):
         seeds = list(values[variant].values())
-        axes.plot(seeds, [place] * len(seeds), "|", color=color[variant], markersize=9, alpha=0.6)
-        axes.plot(summary.mean, place, "o", color=color[variant], markersize=8)
+        axes.plot(seeds, [row] * len(seeds), "|", color=color[variant], markersize=9, alpha=0.6)
+        axes.plot(summary.mean, row, "o", color=color[variant], markersize=8)
         if summary.interval:
-            axes.plot(summary.interval, [place, place], color=color[variant], linewidth=2)
+            axes.plot(summary.interval, [row, row], color=color[variant], linewidth=2)
     axes.set_yticks(range(len(compared)), list(compared))
     axes.set(xlabel=unit, ylim=(len(compared) - 0.5, -0.5))
     plain(axes, "x")
@@ -66,7 +66,7 @@ def dots(
 
 
 def order_lines(results: SweepResults) -> Figure | None:
-    """Accuracy of the order probe by how far the word was moved; None where no run has it."""
+    """Accuracy of the local-order probe by the distance of the moved word; None if no run has it."""
     if not any(_ORDER in run.probes for run in results.runs):
         return None
     figure = Figure(figsize=(5, 3.6), layout="constrained")
@@ -77,19 +77,19 @@ def order_lines(results: SweepResults) -> Figure | None:
         if not probes:
             continue
         distances = [int(paradigm.rpartition("_")[2]) for paradigm in probes[0]]
-        shares = np.array([[100 * result.accuracy for result in probe.values()] for probe in probes])
-        axes.plot(distances, shares.mean(axis=0), color=color[variant], marker="o", label=variant)
-        axes.fill_between(distances, shares.min(axis=0), shares.max(axis=0), color=color[variant], alpha=0.2)
+        accuracies = np.array([[100 * result.accuracy for result in probe.values()] for probe in probes])
+        axes.plot(distances, accuracies.mean(axis=0), color=color[variant], marker="o", label=variant)
+        axes.fill_between(distances, accuracies.min(axis=0), accuracies.max(axis=0), color=color[variant], alpha=0.2)
         axes.set_xticks(distances)
     axes.axhline(50, color="grey", linewidth=1, linestyle=":")
-    axes.set(xlabel="words by which one word was moved", ylabel="right pairs (%)")
+    axes.set(xlabel="distance by which a word was moved", ylabel="accuracy (%)")
     plain(axes)
     axes.legend(frameon=False)
     return figure
 
 
 def order_rows(results: SweepResults) -> list[tuple[object, ...]]:
-    """Variant, seed, distance and share of right pairs."""
+    """Variant, seed, distance and accuracy."""
     return [
         (run.variant, run.seed, paradigm.rpartition("_")[2], f"{found.accuracy:.4f}")
         for run in results.runs
@@ -99,7 +99,7 @@ def order_rows(results: SweepResults) -> list[tuple[object, ...]]:
 
 
 def saving_lines(savings: Mapping[str, Sequence[Saving]], results: SweepResults) -> Figure:
-    """The factor by which a variant needs fewer tokens, against the loss; bars are 95 % intervals over seeds."""
+    """The factor by which a variant needs fewer tokens, against the loss, with 95 % intervals over seeds."""
     figure = Figure(figsize=(5, 3.8), layout="constrained")
     axes = figure.add_subplot()
     color = colors(results)
@@ -132,22 +132,22 @@ def curve_rows(results: SweepResults) -> list[tuple[object, ...]]:
 
 
 Differences = tuple[list[str], list[str], NDArray[np.float64]]
-"""Names of rows and of variants, and the differences to the baseline between them in percentage points."""
+"""Names of the rows, the variants, and the differences to the baseline (rows, variants) in percentage points."""
 
 
 def differences(results: SweepResults, figures_of: Callable[[Run], Mapping[str, float]]) -> Differences | None:
-    """Mean differences over seeds to the baseline; None where there is nothing to compare.
+    """Mean differences to the baseline over seeds; None if there is nothing to compare.
 
-    ``figures_of`` gives a run's shares by name, none where it has none.
+    ``figures_of`` returns a run's fractions by name, if any.
     """
 
     means: dict[str, dict[str, float]] = {}
     for variant, runs in results.by_variant.items():
         found = [figures for run in runs if (figures := figures_of(run))]
-        names = dict.fromkeys(name for figures in found for name in figures)  # a run may be evaluated in part so far
+        names = dict.fromkeys(name for figures in found for name in figures)  # evaluations may be unfinished
         if names:
             of_runs = {name: [figures[name] for figures in found if name in figures] for name in names}
-            means[variant] = {name: float(np.mean(shares)) for name, shares in of_runs.items()}
+            means[variant] = {name: float(np.mean(accuracies)) for name, accuracies in of_runs.items()}
     base = means.pop(results.experiment.baseline or "", {})
     rows = [row for row in base if any(row in found for found in means.values())]
     if not rows:
@@ -157,7 +157,7 @@ def differences(results: SweepResults, figures_of: Callable[[Run], Mapping[str, 
 
 
 def difference_map(found: Differences, baseline: str) -> Figure:
-    """A heat map, with the differences written into it."""
+    """A heat map annotated with the differences."""
     rows, columns, table = found
     figure = Figure(figsize=(3.4 + 0.5 * len(columns), 1.9 + 0.3 * len(rows)), layout="constrained")
     axes = figure.add_subplot()

@@ -1,4 +1,4 @@
-"""What the finished cells of a sweep found: curves, scores, costs; read from their files alone."""
+"""The results of a sweep's finished cells, read from their files: curves, scores, costs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from bert_convolutions.model.flops import count_flops
 from bert_convolutions.model.presets import load_config
 from bert_convolutions.parsing import read_json, read_model
 from bert_convolutions.schemas import Accuracy, Experiment, ProbeResults, TaskState
-from bert_convolutions.sweep.cells import LOCAL_ORDER, MINIMAL_PAIRS, PRETRAIN, Cell, by_model, plan_cells
-from bert_convolutions.sweep.estimate import bare_model, example_length, training_flops
+from bert_convolutions.sweep.cells import LOCAL_ORDER, MINIMAL_PAIRS, PRETRAIN, Cell, group_by_model, plan_cells
+from bert_convolutions.sweep.estimate import example_length, on_meta_device, training_flops
 from bert_convolutions.sweep.run import EXPERIMENT_NAME
 from bert_convolutions.sweep.statistics import Interval, ratio_interval, tokens_to_loss
 
@@ -27,14 +27,14 @@ class Run:
     """A pre-trained model.
 
     Attributes:
-        variant, seed: of the experiment.
-        folder: of the model.
-        steps, tokens, flops, losses, accuracies: (E,) at each evaluation; the last is the share of masked tokens right.
-        parameters: of the model.
-        tokens_per_second: of training, as it was measured.
-        scores: metric to value.
-        probes: evaluation to its results.
-        glue: metrics of dev sets, means over rounds; they are among the scores too.
+        variant, seed: variant and seed of the experiment.
+        folder: folder of the model.
+        steps, tokens, flops, losses, accuracies: (E,) at each evaluation; accuracies are those of masked tokens.
+        parameters: number of parameters.
+        tokens_per_second: measured training speed.
+        scores: values by metric.
+        probes: results by evaluation.
+        glue: metrics of dev sets, means over rounds; also contained in ``scores``.
     """
 
     variant: str
@@ -52,7 +52,7 @@ class Run:
     glue: dict[str, float]
 
     def by_phenomenon(self, probe: str) -> dict[str, float]:
-        """The accuracy on minimal pairs by phenomenon, or by paradigm where there are none; empty without the probe."""
+        """The accuracy on minimal pairs by phenomenon (or by paradigm, if there are none); empty without the probe."""
         if probe not in self.probes:
             return {}
         groups: Mapping[str, Accuracy] = self.probes[probe].phenomena or self.probes[probe].paradigms
@@ -61,13 +61,13 @@ class Run:
 
 @dataclass(frozen=True)
 class SweepResults:
-    """An experiment and the runs of it that are finished."""
+    """An experiment and its finished runs."""
 
     experiment: Experiment
     runs: list[Run]
 
     def values(self, metric: str) -> dict[str, dict[int, float]]:
-        """A metric by variant, in the experiment's order, and seed."""
+        """A metric by variant (in the experiment's order) and seed."""
         found = {
             variant: {run.seed: run.scores[metric] for run in runs if metric in run.scores}
             for variant, runs in self.by_variant.items()
@@ -76,18 +76,18 @@ class SweepResults:
 
     @property
     def metrics(self) -> list[str]:
-        """All metrics, in the order in which the runs have them."""
+        """All metrics in order of first occurrence."""
         return list(dict.fromkeys(metric for run in self.runs for metric in run.scores))
 
     @property
     def by_variant(self) -> dict[str, list[Run]]:
-        """The runs of each variant that has any, in the experiment's order."""
+        """The runs by variant, in the experiment's order, without variants that have none."""
         found = {variant: [run for run in self.runs if run.variant == variant] for variant in self.experiment.variants}
         return {variant: runs for variant, runs in found.items() if runs}
 
 
 def larger_is_better(metric: str) -> bool:
-    """Whether more of a metric is better: of all but losses."""
+    """Whether larger values of a metric are better, which is so for all but losses."""
     return "loss" not in metric
 
 
@@ -95,13 +95,13 @@ def read_sweep(folder: Path) -> SweepResults:
     """Read a sweep's folder.
 
     Raises:
-        UsageError: it is not one, nothing in it is finished, or a file in it is damaged.
+        UsageError: it is not a sweep's folder, no run is finished, or a file is damaged.
     """
     path = folder / EXPERIMENT_NAME
     if not path.is_file():
         raise UsageError(f"{folder} holds no {EXPERIMENT_NAME}: give the --output_dir of bertconv sweep")
     experiment = read_model(Experiment, path)
-    models = [{cell.name: cell for cell in cells} for cells in by_model(plan_cells(experiment, folder))]
+    models = [{cell.name: cell for cell in cells} for cells in group_by_model(plan_cells(experiment, folder))]
     runs = [_read_run(cells) for cells in models if cells[PRETRAIN].is_finished()]
     if not runs:
         raise UsageError(f"{folder}: no run is finished yet")
@@ -119,13 +119,13 @@ def _read_run(cells: Mapping[str, Cell]) -> Run:
         steps = sorted(points)
         losses = [float(points[step]["eval_loss"]) for step in steps]
         accuracies = [float(points[step]["eval_masked_accuracy"]) for step in steps]
-        a_step = float(state["num_input_tokens_seen"]) / int(state["global_step"])
+        tokens_per_step = float(state["num_input_tokens_seen"]) / int(state["global_step"])
         scores = {LOSS: losses[-1], MASKED_ACCURACY: accuracies[-1]}
         speed = float(training["real_tokens_per_second"])
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise UsageError(f"{cell.folder} holds no whole run ({error}); run bertconv sweep again") from error
-    model = bare_model(load_config(str(cell.folder)))
-    tokens = [a_step * step for step in steps]
+        raise UsageError(f"{cell.folder} holds no complete run ({error}); run bertconv sweep again") from error
+    model = on_meta_device(load_config(str(cell.folder)))
+    tokens = [tokens_per_step * step for step in steps]
     length = example_length(cell.flags)
     counter = count_flops(model)
     probes = {}
@@ -172,16 +172,16 @@ def _glue_scores(folder: Path) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Saving:
-    """By what factor a variant needs fewer tokens than the baseline to a loss.
+    """The factor by which a variant needs fewer tokens than the baseline to reach a loss.
 
     Attributes:
         level: the loss.
-        factor: geometric mean over the seeds both have; None if a run of the variant doesn't get there.
-        interval: 95 % bootstrap interval over seeds; None: too few.
-        at_least: the variant was there at its first evaluation in some seed, so that the factor is a lower bound.
+        factor: geometric mean over common seeds; None if a run of the variant doesn't reach the loss.
+        interval: 95 % bootstrap interval over seeds; None for too few.
+        at_least: whether the factor is a lower bound, since a run reached the loss by its first evaluation.
         tokens: geometric means of the baseline's and the variant's tokens.
-        time_factor: the same factor in hours, by the mean tokens per second that each was measured at.
-        seeds: how many.
+        time_factor: the factor in hours, from the mean measured tokens per second.
+        seeds: number of seeds.
     """
 
     level: float
@@ -194,7 +194,7 @@ class Saving:
 
 
 def token_savings(results: SweepResults, variant: str) -> list[Saving]:
-    """Factors at five losses spread evenly over those that all runs of the baseline pass through, if there are any."""
+    """Factors at five evenly spaced losses that all runs of the baseline pass through; empty if there are none."""
     runs = results.by_variant
     reference = {run.seed: run for run in runs.get(results.experiment.baseline or "", [])}
     pairs = [(reference[run.seed], run) for run in runs.get(variant, []) if run.seed in reference]
@@ -222,9 +222,9 @@ def token_savings(results: SweepResults, variant: str) -> list[Saving]:
 
 
 def at_equal_flops(results: SweepResults) -> tuple[float, dict[str, dict[str, dict[int, float]]]]:
-    """The FLOPs that the cheapest run took in all; by metric, variant and seed, what runs had when they had taken them.
+    """The total FLOPs of the cheapest run, and all runs' values at these FLOPs by metric, variant and seed.
 
-    Between two evaluations, the metric is a line over the logarithm of the FLOPs.
+    Between two evaluations a metric is interpolated linearly in the logarithm of the FLOPs.
     """
     flops = min(run.flops[-1] for run in results.runs)
     found: dict[str, dict[str, dict[int, float]]] = {}
@@ -236,7 +236,7 @@ def at_equal_flops(results: SweepResults) -> tuple[float, dict[str, dict[str, di
 
 
 def run_records(results: SweepResults) -> list[dict[str, Any]]:
-    """Every run's figures as JSON values, for other programs."""
+    """All runs' results as JSON values, for other programs."""
     return [
         {
             "variant": run.variant,

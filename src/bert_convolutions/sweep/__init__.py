@@ -1,1 +1,1 @@
-"""Experiments as data: the commands that a comparison needs, their execution, and the statistics of what they gave."""
+"""Experiments as data: the commands of a comparison, their execution, and statistics of their results."""

@@ -10,20 +10,18 @@ from bert_convolutions.flags import flag
 
 @dataclass
 class SweepOptions:
-    """Which experiment to run, and where."""
+    """The experiment to run and its output folder."""
 
-    experiment: Path = field(metadata={"help": "experiment file (YAML); --experiment may be left out", "bare": True})
+    experiment: Path = field(metadata={"help": "experiment file (YAML); --experiment may be omitted", "bare": True})
     output_dir: Path = field(metadata={"help": "folder for the cells, <variant>/seed<k>/<command>"})
     only: list[str] = flag([], "cells to run, by patterns such as 'composite/*' or '*/seed1/pretrain'; default: all")
-    set: list[str] = flag([], "flags of the base over what the file says, such as config_name=bert_base max_steps=1000")
-    dry_run: bool = flag(
-        False, "run nothing; print the commands, with parameters, FLOPs and estimated time of the variants"
-    )
+    set: list[str] = flag([], "flags that override the file's base, such as config_name=bert_base max_steps=1000")
+    dry_run: bool = flag(False, "only print the commands, and parameters, FLOPs and estimated time of the variants")
     format: Literal["table", "commands"] = flag(
-        "table", "with --dry_run; commands: those missing, one a line, for a scheduler of your own"
+        "table", "with --dry_run; commands: only the missing ones, one per line, for your own scheduler"
     )
     executor: Literal["here", "local", "slurm"] = flag(
-        "here", "here: one after the other; slurm or local (for a try): a job for each variant and seed, by submitit"
+        "here", "here: one after the other; slurm, or local for a trial: a job per variant and seed, by submitit"
     )
     executor_options: list[str] = flag(
         [], "submitit's parameters, such as timeout_min=600 slurm_partition=gpu gpus_per_node=1"

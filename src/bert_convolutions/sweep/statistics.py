@@ -1,6 +1,6 @@
-"""Is a difference between variants real? Means over seeds, bootstrap intervals, paired permutation tests, Holm.
+"""Comparison of variants: means over seeds, bootstrap intervals, paired permutation tests, Holm's correction.
 
-A run's seed is what differs between repetitions, so runs of the same seed are paired: same data order, same masks.
+Runs of the same seed are paired, as they have the same data order and the same masks.
 """
 
 import math
@@ -14,9 +14,9 @@ from scipy import stats
 LEVEL = 0.95
 RESAMPLES = 9999
 SEEDS_FOR_INTERVAL = 3
-"""Below this many seeds no interval is given: two values have three resamples."""
+"""Minimum number of seeds for an interval: two values have only three distinct resamples."""
 SEEDS_FOR_TEST = 6
-"""With n pairs the smallest two-sided p of a permutation test is 2 / 2^n: below six it never reaches 0.05."""
+"""Minimum number of seeds for a test: the smallest two-sided p-value, 2 / 2^n, is below 0.05 only from six on."""
 _SEED = 0
 
 Interval = tuple[float, float]
@@ -24,18 +24,18 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Comparison:
-    """A variant's values of one metric, and their paired differences to the baseline.
+    """A variant's values of one metric and their paired differences to the baseline.
 
     Attributes:
-        seeds: how many.
-        mean, deviation, best: of the values; ``deviation`` is the sample's, NaN for one seed.
-        interval: 95 % bootstrap interval of the mean over seeds; None: too few seeds.
-        difference: mean of variant minus baseline over the seeds both have; None for the baseline, or where none is.
-        difference_interval: 95 % bootstrap interval of it; None: too few seeds.
-        student_interval: 95 % interval of it by Student's t, which knows how little few seeds say: the other
-            never holds zero where three differences have one sign, as they have by chance one time in four.
-        p_value: two-sided, of the paired permutation test of signs; None: too few seeds.
-        p_holm: the same, corrected for the number of variants compared (Holm, 1979).
+        seeds: number of seeds.
+        mean, deviation, best: of the values; ``deviation`` is the sample standard deviation, NaN for one seed.
+        interval: 95 % bootstrap interval of the mean over seeds; None for too few seeds.
+        difference: mean of variant minus baseline over common seeds; None for the baseline or without common seeds.
+        difference_interval: 95 % bootstrap interval of the difference; None for too few seeds.
+        student_interval: 95 % interval of the difference by Student's t, which accounts for few seeds: the other
+            excludes zero whenever three differences have the same sign, by chance in one of four cases.
+        p_value: two-sided p-value of the paired sign permutation test; None for too few seeds.
+        p_holm: the p-value corrected for the number of compared variants (Holm, 1979).
     """
 
     seeds: int
@@ -51,23 +51,23 @@ class Comparison:
 
     @property
     def differs(self) -> bool:
-        """Whether the interval of the difference leaves zero out, and the test agrees; without one, Student's."""
+        """Whether the bootstrap interval of the difference excludes zero, and the test or Student's interval agrees."""
         if self.difference_interval is None or self.student_interval is None:
             return False
-        agreed = _without_zero(self.student_interval) if self.p_holm is None else self.p_holm <= 1 - LEVEL
-        return agreed and _without_zero(self.difference_interval)
+        agreed = _excludes_zero(self.student_interval) if self.p_holm is None else self.p_holm <= 1 - LEVEL
+        return agreed and _excludes_zero(self.difference_interval)
 
 
-def _without_zero(interval: Interval) -> bool:
+def _excludes_zero(interval: Interval) -> bool:
     return not interval[0] <= 0 <= interval[1]
 
 
 def compare(
     values: Mapping[str, Mapping[int, float]], baseline: str | None, larger_is_better: bool
 ) -> dict[str, Comparison]:
-    """Summarise one metric, given by variant and seed, for each variant that has values, in the order given.
+    """Summarise one metric, given by variant and seed, for each variant with values, in the given order.
 
-    The others are compared to ``baseline``, unless it is None or has no values.
+    The other variants are compared to ``baseline``, unless it is None or has no values.
     """
     compared: dict[str, Comparison] = {}
     for variant, by_seed in values.items():
@@ -96,10 +96,10 @@ def compare(
 
 
 def bootstrap_interval(sample: NDArray[np.float64]) -> Interval | None:
-    """95 % percentile interval of the mean; None for too few values.
+    """95 % bootstrap percentile interval of the mean; None for too few values.
 
-    With three to five values it is narrower than it should be (three have ten different resamples), which no method
-    can mend: it says how far the seeds at hand are apart.
+    With three to five values it is too narrow (three have only ten distinct resamples) and merely describes the spread
+    of the given seeds.
     """
     if len(sample) < SEEDS_FOR_INTERVAL:
         return None
@@ -124,7 +124,7 @@ def _student_interval(sample: NDArray[np.float64]) -> Interval | None:
 
 
 def sign_permutation_p(differences: NDArray[np.float64]) -> float | None:
-    """Two-sided p-value of differences whose signs are exchanged in all ways; None for too few."""
+    """Two-sided p-value of the permutation test over all signs of the differences; None for too few."""
     if len(differences) < SEEDS_FOR_TEST:
         return None
     found = stats.permutation_test(
@@ -138,7 +138,7 @@ def sign_permutation_p(differences: NDArray[np.float64]) -> float | None:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: each rejected at 0.05 only if all smaller ones are."""
+    """p-values with Holm's step-down correction: one is rejected only if all smaller ones are."""
     corrected = [0.0] * len(p_values)
     largest = 0.0
     for rank, index in enumerate(np.argsort(p_values).tolist()):
@@ -148,9 +148,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def tokens_to_loss(tokens: Sequence[float], losses: Sequence[float], level: float) -> float | None:
-    """Tokens after which a curve first reaches a loss, interpolated in log tokens; None if it doesn't.
+    """The number of tokens at which a curve first reaches the loss ``level``, or None.
 
-    ``tokens``, rising and above 0, are those seen at each evaluation, and ``losses`` what it gave.
+    ``tokens`` (positive, increasing) and ``losses`` are those of the evaluations; log tokens are interpolated.
     """
     for index, loss in enumerate(losses):
         if loss <= level:
@@ -163,7 +163,7 @@ def tokens_to_loss(tokens: Sequence[float], losses: Sequence[float], level: floa
 
 
 def ratio_interval(ratios: Sequence[float]) -> tuple[float, Interval | None]:
-    """The geometric mean of ratios over seeds, and its 95 % interval."""
+    """The geometric mean of ratios over seeds and its 95 % interval."""
     logarithms = np.log(np.asarray(ratios, dtype=np.float64))
     interval = bootstrap_interval(logarithms)
     mean = math.exp(float(logarithms.mean()))

@@ -1,1 +1,1 @@
-"""What this project adds to the Trainer: the pre-training run, exact resumption, safe checkpoints."""
+"""Extensions of the Hugging Face Trainer: the pre-training run, exact resumption and atomic checkpoints."""

@@ -1,4 +1,4 @@
-"""The Trainer's arguments: this project's defaults, the range of each, and what a resumed run makes of them."""
+"""The Trainer's arguments: this project's defaults, their valid ranges, and how they apply to a resumed run."""
 
 import contextlib
 import ctypes
@@ -26,9 +26,9 @@ from bert_convolutions.terminal import say
 logger = logging.get_logger(__name__)
 
 DEFAULT_BATCH_SIZE = 8
-"""The Trainer's."""
+"""The Trainer's own default."""
 APPLIED_ON_RESUME = ("initial_lr", "weight_decay", "betas", "eps")
-"""Settings of an optimizer's group that flags give; others, such as counters, are part of its state."""
+"""Keys of an optimizer's parameter group that flags set; the others, such as counters, belong to its state."""
 _LARGEST_SEED = 2**32 - 1
 
 
@@ -36,14 +36,14 @@ def _between(low: float, high: float) -> Callable[[float], bool]:
     return lambda value: low <= value <= high
 
 
-_COUNT = _between(1, 2**31), "is no whole number of at least 1"
-_COUNT_OR_NONE = _between(0, 2**31), "is no whole number of at least 0"
-_POSITIVE = _between(math.ulp(0.0), sys.float_info.max), "is no positive number"
-_NOT_NEGATIVE = _between(0, sys.float_info.max), "is no number of at least 0"
-_SHARE = _between(0, math.nextafter(1, 0)), "is no number of at least 0 and below 1"
-_SEED = _between(0, _LARGEST_SEED), f"is no whole number from 0 to {_LARGEST_SEED}"
+_COUNT = _between(1, 2**31), "is not a whole number of at least 1"
+_COUNT_OR_NONE = _between(0, 2**31), "is not a whole number of at least 0"
+_POSITIVE = _between(math.ulp(0.0), sys.float_info.max), "is not a positive number"
+_NOT_NEGATIVE = _between(0, sys.float_info.max), "is not a number of at least 0"
+_FRACTION = _between(0, math.nextafter(1, 0)), "is not a number of at least 0 and below 1"
+_SEED = _between(0, _LARGEST_SEED), f"is not a whole number from 0 to {_LARGEST_SEED}"
 
-_COMPILE_MODES = tuple(torch._inductor.list_mode_options())  # no public name for what torch.compile's own check reads
+_COMPILE_MODES = tuple(torch._inductor.list_mode_options())  # the list torch.compile checks against has no public name
 _START_METHODS = multiprocessing.get_all_start_methods()
 
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -52,17 +52,17 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "gradient_accumulation_steps": _COUNT,
     "eval_accumulation_steps": _COUNT,
     "max_steps": (lambda value: value == -1 or 1 <= value <= 2**53, "is neither a number of steps nor -1 (no limit)"),
-    "num_train_epochs": (_between(math.ulp(0.0), 1e9), "is no positive number of passes over the data"),
+    "num_train_epochs": (_between(math.ulp(0.0), 1e9), "is not a positive number of passes over the data"),
     "learning_rate": _POSITIVE,
     "weight_decay": _NOT_NEGATIVE,
-    "adam_beta1": _SHARE,
-    "adam_beta2": _SHARE,
+    "adam_beta1": _FRACTION,
+    "adam_beta2": _FRACTION,
     "adam_epsilon": _POSITIVE,
     "max_grad_norm": _NOT_NEGATIVE,
-    "label_smoothing_factor": _SHARE,
+    "label_smoothing_factor": _FRACTION,
     "neftune_noise_alpha": _NOT_NEGATIVE,
     "warmup_steps": _NOT_NEGATIVE,
-    "warmup_ratio": _SHARE,
+    "warmup_ratio": _FRACTION,
     "seed": _SEED,
     "data_seed": _SEED,
     "logging_steps": _NOT_NEGATIVE,
@@ -70,46 +70,46 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "eval_steps": _NOT_NEGATIVE,
     "eval_delay": _NOT_NEGATIVE,
     "save_total_limit": _COUNT_OR_NONE,
-    "dataloader_num_workers": (_between(0, 4096), "is no number of processes from 0 to 4096"),
+    "dataloader_num_workers": (_between(0, 4096), "is not a number of processes from 0 to 4096"),
     "dataloader_prefetch_factor": _COUNT,
     "dataloader_multiprocessing_context": (_START_METHODS.__contains__, f"is none of {', '.join(_START_METHODS)}"),
     "ddp_timeout": _COUNT,
     "ddp_bucket_cap_mb": _COUNT,
     "torch_compile_mode": (_COMPILE_MODES.__contains__, f"is none of {', '.join(_COMPILE_MODES)}"),
 }
-"""Flags that the Trainer checks late or not at all: what they may be, and how the sentence that refuses others ends."""
+"""Flags that the Trainer checks late or not at all: a predicate, and the end of the message if it does not hold."""
 
 
 def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bf16 matrices by instructions; without them it takes tens of times float32's time."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # no public name for what PyTorch itself goes by
+    """Whether this CPU has bf16 matrix instructions; without them bf16 is tens of times slower than float32."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # PyTorch's own check has no public name
 
 
 @dataclass
 class BertTrainingArguments(TrainingArguments):
-    """``TrainingArguments`` whose defaults suit a long, exactly resumable run.
+    """``TrainingArguments`` with defaults for long, exactly resumable runs.
 
-    The global batch is ``per_device_train_batch_size`` x ``gradient_accumulation_steps`` x processes, in examples,
-    however the examples are laid out in rows. One process uses one device: several need ``torchrun``.
+    The global batch, in examples, is ``per_device_train_batch_size`` x ``gradient_accumulation_steps`` x processes,
+    whether or not examples are packed into rows. A process uses one device; several devices need ``torchrun``.
     """
 
-    per_device_train_batch_size: int = flag(None, f"Examples a step on each device; left out, {DEFAULT_BATCH_SIZE}.")
+    per_device_train_batch_size: int = flag(None, f"Examples per micro-batch; default {DEFAULT_BATCH_SIZE}.")
     batch_size_is_given: bool = dataclasses.field(init=False)
-    """Or else it is no bound on the batches of ``glue --hyperparams``."""
-    optim: OptimizerNames | str = flag(OptimizerNames.ADAMW_TORCH_FUSED, "The optimizer; fused AdamW also on a CPU.")
-    logging_steps: float = flag(100, "Log every so many steps, or this share of them.")
+    """Only a batch size that was given bounds the batches of ``glue --hyperparams``."""
+    optim: OptimizerNames | str = flag(OptimizerNames.ADAMW_TORCH_FUSED, "The optimizer; fused AdamW on CPUs too.")
+    logging_steps: float = flag(100, "Log every so many steps, or after this fraction of all steps.")
     logging_nan_inf_filter: bool = flag(
-        False, "Leave out losses that are NaN or infinite; here they stop the run instead."
+        False, "Leave NaN and infinite losses out of the log; a run stops at one in any case."
     )
     report_to: None | str | list[str] = flag(  # noqa: RUF036 - the order HfArgumentParser can read
-        "none", "Trackers to log to: tensorboard, wandb, trackio, any other the Trainer knows, or none."
+        "none", "Trackers to log to: tensorboard, wandb, trackio, any other that the Trainer supports, or none."
     )
-    remove_unused_columns: bool = flag(False, "Drop inputs the model does not take; batches here hold none.")
+    remove_unused_columns: bool = flag(False, "Drop inputs that the model does not accept; the batches here have none.")
     ddp_find_unused_parameters: bool | None = flag(
-        False, "Search for parameters without gradient in each step; none are expected."
+        False, "Search each step for parameters without a gradient; there are none here."
     )
     ddp_broadcast_buffers: bool | None = flag(
-        False, "Send buffers from the first process in each step; they are constants."
+        False, "Broadcast buffers from the first process in each step; they are constants here."
     )
 
     def __post_init__(self) -> None:
@@ -124,72 +124,72 @@ class BertTrainingArguments(TrainingArguments):
         if self.greater_is_better is None and str(self.metric_for_best_model).endswith("perplexity"):
             self.greater_is_better = False
         if not torch.accelerator.is_available():
-            self.use_cpu = True  # or else the Trainer refuses bf16 and does not see several processes
+            self.use_cpu = True  # otherwise the Trainer refuses bf16 and sees one process only
         if os.environ.get("WORLD_SIZE", "1") == "1":
-            self.ddp_backend = None  # which says how processes talk, and would be looked for
+            self.ddp_backend = None  # needed by several processes only, and the Trainer would check for it
         super().__post_init__()
         if self.device.type == "cpu":
-            self._settle_precision_of_cpu()
+            self._use_float32_if_faster_on_cpu()
         if os.environ.get("WORLD_SIZE", "1") != str(self.world_size):
             raise UsageError(
-                f"started as one of {os.environ['WORLD_SIZE']} processes, which do not find each other; "
+                f"this is one of {os.environ['WORLD_SIZE']} processes, but they did not connect to each other; "
                 f"start them with torchrun or accelerate launch, and see --ddp_backend"
             )
-        for name, (only, fault) in _FIXED.items():
+        for name, (only, fault) in _REQUIRED_VALUES.items():
             value = getattr(self, name)
             if value != only:
                 raise UsageError(f"--{name} {str(value).lower()} {fault}")
         if self.n_gpu > 1:
-            logger.warning(f"{self.n_gpu} GPUs are visible and one is used; torchrun --nproc_per_node uses them all.")
+            logger.warning(f"{self.n_gpu} GPUs are visible but one is used; torchrun --nproc_per_node uses them all.")
             self._n_gpu = 1
-        _try_optimizer(self)
+        _check_optimizer(self)
 
-    def _settle_precision_of_cpu(self) -> None:
-        """Compute in float32 what this CPU has no fast instructions for, and say so."""
+    def _use_float32_if_faster_on_cpu(self) -> None:
+        """Replace a precision that this CPU has no fast instructions for by float32, and report it."""
         faults = []
         if (self.bf16 or self.bf16_full_eval) and not cpu_has_bf16():
             self.bf16 = self.bf16_full_eval = False
             faults.append("--bf16: this CPU has no instructions for it and would be many times slower")
-        if self.fp16 or self.fp16_full_eval:  # which accelerate ignores here without a word
+        if self.fp16 or self.fp16_full_eval:  # accelerate ignores it on CPUs without a message
             self.fp16 = self.fp16_full_eval = False
             faults.append("--fp16 is for GPUs (of CPUs, some have --bf16)")
         if faults:
-            self.mixed_precision = "bf16" if self.bf16 else "no"  # what the Trainer's autocast goes by, made before
+            self.mixed_precision = "bf16" if self.bf16 else "no"  # already set, and read by autocast
         if faults and self.process_index == 0:
             say(f"{'; '.join(faults)}; computing in float32")
 
 
 def _refuse_missing_trackers(report_to: str | list[str] | None) -> None:
-    """Name a tracker that is unknown or isn't installed, before anything is loaded."""
+    """Refuse a tracker that is unknown or not installed before anything is loaded."""
     known = get_available_reporting_integrations()
     for name in report_to if isinstance(report_to, list) else [report_to]:
         if name not in (None, "none", "all", *known):
             install = install_command(name) if name in EXTRAS else f"pip install {name}"
             raise UsageError(
-                f"--report_to {name}: there is no package of this name here (of those known, these are: "
+                f"--report_to {name}: this tracker is unknown or not installed (installed: "
                 f"{', '.join(known) or 'none'}); {install}, or leave the flag out"
             )
 
 
-_FIXED: dict[str, tuple[bool | str, str]] = {
+_REQUIRED_VALUES: dict[str, tuple[bool | str, str]] = {
     "auto_find_batch_size": (False, "would change the global batch; set --per_device_train_batch_size"),
-    "average_tokens_across_devices": (True, "would weigh the processes' examples unequally; leave it out"),
-    "dataloader_drop_last": (False, "would leave examples out: each is seen once an epoch; leave it out"),
-    "dataloader_in_order": (True, "would make the order of batches one of chance; leave it out"),
-    "dataloader_persistent_workers": (False, "is not supported: workers end with their epoch; leave it out"),
+    "average_tokens_across_devices": (True, "would weight the examples of the processes unequally; leave it out"),
+    "dataloader_drop_last": (False, "would skip examples, but each is seen once an epoch; leave it out"),
+    "dataloader_in_order": (True, "would make the order of the batches random; leave it out"),
+    "dataloader_persistent_workers": (False, "is not supported: workers end with each epoch; leave it out"),
     "enable_jit_checkpoint": (False, "is not needed: SIGTERM saves a checkpoint in any case; leave it out"),
-    "ignore_data_skip": (False, "would show examples twice; a resumed run needs no time to skip here"),
+    "ignore_data_skip": (False, "would repeat examples; skipping takes a resumed run no time here"),
     "push_to_hub": (False, "is not supported: publish a finished model with bertconv export --format hub"),
-    "restore_callback_states_from_checkpoint": (False, "is not needed: what resuming needs is restored in any case"),
-    "save_on_each_node": (False, "is not supported: let all nodes see one --output_dir"),
+    "restore_callback_states_from_checkpoint": (False, "is not needed: what resuming needs is always restored"),
+    "save_on_each_node": (False, "is not supported: all nodes must share one --output_dir"),
     "train_sampling_strategy": ("random", "is not supported: the order is a function of the seed alone; leave it out"),
-    "use_liger_kernel": (False, "is not supported: the loss is made without the logits in any case; leave it out"),
+    "use_liger_kernel": (False, "is not supported: the loss is computed without full logits in any case; leave it out"),
 }
-"""The Trainer's flags that have one value here, and the end of the sentence that refuses another."""
+"""Flags of the Trainer that must have one value here, and the end of the message that refuses any other."""
 
 
-def _try_optimizer(arguments: TrainingArguments) -> None:
-    """Make the optimizer and its schedule once, for one number, so that they fail before anything is loaded."""
+def _check_optimizer(arguments: TrainingArguments) -> None:
+    """Build optimizer and schedule for a dummy parameter, so that bad flags fail before anything is loaded."""
     from transformers import Trainer
 
     steps = arguments.max_steps if arguments.max_steps > 0 else 1000
@@ -204,49 +204,49 @@ def _try_optimizer(arguments: TrainingArguments) -> None:
         if isinstance(schedule, LambdaLR):
             for factor in schedule.lr_lambdas:
                 [float(factor(step)) for step in (0, warmup, (warmup + steps) // 2, steps)]
-    except Exception as error:  # each library has its own ways
+    except Exception as error:  # each library raises its own errors
         if isinstance(error, ValueError) and "need to pass a" in str(error):
-            return  # to be made for a model only; that it is installed is known
+            return  # it can only be built for a model, but it is installed
         reason = " ".join(str(error).split())
         raise UsageError(f"{flags}: {reason}; give other arguments or leave them out") from error
 
 
 def optimizer_settings(optimizer: Any) -> list[dict[str, Any]]:
-    """What the flags say of each group of parameters, to be given to ``apply_settings`` after loading a state."""
+    """The settings of each parameter group that flags give; ``apply_settings`` restores them after loading a state."""
     return [{name: group[name] for name in APPLIED_ON_RESUME if name in group} for group in optimizer.param_groups]
 
 
 def apply_settings(settings: list[dict[str, Any]], optimizer: Any, schedule: Any) -> None:
-    """Let flags count over a loaded state: the schedule goes on, with their peak learning rate, warm-up and length.
+    """Apply the flags of a resumed run to a loaded state: its schedule gets their peak rate, warm-up and length.
 
-    Where ``settings``, of ``optimizer_settings`` before the state was loaded, are those of before, nothing changes, to
-    the last bit.
+    ``settings`` are those of ``optimizer_settings`` before the state was loaded. If they equal the earlier run's,
+    nothing changes, to the last bit.
     """
     for group, given in zip(optimizer.param_groups, settings, strict=True):
         if group["initial_lr"] != given["initial_lr"]:
             group["lr"] *= given["initial_lr"] / group["initial_lr"]
         group.update(given)
     schedule.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
-    if isinstance(schedule, LambdaLR):  # all but those that go by the loss
+    if isinstance(schedule, LambdaLR):  # all schedules but those that depend on the loss
         for group, factor in zip(optimizer.param_groups, schedule.lr_lambdas, strict=True):
             group["lr"] = group["initial_lr"] * factor(schedule.last_epoch)
     schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
 
 
 def evaluation_precision(arguments: TrainingArguments) -> contextlib.AbstractContextManager[Any]:
-    """Mixed precision where the flags ask for it, of training or of evaluation; the weights stay as they are."""
+    """Autocast in the precision that the training or evaluation flags ask for; the weights keep their dtype."""
     dtype = torch.bfloat16 if arguments.bf16 or arguments.bf16_full_eval else torch.float16
     enabled = arguments.bf16 or arguments.bf16_full_eval or arguments.fp16 or arguments.fp16_full_eval
     return torch.autocast(arguments.device.type, dtype=dtype, enabled=enabled)
 
 
 def keep_freed_memory() -> None:
-    """Have glibc's malloc, whence PyTorch's tensors on a CPU come, keep large freed blocks.
+    """Make glibc's malloc, which allocates PyTorch's CPU tensors, keep large freed blocks.
 
-    Returned to the system, they would be faulted in anew, page by page: about 5 % of a training step of ``bert_small``.
-    The peak of memory stays as it is.
+    Page faults on blocks returned to the system cost about 5 % of a training step of ``bert_small``. Peak memory does
+    not change.
     """
-    with contextlib.suppress(AttributeError):  # no other C library has this function
+    with contextlib.suppress(AttributeError):  # only glibc has this function
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD, by malloc.h
+        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD in malloc.h
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD

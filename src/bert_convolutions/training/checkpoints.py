@@ -1,9 +1,8 @@
-"""Checkpoints on the disk: published whole, checked before use, the oldest deleted but never the last good one.
+"""Checkpoints on disk: published atomically, verified before use, and rotated without losing the last valid one.
 
 A checkpoint is a folder ``checkpoint-<step>`` whose ``manifest.json`` gives the size and the SHA-256 of every other
-file. The manifest is the last thing written before the folder gets its name, so a folder without one is unfinished.
-One that is saved anew stands as ``.replaced-checkpoint-<step>`` for the moment in which its name is given away, and is
-found there.
+file. The manifest is written last, before the folder is renamed, so a folder without one is incomplete. While a
+checkpoint is replaced by one of the same step, the old one is named ``.replaced-checkpoint-<step>`` and is still found.
 """
 
 import pickle
@@ -21,31 +20,31 @@ from bert_convolutions.schemas import CheckpointManifest, StoredFile, StoredTrai
 
 MANIFEST_NAME = "manifest.json"
 STAGING_NAME = ".saving"
-"""Folder inside the output folder in which a checkpoint is written before it gets its place."""
+"""Subfolder of the output folder in which a checkpoint is written before it is renamed."""
 _DELETED, _REPLACED = ".deleting-", ".replaced-"
 _NAME = re.compile(r"(?:\.replaced-)?checkpoint-(\d+)")
 _STATE_NAME = "trainer_state.json"
 
 
 class NotSavedError(CommandError):
-    """Writing a checkpoint failed, on a full disk for instance; what was there before is untouched."""
+    """Writing a checkpoint failed, for example on a full disk; earlier checkpoints are untouched."""
 
 
 class Search(NamedTuple):
-    """Outcome of looking for a checkpoint: the newest valid one, and what was skipped on the way, with the reason."""
+    """The newest valid checkpoint, if any, and the invalid newer ones that were skipped, each with the reason."""
 
     found: Path | None
     skipped: list[tuple[Path, str]]
 
 
 def step_of(checkpoint: Path) -> int:
-    """The number in the name of a checkpoint folder, -1 where it is no such name."""
+    """The step in the name of a checkpoint folder; -1 for any other name."""
     match = _NAME.fullmatch(checkpoint.name)
     return int(match[1]) if match else -1
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoint folders in ``folder``, valid or not, by step."""
+    """The checkpoint folders in ``folder``, valid or not, sorted by step."""
     if not folder.is_dir():
         return []
     found = {path.name: path for path in folder.iterdir() if path.is_dir() and step_of(path) >= 0}
@@ -53,10 +52,10 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted((path for name, path in found.items() if name not in replaced), key=step_of)
 
 
-def publish(staged: Path, place: Path, facts: Mapping[str, Any]) -> None:
-    """Give a completely written checkpoint its manifest, with the JSON values ``facts``, and then its name ``place``.
+def publish(staged: Path, destination: Path, facts: Mapping[str, Any]) -> None:
+    """Write the manifest of the complete checkpoint in ``staged``, then rename it to ``destination``.
 
-    What stands at ``place`` already is replaced; it must be on the file system of ``staged``.
+    ``facts`` are JSON values for the manifest. A checkpoint at ``destination``, on the same file system, is replaced.
     """
     sync_tree(staged)
     files = {
@@ -65,23 +64,23 @@ def publish(staged: Path, place: Path, facts: Mapping[str, Any]) -> None:
         if path.is_file()
     }
     write_json(staged / MANIFEST_NAME, CheckpointManifest(format=1, run=dict(facts), files=files).model_dump())
-    replaced = place.with_name(_REPLACED + place.name)
-    if place.exists():
-        place.rename(replaced)
-    staged.rename(place)
-    sync(place.parent)
+    replaced = destination.with_name(_REPLACED + destination.name)
+    if destination.exists():
+        destination.rename(replaced)
+    staged.rename(destination)
+    sync(destination.parent)
     shutil.rmtree(replaced, ignore_errors=True)
-    discard_aside(place.parent)
+    discard_aside(destination.parent)
 
 
 def read_manifest(checkpoint: Path) -> CheckpointManifest:
     """The manifest of a checkpoint.
 
     Raises:
-        UsageError: there is none, or it is not of the right form; the message completes "... was skipped: ".
+        UsageError: it is missing or malformed; the message completes "... was skipped: ".
     """
     if not (checkpoint / MANIFEST_NAME).exists():
-        raise UsageError(f"it has no {MANIFEST_NAME}, so it was not written to its end")
+        raise UsageError(f"it has no {MANIFEST_NAME}, so it is incomplete")
     try:
         content = read_json(checkpoint / MANIFEST_NAME)
     except UsageError as error:
@@ -89,14 +88,14 @@ def read_manifest(checkpoint: Path) -> CheckpointManifest:
     try:
         return parse(CheckpointManifest, content, MANIFEST_NAME)
     except UsageError as error:
-        raise UsageError(f"its {MANIFEST_NAME} is none that this version understands ({error})") from error
+        raise UsageError(f"its {MANIFEST_NAME} is not one that this version can read ({error})") from error
 
 
 def read_trainer_state(checkpoint: Path) -> StoredTrainerState:
-    """What the Trainer has noted in a checkpoint.
+    """The Trainer's state in a checkpoint.
 
     Raises:
-        UsageError: it is not of the right form, or of another step.
+        UsageError: it is malformed, or its step is not that of the folder's name.
     """
     from transformers import TrainerState
 
@@ -110,7 +109,7 @@ def read_trainer_state(checkpoint: Path) -> StoredTrainerState:
 
 
 def fault_in(checkpoint: Path, *, contents: bool = True) -> str | None:
-    """What is wrong with a checkpoint, or None; of its ``contents`` the checksums, or else names and sizes only."""
+    """What is wrong with a checkpoint, or None. Without ``contents``, checks names and sizes but no checksums."""
     try:
         files = read_manifest(checkpoint).files
         for name, expected in files.items():
@@ -145,16 +144,16 @@ def newest_valid(folder: Path) -> Search:
 
 
 def newest_complete(folder: Path) -> Path | None:
-    """As ``newest_valid``, by names and sizes only: at once, whatever the size; for messages."""
+    """Like ``newest_valid``, but checks file names and sizes only, which is fast enough for a message."""
     complete = (path for path in reversed(list_checkpoints(folder)) if fault_in(path, contents=False) is None)
     return next(complete, None)
 
 
 def rotate(folder: Path, limit: int | None, *, keep: Path, best: Path | None = None) -> None:
-    """Delete the oldest complete checkpoints beyond ``limit``; None or 0 deletes nothing.
+    """Delete the oldest complete checkpoints so that ``limit`` are left; None or 0 deletes nothing.
 
-    ``keep`` stays in any case, the one just published and known to be good, also where damaged ones of a later step lie
-    beside it; so does ``best``, by the run's own measure.
+    Two are never deleted: ``keep``, the one just published, even if damaged ones of a later step exist, and ``best``,
+    the best by ``--metric_for_best_model``.
     """
     if not limit:
         return
@@ -165,17 +164,17 @@ def rotate(folder: Path, limit: int | None, *, keep: Path, best: Path | None = N
 
 
 def delete(checkpoint: Path) -> None:
-    """Delete a checkpoint so that a crash on the way leaves nothing that looks like one."""
+    """Delete a checkpoint; a crash in the middle leaves nothing that looks like one."""
     doomed = checkpoint.with_name(_DELETED + checkpoint.name)
     checkpoint.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def sweep(folder: Path) -> None:
-    """Put right what killed runs have left half-written or half-deleted in ``folder``; hold its lock meanwhile."""
+def clean_up(folder: Path) -> None:
+    """Repair or remove what killed runs left half-written or half-deleted in ``folder``, whose lock must be held."""
     remove_temporaries(folder)
     for path in list_checkpoints(folder):
-        if path.name.startswith(_REPLACED) and fault_in(path, contents=False) is None:  # its name is not taken yet
+        if path.name.startswith(_REPLACED) and fault_in(path, contents=False) is None:  # killed before its replacement
             path.rename(path.with_name(path.name.removeprefix(_REPLACED)))
     for path in folder.iterdir():
         if path.name == STAGING_NAME or path.name.startswith((_DELETED, _REPLACED)):
@@ -183,10 +182,10 @@ def sweep(folder: Path) -> None:
 
 
 def refuse_unsafe_files(checkpoint: Path) -> None:
-    """Make sure that PyTorch's files in a checkpoint hold tensors and plain values only, before the Trainer loads them.
+    """Check that PyTorch's files in a checkpoint hold only tensors and plain values before the Trainer loads them.
 
     Raises:
-        UsageError: a file would run code when loaded, or is none of PyTorch's.
+        UsageError: loading a file would run code, or it is not one that PyTorch wrote.
     """
     import torch
     from transformers.trainer_pt_utils import safe_globals

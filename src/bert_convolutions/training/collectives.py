@@ -1,6 +1,6 @@
-"""What the processes of a run tell each other about the run itself: counts, whether to stop, one decision for all.
+"""Collective operations between the processes of a run: sums of counts, stop flags, decisions of the first process.
 
-These few numbers travel over gloo between the CPUs, so a GPU is never waited for. With one process nothing is sent.
+They use gloo on CPU, so that they never wait for a GPU. With one process nothing is sent.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,14 +16,14 @@ Result = TypeVar("Result")
 
 
 class Collectives:
-    """Collective sums and broadcasts over all processes; every process must make the same calls in the same order."""
+    """Reductions and broadcasts over all processes, each of which must make the same calls in the same order."""
 
     def __init__(self, world_size: int) -> None:
         self._several = world_size > 1
         self._group: Any = None
 
     def sum(self, values: Sequence[Number]) -> list[Number]:
-        """Each value summed over the processes: whole numbers in int64, others in float64."""
+        """Each value summed over the processes, in int64 if all are integers, otherwise in float64."""
         return self._reduced(values, dist.ReduceOp.SUM)
 
     def smallest(self, value: int) -> int:
@@ -31,11 +31,11 @@ class Collectives:
         return self._reduced([value], dist.ReduceOp.MIN)[0]
 
     def any(self, flag: bool) -> bool:
-        """Whether any process says yes."""
+        """Whether ``flag`` is true on any process."""
         return self.sum([int(flag)])[0] > 0
 
     def gather(self, value: Any) -> list[Any]:
-        """Every process's value in the order of the processes, on all of them."""
+        """The values of all processes, ordered by rank, on every process."""
         if not self._several:
             return [value]
         boxes: list[Any] = [None] * dist.get_world_size()
@@ -43,14 +43,14 @@ class Collectives:
         return boxes
 
     def from_first(self, value: Any) -> Any:
-        """The first process's value, on all of them."""
+        """The value of rank 0, on every process."""
         return self.gather(value)[0]
 
     def on_first(self, function: Callable[[], Result]) -> Result:
-        """Call ``function`` on the first process only; its value, or its ``CommandError``, reaches all of them.
+        """Call ``function`` on rank 0 only and return its value on every process.
 
         Raises:
-            CommandError: as ``function`` raised it, on all processes.
+            CommandError: on every process, if ``function`` raised it.
         """
         if not self._several:
             return function()

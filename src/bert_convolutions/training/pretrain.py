@@ -1,4 +1,4 @@
-"""``bertconv pretrain``: check, set up, train, save, evaluate; one function for each, called in this order."""
+"""``bertconv pretrain``: check the flags, set up, train, save and evaluate."""
 
 import copy
 import dataclasses
@@ -29,55 +29,55 @@ from bert_convolutions.training.trainer import PretrainingTrainer
 MakeTrainer = Callable[[BertTrainingArguments], PretrainingTrainer]
 _WARM_UP_STEPS, _MEASURED_STEPS = 3, 10
 _MEASURED_SHARE = 0.05
-"""Of the minutes of ``--train_minutes``, at most, that are spent on measuring."""
+"""Maximum fraction of ``--train_minutes`` that is spent on measuring."""
 
 
 def run_pretraining(options: PretrainOptions, arguments: BertTrainingArguments) -> None:
-    """Train and evaluate as the flags say; nothing is written before they have all been checked.
+    """Train and evaluate as the flags say; nothing is written before all of them have been checked.
 
     Raises:
-        UsageError: bad input, or the folder is not to be used.
-        RunInterrupted: a signal came; the run was saved, or had not begun.
+        UsageError: bad input, or the output folder can't be used.
+        RunInterrupted: a signal was received; the run was saved, or had not started.
         TrainingDiverged: the loss was NaN or infinite.
     """
     setup.check_flags(options, arguments)
     collectives = Collectives(arguments.world_size)
     folder = Path(arguments.output_dir or "")
-    wish = output_folder.resume_wish(arguments.resume_from_checkpoint)
+    resume = output_folder.parse_resume_flag(arguments.resume_from_checkpoint)
     watch = SignalWatch()
-    with watch.ending_at_once("nothing had been trained yet: run the same command again"):
+    with watch.interrupt_on_signal("nothing had been trained yet: run the same command again"):
         if options.model_name_or_path:
             model_folder = str(local_folder(options.model_name_or_path))
             options = dataclasses.replace(options, model_name_or_path=model_folder)
-            if options.overwrite_output_dir and arguments.do_train:  # of a name on the Hub, known only now
+            if options.overwrite_output_dir and arguments.do_train:  # a Hub name's folder is known only now
                 files.refuse_overlap(folder, "--output_dir", {"--model_name_or_path": model_folder})
         tokenizer = setup.choose_tokenizer(options)
-        config = setup.compose_config(options, tokenizer)
+        config = setup.make_config(options, tokenizer)
         if arguments.do_train:
-            collectives.on_first(lambda: output_folder.refuse_if_in_use(folder, wish, options.overwrite_output_dir))
-        if arguments.world_size > 1:  # what has to be built first, the first process builds, and the others wait
+            collectives.on_first(lambda: output_folder.refuse_if_in_use(folder, resume, options.overwrite_output_dir))
+        if arguments.world_size > 1:  # the first process builds the examples while the others wait
             collectives.on_first(lambda: setup.open_corpus(options, arguments, tokenizer) and None)
         corpus = setup.open_corpus(options, arguments, tokenizer)
-        model = setup.compose_model(options, config, arguments.seed)
+        model = setup.make_model(options, config, arguments.seed)
 
         def trial(changed: BertTrainingArguments) -> PretrainingTrainer:
             return setup.make_trainer(options, changed, copy.deepcopy(model), tokenizer, corpus, SignalWatch())
 
-        with _explained(arguments.world_size, folder), ExitStack() as stack:
-            collectives.on_first(lambda: stack.enter_context(output_folder.held(folder)))
+        with _explain_errors(arguments.world_size, folder), ExitStack() as stack:
+            collectives.on_first(lambda: stack.enter_context(output_folder.locked_folder(folder)))
             start, minutes = Start(), options.train_minutes
             if arguments.do_train:
-                start = collectives.on_first(lambda: output_folder.find_start(folder, wish))
+                start = collectives.on_first(lambda: output_folder.find_start(folder, resume))
             if minutes is not None and arguments.do_train:
-                arguments.max_steps = _steps_of(start) or steps_in(minutes, arguments, trial)
+                arguments.max_steps = _planned_steps(start) or count_steps_in(minutes, arguments, trial)
             trainer = setup.make_trainer(options, arguments, model, tokenizer, corpus, watch)
             if arguments.do_train:
                 facts, last_step = trainer.run_facts, trainer.last_step()
                 collectives.on_first(lambda: output_folder.refuse_other_run(folder, start, facts, last_step))
-            with watch.installed(), _explained(arguments.world_size, folder, watch):
+            with watch.finish_step_on_signal(), _explain_errors(arguments.world_size, folder, watch):
                 if arguments.do_train:
-                    overwrites = options.overwrite_output_dir and wish is None and trainer.is_world_process_zero()
-                    with output_folder.replacing(folder) if overwrites else nullcontext():
+                    overwrites = options.overwrite_output_dir and resume is None and trainer.is_world_process_zero()
+                    with output_folder.set_earlier_run_aside(folder) if overwrites else nullcontext():
                         _train(trainer, start, folder)
                 if arguments.do_eval:
                     _evaluate(trainer, folder)
@@ -85,20 +85,20 @@ def run_pretraining(options: PretrainOptions, arguments: BertTrainingArguments) 
         dist.destroy_process_group()
 
 
-def _steps_of(start: Start) -> int | None:
-    """The steps that ``--train_minutes`` came to in the run that is gone on with; None where none is."""
+def _planned_steps(start: Start) -> int | None:
+    """The number of steps that the resumed run chose for ``--train_minutes``; None if no run is resumed."""
     if start.run and "train_steps" not in start.run:
         raise UsageError(
-            "--train_minutes: the run to go on with was begun with a number of steps; give --max_steps or "
+            "--train_minutes: the run to resume was started with a number of steps; give --max_steps or "
             "--num_train_epochs"
         )
     return start.run.get("train_steps")
 
 
-def steps_in(minutes: float, arguments: BertTrainingArguments, make_trainer: MakeTrainer) -> int:
-    """Time some steps of a copy of the model, and say how many fit in what is then left of ``minutes``.
+def count_steps_in(minutes: float, arguments: BertTrainingArguments, make_trainer: MakeTrainer) -> int:
+    """Time some steps of a copy of the model; return how many fit in the rest of ``minutes``.
 
-    Evaluation and saving are not counted. The random generators have to be seeded anew afterwards.
+    Evaluation and saving are not included. The caller must seed the random generators again.
     """
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -121,7 +121,7 @@ def steps_in(minutes: float, arguments: BertTrainingArguments, make_trainer: Mak
 
 
 class _Stopwatch(TrainerCallback):
-    """Times steps until there are enough of them, or enough time has passed."""
+    """Times steps until there are enough of them or ``enough`` seconds have passed."""
 
     def __init__(self, trainer: PretrainingTrainer, enough: float) -> None:
         self.trainer, self.enough = trainer, enough
@@ -129,7 +129,7 @@ class _Stopwatch(TrainerCallback):
 
     @property
     def seconds_a_step(self) -> float:
-        """Of the steps after those that warm up, or of all but the first where there are too few."""
+        """Mean over the steps after the warm-up, or over all but the first if there are too few."""
         ends = self.ends[min(_WARM_UP_STEPS, len(self.ends) - 2) :]
         return (ends[-1] - ends[0]) / (len(ends) - 1)
 
@@ -143,7 +143,7 @@ class _Stopwatch(TrainerCallback):
 
 
 def _train(trainer: PretrainingTrainer, start: Start, folder: Path) -> None:
-    """Train to the last step and leave the model, its tokenizer and the results in ``folder``."""
+    """Train to the last step and write the model, its tokenizer and the results to ``folder``."""
     last_step = trainer.last_step()
     if start.step >= last_step:
         trainer.load_finished(str(start.source))
@@ -155,7 +155,7 @@ def _train(trainer: PretrainingTrainer, start: Start, folder: Path) -> None:
     else:
         metrics = trainer.train(resume_from_checkpoint=str(start.source) if start.source else None).metrics
     trainer.check_before_saving()
-    metrics |= trainer.figures()
+    metrics |= trainer.throughput_metrics()
     staged = folder / checkpoints.STAGING_NAME
     trainer.save_model(str(staged))
     if trainer.args.should_save:
@@ -171,12 +171,12 @@ def _train(trainer: PretrainingTrainer, start: Start, folder: Path) -> None:
 
 
 def _evaluate(trainer: PretrainingTrainer, folder: Path) -> None:
-    """Evaluate, print the figures and leave them in ``folder``."""
+    """Evaluate, print the metrics and write them to ``folder``."""
     try:
         metrics = trainer.evaluate()
     except EvaluationAbandonedError:
         raise RunInterrupted(
-            f"stopped during the evaluation, the model is saved; evaluate with: {resume_command()}"
+            f"stopped during the evaluation; the model is saved; evaluate with: {resume_command()}"
         ) from None
     if trainer.is_world_process_zero():
         output_folder.write_evaluation(folder, metrics)
@@ -184,8 +184,8 @@ def _evaluate(trainer: PretrainingTrainer, folder: Path) -> None:
 
 
 @contextmanager
-def _explained(world_size: int, folder: Path, watch: SignalWatch | None = None) -> Iterator[None]:
-    """Explain a lost connection between processes, and an error in a step that a signal has interrupted."""
+def _explain_errors(world_size: int, folder: Path, watch: SignalWatch | None = None) -> Iterator[None]:
+    """Explain a lost connection between processes and an error in a step that a signal interrupted."""
     try:
         yield
     except CommandError:
@@ -195,14 +195,14 @@ def _explained(world_size: int, folder: Path, watch: SignalWatch | None = None) 
         lost = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
         if world_size > 1 and lost:
             raise CommandError(
-                "another process of this run has ended, so this one stops too; look for that one's message above, and "
-                f"go on with: {resume_command()} ({brief})"
+                "another process of this run has ended, so this one stops too; see that process's message above, and "
+                f"resume with: {resume_command()} ({brief})"
             ) from error
         if watch is None or watch.received is None:
             raise
         last = checkpoints.newest_complete(folder)
-        way = f"go on with: {resume_command()}" if last else "run the same command again"
+        advice = f"resume with: {resume_command()}" if last else "run the same command again"
         raise RunInterrupted(
             f"stopped by {watch.cause} in a step that could not be finished ({brief}); the last checkpoint is "
-            f"{last or 'none'}; {way}"
+            f"{last or 'none'}; {advice}"
         ) from error

@@ -1,4 +1,4 @@
-"""What a run counts and shows: tokens and words, the progress line and the log, the learned kernels as pictures."""
+"""Progress of a run: counts of tokens and words, the progress bar and log lines, images of the learned kernels."""
 
 import re
 import time
@@ -20,37 +20,37 @@ from bert_convolutions.errors import UsageError
 from bert_convolutions.terminal import duration, say
 
 WORD_CHECKPOINTS = "chck_*"
-"""Names of the folders of checkpoints by words, as BabyLM's evaluation expects them: ``chck_1M``."""
-_IN_STATE = "WordCounter"
-"""Under ``stateful_callbacks`` of the trainer's state."""
+"""Folders of the checkpoints at numbers of words, named as BabyLM's evaluation expects: ``chck_1M``."""
+_STATE_KEY = "WordCounter"
+"""Key in ``stateful_callbacks`` of the Trainer's state."""
 _UNITS = {"": 1, "K": 1000, "M": 1_000_000, "B": 1_000_000_000}
 _PIXELS = 12
-"""Of an offset, in each direction."""
+"""Width and height of one offset in an image."""
 _NEGATIVE, _POSITIVE = np.array([127, 59, 8]), np.array([45, 0, 75])
-"""Brown and violet, which the colour-blind tell apart; zero is white."""
+"""Brown and violet, a pair that is safe for colour-blind readers; zero is white."""
 
 
 class Throughput:
-    """Tokens that are not padding, and how many a second of training, data loading included.
+    """Counts non-padding tokens and measures tokens per second of training, data loading included.
 
-    The clock runs from ``start`` on and stands still during evaluation and saving.
+    The clock starts with ``start`` and is paused during evaluation and saving.
 
     Attributes:
-        seen: real tokens since the start of the run, of all processes, earlier sessions included.
+        seen: non-padding tokens since the start of the run, over all processes and earlier sessions.
     """
 
     def __init__(self) -> None:
         self.seen = self._seen_before = 0
-        self._begun = self._paused = 0.0
+        self._started = self._paused = 0.0
 
     def start(self, seen_before: int) -> None:
-        """Begin a session that goes on from ``seen_before`` tokens."""
+        """Start a session of a run that has already seen ``seen_before`` tokens."""
         self.seen = self._seen_before = seen_before
-        self._begun, self._paused = time.monotonic(), 0.0
+        self._started, self._paused = time.monotonic(), 0.0
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time that is not training."""
+        """Exclude the time spent in this context."""
         begun = time.monotonic()
         try:
             yield
@@ -59,34 +59,34 @@ class Throughput:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of this session; 0 before anything was trained."""
-        return (self.seen - self._seen_before) / max(time.monotonic() - self._begun - self._paused, 1e-9)
+        """Tokens per second of this session; 0 before the first step."""
+        return (self.seen - self._seen_before) / max(time.monotonic() - self._started - self._paused, 1e-9)
 
 
 def parse_words(text: str) -> int:
     """A number of words such as ``1M``, ``250K`` or ``1000000``.
 
     Raises:
-        UsageError: it is none.
+        UsageError: ``text`` is not such a number.
     """
     match = re.fullmatch(r"(\d+)([KMB]?)", text.upper())
     if match is None or not int(match[1]):
-        raise UsageError(f"--save_at_words {text} is no number of words such as 1M, 250K or 1000000")
+        raise UsageError(f"--save_at_words {text} is not a number of words such as 1M, 250K or 1000000")
     return int(match[1]) * _UNITS[match[2]]
 
 
 def checkpoint_name(words: int) -> str:
-    """``chck_1M``, ``chck_250K``, ``chck_1234``: in the largest unit of at most a million that gives a whole number."""
+    """``chck_1M``, ``chck_250K``, ``chck_1234``: in the largest unit (M, K or none) that gives a whole number."""
     unit = next(unit for unit in ("M", "K", "") if words % _UNITS[unit] == 0)
     return f"chck_{words // _UNITS[unit]}{unit}"
 
 
 def word_starts(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
-    """Which ids begin a word, bool (V,), to count the words of a text by its ids.
+    """A mask over the vocabulary, bool (V,), of the tokens that start a word, to count the words of a text by its ids.
 
-    A word is what stands between white space. SentencePiece marks the first piece of each (``▁``), so the count is
-    exact. Byte-level BPE marks all but the first of a text. WordPiece marks the later pieces (``##``) and cuts
-    punctuation off; pieces that are neither are counted there, so that ``well-known`` is two words.
+    Words are separated by white space. SentencePiece marks the first token of each word (``▁``), so the count is exact.
+    Byte-level BPE marks every word but the first of a text. WordPiece marks the other tokens (``##``) and splits at
+    punctuation; there, tokens without ``##`` that aren't punctuation are counted, and ``well-known`` is two words.
     """
     pieces = [str(piece) for piece in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))]
     special = set(tokenizer.all_special_ids)
@@ -101,11 +101,11 @@ def word_starts(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
 
 
 class WordCounter:
-    """The words that training has seen, kept in the trainer's state, and the numbers (``targets``) at which to save.
+    """Counts the words seen in training, in the Trainer's state, and knows the counts (``targets``) at which to save.
 
     Attributes:
-        seen: words since the start of the run, repetitions included; None after going on from a checkpoint that
-            doesn't say.
+        seen: words since the start of the run, repetitions included; None after resuming from a checkpoint without
+            this count.
     """
 
     def __init__(self, starts: torch.Tensor, targets: list[int], folder: Path) -> None:
@@ -113,7 +113,7 @@ class WordCounter:
         self.seen: int | None = 0
 
     def count(self, batch: Mapping[str, torch.Tensor]) -> int:
-        """The words of a batch as it was before masking."""
+        """The number of words in a batch before masking."""
         if not int(batch["num_real_tokens"]):  # a placeholder
             return 0
         ids, chosen = batch["input_ids"].flatten().clone(), batch["labels"] != IGNORED
@@ -121,105 +121,105 @@ class WordCounter:
         return int(self.starts[ids].sum())
 
     def add(self, words: int, state: Any) -> None:
-        """Count the words of a step, of all processes, and note them in the trainer's state, which is saved."""
+        """Add the words of a step, summed over all processes, and store the total in the Trainer's state."""
         if self.seen is not None:
             self.seen += words
-            state.stateful_callbacks[_IN_STATE] = {"args": {}, "attributes": {"seen": self.seen}}
+            state.stateful_callbacks[_STATE_KEY] = {"args": {}, "attributes": {"seen": self.seen}}
 
-    def due(self) -> list[Path]:
-        """The checkpoints whose number of words has been reached since this was asked last."""
+    def pop_reached(self) -> list[Path]:
+        """The checkpoints whose number of words has been reached since the last call."""
         reached = [words for words in self.targets if self.seen is not None and words <= self.seen]
         self.targets = self.targets[len(reached) :]
         return [self.folder / checkpoint_name(words) for words in reached]
 
     def restore(self, state: Any) -> None:
-        """Go on counting; say which checkpoints can't be had any more.
+        """Restore the count from the Trainer's state; report the checkpoints that it is too late for.
 
         Raises:
-            UsageError: the state doesn't say how many there were, and checkpoints are to be saved by it.
+            UsageError: there are ``targets``, but the state holds no count.
         """
         if state.global_step:
-            stored = state.stateful_callbacks.get(_IN_STATE)
+            stored = state.stateful_callbacks.get(_STATE_KEY)
             self.seen = stored["attributes"]["seen"] if stored else None
         if self.targets and self.seen is None:
             raise UsageError(
-                "--save_at_words: the checkpoint to go on from was saved without counting words; start anew, or leave "
+                "--save_at_words: the checkpoint to resume from was saved without a word count; start anew, or leave "
                 "the flag out"
             )
-        late = [place.name for place in self.due() if not place.is_dir()]
+        late = [destination.name for destination in self.pop_reached() if not destination.is_dir()]
         if late and state.is_world_process_zero:
             say(f"--save_at_words: the run is at {self.seen:,} words already, too late for {', '.join(late)}")
 
 
 class RunProgress(ProgressCallback):
-    """The Trainer's progress line, which ends with a ``note`` of each step, and its logs.
+    """The Trainer's progress bar, followed by a ``note`` after each step, and its log lines.
 
-    Logs are lines that read the same with and without the progress line.
+    Log lines are the same with and without the bar.
     """
 
     def __init__(self, note: Callable[[], str]) -> None:
         super().__init__()
         self.note = note
         self._loss = ""
-        self._begun, self._first_step = 0.0, 0
+        self._started, self._first_step = 0.0, 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the line and the clock that says how long it will take."""
-        self._begun, self._first_step = time.monotonic(), state.global_step
+        """Start the bar and the clock for the time left."""
+        self._started, self._first_step = time.monotonic(), state.global_step
         if not args.disable_tqdm:
             super().on_train_begin(args, state, control, **kwargs)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Move the line on."""
+        """Advance the bar."""
         if self.training_bar is not None:
             self.training_bar.set_postfix_str(self.note() + self._loss, refresh=False)
             super().on_step_end(args, state, control, **kwargs)
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, *more: Any, **kwargs: Any) -> None:
-        """Move the line of an evaluation on."""
+        """Advance the bar of an evaluation."""
         if not args.disable_tqdm:
             super().on_prediction_step(args, state, control, *more, **kwargs)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Write a log as a line, but for the last one, whose figures are told with the results."""
+        """Print a log as a line; the last one is skipped, since its figures are printed with the results."""
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:
             return
         if "loss" in logs:
             self._loss = f", loss {logs['loss']:.4f}"
-        figures = [f"{name} {_figure(value)}" for name, value in logs.items() if isinstance(value, int | float)]
-        line = f"step {state.global_step:,}{self._so_far(state)}: {', '.join(figures)}"
+        figures = [f"{name} {_format_value(value)}" for name, value in logs.items() if isinstance(value, int | float)]
+        line = f"step {state.global_step:,}{self._time_left(state)}: {', '.join(figures)}"
         if self.training_bar is not None:
             self.training_bar.write(line)
         else:
             print(line, flush=True)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Close the line."""
+        """Close the bar."""
         if self.training_bar is not None:
             super().on_train_end(args, state, control, **kwargs)
 
-    def _so_far(self, state: TrainerState) -> str:
-        """How much of the run is done and how long the rest will take; nothing outside of training."""
+    def _time_left(self, state: TrainerState) -> str:
+        """The total number of steps and the estimated time left; empty outside training."""
         done = state.global_step - self._first_step
-        if not self._begun or done <= 0 or state.max_steps <= 0:
+        if not self._started or done <= 0 or state.max_steps <= 0:
             return ""
-        left = (time.monotonic() - self._begun) / done * (state.max_steps - state.global_step)
+        left = (time.monotonic() - self._started) / done * (state.max_steps - state.global_step)
         return f" of {state.max_steps:,}, {duration(left)} left"
 
 
-def _figure(value: float) -> str:
+def _format_value(value: float) -> str:
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
 
 
 class KernelBoard(TensorBoardCallback):
-    """Writes ``kernels/<term>`` at each evaluation: a row a head (a layer, of a dynamic term), the layers downwards.
+    """Writes an image ``kernels/<term>`` at each evaluation, with the first layer on top.
 
-    From left to right is the offset of the key from the query, from -n to n. Of a fixed term the weights less their
-    mean are drawn, of a dynamic one the norm of each offset's vector; the darkest colour is the largest in a picture.
+    Each column is an offset of the key from the query, from -n to n. A fixed term has a row per head, its weights less
+    their mean; a dynamic term has a row per layer, the norm of each offset's vector. The largest value is darkest.
     """
 
     def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Draw the kernels of the model, after the evaluation's figures have been written."""
+        """Write the kernels of the model."""
         if self.tb_writer is None or model is None:
             return
         for name, picture in kernel_pictures(model):
@@ -228,21 +228,21 @@ class KernelBoard(TensorBoardCallback):
 
 
 def kernel_pictures(model: torch.nn.Module) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """Term and picture, uint8 (rows x 12, offsets x 12, 3), of each convolution term that a model's attention has."""
+    """The name and the image, uint8 (rows x 12, offsets x 12, 3), of each convolution term in a model's attention."""
     attentions = [module for module in model.modules() if isinstance(module, CompositeAttention)]
     for name, term in TERMS.items():
         rows = []
         for attention in attentions:
             if name in attention.kernel.convolution_terms:
                 kernel = term.seen_from_query(getattr(attention, f"{name}_param").detach()).float().cpu().numpy()
-                norm, less_mean = np.linalg.norm(kernel, axis=0, keepdims=True), kernel - kernel.mean(1, keepdims=True)
-                rows.append(norm if term.dynamic else less_mean)
+                norm, centred = np.linalg.norm(kernel, axis=0, keepdims=True), kernel - kernel.mean(1, keepdims=True)
+                rows.append(norm if term.dynamic else centred)
         if rows:
-            yield name, _coloured(np.concatenate(rows))
+            yield name, _colour_squares(np.concatenate(rows))
 
 
-def _coloured(values: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """(rows, offsets) as squares of colour."""
+def _colour_squares(values: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Values (rows, offsets) as coloured squares."""
     share = values[..., None] / max(float(np.abs(values).max()), 1e-12)
     colours = 255 + np.abs(share) * (np.where(share < 0, _NEGATIVE, _POSITIVE) - 255)
     return colours.round().astype(np.uint8).repeat(_PIXELS, 0).repeat(_PIXELS, 1)

@@ -1,10 +1,10 @@
-"""Which examples a step takes: a pure function of (seed, epoch, step), the same for every layout of the batch.
+"""The examples of each step: a pure function of (seed, epoch, step), independent of how the batch is divided.
 
-Step ``s`` of an epoch takes positions ``[s*G, (s+1)*G)`` of the epoch's permutation, G being the global batch. They
-are cut into as many contiguous slices as there are micro-batches (processes x accumulation), so another number of
-processes with the same G sees the same examples in each step. The last step of an epoch takes what is left, cut the
-same way: every example is seen once an epoch, and a slice left empty becomes a placeholder that adds nothing.
-Resuming needs the number of the step and nothing else.
+Step ``s`` of an epoch takes positions ``[s*G, (s+1)*G)`` of the epoch's permutation, where G is the global batch size.
+They are split into one contiguous slice per micro-batch (processes x accumulation steps), so any number of processes
+with the same G sees the same examples in each step. The last step of an epoch takes the remaining examples, split the
+same way: every example is seen once per epoch, and an empty slice becomes a placeholder batch that adds nothing to the
+loss. Resuming needs only the number of the step.
 """
 
 import math
@@ -27,7 +27,7 @@ from bert_convolutions.terminal import say
 
 
 class Slice(NamedTuple):
-    """Positions ``start`` to ``stop`` of an epoch's order: one micro-batch, before any example is looked at."""
+    """One micro-batch: the positions ``start`` to ``stop`` (exclusive) of an epoch's order."""
 
     epoch: int
     start: int
@@ -35,18 +35,18 @@ class Slice(NamedTuple):
 
 
 def data_seed(arguments: TrainingArguments) -> int:
-    """The seed of order and masking."""
+    """The seed for the order of the examples and for masking."""
     return arguments.seed if arguments.data_seed is None else arguments.data_seed
 
 
 class StepPlan:
-    """How many examples, steps and micro-batches there are in an epoch, and which belong to which.
+    """Divides each epoch's examples into steps and micro-batches.
 
     Args:
         num_examples: examples in an epoch, at least one.
-        seed: of the epochs' orders; None keeps the examples in their own order.
+        seed: seed of the epochs' orders; None keeps the order of the dataset.
         micro_batch_size: examples in one micro-batch of one process.
-        micro_batches: micro-batches a process adds up in one step.
+        micro_batches: micro-batches per step and process (gradient accumulation steps).
         processes: number of processes.
     """
 
@@ -60,7 +60,7 @@ class StepPlan:
 
     @classmethod
     def of_training(cls, arguments: TrainingArguments, num_examples: int) -> "StepPlan":
-        """The plan that the Trainer's arguments ask for."""
+        """The plan for the batch size, accumulation steps and processes of the Trainer's arguments."""
         return cls(
             num_examples,
             data_seed(arguments),
@@ -70,7 +70,7 @@ class StepPlan:
         )
 
     def slice(self, epoch: int, step: int, process: int, micro_batch: int) -> Slice:
-        """The positions of one micro-batch; ``step`` counts from the epoch's start."""
+        """The slice of one micro-batch; ``step`` counts from the start of the epoch."""
         begin = step * self.global_batch_size
         size = min(self.global_batch_size, self.num_examples - begin)
         slices = self.micro_batches * self.processes
@@ -85,7 +85,7 @@ class StepPlan:
         return np.asarray(EpochOrder(self.num_examples, self.seed, part.epoch)[positions])
 
     def samples_of_step(self, global_step: int) -> list[int]:
-        """All examples of a step of the run (0-based, over all epochs), in order."""
+        """The numbers of all examples of a step (0-based, counted over all epochs), in order."""
         epoch, step = divmod(global_step, self.steps_per_epoch)
         begin = step * self.global_batch_size
         stop = min(begin + self.global_batch_size, self.num_examples)
@@ -93,16 +93,16 @@ class StepPlan:
 
 
 def last_step(arguments: TrainingArguments, num_examples: int) -> int:
-    """The number of steps after which training on so many examples is finished."""
+    """The number of steps after which training on ``num_examples`` is finished."""
     if arguments.max_steps > 0:
         return arguments.max_steps
     return math.ceil(arguments.num_train_epochs * StepPlan.of_training(arguments, num_examples).steps_per_epoch)
 
 
 class StepSlices(Sampler[Slice]):
-    """The micro-batches of one process through an epoch, in order; ``epoch`` gives its number when it begins.
+    """The slices of one process over an epoch, in order; ``epoch`` returns its number when it starts.
 
-    It yields slices, not lists of examples: running past the steps that a resumed run has done costs next to nothing.
+    They don't load examples, so a resumed run skips finished steps at almost no cost.
     """
 
     def __init__(self, plan: StepPlan, process: int, epoch: Callable[[], int]) -> None:
@@ -119,13 +119,13 @@ class StepSlices(Sampler[Slice]):
 
 
 def start_worker(worker: int = 0) -> None:
-    """For workers: ignore signals, and end if a batch can't be handed over, or the parent would wait for ever.
+    """Initialise a data worker: ignore signals, and exit if a batch can't be sent, or the parent would wait forever.
 
-    That is so where they have little room in ``/dev/shm``, of which a container has 64 MiB.
+    This happens if ``/dev/shm`` is full; containers have 64 MiB by default.
     """
 
     def leave(error: Exception, batch: object) -> None:
-        say(f"a data worker can't hand its batch over: {error}")
+        say(f"a data worker can't send its batch: {error}")
         os._exit(1)
 
     ignore_signals()
@@ -139,9 +139,9 @@ def slices_loader(
     epoch: Callable[[], int],
     collate: Callable[[Any], Any],
 ) -> DataLoader[Any]:
-    """This process's micro-batches: what ``collate`` makes of the answer of ``dataset`` (``__getitems__``) to a slice.
+    """This process's micro-batches: ``collate`` is applied to ``dataset.__getitems__(slice)`` of each slice.
 
-    Nothing in it draws a random number.
+    Draws no random numbers.
     """
     workers = arguments.dataloader_num_workers
     return DataLoader(
@@ -153,12 +153,12 @@ def slices_loader(
         pin_memory=arguments.dataloader_pin_memory and arguments.device.type == "cuda",
         prefetch_factor=arguments.dataloader_prefetch_factor,
         worker_init_fn=start_worker,
-        generator=torch.Generator(),  # or else it draws a seed from the global one, which a resumed run repeats
+        generator=torch.Generator(),  # the default would draw from the global generator
     )
 
 
 class SlicedExamples(Dataset[Any]):
-    """A store that is asked for a whole ``Slice`` of ``plan`` at a time and answers with the collator's features."""
+    """A dataset that maps a whole ``Slice`` of ``plan`` to the features of its examples."""
 
     def __init__(self, examples: ExampleStore, plan: StepPlan) -> None:
         self.examples, self.plan = examples, plan
@@ -169,21 +169,21 @@ class SlicedExamples(Dataset[Any]):
     def __getitem__(self, sample: int) -> Feature:
         return {"epoch": 0, "sample": sample, "input_ids": self.examples[sample]}
 
-    def __getitems__(self, part: Slice) -> list[Feature]:  # what the DataLoader calls, if it is there
+    def __getitems__(self, part: Slice) -> list[Feature]:  # the DataLoader prefers it to __getitem__
         return [{**self[int(sample)], "epoch": part.epoch} for sample in self.plan.samples(part)]
 
 
 class WithPlaceholder:
-    """A collator that makes of no features at all a batch that adds nothing to any loss: ``stand_in`` without labels.
+    """A collator that turns an empty list into a batch that adds nothing to the loss: ``stand_in`` without labels.
 
-    Processes must all run a model step, even one that has no example left at the end of an epoch.
+    Every process must run the model, even one without examples at the end of an epoch.
     """
 
     def __init__(self, collate: Callable[[list[Any]], dict[str, torch.Tensor]], stand_in: Feature) -> None:
         self.collate, self.stand_in = collate, stand_in
 
     def __call__(self, features: list[Any]) -> dict[str, torch.Tensor]:
-        """A batch of ``features``; where there are none, all labels are -100 and no token counts as real."""
+        """The batch of ``features``; of an empty list, one whose labels are all -100 and whose token count is 0."""
         if features:
             return self.collate(features)
         batch = self.collate([self.stand_in])

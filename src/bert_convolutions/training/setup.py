@@ -1,4 +1,4 @@
-"""Setting up ``bertconv pretrain``: flags checked, tokenizer, configuration, model and trainer made of them, once."""
+"""Set-up of ``bertconv pretrain``: check the flags, then make tokenizer, configuration, model and trainer, once."""
 
 import math
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from bert_convolutions.data.collate import PretrainingCollator
 from bert_convolutions.data.loading import load_tokenizer, tokenizer_hash
 from bert_convolutions.data.masking import Masking
 from bert_convolutions.data.store import ExampleStore
-from bert_convolutions.errors import UsageError, in_flags
+from bert_convolutions.errors import UsageError, with_flag_names
 from bert_convolutions.model import CompositeBertConfig, CompositeBertForMaskedLM, CompositeBertForPreTraining
 from bert_convolutions.model.loading import as_long_as, load_strictly
 from bert_convolutions.model.presets import PRESETS, load_config, read_config
@@ -31,23 +31,23 @@ from bert_convolutions.training.sampling import StepPlan, data_seed
 from bert_convolutions.training.trainer import MASKED_METRICS, ORDER_METRICS, PretrainingTrainer
 
 EVALUATION_SEED = 0
-"""Masks of the evaluation data are drawn from this one, whatever ``--seed`` is: losses of different runs compare."""
+"""Seed of the masks of the evaluation data, independent of ``--seed`` so that losses of different runs compare."""
 
 HELD_OUT_SEED = 0
-"""Draws the documents that --eval_fraction holds out: the same ones whatever --seed is, so that runs compare."""
+"""Seed that selects the documents of ``--eval_fraction``, independent of ``--seed`` so that runs compare."""
 _SNIFFED_BYTES = 4096
 
 WITH_CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
-"""Modes of --torch_compile_mode that record CUDA graphs, one for each number of rows and masked positions."""
+"""Values of ``--torch_compile_mode`` that record a CUDA graph for each number of rows and of masked positions."""
 
-_NOT_OF_THE_MODEL = ("transformers_version", "_name_or_path", "dtype", "architectures")
+_NON_MODEL_KEYS = ("transformers_version", "_name_or_path", "dtype", "architectures")
 
 
 def check_flags(options: PretrainOptions, arguments: TrainingArguments) -> None:
-    """Raise about the first thing that is missing, out of range or contradictory.
+    """Check that no flag is missing, out of range or in contradiction with another.
 
     Raises:
-        UsageError: names the flag and the way out.
+        UsageError: for the first such flag; names it and says what to do.
     """
     for fault in chain(_task_faults(options, arguments), _data_faults(options, arguments), _range_faults(options)):
         raise UsageError(fault)
@@ -71,19 +71,19 @@ def _task_faults(options: PretrainOptions, arguments: TrainingArguments) -> Iter
     if not arguments.do_train and not arguments.do_eval:
         yield "nothing to do: give --do_train, --do_eval or both"
     if not options.mlm:
-        yield "--mlm false: training predicts masked tokens and knows no other way; leave the flag out"
+        yield "--mlm false: masked language modeling is the only objective; leave the flag out"
     if options.config_name and options.model_name_or_path:
-        yield "--config_name and --model_name_or_path contradict: the second brings its own config; leave one out"
+        yield "--config_name and --model_name_or_path contradict: a saved model has its own config; leave one out"
     if not options.config_name and not options.model_name_or_path:
-        yield "give --config_name (bert_small, bert_base or a config.json), or --model_name_or_path to go on from one"
+        yield "give --config_name (bert_small, bert_base or a config.json), or --model_name_or_path to start from one"
     if arguments.do_eval and not arguments.do_train and not options.model_name_or_path:
         yield "--do_eval without --do_train evaluates a trained model: give --model_name_or_path, not --config_name"
     if options.use_sop_head and arguments.label_smoothing_factor:
-        yield "--label_smoothing_factor knows no loss of the order of sentences; leave it or --use_sop_head out"
+        yield "--label_smoothing_factor does not apply to the sentence-order loss; leave it or --use_sop_head out"
     if not options.tokenizer_name and not options.model_name_or_path:
         yield "--tokenizer_name is required: the path of an spm.model or of a tokenizer directory"
-    if arguments.include_num_input_tokens_seen != "no":  # would be added to the number that is kept in any case
-        yield "--include_num_input_tokens_seen is not needed: tokens that are no padding are counted; leave it out"
+    if arguments.include_num_input_tokens_seen != "no":  # would be added to our count
+        yield "--include_num_input_tokens_seen is not needed: non-padding tokens are always counted; leave it out"
     metric = (arguments.metric_for_best_model or "loss").removeprefix("eval_")
     metrics = [*MASKED_METRICS, *(ORDER_METRICS if options.use_sop_head else ())]
     if metric not in metrics:
@@ -98,13 +98,13 @@ def _data_faults(options: PretrainOptions, arguments: TrainingArguments) -> Iter
     if arguments.do_train and not options.train_data_file:
         yield "--do_train needs --train_data_file"
     if arguments.do_eval and not held_out:
-        yield "--do_eval needs --eval_data_file, or --eval_fraction to hold some of the training data out"
+        yield "--do_eval needs --eval_data_file, or --eval_fraction to hold out some of the training data"
     if arguments.eval_on_start and not arguments.do_eval:
         yield "--eval_on_start needs --do_eval"
     if options.eval_data_file and options.eval_fraction > 0:
         yield "--eval_data_file and --eval_fraction contradict: leave one out"
     if options.eval_fraction > 0 and not options.train_data_file:
-        yield "--eval_fraction needs --train_data_file, of which it holds a part out"
+        yield "--eval_fraction needs --train_data_file, from which it holds out a part"
 
 
 def _range_faults(options: PretrainOptions) -> Iterator[str]:
@@ -117,36 +117,36 @@ def _range_faults(options: PretrainOptions) -> Iterator[str]:
     if options.save_every_minutes is not None and not options.save_every_minutes > 0:
         yield f"--save_every_minutes {options.save_every_minutes} is not positive"
     if options.train_minutes is not None and not 0 < options.train_minutes < math.inf:
-        yield f"--train_minutes {options.train_minutes} is no positive number of minutes"
+        yield f"--train_minutes {options.train_minutes} is not a positive number of minutes"
     if options.num_proc is not None and options.num_proc < 1:
         yield f"--num_proc {options.num_proc} is less than one process"
 
 
 def choose_tokenizer(options: PretrainOptions) -> PreTrainedTokenizerBase:
-    """The tokenizer of ``--tokenizer_name`` or, left out, the one saved beside the model."""
+    """The tokenizer of ``--tokenizer_name``, by default the one saved with the model."""
     return load_tokenizer(options.tokenizer_name or options.model_name_or_path or "", options.model_name_or_path)
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """The stores of a run; None for what it does not need."""
+    """The example stores of a run; None if it doesn't need one."""
 
     train: ExampleStore | None
     evaluation: ExampleStore | None
 
 
 def open_corpus(options: PretrainOptions, arguments: TrainingArguments, tokenizer: Any) -> Corpus:
-    """Open the data that training and evaluation need; from plain text the examples are built first, once.
+    """Open the data that training and evaluation need; examples of plain text are built once and cached.
 
     Raises:
-        UsageError: a file is missing, damaged, of another tokenizer, or too small to be divided.
+        UsageError: a file is missing, damaged, made with another tokenizer, or too small to be split.
     """
 
     def opened(paths: list[str], train_iterable: bool) -> ExampleStore:
         return open_examples(
             paths,
             tokenizer=tokenizer,
-            line_by_line=options.line_by_line and not train_iterable,  # of both the second wins, as in the original
+            line_by_line=options.line_by_line and not train_iterable,  # takes precedence, as in the original
             train_iterable=train_iterable,
             cache_dir=options.data_cache_dir,
             num_proc=options.num_proc,
@@ -167,7 +167,7 @@ def open_corpus(options: PretrainOptions, arguments: TrainingArguments, tokenize
 
 
 def _evaluates_on_ids(options: PretrainOptions) -> bool:
-    """Whether the evaluation file is one of ids: with --train_iterable either is accepted, told apart by its start."""
+    """Whether the evaluation file holds ids; with --train_iterable it may be text too, which its first bytes tell."""
     path = Path(options.eval_data_file[0])
     if not options.train_iterable or not path.is_file():
         return False
@@ -177,19 +177,19 @@ def _evaluates_on_ids(options: PretrainOptions) -> bool:
         return not file.read(_SNIFFED_BYTES).translate(None, b"0123456789 \r\n")
 
 
-def compose_config(options: PretrainOptions, tokenizer: PreTrainedTokenizerBase) -> CompositeBertConfig:
+def make_config(options: PretrainOptions, tokenizer: PreTrainedTokenizerBase) -> CompositeBertConfig:
     """The configuration of the model.
 
     Raises:
-        UsageError: the tokenizer's size is not the model's, ``--block_size`` is more than the model has positions, or
-            an architecture flag contradicts the model of ``--model_name_or_path``.
+        UsageError: the tokenizer's size is not the model's, ``--block_size`` exceeds the model's number of positions,
+            or an architecture flag contradicts the model of ``--model_name_or_path``.
     """
     if options.model_name_or_path:
         config = _config_of_model(options)
         stated: int | None = config.vocab_size
     else:
-        config = _changed(load_config(options.config_name or ""), options)
-        stated = _stated_vocab_size(options.config_name or "")
+        config = _with_architecture_flags(load_config(options.config_name or ""), options)
+        stated = _vocab_size_in_file(options.config_name or "")
     source = options.model_name_or_path or options.config_name
     if stated is not None and stated != len(tokenizer):
         tokenizer_path = options.tokenizer_name or options.model_name_or_path
@@ -199,7 +199,7 @@ def compose_config(options: PretrainOptions, tokenizer: PreTrainedTokenizerBase)
             + ("" if options.model_name_or_path else f", or set vocab_size to {len(tokenizer)} there")
         )
     config.vocab_size, config.pad_token_id = len(tokenizer), tokenizer.pad_token_id
-    if not options.model_name_or_path and options.config_name in PRESETS:  # a preset has as many positions as needed
+    if not options.model_name_or_path and options.config_name in PRESETS:  # presets grow as needed
         config.max_position_embeddings = max(config.max_position_embeddings, options.block_size)
     if not config.remove_position_embeddings and options.block_size > config.max_position_embeddings:
         raise UsageError(
@@ -210,8 +210,8 @@ def compose_config(options: PretrainOptions, tokenizer: PreTrainedTokenizerBase)
     return config
 
 
-def compose_model(options: PretrainOptions, config: CompositeBertConfig, seed: int) -> PreTrainedModel:
-    """The model with its heads: random weights drawn from ``seed``, or those of ``--model_name_or_path``."""
+def make_model(options: PretrainOptions, config: CompositeBertConfig, seed: int) -> PreTrainedModel:
+    """The model with its heads, with random weights from ``seed`` or those of ``--model_name_or_path``."""
     model_class = CompositeBertForPreTraining if options.use_sop_head else CompositeBertForMaskedLM
     name = options.attn_implementation
     backend: dict[str, Any] = {"attn_implementation": name} if name else {}
@@ -221,7 +221,7 @@ def compose_model(options: PretrainOptions, config: CompositeBertConfig, seed: i
         return load_strictly(model_class, path, config, new_head=True, dtype=torch.float32, **backend)
     try:
         return model_class._from_config(config, **backend)
-    except ValueError as error:  # the only input left to judge is the backend's name
+    except ValueError as error:  # only the backend's name is unchecked so far
         raise UsageError(f"--attn_implementation {name}: {error}") from error
 
 
@@ -232,9 +232,9 @@ def _config_of_model(options: PretrainOptions) -> CompositeBertConfig:
     values = read_json(Path(path) / "config.json")
     model_type = values.get("model_type") if isinstance(values, dict) else None
     if model_type != CompositeBertConfig.model_type:
-        raise UsageError(f"{path} holds a {model_type} model; run bertconv convert on one of the original's")
+        raise UsageError(f"{path} holds a {model_type} model; run bertconv convert if it is one of the original's")
     config = read_config(Path(path) / "config.json")
-    changed = _changed(config, options)
+    changed = _with_architecture_flags(config, options)
     for name in ARCHITECTURE_FLAGS:
         if getattr(changed, name) != getattr(config, name):
             raise UsageError(
@@ -244,18 +244,18 @@ def _config_of_model(options: PretrainOptions) -> CompositeBertConfig:
     return config
 
 
-def _changed(config: CompositeBertConfig, options: PretrainOptions) -> CompositeBertConfig:
-    """A config with the architecture flags applied; a flag left out (None or false) changes nothing."""
+def _with_architecture_flags(config: CompositeBertConfig, options: PretrainOptions) -> CompositeBertConfig:
+    """A config with the architecture flags applied, except those left out (None or False)."""
     flags = {name: getattr(options, name) for name in ARCHITECTURE_FLAGS}
     flags = {name: value for name, value in flags.items() if value is not None and value is not False}
     try:
         return CompositeBertConfig(**{**config.to_dict(), **flags}) if flags else config
-    except ValueError as error:  # which names a field
-        raise UsageError(in_flags(str(error), ARCHITECTURE_FLAGS)) from error
+    except ValueError as error:  # it names a field
+        raise UsageError(with_flag_names(str(error), ARCHITECTURE_FLAGS)) from error
 
 
-def _stated_vocab_size(config_name: str) -> int | None:
-    """``vocab_size`` as a config file states it; None for a preset, which is of any size."""
+def _vocab_size_in_file(config_name: str) -> int | None:
+    """``vocab_size`` in a config file; None for a preset, which takes the tokenizer's size."""
     if config_name in PRESETS:
         return None
     path = Path(config_name)
@@ -270,7 +270,7 @@ def make_trainer(
     corpus: Corpus,
     watch: SignalWatch,
 ) -> PretrainingTrainer:
-    """The Trainer of a run, ready to train; ``bertconv bench`` measures this one too."""
+    """The Trainer of a run, ready to train; ``bertconv bench`` measures the same one."""
 
     def collator(seed: int) -> PretrainingCollator:
         return PretrainingCollator(
@@ -281,7 +281,7 @@ def make_trainer(
             block_size=options.block_size,
             pack=options.pack,
             sentence_order=options.use_sop_head,
-            **(few_shapes(options, arguments) if arguments.torch_compile_mode in WITH_CUDA_GRAPHS else {}),
+            **(cuda_graph_buckets(options, arguments) if arguments.torch_compile_mode in WITH_CUDA_GRAPHS else {}),
         )
 
     facts = run_facts(options, arguments, model, tokenizer, corpus.train) if arguments.do_train else {}
@@ -302,8 +302,8 @@ def make_trainer(
     )
 
 
-def few_shapes(options: PretrainOptions, arguments: TrainingArguments) -> dict[str, int]:
-    """Buckets of the collator's rows and masked positions, whose numbers vary by the root of the batch's size."""
+def cuda_graph_buckets(options: PretrainOptions, arguments: TrainingArguments) -> dict[str, int]:
+    """Bucket sizes for rows and masked positions; their numbers vary by about the square root of the batch size."""
     root = math.isqrt(arguments.per_device_train_batch_size)
     return {"row_bucket": root, "position_bucket": max(root * options.block_size // 8, 64)}
 
@@ -315,9 +315,9 @@ def run_facts(
     tokenizer: PreTrainedTokenizerBase,
     examples: Any,
 ) -> dict[str, Any]:
-    """What must be the same when a run is resumed, or else it would not be the same run; JSON values.
+    """The JSON values that must be equal when a run is resumed.
 
-    Flags that are not here may change: learning rate, weight decay, betas, epsilon, warm-up and length are applied.
+    All other flags may change: learning rate, weight decay, betas, epsilon, warm-up and length are applied.
     """
     plan = StepPlan.of_training(arguments, len(examples))
     schedule = SchedulerType(arguments.lr_scheduler_type)
@@ -336,5 +336,5 @@ def run_facts(
         "tokenizer": tokenizer_hash(tokenizer),
         "optimizer": [OptimizerNames(arguments.optim).value.removesuffix("_fused"), arguments.optim_args],
         "schedule": schedule.value if by_loss else "by step",
-        "model": {name: value for name, value in model.config.to_dict().items() if name not in _NOT_OF_THE_MODEL},
+        "model": {name: value for name, value in model.config.to_dict().items() if name not in _NON_MODEL_KEYS},
     }

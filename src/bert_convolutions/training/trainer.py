@@ -1,6 +1,6 @@
-"""Pre-training with ``transformers.Trainer``: exact data order, losses over the global batch, tokens counted.
+"""Pre-training with ``transformers.Trainer``: exact data order, losses over the global batch, token counts.
 
-Which of the Trainer's members are overridden stands at the head of ``resumable``.
+``OVERRIDDEN`` in ``resumable`` lists the overridden members of the Trainer.
 """
 
 import functools
@@ -25,11 +25,11 @@ from bert_convolutions.training.resumable import ResumableTrainer
 from bert_convolutions.training.sampling import SlicedExamples, StepPlan, WithPlaceholder, last_step, slices_loader
 
 MASKED_METRICS, ORDER_METRICS = ("loss", "perplexity", "masked_accuracy"), ("sop_loss", "sop_accuracy")
-"""What an evaluation measures that a best model may be chosen by; the second with a sentence-order head."""
+"""Metrics of an evaluation that may select the best model; the second group needs a sentence-order head."""
 Collate = Callable[[list[Any]], dict[str, torch.Tensor]]
-_SPECIAL_TOKENS = 3
-"""Of a pair; they are never masked."""
-_IMPROBABLE = math.log(1e-9)
+_SPECIAL_TOKENS_PER_PAIR = 3
+"""[CLS] and two [SEP], which are never masked."""
+_LOG_IMPROBABLE = math.log(1e-9)
 
 
 class PretrainingTrainer(ResumableTrainer):
@@ -39,9 +39,9 @@ class PretrainingTrainer(ResumableTrainer):
         train_dataset: store of the training examples, or None.
         eval_dataset: store of the evaluation examples, or None.
         data_collator: makes a training batch of features ``{"epoch", "sample", "input_ids"}``.
-        eval_collator: the same for evaluation, with a masking that never changes.
-        words: counts words and knows at how many to save.
-        mlm_probability: of a token to be masked; steps without any are refused when they can't be chance.
+        eval_collator: the same for evaluation, with masks that never change.
+        words: counts words and knows at which counts to save.
+        mlm_probability: probability of a token to be masked; too many steps without a masked token are refused.
         All others are those of ``ResumableTrainer`` and the ``Trainer``.
     """
 
@@ -57,18 +57,18 @@ class PretrainingTrainer(ResumableTrainer):
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = True
         self._log_unmasked = math.log1p(-min(mlm_probability, 1 - 1e-9))
-        self._blank_since: int | None = None
-        self._chance = 0.0
+        self._unmasked_since: int | None = None
+        self._log_probability = 0.0
 
     # Data
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Micro-batches of this process, in order; nothing in it draws a random number."""
+        """Micro-batches of this process, in order; draws no random numbers."""
         dataset = SlicedExamples(self.train_dataset, self.train_plan())
         return self.train_loader(dataset, WithPlaceholder(self.data_collator, dataset[0]))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """The evaluation examples in their own order, each on one process."""
+        """The evaluation examples in the order of the store, divided among the processes."""
         store = self.eval_dataset if eval_dataset is None else eval_dataset
         size, processes = self.args.per_device_eval_batch_size, self.args.world_size
         plan = StepPlan(len(store), None, micro_batch_size=size, micro_batches=1, processes=processes)
@@ -80,10 +80,10 @@ class PretrainingTrainer(ResumableTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor | int | None]:
-        """The micro-batches of a step and the masked tokens of the global batch, counted before they leave the CPU.
+        """The micro-batches of a step and the number of masked tokens in the global batch, counted on the CPU.
 
-        Losses are sums divided by the counts of the global batch, so that accumulation, packing and the number of
-        processes do not change a gradient.
+        Losses are sums divided by counts over the global batch, so that gradients don't depend on accumulation,
+        packing or the number of processes.
         """
         batches = [next(epoch_iterator) for _ in range(num_batches)]
         words = sum(self.words.count(batch) for batch in batches)
@@ -94,38 +94,38 @@ class PretrainingTrainer(ResumableTrainer):
         for batch in batches:
             if "next_sentence_label" in batch:
                 batch["num_examples_in_batch"] = torch.full((), examples, device=device)
-        self._refuse_blank_steps(masked, max(tokens - _SPECIAL_TOKENS * examples, examples))
+        self._refuse_unmasked_steps(masked, max(tokens - _SPECIAL_TOKENS_PER_PAIR * examples, examples))
         self.throughput.seen += tokens
         self.words.add(words, self.state)
         self.state.num_input_tokens_seen = self.throughput.seen
         return batches, torch.full((), max(masked, 1), device=device)
 
-    def _refuse_blank_steps(self, masked: int, maskable: int) -> None:
-        """Stop where no token of this step and those before was masked: no chance, though the loss of 0 looks good."""
+    def _refuse_unmasked_steps(self, masked: int, maskable: int) -> None:
+        """Stop once so many steps without a masked token can't be chance: their loss of 0 only looks good."""
         if masked:
-            self._blank_since, self._chance = None, 0.0
+            self._unmasked_since, self._log_probability = None, 0.0
             return
-        if self._blank_since is None:
-            self._blank_since = self.state.global_step
-        self._chance += maskable * self._log_unmasked
-        if self._chance < _IMPROBABLE:
-            samples = ", ".join(map(str, self.samples_of_step(self._blank_since)[:8]))
+        if self._unmasked_since is None:
+            self._unmasked_since = self.state.global_step
+        self._log_probability += maskable * self._log_unmasked
+        if self._log_probability < _LOG_IMPROBABLE:
+            samples = ", ".join(map(str, self.samples_of_step(self._unmasked_since)[:8]))
             raise UsageError(
-                f"from step {self._blank_since + 1} on (samples {samples}, ...) no token is to be predicted, so that "
-                f"nothing can be learned: --train_data_file is damaged or has changed during training; build it anew "
-                f"and go on from a checkpoint of step {self._blank_since} or before"
+                f"from step {self._unmasked_since + 1} on (samples {samples}, ...) no token is masked, so nothing "
+                f"can be learned: --train_data_file is damaged or was changed during training; build it anew "
+                f"and resume from a checkpoint of step {self._unmasked_since} or before"
             )
 
     def _prepare_input(self, data: Any) -> Any:
         if not isinstance(data, torch.Tensor):
             return super()._prepare_input(data)
         data = data.to(self.args.device, non_blocking=True)
-        if self.args.torch_compile and data.dim():  # rows or positions, whose number changes from step to step
+        if self.args.torch_compile and data.dim():  # rows or positions: their number changes between steps
             torch._dynamo.maybe_mark_dynamic(data, 0)
         return data
 
     def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
-        """FLOPs of a training step by the Trainer's estimate, with the parameters counted once instead of each step."""
+        """FLOPs of a training step by the Trainer's estimate, which would count the parameters anew in each step."""
         return self._flops_per_token * inputs["input_ids"].numel()
 
     @functools.cached_property
@@ -133,23 +133,23 @@ class PretrainingTrainer(ResumableTrainer):
         return 6 * self.model.num_parameters(exclude_embeddings=True)
 
     def step_finished(self, control: TrainerControl) -> None:
-        """As before; then save what is due by the words seen, before a checkpoint of this step records it as saved."""
+        """Also save the models whose word count is reached, before a checkpoint of this step records them as saved."""
         super().step_finished(control)
-        for place in self.words.due():
+        for destination in self.words.pop_reached():
             with self.throughput.paused():
-                self.save_model_as(place)
+                self.save_model_as(destination)
 
     # Evaluation
 
     def evaluation_loop(self, dataloader: DataLoader[Any], *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Loss per masked token, perplexity and accuracy over the whole data set; nothing is kept but sums."""
+        """Loss per masked token, perplexity and accuracy over the whole dataset, from running sums."""
         model = self._wrap_model(self.model, training=False)
-        if not self.accelerator._models:  # evaluating without having trained: autocast is not set up yet
+        if not self.accelerator._models:  # without training before, autocast is not set up yet
             model = self.accelerator.prepare_model(model, evaluation_mode=True)
         model.eval()
         self.callback_handler.eval_dataloader = dataloader
         device = self.args.device
-        exact = device.type in ("cpu", "cuda")  # others may have no float64
+        exact = device.type in ("cpu", "cuda")  # other devices may lack float64
         total = torch.zeros(len(_SUMS), dtype=torch.float64 if exact else torch.float32, device=device)
         for batch in dataloader:
             del batch["num_real_tokens"], batch["sample_ids"]
@@ -169,7 +169,7 @@ class PretrainingTrainer(ResumableTrainer):
         return last_step(self.args, len(self.train_dataset))
 
     def load_finished(self, checkpoint: str) -> None:
-        """Take model and state from a checkpoint of the last step, where nothing is left to train."""
+        """Load model and state from a checkpoint of the last step, after which there is nothing to train."""
         self.state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
         self.state.is_world_process_zero = self.is_world_process_zero()  # it was saved by the first process
         best = self.state.best_model_checkpoint
@@ -180,23 +180,23 @@ class PretrainingTrainer(ResumableTrainer):
     # Time and logs
 
     def training_begins(self) -> None:
-        """As before; then the clock starts, and the words go on being counted."""
+        """Also start the clock and restore the word count."""
         super().training_begins()
         self.throughput.start(self.state.num_input_tokens_seen)
         self.words.restore(self.state)
 
     def progress_note(self) -> str:
-        """The tokens seen and the tokens per second."""
+        """Tokens seen and tokens per second."""
         return f"{self.throughput.seen:,} tokens, {self.throughput.tokens_per_second:,.0f} tokens/s"
 
-    def figures(self) -> dict[str, float]:
-        """Tokens and words seen, and tokens per second, under their names in the logs and in ``train_results.json``."""
-        figures = {} if self.words.seen is None else {"words_seen": self.words.seen}
+    def throughput_metrics(self) -> dict[str, float]:
+        """Tokens and words seen and tokens per second, for the logs and ``train_results.json``."""
+        words = {} if self.words.seen is None else {"words_seen": self.words.seen}
         rate = round(self.throughput.tokens_per_second)
-        return {**figures, "non_padding_tokens_seen": self.throughput.seen, "real_tokens_per_second": rate}
+        return {**words, "non_padding_tokens_seen": self.throughput.seen, "real_tokens_per_second": rate}
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate, off the clock that measures training."""
+        """Evaluate with the training clock paused."""
         with self.throughput.paused():
             return super().evaluate(*args, **kwargs)
 
@@ -205,9 +205,9 @@ class PretrainingTrainer(ResumableTrainer):
             super()._save_checkpoint(model, trial)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with the tokens seen and the tokens per second beside the training loss."""
+        """Log, adding tokens seen and tokens per second to the training loss."""
         if "loss" in logs or "train_loss" in logs:
-            logs |= self.figures()
+            logs |= self.throughput_metrics()
         super().log(logs, start_time)
 
 
@@ -215,16 +215,16 @@ _SUMS = ("loss", "tokens", "correct", "sop_loss", "sop_pairs", "sop_correct")
 
 
 def _evaluation_sums(batch: Mapping[str, torch.Tensor], outputs: Any) -> torch.Tensor:
-    """Loss, count and hits of the masked tokens and, where there is a sentence-order head, of the pairs.
+    """Summed loss, count and number of correct predictions of masked tokens and, if any, of sentence-order pairs.
 
     Args:
-        batch: ``labels`` (M,) or (R, S) with -100 where nothing is to be predicted, and perhaps
-            ``next_sentence_label`` (E,).
-        outputs: the model's, with ``logits`` or ``prediction_logits`` (..., V), in the shape of ``labels``, and
-            perhaps ``seq_relationship_logits`` (E, 2).
+        batch: ``labels`` (M,) or (R, S), -100 where nothing is to be predicted, and optionally ``next_sentence_label``
+            (E,).
+        outputs: the model's, with ``logits`` or ``prediction_logits``, ``labels``' shape + (V,), and optionally
+            ``seq_relationship_logits`` (E, 2).
 
     Returns:
-        ``_SUMS`` of the batch, (6,), to be added up over batches and processes.
+        ``_SUMS`` of the batch, (6,), additive over batches and processes.
     """
     tokens = _loss_count_hits(outputs.get("prediction_logits", outputs.get("logits")), batch["labels"])
     pairs = torch.zeros_like(tokens)
@@ -241,7 +241,7 @@ def _loss_count_hits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
 
 
 def _evaluation_metrics(prefix: str, total: list[float]) -> dict[str, float]:
-    """What ``_SUMS`` of a data set come to: loss per masked token, perplexity, accuracy, number of masked tokens."""
+    """The metrics of a dataset from its ``_SUMS``: loss per masked token, perplexity, accuracy, number of tokens."""
     sums = dict(zip(_SUMS, total, strict=True))
     tokens = sums["tokens"]
     loss = sums["loss"] / tokens if tokens else math.nan

@@ -1,1 +1,1 @@
-"""Making a store of sentence pairs from plain text; reading it is the business of ``bert_convolutions.data``."""
+"""Building a store of sentence pairs from plain text; ``bert_convolutions.data`` reads it."""

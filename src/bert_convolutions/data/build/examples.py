@@ -1,4 +1,4 @@
-"""The examples that ``--train_data_file`` names, in whatever form: a built data set, a file of ids, or plain text."""
+"""Opens the examples of ``--train_data_file``: a built dataset, a file of ids, or plain text."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,20 +29,20 @@ def open_examples(
     cache_dir: str | Path | None = None,
     **building: Any,
 ) -> ExampleStore:
-    """Open the examples that ``--train_data_file`` names.
+    """Open the examples of ``--train_data_file``.
 
     Args:
-        paths: one folder made by ``build-dataset``; or one ids file (``train_iterable``); or text files
-            (``line_by_line``), from which a dataset is built under ``cache_dir`` the first time.
-        tokenizer: the loaded tokenizer, which the examples must fit.
-        line_by_line: the paths are plain text, one sentence a line.
-        train_iterable: the path is a file of token ids, one example a line.
-        cache_dir: folder for what is derived once from text or ids files; default: beside the first file.
-        building: of plain text, fields of ``BuildDatasetOptions`` such as ``num_proc`` and ``split_sentences``.
+        paths: one folder made by ``build-dataset``, one ids file (``train_iterable``), or text files
+            (``line_by_line``), from which a dataset is built in ``cache_dir`` at the first call.
+        tokenizer: the loaded tokenizer, which must be the one that the examples were built with.
+        line_by_line: the paths are plain text, one sentence per line.
+        train_iterable: the path is a file of token ids, one example per line.
+        cache_dir: folder for files derived from text or ids files; default: beside the first file.
+        building: for plain text, fields of ``BuildDatasetOptions`` such as ``num_proc`` and ``split_sentences``.
 
     Raises:
-        UsageError: nothing is there, it is damaged, or it was made with another tokenizer.
-        RunInterrupted: a signal came while a dataset was built; the next call goes on.
+        UsageError: a path does not exist, is damaged, or was made with another tokenizer.
+        RunInterrupted: a signal was received during a build, which the next call continues.
     """
     names = [str(paths)] if isinstance(paths, (str, Path)) else [str(path) for path in paths]
     if not names:
@@ -66,13 +66,13 @@ def open_examples(
         options = BuildDatasetOptions(tokenizer_name="", train_data_file=names, **building)
         return ArrowStore(build_on_demand(options, tokenizer, cache), tokenizer_hash(tokenizer))
     raise UsageError(
-        f"{first}: is no folder made by build-dataset; for plain text give --line_by_line, for a file of ids "
+        f"{first}: is not a folder made by build-dataset; for plain text give --line_by_line, for a file of ids "
         "--train_iterable"
     )
 
 
 def _open_ids(path: Path, tokenizer: Any, cache: Path) -> IdsStore:
-    """Open an ids file; what ``build-dataset`` has left beside it must fit."""
+    """Open an ids file, which must match the manifest of ``build-dataset`` beside it, if there is one."""
     if manifest_path(path).exists():
         manifest = read_manifest(manifest_path(path))
         check_tokenizer(path, manifest, tokenizer_hash(tokenizer))

@@ -1,4 +1,4 @@
-"""A few worker processes for many tasks: bounded memory, clean interruption by any signal, no orphans."""
+"""Worker processes for many tasks, with bounded memory, clean interruption by signals and no orphans."""
 
 import concurrent.futures
 import contextlib
@@ -26,19 +26,19 @@ def run_tasks(
 ) -> Iterator[ResultT]:
     """Yield ``function(task)`` of every task, in the order in which they finish.
 
-    Tasks are drawn from their iterable only when one of ``num_proc`` processes is about to be free, so that it may be
-    longer than memory. With one process, or one task, everything happens in this one. ``initializer`` is called with
-    ``initargs`` once in every process; like ``function`` it is defined at the top of a module.
+    Tasks are drawn from ``tasks`` only as processes become free, so that not all need fit in memory. With one process
+    or one task, everything runs in this process. ``initializer(*initargs)`` is called once in every process; like
+    ``function``, it must be defined at the top level of a module.
     """
     tasks = iter(tasks)
     first = list(itertools.islice(tasks, 2))
     tasks = itertools.chain(first, tasks)
-    if num_proc == 1 or len(first) < 2:  # a small text is done before another process would have started
+    if num_proc == 1 or len(first) < 2:  # faster for a small text than starting processes
         initializer(*initargs)
         yield from map(function, tasks)
         return
     with _worker_environment():
-        # "spawn": workers do not inherit the memory of this process, nor the threads of a PyTorch that it may hold.
+        # "spawn": workers must not inherit this process's memory, nor the threads of PyTorch.
         pool = concurrent.futures.ProcessPoolExecutor(
             num_proc, multiprocessing.get_context("spawn"), _start_worker, (initializer, initargs)
         )
@@ -53,7 +53,7 @@ def run_tasks(
                 yield future.result()
         except BaseException:
             for process in list((pool._processes or {}).values()):
-                process.kill()  # they write whole files only
+                process.kill()  # safe, as they write files atomically
             raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -66,7 +66,7 @@ def _start_worker(initializer: Callable[..., object], initargs: tuple[Any, ...])
 
 
 def _end_with_parent() -> None:
-    """End this process when its parent is gone, also when that was killed."""
+    """Exit when the parent process has ended, even if it was killed."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         multiprocessing.connection.wait([parent.sentinel])

@@ -1,13 +1,13 @@
-"""``bertconv build-dataset``: text of any size to shuffled sentence pairs on disk, in bounded memory.
+"""``bertconv build-dataset``: turns text of any size into shuffled sentence pairs on disk, in bounded memory.
 
-Three stages, each a pool of processes over small independent tasks whose results are whole files:
+It has three stages. Each is a pool of processes that run small independent tasks and write complete files:
 
 1. a block of text (4 MiB) becomes a file of encoded sentences (``sentences``);
 2. the sentences of a block become pairs, sorted by shuffle key (``pairs``);
 3. the pairs of a shard are merged from all blocks and written (``shards``).
 
-Whatever a killed run has finished, the next one finds and does not do again. The work files stand in a folder of their
-own and take about as much room as the result, twice while a stage replaces them.
+A run continues where a killed one stopped, since it skips tasks whose files exist. The work files have a folder of
+their own and take about as much space as the result, twice as much while a stage replaces them.
 """
 
 import shutil
@@ -46,20 +46,20 @@ from bert_convolutions.schemas import (
 from bert_convolutions.signals import interruptible
 
 _MERGE_PROCESSES = 3
-"""Shards being merged at a time: each takes some five times a shard's size of memory."""
+"""Number of shards merged at a time; each takes about five times its size in memory."""
 TaskT = TypeVar("TaskT")
 
 
 def build_dataset(options: BuildDatasetOptions) -> Path:
-    """Build the dataset that the options describe, or go on with one that was interrupted.
+    """Build the dataset that the options describe, or continue an interrupted build.
 
     Returns:
         The folder of the Arrow shards, or the ids file.
 
     Raises:
-        UsageError: bad options or text, an output that belongs to another dataset, or no room on the disk.
-        RunInterrupted: a signal came; the next call goes on.
-        CommandError: a worker process was killed; the next call goes on.
+        UsageError: bad options or text, an output that belongs to another dataset, or a full disk.
+        RunInterrupted: a signal was received; the next call continues.
+        CommandError: a worker process was killed; the next call continues.
     """
     target = Target.from_options(options)
     with interruptible(str(target.result)):
@@ -71,23 +71,23 @@ def build_dataset(options: BuildDatasetOptions) -> Path:
 
 
 def build_on_demand(options: BuildDatasetOptions, tokenizer: Any, cache: Path) -> Path:
-    """Find the dataset that was built of the same text in the same way, or build it now.
+    """Find the dataset built from the same text with the same settings, or build it now.
 
-    Of several processes that ask for the same one, the first builds it and the others wait.
+    If several processes ask for the same one, the first builds it and the others wait.
 
     Args:
-        options: the text and how to take it; names neither a tokenizer nor an output.
+        options: the text and the settings, without tokenizer and output.
         tokenizer: a loaded Hugging Face tokenizer.
         cache: folder for such datasets.
 
-    Returns, and raises, what ``build_dataset`` does.
+    Returns and raises what ``build_dataset`` does.
     """
     sources, text_tokenizer = find_sources(options.train_data_file), as_text_tokenizer(tokenizer)
     settings = _settings(options, text_tokenizer, sources)
     folder = cache / f"pairs-{identity(settings)[:16]}"
     refuse_overlap(folder, "--data_cache_dir", {"--train_data_file": options.train_data_file})
     make_folder(cache, "--data_cache_dir")
-    # What is damaged there is made again: the folder's name says that nothing else can be in it.
+    # Overwrite, so that a damaged dataset is rebuilt: nothing else can be in a folder of this name.
     options = replace(options, output_dir=str(folder), overwrite_output_dir=True)
     with interruptible(str(folder)):
         return _build(options, Target.from_options(options), text_tokenizer, settings, wait=True)
@@ -115,7 +115,7 @@ def _settings(
 def _build(
     options: BuildDatasetOptions, target: Target, tokenizer: TextTokenizer, settings: BuildSettings, wait: bool = False
 ) -> Path:
-    """Build what is not there yet; ``wait`` for another process that does, instead of raising."""
+    """Build the dataset unless it exists; with ``wait``, wait for another process that builds it instead of raising."""
     try:
         if target.is_finished(settings, options.overwrite_output_dir):
             print(f"{target.result}: already built from the same text with the same settings")
@@ -125,15 +125,15 @@ def _build(
                 target.result.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(run_lock(target.result, wait=True))
             stack.enter_context(target.locked_work_folder(settings, options.overwrite_output_dir))
-            if not target.is_finished(settings, options.overwrite_output_dir):  # by who held the lock before
+            if not target.is_finished(settings, options.overwrite_output_dir):  # by the process that held the lock
                 _Build(target, tokenizer, settings, options.num_proc or min(usable_cores(), 8)).run()
     except OSError as error:
         raise UsageError(
-            f"{error.filename or target.result}: {error.strerror or error}; run again to go on from here"
+            f"{error.filename or target.result}: {error.strerror or error}; run again to resume"
         ) from error
     except BrokenProcessPool as error:
         raise CommandError(
-            f"{target.result}: a worker process was killed, perhaps for lack of memory; run again to go on from here, "
+            f"{target.result}: a worker process was killed, perhaps for lack of memory; run again to resume, "
             "with a smaller --num_proc"
         ) from error
     return target.result
@@ -141,7 +141,7 @@ def _build(
 
 @dataclass(frozen=True)
 class _Build:
-    """One build: the three stages over the files of the work folder."""
+    """One build: the three stages on the files of the work folder."""
 
     _target: Target
     _tokenizer: TextTokenizer
@@ -149,14 +149,14 @@ class _Build:
     _num_proc: int
 
     def run(self) -> None:
-        """Do what is left of the three stages, then write the manifest."""
+        """Do the unfinished part of the three stages, then write the manifest."""
         facts_file = self._target.work / "facts.json"
         if not facts_file.exists():
             write_json(facts_file, [[block.model_dump() for block in file] for file in self._encode()])
         facts = read_model(FileFacts, facts_file).root
-        every = [block for file in facts for block in file]
+        block_facts = [block for file in facts for block in file]
         id_type = sentences.smallest_id_type(len(self._tokenizer))
-        id_bytes = sum(block.num_tokens for block in every) * np.dtype(id_type).itemsize
+        id_bytes = sum(block.num_tokens for block in block_facts) * np.dtype(id_type).itemsize
         num_shards = -(-id_bytes // (self._settings.shard_size_mb << 20)) or 1
         files = [[self._sentence_file(i, j) for j in range(len(file))] for i, file in enumerate(facts)]
         special_ids = self._tokenizer.cls_id, self._tokenizer.sep_id
@@ -167,9 +167,9 @@ class _Build:
         counts = CorpusCounts(
             examples=sum(record.num_examples for record in records),
             tokens=sum(record.num_tokens for record in records),
-            sentences=sum(block.num_sentences for block in every),
+            sentences=sum(block.num_sentences for block in block_facts),
             documents=num_documents,
-            bytes=sum(block.num_bytes for block in every),
+            bytes=sum(block.num_bytes for block in block_facts),
         )
         if self._settings.output_format == "ids":
             records = [self._join_text(records, counts)]
@@ -203,13 +203,13 @@ class _Build:
                         before = block.position
 
             encode, tokenizer = sentences.encode_block, (self._tokenizer,)
-            for read in run_tasks(encode, tasks(), self._num_proc, sentences.start, tokenizer):
+            for read in run_tasks(encode, tasks(), self._num_proc, sentences.init_worker, tokenizer):
                 bar.update(read)
         refuse_changed(self._settings.sources)
         return [[parse(BlockFacts, read_facts(path), path) for path in file] for file in paths]
 
     def _pair(self, tasks: list[PairTask]) -> None:
-        """Pair the sentences of all blocks, whose files are needed no more."""
+        """Pair the sentences of all blocks, then delete their sentence files."""
         done = self._target.work / "paired"
         if not done.exists():
             self._run(
@@ -220,10 +220,10 @@ class _Build:
             file.unlink()
         if not any(read_facts(task.runs)["num_pairs"] for task in tasks):
             path = (self._settings.dataset or self._settings.sources[0]).path
-            raise UsageError(f"{path}: not one pair of sentences in the text; give more text")
+            raise UsageError(f"{path}: the text has no pair of sentences; give more text")
 
     def _merge(self, runs: list[Path], num_shards: int) -> list[ShardRecord]:
-        """Write the shards that are missing; return the records of all."""
+        """Write the missing shards; return the records of all."""
         tasks = [
             shards.ShardTask(
                 shard,
@@ -239,7 +239,7 @@ class _Build:
         return [read_model(ShardRecord, task.record) for task in tasks]
 
     def _join_text(self, records: list[ShardRecord], counts: CorpusCounts) -> ShardRecord:
-        """Join the shards' lines into the one text file, which is without a manifest until it has a new one."""
+        """Join the shards' lines into one text file; its old manifest is deleted."""
         path = self._target.result
         with whole_file(path) as output:
             for record in records:
@@ -250,7 +250,7 @@ class _Build:
 
     @staticmethod
     def _run(name: str, unit: str, function: Callable[[TaskT], None], tasks: list[TaskT], num_proc: int) -> None:
-        """Do tasks that are known, with progress."""
+        """Run ``tasks`` with a progress bar."""
         with _bar(name, len(tasks), unit) as bar:
             for _ in run_tasks(function, tasks, num_proc):
                 bar.update()

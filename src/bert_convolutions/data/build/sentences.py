@@ -19,7 +19,7 @@ _tokenizer: "TextTokenizer"
 
 
 class HuggingFaceTextTokenizer:
-    """What a build needs of a tokenizer, as ``PieceTokenizer`` has it, for any loaded Hugging Face tokenizer."""
+    """Wraps any loaded Hugging Face tokenizer in the part of ``PieceTokenizer``'s interface that a build needs."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -28,7 +28,7 @@ class HuggingFaceTextTokenizer:
 
     @functools.cached_property
     def hash(self) -> str:
-        """The sha256 that identifies vocabulary and rules."""
+        """The SHA-256 that identifies vocabulary and rules."""
         from bert_convolutions.data.loading import tokenizer_hash
 
         return tokenizer_hash(self._tokenizer)
@@ -37,7 +37,7 @@ class HuggingFaceTextTokenizer:
         return len(self._tokenizer)
 
     def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ids of all texts in one int32 array, and the number of ids of each text (int64)."""
+        """The ids of all texts in one int32 array, and the number of ids of each text (int64)."""
         encoded = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
         return flatten(encoded)
 
@@ -51,7 +51,7 @@ def open_text_tokenizer(path: str | Path) -> TextTokenizer:
     The last needs ``transformers``, and so more memory.
 
     Raises:
-        UsageError: nothing is there, or it is no tokenizer.
+        UsageError: the path does not exist or is not a tokenizer.
     """
     path = local_folder(path, "tokenizer")
     if (model_file := find_model_file(path)) is not None:
@@ -62,34 +62,34 @@ def open_text_tokenizer(path: str | Path) -> TextTokenizer:
 
 
 def as_text_tokenizer(tokenizer: Any) -> TextTokenizer:
-    """A loaded Hugging Face tokenizer for a build: the light one inside it, where that is all there is to it."""
+    """A loaded Hugging Face tokenizer for a build: its ``PieceTokenizer`` if it has no more tokens than that."""
     pieces = getattr(tokenizer, "pieces", None)
     return pieces if pieces and len(pieces) == len(tokenizer) else HuggingFaceTextTokenizer(tokenizer)
 
 
 @dataclass(frozen=True)
 class SentenceTask:
-    """A block, and where to write its sentences."""
+    """A block and where to write its sentences."""
 
     block: Block
     read_before: int
-    """How far in the file on disk the blocks before reach, in bytes."""
+    """Position in the file on disk at which the previous block ends, in bytes."""
     path: Path
     language: str | None
-    """Language to split the lines into sentences by; None: a line is a sentence."""
+    """Language for splitting lines into sentences; None if each line is a sentence."""
 
 
-def start(tokenizer: TextTokenizer) -> None:
-    """Take the tokenizer, once in every process."""
+def init_worker(tokenizer: TextTokenizer) -> None:
+    """Set the tokenizer of this process."""
     global _tokenizer
     _tokenizer = tokenizer
 
 
 def encode_block(task: SentenceTask) -> int:
-    """Write the sentences of a block; return the bytes it takes of the file on disk.
+    """Encode and write the sentences of a block; return the number of bytes read from the file on disk.
 
-    The file holds ``ids`` (flat), ``lengths`` (ids of each sentence), ``segments`` (bool: a blank line, the border of a
-    document, stands before the sentence) and, as facts, the counts and whether blank lines end the block.
+    The output holds ``ids`` (concatenated), ``lengths`` (ids per sentence), ``segments`` (bool: whether a blank line,
+    which ends a document, precedes the sentence) and, as facts, counts and whether a blank line ends the block.
 
     Raises:
         UsageError: the block is not UTF-8, or its file has become shorter.
@@ -120,12 +120,12 @@ def encode_block(task: SentenceTask) -> int:
 
 
 def smallest_id_type(vocabulary_size: int) -> type[np.unsignedinteger[Any]]:
-    """Return the smallest of uint16 and uint32 that holds every id."""
+    """The smaller of uint16 and uint32 that can hold every id."""
     return np.uint16 if vocabulary_size <= 1 << 16 else np.uint32
 
 
 def _find_sentences(text: str, language: str | None) -> tuple[list[str], np.ndarray, bool]:
-    """Return the sentences of a text, for each whether blank lines stand before it, and whether they end the text."""
+    """The sentences of a text, whether a blank line precedes each, and whether one ends the text."""
     lines = split_lines(text)
     is_blank = np.array([not line or line.isspace() for line in lines], dtype=bool)
     filled = np.flatnonzero(~is_blank)
@@ -142,7 +142,7 @@ def _find_sentences(text: str, language: str | None) -> tuple[list[str], np.ndar
 
 
 def _batches(sentences: list[str]) -> Iterator[list[str]]:
-    """Yield the sentences in groups of some ``_BATCH_CHARACTERS``, which bounds the memory of lists of ids."""
+    """Group the sentences by about ``_BATCH_CHARACTERS``, which bounds the memory of lists of ids."""
     ends = np.cumsum(np.fromiter(map(len, sentences), dtype=np.int64, count=len(sentences)))
     begin = 0
     while begin < len(sentences):
@@ -153,7 +153,7 @@ def _batches(sentences: list[str]) -> Iterator[list[str]]:
 
 
 def split_sentences(paragraph: str, language: str) -> list[str]:
-    """Cut a paragraph into its sentences, none of them blank."""
+    """Split a paragraph into its non-blank sentences."""
     import sentencex
 
     return [sentence for sentence in sentencex.segment(language, paragraph) if sentence and not sentence.isspace()]

@@ -1,4 +1,4 @@
-"""Third stage of the dataset builder: the runs of one shard are merged by key and written, as Arrow or as text."""
+"""Third stage of the dataset builder: the runs of each shard are merged by key and written as Arrow or text."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +13,18 @@ from bert_convolutions.schemas import ShardRecord
 
 @dataclass(frozen=True)
 class ShardTask:
-    """One shard: which runs to merge, and where to write them."""
+    """One shard: the runs to merge and where to write it."""
 
     shard: int
     runs: list[Path]
     path: Path
     record: Path
-    """Written when the shard is whole: a ``ShardRecord`` as JSON."""
+    """A ``ShardRecord`` as JSON, written after the shard is complete."""
     output_format: str
 
 
 def write_shard(task: ShardTask) -> None:
-    """Merge the runs of a shard by shuffle key, write the shard and its record."""
+    """Merge the runs of a shard by shuffle key; write the shard and its record."""
     runs = zip(*(_read_run(path, task.shard) for path in task.runs), strict=True)
     keys, documents, lengths, ids = map(np.concatenate, runs)
     order = np.argsort(keys, kind="stable")
@@ -38,7 +38,7 @@ def write_shard(task: ShardTask) -> None:
 
 
 def record_of(path: Path, num_examples: int, num_tokens: int) -> ShardRecord:
-    """Return what the manifest is to say of a file of examples."""
+    """The manifest's record of a file of examples."""
     return ShardRecord(
         file=path.name,
         num_examples=num_examples,
@@ -49,7 +49,7 @@ def record_of(path: Path, num_examples: int, num_tokens: int) -> ShardRecord:
 
 
 def _read_run(path: Path, shard: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The pairs of a shard among those of a block: keys, documents, lengths (int64) and ids."""
+    """The pairs of a block that belong to a shard: keys, documents, lengths (int64) and ids."""
     with open_arrays(path) as read:
         first, last = read("pair_starts", shard, shard + 2).tolist()
         first_id, last_id = read("id_starts", shard, shard + 2).tolist()
@@ -58,7 +58,7 @@ def _read_run(path: Path, shard: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 def _write_arrow(path: Path, ids: np.ndarray, lengths: np.ndarray, documents: np.ndarray) -> None:
-    """Write one record batch: ``input_ids`` (list of ids) and ``document`` (uint32), uncompressed so that it maps."""
+    """Write one uncompressed record batch: ``input_ids`` (list of ids) and ``document`` (uint32)."""
     import pyarrow as pa
 
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)

@@ -1,10 +1,10 @@
-"""Text files of any size, plain or compressed, read as blocks of whole lines.
+"""Reads text files of any size, plain or compressed, in blocks of whole lines.
 
-A line ends at a newline, a carriage return, or both, as where Python iterates over a text file, and nowhere else.
+A line ends only at a newline, a carriage return, or both, as in Python's text files.
 
-Where a block ends depends on the text alone, so neither the number of processes nor compression changes a result. A
-block is ``BLOCK_BYTES`` long and runs on to the end of its last line. A line that runs on for more than
-``MAX_REST_BYTES`` is cut there, after a space if it has one: memory stays bounded whatever the text.
+A block has ``BLOCK_BYTES`` and the rest of its last line. To bound memory, that rest is cut after ``MAX_REST_BYTES``,
+at a space if there is one. Block boundaries depend only on the text, so neither the number of processes nor
+compression changes a result.
 """
 
 import gzip
@@ -31,19 +31,19 @@ Source = TextRecord | DatasetRecord
 
 @dataclass(frozen=True)
 class Block:
-    """Whole lines of a text: bytes ``start`` to ``end`` of the (decompressed) source."""
+    """Whole lines of a text: the bytes ``start`` to ``end`` of the decompressed source."""
 
     source: Source
     start: int
     end: int
     position: int
-    """How many bytes of the file on disk, or of a data set's text, have been read so far."""
+    """Number of bytes read so far from the file on disk, or of a dataset's text."""
     text: bytes | None = None
-    """Left out for a plain file, whose bytes are read by whoever needs them."""
+    """None for a plain file, which is read when the text is needed."""
 
 
 def find_sources(paths: list[str]) -> list[TextRecord]:
-    """Return the text files that the paths mean, in order; folders give all their files (not hidden ones), sorted.
+    """The text files at ``paths``, in order; a folder stands for all files in it that are not hidden, sorted.
 
     Raises:
         UsageError: a file is missing or empty, or a folder holds no text or can't be read.
@@ -56,7 +56,7 @@ def find_sources(paths: list[str]) -> list[TextRecord]:
         elif path.is_file():
             found = [_record(path)]
         else:
-            raise UsageError(f"{name}: no such file or folder; give UTF-8 text, one sentence a line")
+            raise UsageError(f"{name}: no such file or folder; give UTF-8 text, one sentence per line")
         if not any(source.size for source in found):
             raise UsageError(f"{name}: {'no text in this folder' if path.is_dir() else 'the file is empty'}")
         sources += found
@@ -66,10 +66,10 @@ def find_sources(paths: list[str]) -> list[TextRecord]:
 
 
 def find_dataset(options: BuildDatasetOptions) -> DatasetRecord | None:
-    """Return what the options say of a data set, if they do, and its revision where it is on the hub.
+    """The dataset that the options name, if any, with its revision if it is on the Hub.
 
     Raises:
-        UsageError: it can't be had, or has no such column.
+        UsageError: it can't be opened, or lacks the text column.
     """
     name = options.dataset
     if name is None:
@@ -78,8 +78,8 @@ def find_dataset(options: BuildDatasetOptions) -> DatasetRecord | None:
 
     try:
         revision = None if Path(name).exists() else HfApi().dataset_info(name).sha
-    except Exception as error:  # of the network, of the name, or of what is said there
-        raise UsageError(f"--dataset {name}: neither here nor on the hub ({first_line(error)})") from error
+    except Exception as error:  # network errors, invalid names and others
+        raise UsageError(f"--dataset {name}: neither here nor on the Hub ({first_line(error)})") from error
     record = DatasetRecord(
         path=name,
         config=options.dataset_config,
@@ -97,11 +97,11 @@ def find_dataset(options: BuildDatasetOptions) -> DatasetRecord | None:
     return record
 
 
-def _rows(record: DatasetRecord, advice: str = "; run again to go on from here") -> Iterator[dict[str, Any]]:
-    """The rows of a data set, a few at a time in memory.
+def _rows(record: DatasetRecord, advice: str = "; run again to resume") -> Iterator[dict[str, Any]]:
+    """The rows of a dataset, streamed.
 
     Raises:
-        CommandError: it can't be read on; what has been built of it stays.
+        CommandError: it can't be read; what has been built so far is kept.
     """
     import datasets
 
@@ -111,12 +111,12 @@ def _rows(record: DatasetRecord, advice: str = "; run again to go on from here")
         yield from datasets.load_dataset(
             **where, name=record.config, split=record.split, revision=record.revision, streaming=True
         )
-    except Exception as error:  # of the network, of the hub, of a file
+    except Exception as error:  # of the network, the Hub or a file
         raise CommandError(f"--dataset {record.path}: can't be read ({first_line(error)}){advice}") from error
 
 
 def _row_texts(record: DatasetRecord) -> Iterator[bytes]:
-    """Each row with text is a document: its lines that are not blank, and a blank one after them."""
+    """The document of each row that has text: its non-blank lines, followed by a blank one."""
     for number, row in enumerate(_rows(record)):
         text = row[record.text_column]
         if text is not None and not isinstance(text, str):
@@ -127,24 +127,24 @@ def _row_texts(record: DatasetRecord) -> Iterator[bytes]:
 
 
 _BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".txt": "text"}
-"""Of ``datasets``, for a file of this kind."""
+"""Builder of ``datasets`` by file name suffix."""
 
 
 def refuse_changed(sources: list[TextRecord]) -> None:
-    """Refuse texts that have changed since ``find_sources`` saw them, now that they have been read.
+    """Refuse texts that have changed since ``find_sources``, after they have been read.
 
     Raises:
-        UsageError: names the first of them.
+        UsageError: names the first changed file.
     """
     for source in sources:
         found = _record(Path(source.path)) if Path(source.path).is_file() else None
         if found != source:
             now = f"it has {found.size:,} bytes, and had {source.size:,}" if found else "it is gone"
-            raise UsageError(f"{source.path}: has changed while it was read ({now}); run again when it is whole")
+            raise UsageError(f"{source.path}: has changed while it was read ({now}); run again when it is complete")
 
 
 def split_lines(text: str) -> list[str]:
-    """Return the lines of a text without their ends."""
+    """The lines of a text without their line ends."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return lines if lines[-1] else lines[:-1]
 
@@ -164,18 +164,18 @@ def blocks(source: Source) -> Iterator[Block]:
         else:
             yield from _plain_blocks(source)
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        if isinstance(error, OSError) and error.errno:  # of the disk; gzip's and Arrow's have no number
+        if isinstance(error, OSError) and error.errno:  # a disk error; those of gzip and Arrow have no errno
             raise
-        raise UsageError(f"{source.path}: cannot be decompressed ({error}); is the file whole?") from error
+        raise UsageError(f"{source.path}: cannot be decompressed ({error}); is the file complete?") from error
 
 
 def read_text(block: Block) -> str:
-    """Return the text of a block.
+    """The text of a block.
 
     Raises:
-        UsageError: not UTF-8, names the line and the byte; or the file has become shorter.
+        UsageError: it is not UTF-8 (names line and byte), or the file has become shorter.
     """
-    data = _bytes_of(block)
+    data = _read_bytes(block)
     if len(data) < block.end - block.start:
         refuse_changed([block.source] if isinstance(block.source, TextRecord) else [])
     offset = block.start
@@ -192,7 +192,7 @@ def read_text(block: Block) -> str:
 
 
 def text_lines(sources: list[TextRecord], doing: str | None = None) -> Iterator[str]:
-    """Yield the lines of all files that are not blank, with progress under the name of what is done, if it has one."""
+    """Yield the non-blank lines of all files, with a progress bar labelled ``doing`` if that is given."""
     total = sum(source.size for source in sources)
     with tqdm(total=total, desc=doing, unit="B", unit_scale=True, mininterval=1.0, disable=doing is None) as bar:
         for source in sources:
@@ -229,24 +229,24 @@ def _stream_blocks(
 
 
 def _end_of_line(rest: bytes) -> int:
-    """How much of ``rest``, which goes up to a newline or ``MAX_REST_BYTES``, still belongs to the last line."""
+    """The length of the part of ``rest``, read up to a newline or ``MAX_REST_BYTES``, that belongs to the last line."""
     carriage_return = rest.find(b"\r")
     if 0 <= carriage_return < MAX_REST_BYTES - 1:
         return carriage_return + (2 if rest.startswith(b"\n", carriage_return + 1) else 1)
     if len(rest) < MAX_REST_BYTES or rest.endswith(b"\n"):
         return len(rest)
-    rest = rest.removesuffix(b"\r")  # a newline may follow it, and a line's two ends stay together
+    rest = rest.removesuffix(b"\r")  # a newline may follow, and must not be separated from it
     space = rest.rfind(b" ")
     if space >= 0:
         return space + 1
     last = len(rest) - 1
-    while last > 0 and rest[last] & 0xC0 == 0x80:  # inside a character: cut before it begins
+    while last > 0 and rest[last] & 0xC0 == 0x80:  # inside a character: cut before it
         last -= 1
     return last
 
 
 class _Chunks(io.RawIOBase):
-    """A stream of pieces of bytes, none of them empty."""
+    """A stream over non-empty chunks of bytes."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks, self._rest = chunks, b""
@@ -269,23 +269,23 @@ def _open_zstd(file: BinaryIO) -> io.BufferedReader:
 
 _OPENERS: dict[str, Callable[[BinaryIO], io.BufferedIOBase]] = {
     ".gz": lambda file: gzip.GzipFile(fileobj=file),
-    ".xz": lambda file: lzma.LZMAFile(file),  # noqa: SIM115 (the file below it is closed)
+    ".xz": lambda file: lzma.LZMAFile(file),  # noqa: SIM115 (the underlying file is closed)
     ".zst": _open_zstd,
 }
 
 
 def _line_number(source: Source, position: int) -> int:
-    """Count the lines up to a byte of the text, from 1."""
+    """The line number, from 1, of a byte position of the text."""
     lines = 1
     for block in blocks(source):
-        data = _bytes_of(block)[: max(position - block.start, 0)]
+        data = _read_bytes(block)[: max(position - block.start, 0)]
         lines += data.count(b"\n") + data.count(b"\r") - data.count(b"\r\n")
         if block.end > position:
             break
     return lines
 
 
-def _bytes_of(block: Block) -> bytes:
+def _read_bytes(block: Block) -> bytes:
     if block.text is not None:
         return block.text
     with Path(block.source.path).open("rb") as file:
@@ -299,7 +299,7 @@ def _record(path: Path) -> TextRecord:
 
 
 def _files_in(folder: Path) -> list[Path]:
-    """The files under a folder, sorted, but for hidden ones and those in hidden folders."""
+    """The files under a folder, sorted, without hidden ones and those in hidden folders."""
 
     def refuse(error: OSError) -> None:
         raise UsageError(f"{error.filename}: can't be read ({error.strerror}); make it readable or move it elsewhere")

@@ -1,7 +1,7 @@
-"""Where a dataset is built: refusing what is not ours, one build at a time, going on where the last one ended.
+"""The output of a dataset build: refuses foreign files, allows one build at a time, continues an interrupted one.
 
-What is already there stays until the new dataset stands: the shards of another build have other names, and the
-manifest, which names those that count, is replaced last.
+An existing dataset stays valid until the new one is complete: shards of different builds have different names, and the
+manifest, which lists the valid ones, is replaced last.
 """
 
 import contextlib
@@ -20,13 +20,13 @@ from bert_convolutions.files import LOCK_NAME, make_folder, refuse_overlap, remo
 from bert_convolutions.parsing import read_model
 from bert_convolutions.schemas import BuildSettings, DatasetManifest
 
-_WAY_OUT = "choose another output or give --overwrite_output_dir"
+_ADVICE = "choose another output or give --overwrite_output_dir"
 _SHARD_NAME = re.compile(r"examples-([0-9a-f]{8}-)?\d{5,}-of-\d{5,}\.arrow")
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where the result, its manifest and the work files are."""
+    """The paths of the result, its manifest and the work files."""
 
     result: Path
     manifest: Path
@@ -35,7 +35,7 @@ class Target:
 
     @classmethod
     def from_options(cls, options: BuildDatasetOptions) -> "Target":
-        """Derive the places from the options.
+        """Derive the paths from the options.
 
         Raises:
             UsageError: an option is missing or bad, or the output is, holds or lies in an input.
@@ -67,29 +67,29 @@ class Target:
         return target
 
     def shard(self, number: int, num_shards: int, settings: BuildSettings) -> Path:
-        """Where a shard is written; the folder's other builds have other names."""
+        """The path of a shard; shards of other builds in the folder have other names."""
         name = f"{number:05}-of-{num_shards:05}"
         if self.output_format == "ids":
             return self.work / f"examples-{name}.txt"
         return self.result / f"examples-{identity(settings)[:8]}-{name}.arrow"
 
     def is_finished(self, settings: BuildSettings, overwrite: bool) -> bool:
-        """Say whether the same dataset is already there; refuse an output that holds something else."""
+        """Whether the same dataset already exists; an output that holds something else is refused."""
         if self.manifest.exists():
             difference = self._difference(settings)
             if difference is None:
-                shutil.rmtree(self.work, ignore_errors=True)  # of a build that was killed at its very end
+                shutil.rmtree(self.work, ignore_errors=True)  # left by a build that was killed at its end
                 return True
             if not overwrite:
-                raise UsageError(f"{self.result}: holds a dataset that differs in {difference}; {_WAY_OUT}")
+                raise UsageError(f"{self.result}: holds a dataset that differs in {difference}; {_ADVICE}")
         elif self.work.exists() or overwrite or not self.result.exists():
             return False
         elif self.output_format == "ids" or any(self.result.iterdir()):
-            raise UsageError(f"{self.result}: is not empty; {_WAY_OUT}")
+            raise UsageError(f"{self.result}: is not empty; {_ADVICE}")
         return False
 
     def _difference(self, settings: BuildSettings) -> str | None:
-        """Say what keeps the dataset that is there from being the one that is wanted."""
+        """How the existing dataset differs from the requested one, or None."""
         damage = "its files, which are damaged"
         try:
             manifest = read_manifest(self.manifest)
@@ -102,7 +102,7 @@ class Target:
 
     @contextlib.contextmanager
     def locked_work_folder(self, settings: BuildSettings, overwrite: bool) -> Iterator[None]:
-        """Open the work folder for this process alone; it is removed when all went well."""
+        """Lock the work folder for this process; remove it after success."""
         with contextlib.ExitStack() as stack:
             make_folder(self.work, "--output_file" if self.output_format == "ids" else "--output_dir")
             try:
@@ -113,12 +113,12 @@ class Target:
             self._check_work(settings, overwrite)
             try:
                 yield
-            except UsageError:  # the text itself must change, and with it everything made so far
+            except UsageError:  # the text must change, so the work files are useless
                 kept: set[str] = set()
                 with contextlib.suppress(UsageError):
                     kept = {shard.file for shard in read_manifest(self.manifest).shards}
                 self._remove_shards(keep=kept)
-                shutil.rmtree(self.work, ignore_errors=True)  # on NFS what is open, as the lock is, stays for a moment
+                shutil.rmtree(self.work, ignore_errors=True)  # on NFS open files, such as the lock, stay for a moment
                 raise
             shutil.rmtree(self.work, ignore_errors=True)
 
@@ -130,24 +130,24 @@ class Target:
             except UsageError as error:
                 difference = f"its settings, which are damaged ({error})"
             if difference is None:
-                print(f"{self.result}: going on with an interrupted build")
+                print(f"{self.result}: resuming an interrupted build")
                 return
             if not overwrite:
-                raise UsageError(f"{self.result}: an interrupted build differs in {difference}; {_WAY_OUT}")
+                raise UsageError(f"{self.result}: an interrupted build differs in {difference}; {_ADVICE}")
         for path in self.work.iterdir():
             if path.name != LOCK_NAME:
                 path.unlink()
         write_json(file, settings.model_dump())
 
     def finish(self, manifest: DatasetManifest) -> None:
-        """Write the manifest, which makes the new dataset the one that is there, and remove what it replaces."""
+        """Write the manifest, which makes the new dataset valid, and remove the shards of the old one."""
         write_json(self.manifest, manifest.model_dump())
         if self.output_format == "arrow":
             self._remove_shards(keep={shard.file for shard in manifest.shards})
             remove_temporaries(self.result)
 
     def _remove_shards(self, keep: set[str]) -> None:
-        """Remove the shards of this and other builds, but for some; nothing else that lies there."""
+        """Remove the shards of all builds except ``keep``, and no other files."""
         if self.output_format == "arrow":
             for path in self.result.iterdir():
                 if _SHARD_NAME.fullmatch(path.name) and path.name not in keep:
@@ -155,13 +155,13 @@ class Target:
 
 
 def identity(settings: BuildSettings) -> str:
-    """A SHA-256, in hexadecimal, that tells datasets of other content apart."""
+    """A SHA-256 (hexadecimal) of what determines the content of a dataset."""
     text = json.dumps(settings.model_dump(), ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()  # a file's name need not be UTF-8
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()  # file names may not be UTF-8
 
 
 def _difference(before: BuildSettings, now: BuildSettings) -> str | None:
-    """Name the settings that differ."""
+    """The names of the settings that differ, or None."""
     names = [name for name in BuildSettings.model_fields if getattr(before, name) != getattr(now, name)]
     if names == ["sources"]:
         old, new = ({source.path: source for source in settings.sources} for settings in (before, now))

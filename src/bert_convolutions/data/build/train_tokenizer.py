@@ -1,4 +1,4 @@
-"""``bertconv train-tokenizer``: a SentencePiece vocabulary from text of any size."""
+"""``bertconv train-tokenizer``: learns a SentencePiece vocabulary from text of any size."""
 
 import contextlib
 import io
@@ -20,41 +20,41 @@ from bert_convolutions.schemas import TextRecord
 from bert_convolutions.self_contained import write_code
 
 _MAX_LINE_BYTES = 4192
-"""SentencePiece leaves longer lines out; here they are cut into several instead."""
+"""SentencePiece skips longer lines, so they are split."""
 _MAX_LINE_CHARACTERS = _MAX_LINE_BYTES // 4
 _MIN_SAMPLE = 101
-"""The least that SentencePiece accepts as the size of a sample."""
-_KEYS_AT_A_TIME = 1 << 16
+"""The smallest sample size that SentencePiece accepts."""
+_BATCH_LINES = 1 << 16
 
 
 def train_tokenizer(options: TrainTokenizerOptions) -> Path:
-    """Learn a unigram vocabulary and write ``spm.model``, ``tokenizer_config.json`` and the code that needs no package.
+    """Learn a unigram vocabulary; write ``spm.model``, ``tokenizer_config.json`` and the code that loads them.
 
     The text is read twice: to count its lines, then to draw ``input_sentence_size`` of them. Only those are held in
     memory.
 
     Returns:
-        The output folder, which ``AutoTokenizer`` loads; without this package by ``trust_remote_code=True``.
+        The output folder. ``AutoTokenizer`` loads it, without this package if given ``trust_remote_code=True``.
 
     Raises:
-        UsageError: bad text or options, an output that is already there or can't be made, or too little text for the
+        UsageError: bad text or options, an output that exists or can't be created, or too little text for the
             vocabulary.
     """
     folder = Path(options.output_dir)
-    _check(options, folder)
+    _check_options(options, folder)
     sources = find_sources(options.input)
-    make_folder(folder, "--output_dir")  # now, since learning takes its time
+    make_folder(folder, "--output_dir")  # early, since learning takes long
     try:
         num_lines = sum(1 for _ in text_lines(sources, "counting"))
         if not num_lines:
-            raise UsageError(f"{options.input[0]}: nothing but blank lines in the text")
-        model = _learn(_sample(sources, num_lines, options), options)
+            raise UsageError(f"{options.input[0]}: the text has only blank lines")
+        model = _train_sentencepiece(_sample(sources, num_lines, options), options)
         refuse_changed(sources)
     except UsageError:
-        with contextlib.suppress(OSError):  # there are other files in it
+        with contextlib.suppress(OSError):  # it may hold other files
             folder.rmdir()
         raise
-    # What AutoTokenizer needs beside the model, without loading transformers.
+    # Written by hand, so that transformers need not be loaded.
     config = {"tokenizer_class": "CompositeBertTokenizer", **SPECIAL_TOKENS, "auto_map": AUTO_MAP}
     write_json(folder / "tokenizer_config.json", config)
     write_code(folder, CODE_FILE)
@@ -62,7 +62,7 @@ def train_tokenizer(options: TrainTokenizerOptions) -> Path:
     return folder
 
 
-def _check(options: TrainTokenizerOptions, folder: Path) -> None:
+def _check_options(options: TrainTokenizerOptions, folder: Path) -> None:
     for name in ("vocab_size", "input_sentence_size"):
         if getattr(options, name) < 1:
             raise UsageError(f"--{name} {getattr(options, name)}: give a positive number")
@@ -74,23 +74,23 @@ def _check(options: TrainTokenizerOptions, folder: Path) -> None:
 
 
 def _sample(sources: list[TextRecord], num_lines: int, options: TrainTokenizerOptions) -> Iterator[str]:
-    """Yield about ``input_sentence_size`` lines, each with the same probability, as the tokenizer will see them.
+    """Yield about ``input_sentence_size`` lines, each drawn with the same probability and normalised as for encoding.
 
-    They are normalised as before encoding. SentencePiece's own normalisation keeps capitals and accents, and would
-    spend a large part of the vocabulary on pieces that no lower-cased text can ever be cut into.
+    SentencePiece's own normalisation keeps capitals and accents, and would spend a large part of the vocabulary on
+    pieces that never occur in lower-cased text.
     """
     threshold = np.uint64(min(int(options.input_sentence_size / num_lines * 2.0**64), 2**64 - 1))
     lines = text_lines(sources, "sampling")
     number = 0
-    while batch := list(islice(lines, _KEYS_AT_A_TIME)):
+    while batch := list(islice(lines, _BATCH_LINES)):
         keys = mix(np.arange(number, number + len(batch), dtype=np.uint64), options.seed, Stream.TOKENIZER_SAMPLE)
         for position in np.flatnonzero(keys <= threshold).tolist():
-            yield from _cut(normalize(batch[position]))
+            yield from _split_long_line(normalize(batch[position]))
         number += len(batch)
 
 
-def _cut(line: str) -> Iterator[str]:
-    """Cut a line that SentencePiece would leave out, after a space where there is one."""
+def _split_long_line(line: str) -> Iterator[str]:
+    """Split a line that SentencePiece would skip, after a space if possible."""
     while len(line) > _MAX_LINE_CHARACTERS and len(line.encode()) > _MAX_LINE_BYTES:
         space = line.rfind(" ", 1, _MAX_LINE_CHARACTERS)
         end = space if space > 0 else _MAX_LINE_CHARACTERS
@@ -100,8 +100,8 @@ def _cut(line: str) -> Iterator[str]:
         yield line
 
 
-def _learn(lines: Iterator[str], options: TrainTokenizerOptions) -> bytes:
-    """The model that SentencePiece learns, with its constant number of threads: sums of floats depend on it."""
+def _train_sentencepiece(lines: Iterator[str], options: TrainTokenizerOptions) -> bytes:
+    """Train the model with SentencePiece's default number of threads, which affects the rounding of float sums."""
     model = io.BytesIO()
     sentencepiece.set_random_generator_seed(options.seed & 0xFFFFFFFF)
     try:
@@ -116,12 +116,12 @@ def _learn(lines: Iterator[str], options: TrainTokenizerOptions) -> bytes:
             minloglevel=2,
         )
     except (RuntimeError, ValueError) as error:
-        raise UsageError(_explain(str(error), options)) from error
+        raise UsageError(_explain_error(str(error), options)) from error
     return model.getvalue()
 
 
-def _explain(message: str, options: TrainTokenizerOptions) -> str:
-    """What SentencePiece's message means for the flags."""
+def _explain_error(message: str, options: TrainTokenizerOptions) -> str:
+    """SentencePiece's message in terms of the flags."""
     if found := re.search(r"to a value <= (\d+)", message):
         return (
             f"--vocab_size {options.vocab_size}: too large for this text, which has at most {found[1]} pieces; "
