@@ -61,6 +61,9 @@ def test_a_tracker_that_is_not_here_is_asked_for(
         with pytest.raises(UsageError, match=f"--report_to {name}: .*trackio") as error:
             BertTrainingArguments(output_dir=str(tmp_path), report_to=asked)
         assert f"pip install {install}," in str(error.value)
+    with pytest.raises(UsageError, match=r"--report_to wadnb: unknown tracker; .*wandb") as error:
+        BertTrainingArguments(output_dir=str(tmp_path), report_to="wadnb")
+    assert "pip" not in str(error.value), "a package of that name may be anything"
 
 
 def test_no_tracker_is_imported_unasked(make_trainer: MakeTrainer, tmp_path: Path) -> None:

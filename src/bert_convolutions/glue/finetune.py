@@ -1,5 +1,6 @@
 """Fine-tunes one model on one task with the Trainer of ``transformers``."""
 
+import importlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -70,9 +71,11 @@ class GlueTrainer(ResumableTrainer):
         return share * super().compute_loss(model, {name: inputs[name] for name in inputs if name != "num_examples"})
 
     def step_finished(self, control: TrainerControl) -> None:
-        """Also skip the checkpoint of the last step, unless a signal was received: the model is saved next."""
+        """Also score the last step for trackers, and skip its checkpoint unless a signal was received."""
         super().step_finished(control)
         last = self.state.global_step >= self.state.max_steps
+        if last and self.dev and self.args.report_to and not self._must_stop:
+            control.should_evaluate = True
         if last and self.watch.received is None and not self.args.load_best_model_at_end:
             control.should_save = False
 
@@ -110,6 +113,8 @@ def finetune(
         saved = _save(trained, tokenizer, Path(str(trainer.args.output_dir)))
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.free_memory()
+    if "wandb" in (trainer.args.report_to or ()):  # the only one whose run would go on with the next task
+        importlib.import_module("wandb").finish()
     return trained, saved
 
 

@@ -217,6 +217,8 @@ def _task_arguments(
     if round_number is not None:
         changes["output_dir"] = str(Path(str(arguments.output_dir)) / f"{task.name}{round_number}")
         changes["seed"] = round_seed(round_number, arguments.seed)
+        if arguments.run_name is not None:  # some trackers would go on in a run of the same name
+            changes["run_name"] = f"{arguments.run_name}-{task.name}{round_number}"
     if hyperparameters is not None:
         steps = hyperparameters.steps
         steps = min(steps, arguments.max_steps) if arguments.max_steps > 0 else steps

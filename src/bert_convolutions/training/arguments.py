@@ -15,6 +15,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 from transformers.utils import logging
@@ -161,14 +162,19 @@ class BertTrainingArguments(TrainingArguments):
 
 def _refuse_missing_trackers(report_to: str | list[str] | None) -> None:
     """Refuse a tracker that is unknown or not installed before anything is loaded."""
-    known = get_available_reporting_integrations()
+    here = get_available_reporting_integrations()
     for name in report_to if isinstance(report_to, list) else [report_to]:
-        if name not in (None, "none", "all", *known):
-            install = install_command(name) if name in EXTRAS else f"pip install {name}"
+        if name in (None, "none", "all", *here):
+            continue
+        if name not in INTEGRATION_TO_CALLBACK:
             raise UsageError(
-                f"--report_to {name}: this tracker is unknown or not installed (installed: "
-                f"{', '.join(known) or 'none'}); {install}, or leave the flag out"
+                f"--report_to {name}: unknown tracker; give none, all, or some of {', '.join(INTEGRATION_TO_CALLBACK)}"
             )
+        install = install_command(name) if name in EXTRAS else f"pip install {name}"
+        raise UsageError(
+            f"--report_to {name}: not installed or not set up (installed: {', '.join(here) or 'none'}); "
+            f"{install}, or leave the flag out"
+        )
 
 
 _REQUIRED_VALUES: dict[str, tuple[bool | str, str]] = {
