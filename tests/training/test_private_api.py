@@ -22,7 +22,7 @@ ROOT = Path(bert_convolutions.__file__).parent
 FOLDERS = ("training", "glue", "model")
 STANDARD_LIBRARY = {"_exit", "_fields", "_asdict", "_replace"}
 SET_IN_THE_CONSTRUCTOR = {"transformers.TrainingArguments._n_gpu", "accelerate.Accelerator._models"} | {
-    "torch.optim.lr_scheduler.LambdaLR._last_lr"
+    *("torch.optim.lr_scheduler.LambdaLR._last_lr", "torch.nn.Module._forward_pre_hooks")
 }
 LEANED_ON = {
     "transformers.Trainer._wrap_model": "evaluation without training",
@@ -39,6 +39,7 @@ LEANED_ON = {
     "transformers.PretrainedConfig._attn_implementation": "the backend chosen",
     "accelerate.Accelerator._models": "whether autocast is set up yet",
     "torch.optim.lr_scheduler.LambdaLR._last_lr": "the rate that is logged",
+    "torch.nn.Module._forward_pre_hooks": "pruning and spectral norm, which make a weight before each forward pass",
     "torch._inductor": "the modes of torch.compile, for --torch_compile_mode",
     "torch._dynamo": "which sizes change, before a model is compiled for those of its first batch",
     "torch.ops.mkldnn._is_mkldnn_bf16_supported": "whether this CPU multiplies bf16",
