@@ -56,15 +56,15 @@ def words(folder: Path, suffix: str) -> Path:
     for split in ("train", "dev", "test"):
         path = folder / f"{split}{suffix}"
         rows = [{"tokens": s, "tags": t} for s, t in zip(SENTENCES, WORD_TAGS, strict=True)]
-        if suffix == ".conll":
-            blocks = ["\n".join(f"{w} x {t}" for w, t in zip(*row.values(), strict=True)) for row in rows]
+        if suffix in (".conll", ".tsv"):  # columns without names, whatever the file is called
+            blocks = ["\n".join(f"{w} x\t{t}" for w, t in zip(*row.values(), strict=True)) for row in rows]
             path.write_text("-DOCSTART- -X- O\n\n" + "\n\n".join(blocks) + "\n")
         elif suffix == ".parquet":  # as on the hub, with numbers for labels
             numbered = [{"tokens": row["tokens"], "tags": [TAGS.index(t) for t in row["tags"]]} for row in rows]
             parquet.write_table(pa.Table.from_pylist(numbered), path)
         else:
             path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    columns = "tokens: 0, label: -1" if suffix == ".conll" else "tokens: tokens, label: tags"
+    columns = "tokens: 0, label: -1" if suffix in (".conll", ".tsv") else "tokens: tokens, label: tags"
     return write_task(folder, "names", suffix, columns, f"labels: {json.dumps(TAGS)}\nmetric: entity_f1")
 
 
@@ -91,7 +91,7 @@ def test_the_development_file_may_be_predicted_too(tmp_path: Path, model_dir: Pa
     assert len((tmp_path / "out" / "test_results_mine.txt").read_text().splitlines()) == 1 + len(TEXTS)
 
 
-@pytest.mark.parametrize("suffix", [".conll", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("suffix", [".conll", ".tsv", ".jsonl", ".parquet"])
 def test_words_are_read_from_every_format(tmp_path: Path, suffix: str):
     examples = read(find_task(str(words(tmp_path, suffix))))
     assert examples.texts == (SENTENCES,)
@@ -282,8 +282,42 @@ BAD_ROWS = {
     "no text": ('{"a": 3, "y": "x"}', r"t\.jsonl, line 1: column 'a' has 3, which is not text"),
     "label": ('{"a": "w1", "y": "q"}', r"t\.jsonl, line 1: unknown label 'q'; mine has x, z"),
     "number": ('{"a": "w1", "y": 2}', r"t\.jsonl, line 1: unknown label '2'"),
+    "half a character": (r'{"a": "w1 \ud83d", "y": "x"}', r"t\.jsonl, line 1: not valid JSON .*surrogates"),
     "nothing": ("\n", r"t\.jsonl: the file has no examples"),
 }
+
+
+@pytest.mark.parametrize(
+    ("labels", "value", "word"), [([1, 2, 3], 0, "0"), ([-1, 0, 1], 2, "2"), (["None", "x"], None, "")]
+)
+def test_labels_that_are_numbers_have_no_others(tmp_path: Path, labels: list[object], value: object, word: str):
+    """Rows with 0, 1, 2 for three labels would be read as 1, 1, 2."""
+    path = write_task(tmp_path, "q", ".jsonl", "text: a, label: y", f"labels: {json.dumps(labels)}\nmetric: accuracy")
+    (tmp_path / "train.jsonl").write_text(json.dumps({"a": "w1", "y": value}))
+    with pytest.raises(UsageError, match=f"line 1: unknown label {word!r}"):
+        read(find_task(str(path)))
+
+
+@pytest.mark.parametrize("words", [False, True])
+def test_numbers_mean_what_datasets_has_noted_in_the_file(tmp_path: Path, words: bool):
+    label = {"names": ["yes", "no"], "_type": "ClassLabel"}
+    feature = {"feature": label, "_type": "List"} if words else label
+    rows = {"a": [["w1"], ["w2"]], "y": [[0], [1]]} if words else {"a": ["w1", "w2"], "y": [0, 1]}
+    noted = {"huggingface": json.dumps({"info": {"features": {"y": feature}}})}
+    parquet.write_table(pa.table(rows).replace_schema_metadata(noted), tmp_path / "train.parquet")
+    columns = f"{'tokens' if words else 'text'}: a, label: y"
+    path = write_task(tmp_path, "q", ".parquet", columns, "labels: ['no', 'yes']\nmetric: accuracy")
+    assert read(find_task(str(path))).labels == ([[1], [0]] if words else [1, 0])
+
+
+def test_damage_inside_a_parquet_file_and_a_name_twice_are_named(tmp_path: Path):
+    table = pa.table({"text": pa.array([b"caf\xe9"]).view(pa.string()), "y": ["no"]})
+    parquet.write_table(table, tmp_path / "train.parquet")
+    (tmp_path / "train.csv").write_text("text,text,y\na,b,no\n")
+    for suffix, message in ((".parquet", "not a whole parquet file"), (".csv", "a name twice: text, text, y")):
+        rest = "labels: ['no', 'yes']\nmetric: accuracy"
+        with pytest.raises(UsageError, match=message):
+            read(find_task(str(write_task(tmp_path, "q", suffix, "text: text, label: y", rest))))
 
 
 @pytest.mark.parametrize("case", BAD_ROWS)

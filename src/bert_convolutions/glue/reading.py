@@ -3,7 +3,9 @@
 A reader per format yields rows, which one function turns into examples. Imports neither PyTorch nor transformers.
 """
 
+import contextlib
 import csv
+import dataclasses
 import hashlib
 import json
 import logging
@@ -70,7 +72,10 @@ def read_examples(path: Path, task: Task, test: TestSet | None = None) -> Exampl
     else:
         content = path.read_bytes()
         digest = hashlib.sha256(content).hexdigest()
-        own_rows = _FORMATS.get(path.suffix, _conll_rows)
+        numbered = task.per_token and isinstance(task.label_column, int)  # columns without names are CoNLL's
+        own_rows = _conll_rows if numbered else _FORMATS.get(path.suffix.lower(), _conll_rows)
+        if own_rows is _parquet_rows and task.labels:
+            task = dataclasses.replace(task, numbers=_class_names(content, task.label_column))
         rows = own_rows(path, content) if task.named else _glue_rows(path, content, task, test)
     columns = test.texts if test else task.texts
     found: tuple[list[Any], ...] = tuple([] for _ in columns)
@@ -130,9 +135,10 @@ def _index(where: str, cell: str) -> int:
 def _label(where: str, value: Any, task: Task) -> int | float:
     """A label's id, or its value for a real-valued task; typed files may hold booleans or ids."""
     if task.labels:
-        word = str(value).lower() if isinstance(value, bool) else str(value)
-        numbers = task.numbers or task.labels
-        if word not in task.labels and type(value) is int and 0 <= value < len(numbers):
+        word = "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+        are_numbers = any(label.lstrip("-").isdecimal() for label in task.labels)
+        numbers = task.numbers or (() if are_numbers else task.labels)
+        if type(value) is int and 0 <= value < len(numbers):
             word = numbers[value]
         if word not in task.labels:
             raise UsageError(f"{where}: unknown label {word!r}; {task.name} has {', '.join(task.labels)}")
@@ -217,6 +223,9 @@ def _csv_rows(path: Path, content: bytes) -> Rows:
     dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if is_tsv else {"strict": True}
     reader = csv.DictReader(lines, **dialect)
     try:
+        names = reader.fieldnames or ()
+        if len(set(names)) < len(names):
+            raise UsageError(f"{path}: the header has a name twice: {', '.join(names)}")
         for row in reader:
             if None in row or None in row.values():
                 raise UsageError(f"{path}, line {reader.line_num}: not as many cells as the header has names")
@@ -231,8 +240,10 @@ def _json_rows(path: Path, content: bytes) -> Rows:
             continue
         try:
             row = json.loads(line)
+            if "\\u" in line:
+                json.dumps(row, ensure_ascii=False).encode()  # fails at half a character
         except (ValueError, RecursionError) as error:
-            raise UsageError(f"{path}, line {number}: not valid JSON ({error})") from error
+            raise UsageError(f"{path}, line {number}: not valid JSON in one line ({error})") from error
         if not isinstance(row, dict):
             raise UsageError(f"{path}, line {number}: {brief(row)} is not an object with named values")
         yield f"line {number}", row
@@ -245,8 +256,22 @@ def _parquet_rows(path: Path, content: bytes) -> Rows:
     try:
         batches = parquet.ParquetFile(pa.BufferReader(content)).iter_batches()
         yield from _numbered(row for batch in batches for row in batch.to_pylist())
-    except pa.ArrowException as error:
-        raise UsageError(f"{path}: not a parquet file ({str(error).splitlines()[0]})") from error
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # of the file, of a page in it, of a text
+        raise UsageError(f"{path}: not a whole parquet file ({first_line(error)})") from error
+
+
+def _class_names(content: bytes, column: str | int) -> tuple[str, ...]:
+    """What the numbers in a column, or in its lists, stand for where ``datasets`` wrote the file and noted it."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    features: dict[Any, Any] = {}
+    with contextlib.suppress(pa.ArrowException):  # which reading the rows will name
+        metadata = parquet.read_schema(pa.BufferReader(content)).metadata or {}
+        features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    feature = features.get(column, {})
+    feature = feature[0] if isinstance(feature, list) else feature.get("feature", feature)
+    return tuple(feature.get("names", ()))
 
 
 def _conll_rows(path: Path, content: bytes) -> Rows:
