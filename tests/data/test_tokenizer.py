@@ -137,10 +137,17 @@ def test_golden_pairs() -> None:
         assert {key: encoded[key] for key in encoded} == {key: row[key] for key in encoded}
 
 
-def test_debertas_file_of_the_same_name_is_not_ours(tokenizer_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "said",
+    [("config.json", "model_type", "deberta-v2"), ("tokenizer_config.json", "tokenizer_class", "DebertaV2Tokenizer")],
+)
+def test_debertas_file_of_the_same_name_is_not_ours(
+    tokenizer_dir: Path, tmp_path: Path, said: tuple[str, str, str]
+) -> None:
     shutil.copy(tokenizer_dir / "spm.model", tmp_path)
     assert isinstance(load_tokenizer(tmp_path), CompositeBertTokenizer)
-    (tmp_path / "config.json").write_text('{"model_type": "deberta-v2"}')
+    name, key, value = said
+    (tmp_path / name).write_text(json.dumps({key: value}))
     loaded = load_tokenizer(tmp_path)
     assert "Deberta" in type(loaded).__name__
     assert loaded("The Union")["input_ids"][0] == loaded.cls_token_id

@@ -60,8 +60,9 @@ def find_model_file(path: str | Path) -> Path | None:
             f"{path}: no such tokenizer; give the path of an spm.model or of a tokenizer directory, or a name of the "
             "Hugging Face Hub"
         )
-    config = path / "config.json"
-    is_deberta = config.is_file() and '"deberta-v2"' in config.read_text(encoding="utf-8", errors="replace")
+    files = [file for name in ("config.json", "tokenizer_config.json") if (file := path / name).is_file()]
+    content = "".join(file.read_text(encoding="utf-8", errors="replace") for file in files)
+    is_deberta = '"deberta-v2"' in content or '"DebertaV2Tokenizer' in content  # of the model, or of a tokenizer alone
     return path / MODEL_FILE if (path / MODEL_FILE).is_file() and not is_deberta else None
 
 
