@@ -2,6 +2,7 @@
 
 import csv
 import json
+import lzma
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +73,15 @@ def test_a_row_is_a_document(
     capsys.readouterr()
     build([], "rows", **given)
     assert "already built" in capsys.readouterr().out
+
+
+def test_files_are_known_by_the_ending_before_that_of_compression(build: Build, tmp_path: Path, rows) -> None:
+    plain, packed = write_rows(tmp_path, ".jsonl", rows), tmp_path / "in.JSONL.xz"
+    packed.write_bytes(lzma.compress(plain.read_bytes()))
+    built, expected = (build([], path.name, dataset=str(path), text_column="body") for path in (packed, plain))
+    assert examples(built) == examples(expected)
+    with pytest.raises(UsageError, match=r"in\.pkl: its name ends in none of \.parquet, \.jsonl"):
+        build([], "out", dataset=str(plain.rename(tmp_path / "in.pkl")), text_column="body")
 
 
 def test_a_build_that_lost_its_rows_goes_on(build: Build, tmp_path: Path, rows, monkeypatch, capsys) -> None:

@@ -105,7 +105,11 @@ def _rows(record: DatasetRecord, advice: str = "; run again to resume") -> Itera
     """
     import datasets
 
-    builder = _BUILDERS.get(Path(record.path.removesuffix(".gz")).suffix) if Path(record.path).is_file() else None
+    builder = None
+    if Path(record.path).is_file():  # its last ending may be that of a compressed file
+        builder = next((_BUILDERS[end] for end in Path(record.path.lower()).suffixes[::-1] if end in _BUILDERS), None)
+        if builder is None:
+            raise UsageError(f"--dataset {record.path}: its name ends in none of {', '.join(_BUILDERS)}")
     where = {"path": builder, "data_files": record.path} if builder else {"path": record.path}
     try:
         yield from datasets.load_dataset(
