@@ -56,9 +56,10 @@ def test_one_word_is_moved_by_k_and_the_ends_stay(distance: int) -> None:
     assert make_moved_word_pairs(texts, [distance], pairs=40, seed=1) != [paradigm]
 
 
-def test_text_without_long_sentences_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"no sentence of 7 words, which --distances 4 needs"):
-        make_moved_word_pairs(["a b c d e f"], [1, 4], pairs=10, seed=0)
+@pytest.mark.parametrize("line", ["a b c d e f", " ".join(map(str, range(25)))])
+def test_text_whose_sentences_are_too_short_or_paragraphs_is_refused(line: str) -> None:
+    with pytest.raises(UsageError, match=r"no line of 7 to 24 words, which --distances 4 needs; one sentence a line"):
+        make_moved_word_pairs([line], [4], pairs=10, seed=0)
 
 
 def train(tokenizer: CompositeBertTokenizer, folder: Path, kernel: str) -> None:

@@ -47,6 +47,7 @@ def test_the_three_layouts_are_the_same_pairs(data: Path) -> None:
     rows = "".join(f"{bad}\tagreement\t{good}\n" for good, bad in PAIRS)
     (data / "own.tsv").write_text("sentence_bad\tlinguistics_term\tsentence_good\n" + rows)
     (data / "README.md").write_text("not a paradigm")
+    (data / "._one.jsonl").write_bytes(b"\0\5\x16\7")  # what macOS leaves on other disks
     paradigms = {paradigm.name: paradigm for paradigm in read_paradigms(data)}
     assert list(paradigms) == ["agreement-zorro", "one", "own", "three", "two"]
     assert all(paradigm.pairs == tuple(PAIRS) for paradigm in paradigms.values())

@@ -14,6 +14,8 @@ from bert_convolutions.parsing import parse
 from bert_convolutions.schemas import BlimpPair
 
 _COLUMNS = ("sentence_good", "sentence_bad")
+LONGEST_SENTENCE = 24
+"""Maximum number of words where one is moved; the cost is quadratic, as each token is masked in a separate copy."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def read_paradigms(path: Path) -> list[Paradigm]:
     """
     if not path.exists():
         raise UsageError(f"--data_dir {path} does not exist; give a folder with .jsonl, .txt or .tsv files")
-    files = [file for file in sorted(path.iterdir()) if file.suffix in _READERS] if path.is_dir() else [path]
+    files = [file for file in sorted(path.glob("[!.]*")) if file.suffix in _READERS] if path.is_dir() else [path]
     if not files or any(file.suffix not in _READERS for file in files):
         raise UsageError(f"--data_dir {path} holds no {', '.join(_READERS)}; give a folder of minimal pairs")
     paradigms = [_READERS[file.suffix](file) for file in files]
@@ -136,12 +138,13 @@ def make_moved_word_pairs(sentences: Sequence[str], distances: Sequence[int], pa
 
     The first and the last word stay in place, since capitals and full stops would give them away. ``distances`` are the
     values of k, each with ``pairs`` pairs (or fewer, if too few sentences are long enough) that ``seed`` selects.
+    Sentences of more than ``LONGEST_SENTENCE`` words are left out.
 
     Raises:
         UsageError: no sentence is long enough.
     """
     paradigms = []
-    words = [sentence.split() for sentence in sentences]
+    words = [split for sentence in sentences if len(split := sentence.split()) <= LONGEST_SENTENCE]
     for distance in distances:
         generator = np.random.default_rng((seed, distance))
         paradigm_pairs: list[tuple[str, str]] = []
@@ -157,6 +160,7 @@ def make_moved_word_pairs(sentences: Sequence[str], distances: Sequence[int], pa
             if moved != sentence:
                 paradigm_pairs.append((" ".join(sentence), " ".join(moved)))
         if not paradigm_pairs:
-            raise UsageError(f"--text has no sentence of {distance + 3} words, which --distances {distance} needs")
+            lengths = f"{distance + 3} to {LONGEST_SENTENCE} words"
+            raise UsageError(f"--text has no line of {lengths}, which --distances {distance} needs; one sentence a line")
         paradigms.append(Paradigm(f"moved_by_{distance}", "", "", tuple(paradigm_pairs)))
     return paradigms

@@ -28,8 +28,6 @@ from bert_convolutions.terminal import make_console, make_table, say
 TIE = 1e-4
 """Scores that differ by less (in nats) are ties: more than the float32 rounding error of a sentence's sum."""
 _NORMAL_97_5 = 1.959964
-_LONGEST_SENTENCE = 24
-"""Maximum number of words; the cost is quadratic in the length, as each token is masked in a separate copy."""
 _DEFAULT_ORDER_PAIRS = 500
 
 
@@ -52,10 +50,9 @@ def run_local_order(options: LocalOrderOptions) -> ProbeResults:
     """
     files.refuse_overlap(options.output_dir, "--output_dir", _inputs(options, "--text", options.text))
     try:
-        lines = dict.fromkeys(text_lines(find_sources([str(options.text)])))
+        sentences = list(dict.fromkeys(text_lines(find_sources([str(options.text)]))))
     except UsageError as error:
         raise UsageError(f"--text can't be read: {error}") from error
-    sentences = [line for line in lines if len(line.split()) <= _LONGEST_SENTENCE]
     pairs = options.pairs or _DEFAULT_ORDER_PAIRS
     return _run(options, make_moved_word_pairs(sentences, options.distances, pairs, options.seed), "local_order")
 
