@@ -78,7 +78,7 @@ def test_a_row_is_a_document(
 def test_files_are_known_by_the_ending_before_that_of_compression(build: Build, tmp_path: Path, rows) -> None:
     plain, packed = write_rows(tmp_path, ".jsonl", rows), tmp_path / "in.JSONL.xz"
     packed.write_bytes(lzma.compress(plain.read_bytes()))
-    built, expected = (build([], f"{path.name}-pairs", dataset=str(path), text_column="body") for path in (packed, plain))
+    built, expected = (build([], f"of{path.suffix}", dataset=str(path), text_column="body") for path in (packed, plain))
     assert examples(built) == examples(expected)
     with pytest.raises(UsageError, match=r"in\.pkl: its name ends in none of \.parquet, \.jsonl"):
         build([], "out", dataset=str(plain.rename(tmp_path / "in.pkl")), text_column="body")

@@ -58,7 +58,7 @@ def test_one_word_is_moved_by_k_and_the_ends_stay(distance: int) -> None:
 
 @pytest.mark.parametrize("line", ["a b c d e f", " ".join(map(str, range(25)))])
 def test_text_whose_sentences_are_too_short_or_paragraphs_is_refused(line: str) -> None:
-    with pytest.raises(UsageError, match=r"no line of 7 to 24 words, which --distances 4 needs; one sentence a line"):
+    with pytest.raises(UsageError, match=r"no line of 7 to 24 words, which --distances 4 needs: one sentence each"):
         make_moved_word_pairs([line], [4], pairs=10, seed=0)
 
 

@@ -161,6 +161,6 @@ def make_moved_word_pairs(sentences: Sequence[str], distances: Sequence[int], pa
                 paradigm_pairs.append((" ".join(sentence), " ".join(moved)))
         if not paradigm_pairs:
             lengths = f"{distance + 3} to {LONGEST_SENTENCE} words"
-            raise UsageError(f"--text has no line of {lengths}, which --distances {distance} needs; one sentence a line")
+            raise UsageError(f"--text has no line of {lengths}, which --distances {distance} needs: one sentence each")
         paradigms.append(Paradigm(f"moved_by_{distance}", "", "", tuple(paradigm_pairs)))
     return paradigms
