@@ -85,6 +85,22 @@ def test_results_and_model_are_installed_together(corner: Corner, kill: Any, cal
     assert not [path.name for path in folder.iterdir() if path.name.startswith(".") and path.name != files.LOCK_NAME]
 
 
+def test_the_best_model_of_a_run_that_was_moved_is_found(corner: Corner) -> None:
+    best = {
+        "load_best_model_at_end": "true",
+        "metric_for_best_model": "loss",
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+    }
+    best |= {"eval_data_file": corner.folder / "eval.ids", "save_steps": 2, "max_steps": 4}
+    assert corner.run("before", **best) == 0
+    moved = (corner.folder / "before").rename(corner.folder / "after")
+    for path in (moved / "model.safetensors", moved / "train_results.json"):
+        path.unlink()  # as if it had been killed after its last checkpoint
+    assert corner.run("after", **best, resume_from_checkpoint="true") == 0
+    assert same_weights(moved, moved / "checkpoint-2") and not same_weights(moved, moved / "checkpoint-4")
+
+
 def test_flags_of_the_optimizer_count_on_resume(corner: Corner) -> None:
     assert corner.run("rates", max_steps=6, save_steps=3, learning_rate=0.01) == 0
     shutil.rmtree(corner.folder / "rates" / "checkpoint-6")

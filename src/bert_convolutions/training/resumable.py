@@ -142,8 +142,11 @@ class ResumableTrainer(Trainer):
     # Hooks of a training step
 
     def training_begins(self) -> None:
-        """Hook before the first step: apply this run's logging, saving and evaluation steps to a restored state."""
+        """Hook before the first step: apply this run's steps and its folder to a restored state."""
         self.state.compute_steps(self.args, self.state.max_steps)
+        best = Path(self.state.best_model_checkpoint or self.output_folder)
+        if not best.is_dir():  # the run has been moved
+            self.state.best_model_checkpoint = str(self.output_folder / best.name)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Train on one micro-batch; record the first step with a bad loss on the device, without synchronizing."""

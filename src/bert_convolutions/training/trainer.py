@@ -172,10 +172,10 @@ class PretrainingTrainer(ResumableTrainer):
         """Load model and state from a checkpoint of the last step, after which there is nothing to train."""
         self.state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
         self.state.is_world_process_zero = self.is_world_process_zero()  # it was saved by the first process
+        self.training_begins()
         best = self.state.best_model_checkpoint
         wants_best = self.args.load_best_model_at_end and best is not None and Path(best).is_dir()
         self._load_from_checkpoint(best if best and wants_best else checkpoint)
-        self.training_begins()
 
     # Time and logs
 
