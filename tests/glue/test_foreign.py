@@ -17,6 +17,8 @@ from transformers import (
     DistilBertModel,
     ElectraConfig,
     ElectraForPreTraining,
+    FunnelConfig,
+    FunnelForMaskedLM,
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForMaskedLM,
@@ -180,6 +182,13 @@ def test_a_classifier_of_other_labels_is_drawn_anew(tmp_path: Path, foreign: Pat
     model = load_pretrained(tmp_path, find_task("RTE"))
     assert model.num_labels == 2
     assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
+def test_what_a_classifier_has_no_use_for_is_left_behind(tmp_path: Path):
+    """Funnel's decoder, which the models for masked tokens have."""
+    config = FunnelConfig(vocab_size=9, block_sizes=[1], num_decoder_layers=1, d_model=8, n_head=2, d_head=4, d_inner=8)
+    FunnelForMaskedLM(config).save_pretrained(tmp_path)
+    assert load_pretrained(tmp_path, find_task("RTE"))
 
 
 def test_a_model_of_any_length_takes_any(tmp_path: Path):

@@ -79,12 +79,12 @@ def load_strictly(
     except Exception as error:  # torch, safetensors and transformers each have their own for a bad file
         raise UsageError(f"{folder}: the model can't be loaded ({first_line(error)})") from error
     prefix = f"{model.base_model_prefix}."
-    parts = tuple(f"{name}." for name, _ in model.base_model.named_children())  # as an encoder saved alone names them
+    parts = tuple(f"{name}." for name, _ in model.base_model.named_children())  # without the prefix in a bare encoder
 
     def matters(name: str) -> bool:
         if name.endswith(".position_ids"):  # a buffer of old checkpoints
             return False
-        return not new_head or (name.startswith((prefix, *parts)) and "pooler." not in name)
+        return not new_head or (name.removeprefix(prefix).startswith(parts) and "pooler." not in name)
 
     other_shape = sorted(key for key in report["mismatched_keys"] if matters(key[0]))
     if other_shape:
