@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -68,6 +69,22 @@ def test_damaged_manifests_are_refused(folder: Path, content: str) -> None:
     (folder / "manifest.json").write_text(content, encoding="utf-8")
     with pytest.raises(UsageError, match=r"manifest\.json"):
         ArrowStore(folder)
+
+
+def test_more_shards_than_files_may_be_open_can_be_read(folder: Path, tmp_path: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    shards = [{**manifest["shards"][0], "file": f"{number}.arrow"} for number in range(150)]
+    for shard in shards:
+        shutil.copy(folder / manifest["shards"][0]["file"], tmp_path / shard["file"])
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "shards": shards}))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (128, limits[1]))
+    try:
+        store = ArrowStore(tmp_path)
+        every = len(store) // len(shards)
+        assert all(np.array_equal(store[number * every], store[0]) for number in range(len(shards)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_documents_are_held_out_whole(build: Build, encoder: PieceTokenizer) -> None:

@@ -5,6 +5,7 @@ Stores don't shuffle or batch: see ``data.randomness`` for the order of the exam
 
 import hashlib
 import os
+import resource
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +21,8 @@ from bert_convolutions.schemas import DatasetManifest, ShardRecord
 MANIFEST_FILE = "manifest.json"
 _VERIFIED_BYTES = 512 << 20
 """All checksums of datasets up to this size are verified when they are opened, which takes at most a second."""
-_MAX_OPEN_SHARDS = 512
-"""Maximum number of open shards, each with a file descriptor; a process usually may have 1024."""
+_OPEN_SHARE = 4
+"""Up to this part of the files that a process may have open are shards: of 1024 usually, of 256 on macOS."""
 
 
 class ExampleStore:
@@ -226,7 +227,7 @@ class ArrowStore(ExampleStore):
         record, file = self._shards[number], self._open.get(number)
         if file is None:
             file = self._open[number] = WatchedFile(self.folder / record.file, record.sha256, self._stamps[number])
-            if len(self._open) > _MAX_OPEN_SHARDS:
+            if len(self._open) > resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _OPEN_SHARE:
                 self._open.popitem(last=False)
         if number not in self._layouts:
             self._layouts[number] = _find_layout(self.folder / record.file, record, file)
