@@ -231,7 +231,7 @@ def test_the_spans_of_examples():
     rows = [[1, 1, 1, 2, 3, 3, 0, 0], [0, 0, 1, 1, 2, 2, 2, 0], [1, 0, 1, 1, 1, 0, 0, 1], [9, 70, 70, 71, -3, 0, 0, 0]]
     segments = Segments.from_mask(torch.tensor(rows)).with_spans()
     numbers, first, last = segments.spans()
-    assert segments.spans() is segments.kept_spans and Segments().with_spans().spans() is None
+    assert segments.spans() is segments.cached_spans and Segments().with_spans().spans() is None
     for b, row in enumerate(rows):
         for i, number in enumerate(row):
             same = [j for j, other in enumerate(row) if other == number]

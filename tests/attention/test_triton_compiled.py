@@ -105,7 +105,7 @@ def compile_ahead(kernel, which, dtype, head_size, architecture, whole):
     options = {name: constants.pop(name) for name in ("num_warps", "num_stages", "maxnreg")}
     types = {"examples": "*i32", "seeds": "*i64", "scaling": "fp32", "rescale": "fp32"}
     types |= dict.fromkeys(("rows", "heads", "length", "band_size", "threshold"), "i32")
-    types |= dict.fromkeys(("ends", "log_sum_exp", "by_row"), "*fp32")
+    types |= dict.fromkeys(("ends", "log_sum_exp", "row_statistics"), "*fp32")
     others = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}[dtype]
     signature = {name: "constexpr" if name in constants else types.get(name, others) for name in kernel.arg_names}
     pointers = [(index,) for index, name in enumerate(kernel.arg_names) if signature[name].startswith("*")]

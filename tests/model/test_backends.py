@@ -123,8 +123,8 @@ def test_the_kernels_are_sdpa_on_gpus_that_they_fit(major, hip, runs, monkeypatc
     monkeypatch.setattr(backends, "_HAS_KERNELS", True)
     monkeypatch.setattr(torch.version, "hip", hip)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=major))
-    assert backends._runs_kernels(torch.device("cuda")) is runs
-    assert not backends._runs_kernels(torch.device("cpu"))
+    assert backends._sdpa_uses_kernels(torch.device("cuda")) is runs
+    assert not backends._sdpa_uses_kernels(torch.device("cpu"))
 
 
 class Interface:

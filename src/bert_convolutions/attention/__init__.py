@@ -1,5 +1,5 @@
-"""What the paper says, in plain PyTorch: the score equation, its terms, option strings, projections, segments.
+"""Composite attention in plain PyTorch: the score equation, its terms, option strings, projections, segments.
 
-Start with ``composite``. ``cpu`` computes the same numbers faster. Imports nothing else of this project; what can't be
-raises ``ValueError``.
+Start with ``composite``. ``cpu`` and ``triton`` compute the same results faster. This package imports nothing else of
+the project and raises ``ValueError`` for invalid arguments.
 """

@@ -1,15 +1,15 @@
 """Composite attention: self-attention and convolutions in one score (Chang, Xu, Xu and Tu, ACL 2021, equation 9).
 
-For head h, query position i and key position j, any sum of these, then softmax over j:
+For head h, query position i and key position j, the score is the sum of any of these terms; softmax over j follows:
 
     score[h, i, j] =  q_i . k_j / sqrt(d)               qk         self-attention
                    +  f[h, clip(j - i)]                 convfixed  fixed lightweight convolution
                    +  q_i . Cq[:, clip(j - i)] / sqrt(d)  convq    dynamic lightweight convolution from the query
                    +  k_j . Ck[:, clip(i - j)] / sqrt(d)  convk    the same from the key
-                   +  q_i . Cq[h, :, clip(j - i)] / sqrt(d)  convqhead, and convkhead likewise: a kernel for each head
+                   +  q_i . Cq[h, :, clip(j - i)] / sqrt(d)  convqhead, and likewise convkhead: one kernel per head
 
-with clip to the reach n. The output is softmax(score) . v, plus, if asked for, a depthwise convolution of v; or beside
-it stand the heads of ConvBERT's span-based dynamic convolution (``span``).
+where clip limits an offset to [-n, n]. The output is softmax(score) . v. Optionally, a depthwise convolution of v is
+added to it, or the heads of ConvBERT's span-based dynamic convolution (``span``) are concatenated with it.
 
 Legend: B batch, S sequence, H heads, d head size, D hidden, n reach (a kernel is 2n+1 wide).
 """
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bert_convolutions.attention.offsets import expand_offsets, occurring
+from bert_convolutions.attention.offsets import crop_offsets, expand_offsets
 from bert_convolutions.attention.projections import check_projection, depthwise_convolution, project, projection_parts
 from bert_convolutions.attention.segments import Segments
 from bert_convolutions.attention.span import SpanConvolution
@@ -32,15 +32,15 @@ from bert_convolutions.attention.terms import TERMS, Term
 
 @dataclass(frozen=True, eq=False)
 class ScoreParts:
-    """What the score is the sum of, before it is computed: a backend may want the convolutions in another basis.
+    """The parts of the score before they are computed and summed, which each backend does in its own way.
 
     Attributes:
-        query, key: (B, H, S, d), or None where no term needs them.
-        dot_product: whether their dot product over sqrt(d) is in the score.
-        terms: the convolution terms by the side they are seen from, ``query`` or ``key``, each with its parameter.
-        reach: n of these.
-        segments: which pairs may attend.
-        dtype: that of ``mask`` and ``bias``: what products have, autocast's where it is on.
+        query, key: (B, H, S, d), or None if no term needs them.
+        dot_product: whether the score includes their dot product over sqrt(d).
+        terms: the convolution terms with their parameters, by side, ``query`` or ``key``.
+        reach: n of the convolution terms.
+        segments: which pairs of positions may attend.
+        dtype: of ``mask`` and ``bias``, that of matrix products (autocast's where it is enabled).
         scaling: 1/sqrt(d).
     """
 
@@ -55,32 +55,32 @@ class ScoreParts:
 
     @property
     def mask(self) -> Tensor | None:
-        """The segments as (B, 1 or H, S, S), added to the score; or None. For backends that can't do without."""
+        """The segments as a mask (B, 1 or H, S, S) that is added to the score, or None if all pairs may attend."""
         return self.segments.score_mask(self.dtype)
 
     def kernel(self, side: str) -> tuple[Tensor | None, Tensor | None]:
-        """The summed dynamic terms of a side, (d, 2n+1) or (H, d, 2n+1), and the fixed ones, (1, H or 1, 1, 2n+1)."""
+        """A side's summed dynamic kernels, (d, 2n+1) or (H, d, 2n+1), and fixed ones, (1, H or 1, 1, 2n+1)."""
         terms = self.terms.get(side, [])
         dynamic = [term.kernel(parameter) for term, parameter in terms if term.dynamic]
         fixed = [term.kernel(parameter) for term, parameter in terms if not term.dynamic]
         return (sum(dynamic[1:], dynamic[0]) if dynamic else None), (sum(fixed[1:], fixed[0]) if fixed else None)
 
     def offset_weights(self, side: str, length: int | None = None) -> Tensor | None:
-        """The summed weights by offset, broadcastable to (B, H, S, 2n+1), or those that occur in ``length`` tokens."""
+        """A side's summed weights by offset, broadcastable to (B, H, S, 2n+1), cropped to ``length`` if given."""
         projection = self.query if side == "query" else self.key
         dynamic, fixed = self.kernel(side)
         if length is not None:
-            dynamic, fixed = (None if part is None else occurring(part, length) for part in (dynamic, fixed))
+            dynamic, fixed = (None if part is None else crop_offsets(part, length) for part in (dynamic, fixed))
         if dynamic is None or projection is None:
             return fixed
-        if dynamic.dim() == 3:  # a kernel for each head
+        if dynamic.dim() == 3:  # one kernel per head
             weights = projection @ (dynamic * self.scaling)
-        else:  # In memory a projection is (B, S, H, d): seen so, the product needs no copy of it.
+        else:  # Projections are stored as (B, S, H, d), so the product in this layout needs no copy.
             weights = (projection.transpose(1, 2) @ (dynamic * self.scaling)).transpose(1, 2)
         return weights if fixed is None else weights + fixed
 
     def bias(self, length: int) -> Tensor | None:
-        """Everything but the dot product, broadcastable to (B, H, S, S): what other backends take as a mask."""
+        """The score without the dot product, broadcastable to (B, H, S, S): the float mask of other backends."""
         bias = self.mask
         for side in ("query", "key"):
             weights = self.offset_weights(side, length)
@@ -96,7 +96,7 @@ Attend = Callable[[ScoreParts, Tensor, float], tuple[Tensor, Tensor | None]]
 
 
 def attend_eager(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tensor, Tensor]:
-    """The equation as it stands: the oracle that every other backend agrees with."""
+    """The reference implementation of the equation, with which every other backend must agree."""
     length = value.shape[2]
     bias = parts.bias(length)
     scores = value.new_zeros(*value.shape[:3], length)
@@ -118,15 +118,15 @@ class CompositeAttention(nn.Module):
     Args:
         hidden_size: D.
         num_heads: H.
-        kernel: which terms make the score, their reach, and the convolution beside attention.
-        head_size: d; D/H where None.
-        query_key, value: how the projections are made.
-        remove_query_key: use the hidden states themselves as queries and keys (then H*d must be D).
-        dropout: of the attention probabilities, in training.
-        activation: inside depthwise-separable projections.
+        kernel: the terms of the score, their reach, and the convolution beside attention.
+        head_size: d, by default D/H.
+        query_key, value: the projections of queries and keys, and of values.
+        remove_query_key: use the hidden states, unprojected, as queries and keys (then H*d must be D).
+        dropout: dropout rate of the attention probabilities, in training.
+        activation: activation inside depthwise-separable projections, by default GELU.
 
     Raises:
-        ValueError: where the sizes don't go together.
+        ValueError: the sizes are inconsistent.
 
     Examples:
         >>> attention = CompositeAttention(256, 4, parse_kernel("qk_convfixed_convq_convk 8"))
@@ -154,7 +154,7 @@ class CompositeAttention(nn.Module):
         if remove_query_key and size != hidden_size:
             raise ValueError(f"remove_query_key needs num_heads x head_size = {size} to be hidden_size {hidden_size}")
         self.kernel = kernel
-        self.dropout = nn.Dropout(dropout)  # a module, as those who switch dropout off look for
+        self.dropout = nn.Dropout(dropout)  # a module, so that code that disables dropout finds it
         self.activation = activation or nn.GELU()
         self.remove_query_key = remove_query_key
         self.projections = {"query": query_key, "key": query_key, "value": value}
@@ -173,12 +173,12 @@ class CompositeAttention(nn.Module):
             ones = torch.ones(1, num_heads, 1, 1)
             if kernel.convolution == "convolution_scaled":
                 self.convolution_scalar = nn.Parameter(ones)
-            else:  # not trained, but in the state, as in the paper's checkpoints
+            else:  # not trained, but in the state dict, as in the paper's checkpoints
                 self.register_buffer("convolution_scalar", ones)
         self.reset_terms()
 
     def reset_terms(self) -> None:
-        """Give the convolution terms and the scale of the depthwise convolution their initial values."""
+        """Initialise the convolution terms and the scale of the depthwise convolution."""
         for name in self.kernel.convolution_terms:
             parameter = self._parameter_of(name)
             if TERMS[name].initial == "zeros":
@@ -189,11 +189,11 @@ class CompositeAttention(nn.Module):
             nn.init.ones_(self.convolution_scalar)
 
     def _parameter_of(self, term: str) -> Tensor:
-        # Not get_parameter: pruning, parametrizations and functional_call put another tensor in a parameter's place
+        # Not get_parameter: pruning, parametrizations and functional_call replace the parameter by another tensor
         return getattr(self, f"{term}_param")
 
     def _projected(self) -> list[str]:
-        """The projections that some term needs; the others are not created."""
+        """Names of the projections that some term needs; the others are not created."""
         needed = {"query", "key"} if "qk" in self.kernel.score_terms else set()
         needed |= {TERMS[name].side for name in self.kernel.convolution_terms if TERMS[name].dynamic}
         needed |= {"query"} if self.kernel.convolution == "convspan" else set()
@@ -203,7 +203,7 @@ class CompositeAttention(nn.Module):
         return hidden.unflatten(-1, (self.num_heads, self.head_size)).transpose(1, 2)  # (B, S, H*d) -> (B, H, S, d)
 
     def project(self, name: str, hidden: Tensor, segments: Segments) -> Tensor | None:
-        """Queries, keys or values (B, H, S, d) of ``hidden`` (B, S, D); None where no term needs them."""
+        """Queries, keys or values (B, H, S, d) of ``hidden`` (B, S, D); None if no term needs them."""
         if name in self._projected():
             parts = lambda suffix: self.get_submodule(name + suffix)  # noqa: E731
             hidden = project(parts, self.projections[name], hidden, segments, self.activation)
@@ -214,7 +214,7 @@ class CompositeAttention(nn.Module):
     def score_parts(
         self, query: Tensor | None, key: Tensor | None, segments: Segments, dtype: torch.dtype
     ) -> ScoreParts:
-        """The terms of the score, from queries and keys (B, H, S, d)."""
+        """The parts of the score, with queries and keys (B, H, S, d)."""
         terms: dict[str, list[tuple[Term, Tensor]]] = {}
         for name in self.kernel.convolution_terms:
             terms.setdefault(TERMS[name].side, []).append((TERMS[name], self._parameter_of(name)))
@@ -227,17 +227,17 @@ class CompositeAttention(nn.Module):
         segments: Segments | Tensor | None = None,
         attend: Attend = attend_eager,
     ) -> tuple[Tensor, Tensor | None]:
-        """Mix the tokens of each example.
+        """Let the tokens of each example attend to each other.
 
         Args:
             hidden: (B, S, D), floating point.
-            segments: an attention mask (B, S) (0 padding, k > 0 the k-th example of the row), or ``Segments`` of it,
-                which keep what the layers of a model share.
+            segments: an attention mask (B, S), 0 for padding and k > 0 for the k-th example of the row; or
+                ``Segments``, which cache what the layers of a model share.
             attend: the backend.
 
         Returns:
-            Output (B, S, H*d), with ``convspan`` (B, S, 2*H*d); and the probabilities (B, H, S, S) before dropout, or
-            None where the backend keeps none.
+            Output (B, S, H*d), or (B, S, 2*H*d) with ``convspan``; and the probabilities (B, H, S, S) before dropout,
+            or None if the backend doesn't keep them.
         """
         if not isinstance(segments, Segments):
             segments = Segments.from_mask(segments)

@@ -1,4 +1,4 @@
-"""From weights by offset (.., S, 2n+1) to scores (.., S, S), without an S x S index and without a scatter-add.
+"""Expands weights by offset (.., S, 2n+1) to scores (.., S, S), without an S x S index or a scatter-add.
 
 Legend: S sequence, n reach. ``weights[p, n + r]`` belongs to the pair (p, p + r); pairs further apart than n share the
 end weights.
@@ -8,21 +8,21 @@ import torch
 from torch import Tensor
 
 
-def occurring(weights: Tensor, length: int) -> Tensor:
-    """Leave out of the weights by offset (.., 2n+1) those that don't occur in a sequence of ``length`` tokens."""
+def crop_offsets(weights: Tensor, length: int) -> Tensor:
+    """Crop weights by offset (.., 2n+1) to the offsets that occur in a sequence of ``length`` tokens."""
     reach = (weights.shape[-1] - 1) // 2
-    if torch.compiler.is_exporting() or torch.jit.is_tracing() or reach < length:  # a graph is for any length
+    if torch.compiler.is_exporting() or torch.jit.is_tracing() or reach < length:  # a graph serves any length
         return weights
     return weights[..., reach - (length - 1) : reach + length]
 
 
 def expand_offsets(weights: Tensor, length: int) -> Tensor:
-    """Lay out weights by offset as scores: ``scores[.., p, other] = weights[.., p, n + clip(other - p, -n, n)]``.
+    """Expand weights by offset to scores: ``scores[.., p, other] = weights[.., p, n + clip(other - p, -n, n)]``.
 
-    The end weights are repeated to all 2S offsets that occur, and the rows are then shifted against each other by
-    reading the same memory with a row length shorter by one. This is the skewing of Music Transformer (Huang et al.
-    2018, arXiv 1809.04281, section 3.4.1), extended to both directions and to clipped offsets. Views, padding and their
-    plain backwards only.
+    The end weights are repeated to cover 2S offsets. Reading the same memory with rows that are one element shorter
+    then shifts each row by one against the row before. This is the skewing of Music Transformer (Huang et al. 2018,
+    arXiv 1809.04281, section 3.4.1), extended to both directions and to clipped offsets. It uses only views and a
+    concatenation.
 
     Args:
         weights: (.., S or 1, 2n+1), any float dtype.
@@ -32,11 +32,11 @@ def expand_offsets(weights: Tensor, length: int) -> Tensor:
         (.., S, S), same dtype.
     """
     reach = (weights.shape[-1] - 1) // 2
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # a graph for any length has no branch on it
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # a graph for any length can't branch on it
         positions = torch.arange(length, device=weights.device)
         index = (positions - positions.unsqueeze(1)).clamp(-reach, reach) + reach
         return weights.expand(*weights.shape[:-2], length, -1).gather(-1, index.expand(*weights.shape[:-2], -1, -1))
-    weights = occurring(weights, length)
+    weights = crop_offsets(weights, length)
     reach = (weights.shape[-1] - 1) // 2
     outside = length - 1 - reach
     left = weights[..., :1].expand(*weights.shape[:-1], outside)

@@ -1,4 +1,4 @@
-"""How hidden states become queries, keys and values: linear, grouped, depthwise-separable, mixed (paper, section 4.2).
+"""Projections to queries, keys and values: linear, grouped, depthwise-separable and mixed (paper, section 4.2).
 
 Legend: B batch, S sequence, D hidden, H*d heads times head size, n reach (the kernel is 2n+1 wide).
 The parts of a projection are named as in the paper's code, so that its checkpoints load: ``value`` for a plain linear
@@ -15,7 +15,7 @@ from bert_convolutions.attention.spec import Projection
 
 
 def depthwise_convolution(channels_in: int, channels_out: int, reach: int, groups: int) -> nn.Conv1d:
-    """A depthwise Conv1d, one group per channel of ``groups``; where that doesn't divide, one per output channel.
+    """A Conv1d with ``groups`` groups, or one group per output channel if ``groups`` doesn't divide the channels.
 
     The paper's code always uses ``groups`` = D, which fails when H*d is not a multiple of D; any head size works here.
     """
@@ -25,16 +25,16 @@ def depthwise_convolution(channels_in: int, channels_out: int, reach: int, group
 
 
 def check_projection(spec: Projection, option: str, hidden_size: int, size: int) -> None:
-    """See whether a projection D -> H*d can be made.
+    """Check that a projection D -> H*d is possible.
 
     Args:
         spec: the projection.
-        option: its name, for the message.
+        option: name of its option, for the message.
         hidden_size: D.
         size: H*d.
 
     Raises:
-        ValueError: where the channels can't be halved (mixed) or divided into the groups asked for.
+        ValueError: the channels can't be halved (mixed) or divided into the requested groups.
     """
     if spec.mixed and size % 2:
         raise ValueError(f'{option} "{spec}" needs an even number of channels to mix, not {size}; change the head size')
@@ -46,13 +46,13 @@ def check_projection(spec: Projection, option: str, hidden_size: int, size: int)
 
 
 def projection_parts(spec: Projection, hidden_size: int, size: int) -> dict[str, nn.Module]:
-    """The modules of one projection D -> H*d that passed ``check_projection``, by the suffix of their name."""
+    """Create the modules, by the suffix of their names, of a projection D -> H*d that passed ``check_projection``."""
     if not spec.convolution:
         return {"": nn.Linear(hidden_size, size)}
     convolved = size // 2 if spec.mixed else size
     parts: dict[str, nn.Module] = {}
     if spec.depth:
-        # Depthwise to H*d channels as in the paper's code; over the D input channels where H*d is not a multiple.
+        # Depthwise to H*d channels, as in the paper's code, if this is a multiple of D; otherwise to D channels.
         channels = size if size % hidden_size == 0 else hidden_size
         parts["_conv"] = depthwise_convolution(hidden_size, channels, spec.reach, groups=hidden_size)
         parts["_pointwise"] = nn.Linear(channels, convolved)
@@ -69,11 +69,11 @@ def project(
     """Apply a projection.
 
     Args:
-        parts: gives the module with a suffix, as named by ``projection_parts``.
-        spec: the same as given there.
+        parts: function that returns the module of a suffix of ``projection_parts``.
+        spec: the projection.
         hidden: (B, S, D).
-        segments: which tokens belong together.
-        activation: between the depthwise and the pointwise part.
+        segments: the examples of each row.
+        activation: applied between the depthwise and the pointwise part.
 
     Returns:
         (B, S, H*d).

@@ -1,7 +1,7 @@
-"""Where examples begin and end in a batch, so that nothing crosses from one into another or into padding.
+"""The examples in each row of a batch: tokens neither attend to nor are convolved with other examples or padding.
 
 Legend: B rows, S sequence, H heads, C channels, n reach. An attention mask (B, S) holds, for each token, the number of
-its example in the row, counted from 1; 0 is padding. The usual mask of zeros and ones is one example a row.
+its example in the row, counted from 1; 0 is padding. With the usual mask of zeros and ones, each row is one example.
 """
 
 from dataclasses import dataclass, replace
@@ -10,43 +10,43 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bert_convolutions.attention.autograd import must_be_seen_through
+from bert_convolutions.attention.autograd import requires_plain_ops
 
 
 @dataclass(frozen=True, eq=False)
 class Segments:
-    """The segments of a batch. Made once per forward pass and shared by all layers.
+    """The segments of a batch, created once per forward pass and shared by all layers.
 
     Attributes:
         examples: (B, S) int64, 0 for padding and k > 0 for the k-th example of the row, in increasing order; None
-            where every token of a row belongs to the one example in it.
-        pairs: None, or broadcastable to (B, H, S, S), instead of ``examples``: boolean, which pairs may attend; or
-            floating point, what is added to their scores.
-        examples_per_row: at least as many as any row has; None where nobody has counted.
-        kept_mask: the score mask, where it is kept for the layers to share; see ``with_mask``.
-        kept_spans: likewise the spans; see ``with_spans``.
+            if each row is one example without padding.
+        pairs: None, or used instead of ``examples``, broadcastable to (B, H, S, S): boolean, whether a pair may attend;
+            or floating point, added to its score.
+        examples_per_row: upper bound on the examples in any row, or None if unknown.
+        cached_mask: the score mask, cached for all layers; see ``with_mask``.
+        cached_spans: the spans, likewise; see ``with_spans``.
     """
 
     examples: Tensor | None = None
     pairs: Tensor | None = None
     examples_per_row: int | None = None
-    kept_mask: Tensor | None = None
-    kept_spans: Tensor | None = None
+    cached_mask: Tensor | None = None
+    cached_spans: Tensor | None = None
 
     @classmethod
     def from_mask(cls, attention_mask: Tensor | None, examples_per_row: int | None = None) -> "Segments":
-        """Read an attention mask.
+        """Create segments from an attention mask.
 
         Args:
-            attention_mask: (B, S) of any dtype, the numbers of the examples; or of pairs, (B, S, S) or
-                (B, 1 or H, S, S): boolean and integers say which may attend (0 may not), and a floating-point mask is
-                added to the scores, as in ``torch.nn.functional.scaled_dot_product_attention``, whatever its values.
-                Convolutions over tokens don't go by such a mask: they see the whole row.
-            examples_per_row: a bound on the numbers in a mask (B, S). Only convolutions over tokens need it; without
-                it they ask the device, once a forward pass.
+            attention_mask: (B, S) of any dtype, the numbers of the examples; or a mask of pairs, (B, S, S) or
+                (B, 1 or H, S, S), as in ``torch.nn.functional.scaled_dot_product_attention``: boolean or integer, 0
+                where a pair may not attend, or floating point, added to the scores whatever its values. Convolutions
+                over tokens ignore a mask of pairs and see the whole row.
+            examples_per_row: upper bound on the numbers in a mask (B, S), which only convolutions over tokens need. If
+                None, they read it from the device, once per forward pass.
 
         Raises:
-            ValueError: for another number of dimensions.
+            ValueError: the mask has another number of dimensions.
         """
         if attention_mask is None:
             return cls()
@@ -60,33 +60,33 @@ class Segments:
         return cls(pairs=pairs if pairs.is_floating_point() else pairs.bool())
 
     def to(self, device: torch.device | str | int) -> "Segments":
-        """The same on another device."""
+        """Move to another device."""
         tensors = {name: part for name, part in vars(self).items() if isinstance(part, Tensor)}
         moved: dict[str, Any] = {name: part.to(device) for name, part in tensors.items()}
         return replace(self, **moved)
 
-    def counted(self) -> "Segments":
-        """The same with ``examples_per_row``, which is asked of the device if nobody has counted.
+    def with_count(self) -> "Segments":
+        """A copy with ``examples_per_row``, which is read from the device if unknown.
 
-        A graph that is compiled or exported can't ask, nor one without data: it takes S, which is right and slow.
+        It can't be read in compiled or exported graphs or from tensors without data: there it is S, correct but slow.
         """
         if self.examples is None or self.examples_per_row is not None:
             return self
-        if self.examples.is_meta or must_be_seen_through(self.examples):
+        if self.examples.is_meta or requires_plain_ops(self.examples):
             return replace(self, examples_per_row=self.examples.shape[1])
         return replace(self, examples_per_row=max(int(self.examples.max()), 1) if self.examples.numel() else 1)
 
     def score_mask(self, dtype: torch.dtype) -> Tensor | None:
-        """What is added to the scores: 0 inside an example, a large negative number across a border.
+        """The mask that is added to the scores: 0 within an example, a large negative number between examples.
 
-        Padding attends to padding, so that no row of the softmax is empty. Half of the most negative number leaves
-        room for the bias that is added to it.
+        Padding attends to padding, so that no row of the softmax is empty. The negative number is half of the lowest
+        of the dtype, so that adding the bias doesn't overflow.
 
         Returns:
-            (B, 1 or H, S, S) of ``dtype``, or None where every pair may attend.
+            (B, 1 or H, S, S) of ``dtype``, or None if all pairs may attend.
         """
-        if self.kept_mask is not None and self.kept_mask.dtype == dtype:
-            return self.kept_mask
+        if self.cached_mask is not None and self.cached_mask.dtype == dtype:
+            return self.cached_mask
         lowest = torch.finfo(dtype).min / 2
         allowed = self.pairs
         if self.examples is not None:
@@ -98,23 +98,23 @@ class Segments:
         return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, lowest)
 
     def with_mask(self, dtype: torch.dtype) -> "Segments":
-        """The same, keeping their score mask: for backends that add a dense one."""
-        return replace(self, kept_mask=self.score_mask(dtype))
+        """A copy that caches the score mask, for backends that need a dense one."""
+        return replace(self, cached_mask=self.score_mask(dtype))
 
     def spans(self) -> Tensor | None:
-        """Which example each token is of and where that begins and ends, for backends that skip what lies outside.
+        """The example of each token, and where it begins and ends, for backends that skip everything outside of it.
 
-        Found on the device, without asking it for a number. Padding counts as an example; a span reaches from the first
-        token of that number to the last, whatever lies between.
+        Computed without synchronizing with the device. Padding counts as an example. A span reaches from the first to
+        the last token of a number, whatever lies between them.
 
         Returns:
-            (3, B, S) int32: the number of the token's example, its first and its last position. The number is replaced
-            by a negative one where tokens of others may lie between these. None where ``examples`` is.
+            (3, B, S) int32: the number of each token's example, and the example's first and last position. The number
+            is replaced by a negative one if the span may contain other examples. None if ``examples`` is None.
         """
-        if self.kept_spans is not None or self.examples is None:
-            return self.kept_spans
+        if self.cached_spans is not None or self.examples is None:
+            return self.cached_spans
         rows, length = self.examples.shape
-        # A row has at most S examples. Should numbers be larger or negative, their examples share too wide a span.
+        # A row has at most S examples. Larger or negative numbers are clamped, which makes their spans too wide.
         numbers = self.examples.long().clamp(0, length)
         positions = torch.arange(length, device=numbers.device).expand(rows, -1)
         first = numbers.new_full((rows, length + 1), length).scatter_reduce(1, numbers, positions, "amin")
@@ -122,35 +122,35 @@ class Segments:
         own = (numbers == self.examples).long()
         tokens = numbers.new_zeros(rows, length + 1).scatter_add(1, numbers, own)
         first, last, tokens = (each.gather(1, numbers) for each in (first, last, tokens))
-        alone = (last - first < tokens) & (own > 0)
-        number = torch.where(alone, self.examples, -1 - 2 * self.examples.abs() - (self.examples < 0).long())
+        contiguous = (last - first < tokens) & (own > 0)
+        number = torch.where(contiguous, self.examples, -1 - 2 * self.examples.abs() - (self.examples < 0).long())
         return torch.stack([number, first, last]).int()
 
     def with_spans(self) -> "Segments":
-        """The same, keeping their spans."""
-        return replace(self, kept_spans=self.spans())
+        """A copy that caches the spans."""
+        return replace(self, cached_spans=self.spans())
 
     def convolve(self, convolution: nn.Module, reach: int, hidden: Tensor) -> Tensor:
-        """Convolve each example on its own: to it, padding and other examples are zeros.
+        """Convolve each example separately: padding and other examples are zeros to it.
 
-        The examples of a row are moved apart by the reach of the kernel, convolved at once, and moved back.
+        The examples of a row are moved apart by the reach of the kernel, convolved together, and moved back.
 
         Args:
-            convolution: as ``nn.Conv1d`` of 2n+1 weights without padding of its own.
+            convolution: an ``nn.Conv1d``, or a module like it, with 2n+1 weights and without padding.
             reach: n.
             hidden: (B, S, C in).
 
         Returns:
             (B, S, C out).
         """
-        examples, most = self.examples, self.counted().examples_per_row
+        examples, most = self.examples, self.with_count().examples_per_row
         if examples is not None:
             hidden = hidden * (examples > 0).unsqueeze(-1)
-        if examples is None or most is None or (type(most) is int and most == 1):  # a graph has no branch on its length
+        if examples is None or most is None or (type(most) is int and most == 1):  # graphs can't branch on length
             return convolution(nn.functional.pad(hidden.transpose(1, 2), (reach, reach))).transpose(1, 2)
-        number = examples.clamp(min=1).cummax(dim=1).values  # padding counts to the example before it
-        slots = reach * number + torch.arange(hidden.shape[1], device=hidden.device)  # (B, S), first at `reach`
-        apart = hidden.new_zeros(hidden.shape[0], hidden.shape[1] + reach * (most + 1), hidden.shape[2])
-        apart = apart.scatter(1, slots.unsqueeze(-1).expand_as(hidden), hidden)
-        output = convolution(apart.transpose(1, 2)).transpose(1, 2)  # (B, S + n (most - 1), C out)
+        number = examples.clamp(min=1).cummax(dim=1).values  # padding belongs to the example before it
+        slots = reach * number + torch.arange(hidden.shape[1], device=hidden.device)  # (B, S), the first is n
+        spread = hidden.new_zeros(hidden.shape[0], hidden.shape[1] + reach * (most + 1), hidden.shape[2])
+        spread = spread.scatter(1, slots.unsqueeze(-1).expand_as(hidden), hidden)
+        output = convolution(spread.transpose(1, 2)).transpose(1, 2)  # (B, S + n (most - 1), C out)
         return output.gather(1, (slots - reach).unsqueeze(-1).expand(-1, -1, output.shape[2]))

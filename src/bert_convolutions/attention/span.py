@@ -1,12 +1,12 @@
 """Span-based dynamic convolution (Jiang et al., "ConvBERT", NeurIPS 2020, arXiv 2008.02496, section 3.2).
 
-Each position makes the weights of its own convolution from its query and a key of the span around it, and convolves
-values of its own. For head h, position i and offsets r from -n to n:
+Each position computes the weights of its own convolution from its query and a key of the span around it, and applies
+them to values that are projected for this convolution. For head h, position i and offsets r from -n to n:
 
     weights[h, i, :] = softmax_r(W_h (q_i * span_key_i)),    output[h, i] = sum_r weights[h, i, r] value[h, i + r]
 
-where ``*`` is by element and ``span_key`` a depthwise-separable convolution of the hidden states. W_h is (2n+1, H*d).
-The output stands beside that of the attention heads, whose queries it shares: ConvBERT's "mixed attention".
+where ``*`` is elementwise, ``span_key`` a depthwise-separable convolution of the hidden states, and W_h (2n+1, H*d).
+The output is concatenated with that of the attention heads, whose queries it shares: ConvBERT's "mixed attention".
 
 Legend: B batch, S sequence, H heads, d head size, D hidden, n reach (a kernel is 2n+1 wide).
 """
@@ -21,9 +21,9 @@ from bert_convolutions.attention.segments import Segments
 class SpanConvolution(nn.Module):
     """The convolution of one layer; equal to that of ``ConvBertSelfAttention`` in ``transformers``.
 
-    To each example, padding and other examples are zeros, which take their share of the softmax as the row's ends do.
-    In ``transformers`` it sees the padding instead, so that a token's output there changes with how much the batch is
-    padded; the two agree on rows without padding.
+    Padding and other examples are zeros to an example and take part in its softmax, like positions beyond the row. In
+    ``transformers`` the convolution sees the padding instead, so that a token's output depends on the amount of it; the
+    two agree on rows without padding.
 
     Args:
         hidden_size: D.

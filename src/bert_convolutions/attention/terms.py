@@ -1,10 +1,10 @@
-"""The convolution terms of the score equation, one short declaration each. A new idea for a term goes here.
+"""The convolution terms of the score equation, one declaration each. Add new terms here.
 
-A term adds a convolution kernel. It belongs to one side of the score, the query's or the key's, and gives each position
-p of that side *weights by offset*, (B, H, S, 2n+1): entry ``[p, n + r]`` is what the term adds to the score of p with
-position p + r of the other side. A fixed kernel is these weights; a dynamic one is multiplied with the position's
-projection. Offsets past the reach n share the end weight, so attention stays global. ``attention.offsets`` lays the
-weights out as scores.
+A term adds a convolution kernel to the score. It belongs to one side, the query or the key, and gives each position p
+of that side *weights by offset*, (B, H, S, 2n+1): entry ``[p, n + r]`` is added to the score of p with position p + r
+of the other side. A fixed kernel consists of these weights; a dynamic one yields them when multiplied by the projection
+of p. Offsets beyond the reach n share the end weight, so attention stays global. ``attention.offsets`` expands the
+weights to scores.
 
 Shapes: B batch, S sequence, H heads, d head size, n reach (the kernel is 2n+1 wide).
 """
@@ -24,13 +24,13 @@ class Term:
     """One convolution term.
 
     Attributes:
-        side: whether the position p above is the query's, i, or the key's, j.
-        dynamic: whether the weights are the kernel times that side's projection over sqrt(d), or the kernel itself
-            (then the projection need not exist).
+        side: whether the position p above is that of the query, i, or of the key, j.
+        dynamic: whether the weights are that side's projection times the kernel, over sqrt(d); otherwise they are the
+            kernel itself, and the projection need not exist.
         shape: (H, d, 2n+1) -> shape of the term's parameter, which is named ``<term>_param``.
-        initial: zeros, or Kaiming-uniform with a = sqrt(5) as PyTorch's own convolutions.
-        kernel: parameter -> kernel, (d, 2n+1) or (H, d, 2n+1) where dynamic, else (1, H or 1, 1, 2n+1); the parameter
-            itself as it is.
+        initial: zeros, or Kaiming-uniform with a = sqrt(5) as in PyTorch's convolutions.
+        kernel: parameter -> kernel, (d, 2n+1) or (H, d, 2n+1) if dynamic, else (1, H or 1, 1, 2n+1); by default the
+            parameter itself.
     """
 
     side: Literal["query", "key"]
@@ -39,8 +39,8 @@ class Term:
     initial: Literal["zeros", "kaiming_uniform"]
     kernel: Callable[[Tensor], Tensor] = lambda parameter: parameter
 
-    def seen_from_query(self, parameter: Tensor) -> Tensor:
-        """The kernel, (d or H*d, 2n+1) where dynamic, else (H or 1, 2n+1), by the offset of the key from the query."""
+    def kernel_by_key_offset(self, parameter: Tensor) -> Tensor:
+        """The kernel, (d or H*d, 2n+1) if dynamic, else (H or 1, 2n+1), by key position minus query position."""
         kernel = self.kernel(parameter).flatten(0, -2)
         return kernel if self.side == "query" else kernel.flip(-1)
 
@@ -60,15 +60,15 @@ TERMS = {
         shape=lambda heads, head_size, width: (head_size, width),
         initial="kaiming_uniform",
     ),
-    # The same from the key, seen from the key: k_j . Ck[:, i-j] / sqrt(d); the offset is query minus key
+    # Dynamic lightweight convolution from the key: k_j . Ck[:, i-j] / sqrt(d); the offset is query minus key
     "convk": Term(
         side="key",
         dynamic=True,
         shape=lambda heads, head_size, width: (head_size, width),
         initial="kaiming_uniform",
     ),
-    # Both with a kernel for each head, q_i . Cq[h, :, j-i] / sqrt(d): DeBERTa's disentangled attention (He et al. 2021,
-    # arXiv 2006.03654, equation 4), in which Cq are its projected embeddings of distances. On a CPU only in ``eager``.
+    # Both with one kernel per head, q_i . Cq[h, :, j-i] / sqrt(d): DeBERTa's disentangled attention (He et al. 2021,
+    # arXiv 2006.03654, equation 4), where Cq are projected embeddings of distances. The fused CPU function lacks them.
     "convqhead": Term(
         side="query",
         dynamic=True,

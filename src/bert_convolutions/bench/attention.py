@@ -18,7 +18,7 @@ from bert_convolutions.bench.corpus import Setup
 from bert_convolutions.bench.plan import COMPOSITE, CONTESTANTS, REACH, Job
 from bert_convolutions.bench.worker import Turns, Work
 from bert_convolutions.model import CompositeBertConfig
-from bert_convolutions.model.backends import attend_interface, attention_backend, keep_shared
+from bert_convolutions.model.backends import attend_interface, attention_backend, cache_for_backend
 from bert_convolutions.model.flops import FlopCounter
 from bert_convolutions.model.presets import load_config
 
@@ -84,7 +84,7 @@ def run_attention_job(job: Job, setup: Setup, turns: Turns) -> None:
 
 
 def _with_terms(run: AttentionRun, backend: str, attend: Attend) -> Callable[[], Tensor]:
-    segments = keep_shared(run.parts.segments, backend, run.value.dtype)  # once, as all layers share them
+    segments = cache_for_backend(run.parts.segments, backend, run.value.dtype)  # once, as all layers share them
     parts = replace(run.parts, segments=segments)
     return lambda: attend(parts, run.value, run.dropout)[0]
 

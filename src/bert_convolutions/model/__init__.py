@@ -1,4 +1,4 @@
-"""The Hugging Face model around composite attention; importing it registers it with the Auto classes."""
+"""Hugging Face models with composite attention; importing this package registers them with the Auto classes."""
 
 import transformers
 

@@ -1,9 +1,9 @@
-"""How attention is computed: looked up by ``attn_implementation``, as everywhere in ``transformers``.
+"""Attention backends, chosen by ``attn_implementation`` as everywhere in ``transformers``.
 
-``eager`` is the equation as it stands. Every other name is a function of ``transformers``' attention interface, which
-takes the convolution terms as a float mask. ``sdpa`` on a CPU is our own fused function, since PyTorch's has no fused
-kernel there for dropout or for the gradient of a mask. ``triton`` is our own kernel for GPUs, which needs no mask, and
-what ``sdpa`` is there, for all that it takes, where Triton is installed.
+``eager`` is the reference implementation. ``triton`` are this package's kernels for GPUs, which need no dense mask.
+``sdpa`` is this package's fused function on a CPU, where PyTorch has no fused kernel for dropout or for the gradient of
+a mask, and on a GPU the ``triton`` kernels, if Triton is installed and they support the inputs. Everything else is a
+function of ``transformers``' attention interface, which gets the convolution terms as a float mask.
 """
 
 from contextlib import nullcontext
@@ -23,7 +23,7 @@ from bert_convolutions.errors import UsageError
 
 
 def _has_kernels() -> bool:
-    # The code that is saved beside a model may run without this package, and the kernels are not copied into it.
+    # The code that is saved with a model may run without this package; it doesn't contain the kernels.
     try:
         return find_spec("triton") is not None and find_spec("bert_convolutions") is not None
     except ImportError:
@@ -31,27 +31,27 @@ def _has_kernels() -> bool:
 
 
 _HAS_KERNELS = _has_kernels()
-# Kernels without a place for a bias, or for one of each head: they would drop convolution terms or segments.
+# Kernels without a bias, or without one per head: they would silently drop convolution terms or segments.
 _WITHOUT_BIAS = ("flash", "flex")
-# What the interface asks of the module that calls it. Made here: a compiler breaks its graph where one is made.
+# The attributes that the interface reads from the calling module. Creating one inside a compiled graph would break it.
 _IN_TRAINING = SimpleNamespace(is_causal=False, training=True)
 _IN_EVALUATION = SimpleNamespace(is_causal=False, training=False)
 
 
 @torch.compiler.assume_constant_result
-def _runs_kernels(device: torch.device) -> bool:
-    """Whether ``sdpa`` is our kernels there: on NVIDIA's GPUs, but those older than Ampere, which they don't fit."""
+def _sdpa_uses_kernels(device: torch.device) -> bool:
+    """Whether ``sdpa`` uses the Triton kernels: on NVIDIA GPUs from Ampere on; on older ones they don't fit."""
     if device.type != "cuda" or not _HAS_KERNELS or torch.version.hip:
         return False
     return torch.cuda.get_device_properties(device).major >= 8
 
 
 def attention_backend(name: str | None) -> Attend:
-    """The function for an ``attn_implementation``.
+    """The attention function of an ``attn_implementation``.
 
     Raises:
-        UsageError: for a name that the attention interface doesn't know, a kernel that takes no float mask, or
-            ``triton`` without Triton.
+        UsageError: the attention interface doesn't know the name, the kernel supports no float mask, or Triton is not
+            installed for ``triton``.
     """
     if name in (None, "eager"):
         return attend_eager
@@ -68,10 +68,10 @@ def attention_backend(name: str | None) -> Attend:
     return partial(attend_interface, name)
 
 
-def keep_shared(segments: Segments, name: str | None, dtype: torch.dtype) -> Segments:
-    """The segments with what the backend reads of them in all layers: a dense mask, or the spans that do without."""
+def cache_for_backend(segments: Segments, name: str | None, dtype: torch.dtype) -> Segments:
+    """Compute once, for all layers, what the backend reads from the segments: a dense mask, or the spans instead."""
     examples = segments.examples
-    if examples is not None and (name == "triton" or (name == "sdpa" and _runs_kernels(examples.device))):
+    if examples is not None and (name == "triton" or (name == "sdpa" and _sdpa_uses_kernels(examples.device))):
         return segments.with_spans()
     return segments.with_mask(dtype)
 
@@ -79,7 +79,7 @@ def keep_shared(segments: Segments, name: str | None, dtype: torch.dtype) -> Seg
 def _attend_sdpa(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tensor, Tensor | None]:
     if value.device.type == "cpu":
         return attend_fused(parts, value, dropout)
-    if _runs_kernels(value.device):
+    if _sdpa_uses_kernels(value.device):
         from bert_convolutions.attention.triton import engine
 
         if engine.takes(parts, value):
@@ -91,14 +91,14 @@ def _attend_triton(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Te
     from bert_convolutions.attention.triton import engine
 
     if not (value.is_cuda or engine.INTERPRETED):
-        raise UsageError('attn_implementation "triton" needs a GPU; on a CPU, sdpa is the fast one')
+        raise UsageError('attn_implementation "triton" needs a GPU; on a CPU, sdpa is the fastest')
     return engine.attend_triton(parts, value, dropout)
 
 
 def attend_interface(name: str, parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tensor, Tensor | None]:
-    """Call a function of the attention interface by its name; otherwise an ``Attend``.
+    """An ``Attend`` that calls the function ``name`` of the attention interface.
 
-    Without a dot product its queries and keys are zeros.
+    Without a dot product, its queries and keys are zeros.
     """
     batch, heads, length, _ = value.shape
     if parts.dot_product and parts.query is not None and parts.key is not None:
@@ -109,9 +109,9 @@ def attend_interface(name: str, parts: ScoreParts, value: Tensor, dropout: float
     if bias is not None:
         bias = bias.expand(batch, heads, length, length)
         if bias.requires_grad and not (query.requires_grad or key.requires_grad or value.requires_grad):
-            query = query.detach().requires_grad_()  # backward for a mask alone reads wild memory: pytorch#148476
+            query = query.detach().requires_grad_()  # backward of the mask alone reads invalid memory: pytorch#148476
     module = _IN_TRAINING if dropout > 0 else _IN_EVALUATION
-    # With a mask, cuDNN's backward gives NaN at some lengths: pytorch#196678.
+    # With a mask, cuDNN's backward returns NaN for some lengths: pytorch#196678.
     with nullcontext() if bias is None else sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
         context, probabilities = ALL_ATTENTION_FUNCTIONS[name](
             module, query, key, value, bias, dropout=dropout, scaling=parts.scaling, is_causal=False

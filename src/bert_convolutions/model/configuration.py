@@ -1,4 +1,4 @@
-"""Configuration of a BERT with composite attention: BERT's own fields and those of the paper's code."""
+"""Configuration of a BERT with composite attention: the fields of BERT and those of the paper's code."""
 
 import os
 from pathlib import Path
@@ -25,29 +25,29 @@ AUTO_CLASSES = {
     "AutoModelForMultipleChoice": "CompositeBertForMultipleChoice",
     "AutoModelForNextSentencePrediction": "CompositeBertForNextSentencePrediction",
 }
-"""Our classes by the Auto classes of ``transformers`` that make them."""
+"""The classes of this package, by the Auto class of ``transformers`` that creates them."""
 _IN_THE_PACKAGE = __name__.startswith("bert_convolutions.")
-"""Or else in a copy that came with a model (``self_contained``)."""
+"""False in the copy of this code that is saved with a model (``self_contained``)."""
 
 
 class CompositeBertConfig(BertConfig):
-    """BERT's fields as in ``transformers``, and these.
+    """BERT's configuration of ``transformers`` with additional fields.
 
     Attributes:
         embedding_size: size of the word, position and token-type embeddings; projected to ``hidden_size`` if different.
-        attention_kernel: terms of the score, maybe a convolution beside attention, and their reach, as
+        attention_kernel: terms of the score, optionally a convolution beside attention, and their reach, such as
             ``qk_convfixed_convq_convk 8``; or ``dot_product``.
         value_forward: ``feedforward`` or ``convolution[_depth][_mixed][_no_act] REACH GROUPS``.
         qk: ``linear`` or a convolution of the same form, for queries and keys.
-        remove_qk: use the hidden states as queries and keys.
-        remove_position_embeddings: no absolute positions; any sequence length works then.
+        remove_qk: use the hidden states, unprojected, as queries and keys.
+        remove_position_embeddings: no absolute positions, so that sequences may have any length.
         attention_head_size: d; -1 for ``hidden_size / num_attention_heads``.
         sparse_prediction: with ``labels``, compute logits (M, V) for the masked tokens alone instead of (B, S, V), as
             ModernBERT does under this name.
 
     Raises:
-        ValueError: a field of the wrong type or out of range, or sizes that don't go together; for an
-            option string that can't be read it names the bad term and the valid ones.
+        ValueError: a field has the wrong type or is out of range, sizes are inconsistent, or an option string is
+            invalid; the message then names the invalid term and the valid ones.
     """
 
     model_type = "composite_bert"
@@ -63,7 +63,7 @@ class CompositeBertConfig(BertConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Check the fields and bring the option strings into canonical form."""
-        if _IN_THE_PACKAGE:  # it is the folder's, where another interpreter finds the classes, and none of the model's
+        if _IN_THE_PACKAGE:  # it belongs to the folder it was loaded from; save_pretrained writes it anew
             kwargs.pop("auto_map", None)
         super().__post_init__(**kwargs)
         self.check()
@@ -72,7 +72,7 @@ class CompositeBertConfig(BertConfig):
         self.qk = str(self.query_key_projection)
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Write ``config.json``, and the code of the models for those who load them without this package."""
+        """Write ``config.json`` and the code of the models, with which they can be loaded without this package."""
         if not _IN_THE_PACKAGE:  # transformers copies code that came with a model
             super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
             return
@@ -90,10 +90,10 @@ class CompositeBertConfig(BertConfig):
             del self.auto_map
 
     def check(self) -> None:
-        """See whether a model can be made of this; models ask again, since ``from_pretrained`` may have set a field.
+        """Validate the fields. Models call this again, since ``from_pretrained`` may have changed a field.
 
         Raises:
-            ValueError: as the class.
+            ValueError: as for the class.
         """
         try:
             given = {name: getattr(self, name) for name in EncoderConfig.model_fields if hasattr(self, name)}
@@ -138,7 +138,7 @@ class CompositeBertConfig(BertConfig):
 
     @property
     def convolves_tokens(self) -> bool:
-        """Whether some convolution mixes the hidden states of neighbours, instead of adding to scores."""
+        """Whether a convolution mixes the hidden states of neighbouring tokens, other than through the scores."""
         projected = self.value_projection.convolution or (self.query_key_projection.convolution and not self.remove_qk)
         return projected or self.kernel.convolution is not None
 

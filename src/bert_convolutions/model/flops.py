@@ -1,10 +1,10 @@
-"""Model FLOPs: what the mathematics of a step needs, however it is computed.
+"""Model FLOPs: the operations that a step requires mathematically, regardless of the implementation.
 
-Two for each weight of a matrix product and token that passes it; 4 A l^2 for each layer and example of l tokens, A
-being the width of attention (heads x head size): scores and weighted values, 2 A l^2 each. The head counts for masked
-tokens alone. Padding, softmax, norms and dropout count nothing; a training step counts three times its forward pass.
-So a model that computes logits for all tokens, or works on padding, gets no credit for it. The last layer counts in
-full, though ours spares its linear layers all tokens but those that the head reads.
+These are two per weight of a matrix product and token, and 4 A l^2 per layer and example of l tokens, where A is the
+width of attention (heads x head size): 2 A l^2 each for scores and weighted values. The head counts for masked tokens
+only. Padding, softmax, norms and dropout count nothing; a training step counts three times its forward pass. A model
+that computes logits for all tokens or processes padding gets no credit for it. The last layer counts in full, although
+our models compute its linear layers only for the tokens that the head reads.
 """
 
 from dataclasses import dataclass
@@ -18,21 +18,21 @@ from bert_convolutions.attention.span import SpanConvolution
 from bert_convolutions.attention.terms import TERMS
 
 TRAINING_FACTOR = 3
-"""A backward pass costs two forward passes: the products for the gradients of inputs and of weights."""
+"""A backward pass costs two forward passes: matrix products for the gradients of inputs and of weights."""
 
 PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "L4": 121.0, "A10G": 70.0, "V100": 125.0}
-"""Part of a GPU's name to its dense bf16 (V100: fp16) TFLOP/s, from the makers' data sheets."""
+"""Part of a GPU's name to its dense bf16 (V100: fp16) TFLOP/s, from the manufacturers' data sheets."""
 
 
 @dataclass(frozen=True)
 class FlopCounter:
-    """Counts by four numbers of a model.
+    """Counts the FLOPs of a model from four numbers.
 
     Attributes:
-        encoder_weights: of all matrix products and convolutions that a token passes in the encoder.
-        head_weights: of those that a masked token passes in the head.
-        layers: of the encoder.
-        attention_width: A; half where there is no dot product of queries and keys.
+        encoder_weights: weights of the encoder's matrix products and convolutions, per token.
+        head_weights: weights of the head's matrix products, per masked token.
+        layers: number of layers of the encoder.
+        attention_width: A, or half of it without a dot product of queries and keys.
     """
 
     encoder_weights: int
@@ -45,7 +45,7 @@ class FlopCounter:
 
         Args:
             lengths: (N,) tokens of each example.
-            predicted: tokens that pass the head.
+            predicted: number of tokens for which the head is computed.
         """
         tokens, squares = float(lengths.sum()), float((lengths.astype(np.float64) ** 2).sum())
         products = 2 * (self.encoder_weights * tokens + self.head_weights * predicted)
@@ -57,7 +57,7 @@ class FlopCounter:
 
 
 def count_flops(model: PreTrainedModel) -> FlopCounter:
-    """Read the four numbers off a masked language model of ours, or one of BERT's shape such as ELECTRA."""
+    """The counter of a masked language model of this package, or of one with BERT's architecture such as ELECTRA."""
     encoder = model.base_model
     config = model.config
     inside = {id(module) for module in encoder.modules()}
@@ -70,19 +70,19 @@ def count_flops(model: PreTrainedModel) -> FlopCounter:
 
 
 def _weights(module: nn.Module) -> int:
-    """Weights of a module, its children not counted, that each token is multiplied with."""
+    """The weights of a module, without its children, that are multiplied per token."""
     if isinstance(module, nn.Linear | nn.Conv1d):
         return module.weight.numel()
-    if isinstance(module, CompositeAttention):  # a convolution weight made of each head's query or key
+    if isinstance(module, CompositeAttention):  # each convolution weight is a product with a head's query or key
         dynamic = sum(TERMS[name].dynamic for name in module.kernel.convolution_terms)
         return dynamic * module.num_heads * module.head_size * (2 * module.kernel.reach + 1)
-    if isinstance(module, SpanConvolution):  # its weights for each head's values
+    if isinstance(module, SpanConvolution):  # the products of its weights with each head's values
         return module.kernel.out_features * module.head_size
     return 0
 
 
 def peak_flops(device_name: str, peak_tflops: float | None) -> float | None:
-    """Dense bf16 FLOP/s of a GPU; None where its name is not known and no figure is given."""
+    """Dense bf16 FLOP/s of a GPU, from ``peak_tflops`` or else by its name; None if the name is unknown."""
     if peak_tflops is not None:
         return peak_tflops * 1e12
     found = [value for name, value in PEAK_TFLOPS.items() if name in device_name]

@@ -1,4 +1,4 @@
-"""BERT's heads for fine-tuning: texts, tokens, spans, choices, next sentence. Names and signatures are BERT's.
+"""BERT's heads for fine-tuning: texts, tokens, spans, choices, next sentence, with BERT's names and signatures.
 
 Legend: B rows, S sequence, C choices, D hidden, N labels.
 """
@@ -22,9 +22,9 @@ from bert_convolutions.model.modeling import CompositeBertModel, CompositeBertPr
 
 
 class HeadedModel(CompositeBertPreTrainedModel):
-    """An encoder and what a head for fine-tuning needs beside it.
+    """The base class of models for fine-tuning: an encoder and dropout before the head.
 
-    Losses are means over the batch that is given, so a Trainer that accumulates gradients has to average them.
+    Losses are means over the given batch, so a Trainer that accumulates gradients has to average them.
     """
 
     accepts_loss_kwargs = False
@@ -57,7 +57,7 @@ class CompositeBertForSequenceClassification(HeadedModel):
         example_starts: Tensor | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutput:
-        """BERT's signature; ``labels`` (B,) classes, (B,) reals for one label, or (B, labels) for several at once."""
+        """BERT's signature; ``labels`` (B,) classes, (B,) reals for one label, or (B, N) for multi-label problems."""
         outputs = self.bert(
             input_ids,
             attention_mask,
@@ -65,7 +65,7 @@ class CompositeBertForSequenceClassification(HeadedModel):
             position_ids,
             inputs_embeds,
             example_starts=example_starts,
-            output_positions=None if example_starts is None else example_starts[:0],  # the pooler alone reads any
+            output_positions=None if example_starts is None else example_starts[:0],  # only the pooler reads any
             return_dict=True,
             **kwargs,
         )
@@ -97,7 +97,7 @@ class CompositeBertForTokenClassification(HeadedModel):
         labels: Tensor | None = None,
         **kwargs: Any,
     ) -> TokenClassifierOutput:
-        """BERT's signature; ``labels`` (B, S), -100 where a token doesn't count. Logits (B, S, N)."""
+        """BERT's signature; ``labels`` (B, S), -100 for tokens that don't count. Logits (B, S, N)."""
         outputs = self.bert(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
         )
@@ -109,7 +109,7 @@ class CompositeBertForTokenClassification(HeadedModel):
 
 
 class CompositeBertForQuestionAnswering(HeadedModel):
-    """The first and the last token of the answer."""
+    """Extractive question answering: the first and the last token of the answer."""
 
     def __init__(self, config: CompositeBertConfig) -> None:
         super().__init__(config, pooled=False)
@@ -128,7 +128,7 @@ class CompositeBertForQuestionAnswering(HeadedModel):
         end_positions: Tensor | None = None,
         **kwargs: Any,
     ) -> QuestionAnsweringModelOutput:
-        """BERT's signature; positions (B,), ignored where they lie outside the sequence. Logits (B, S) each."""
+        """BERT's signature; positions (B,), ignored if outside the sequence. Logits (B, S) each."""
         outputs = self.bert(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
         )
@@ -146,7 +146,7 @@ class CompositeBertForQuestionAnswering(HeadedModel):
 
 
 class CompositeBertForMultipleChoice(HeadedModel):
-    """The right one of several continuations, each scored from its pooled first token."""
+    """Multiple choice between continuations, each scored from its pooled first token."""
 
     def __init__(self, config: CompositeBertConfig) -> None:
         super().__init__(config, pooled=True)
@@ -180,7 +180,7 @@ class CompositeBertForMultipleChoice(HeadedModel):
 
 
 class CompositeBertForNextSentencePrediction(HeadedModel):
-    """Whether the second sentence follows the first (label 0) or not (label 1)."""
+    """Next sentence prediction: whether the second sentence follows the first (label 0) or not (label 1)."""
 
     def __init__(self, config: CompositeBertConfig) -> None:
         super().__init__(config, pooled=True)

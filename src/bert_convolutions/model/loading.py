@@ -1,4 +1,4 @@
-"""Models from folders: no weight is dropped, and none is left random, without the user's knowledge."""
+"""Loads models from folders; no weight is silently dropped or left at its random initial value."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,14 +1,15 @@
-"""The loss of masked tokens with its gradients in one pass: the logits of all tokens are never in memory together.
+"""The masked language model loss and its gradients in one pass, without holding all logits in memory.
 
 The logits (M, V) are the largest tensor of a training step: 40 MB for 330 masked tokens and 30,004 words, which the
-usual sequence of layers writes, casts, reads several times and keeps for its backward. Here a few tokens are worked on
-at a time, and their gradients are taken before the next ones, as in Liger Kernel's fused linear cross-entropy (Hsu et
-al. 2024, arXiv 2410.10989). For the logits z of a token with the label y, and e = exp(z - max(z)),
+usual sequence of layers writes, casts, reads several times and keeps for backward. Here a tile of a few tokens is
+processed at a time, including its gradients, as in Liger Kernel's fused linear cross-entropy (Hsu et al. 2024, arXiv
+2410.10989). For the logits z of a token with the label y, and e = exp(z - max(z)),
 
     loss = max(z) + log(sum(e)) - z[y],        d loss / d z = e / sum(e) - onehot(y).
 
-The division by sum(e) and, on a CPU, the one-hot vector are left to the small side of the products that follow. A CPU
-works on what its caches hold; a GPU wants few kernels, few passes through its memory and the same result in each run.
+The division by sum(e) and, on a CPU, the subtraction of the one-hot vector are applied to the smaller factor or the
+result of the products that follow. The CPU version works on tiles that fit the caches; the GPU version has few kernels,
+few passes through memory and deterministic results.
 
 Legend: M masked tokens, m of them in a tile, E embedding size, V vocabulary.
 """
@@ -20,11 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bert_convolutions.attention.autograd import must_be_seen_through, once_differentiable, product_dtype
+from bert_convolutions.attention.autograd import once_differentiable, product_dtype, requires_plain_ops
 from bert_convolutions.data.masking import IGNORED
 
 TILE_LOGITS = 2**22
-"""Logits worked on at a time: 16 MiB in float32."""
+"""Logits per tile: 16 MiB in float32."""
 TILE_LOGITS_ON_GPU = 2**27
 """The same on a GPU: 512 MiB, for 4,400 masked tokens and 30,000 words."""
 
@@ -32,18 +33,18 @@ TILE_LOGITS_ON_GPU = 2**27
 def linear_cross_entropy(hidden: Tensor, decoder: nn.Linear, labels: Tensor) -> Tensor:
     """The cross-entropy of ``decoder(hidden)``, summed over the tokens, in float32.
 
-    Compilers and ``torch.func``, a pass without gradients, and a decoder that LoRA or pruning changes get usual layers.
+    Compilers, ``torch.func``, passes without gradients and decoders changed by LoRA or pruning use the usual layers.
 
     Args:
         hidden: (M, E).
         decoder: E -> V, with a bias.
-        labels: (M,) integers, ``IGNORED`` where a token doesn't count.
+        labels: (M,) integers, ``IGNORED`` for tokens that don't count.
 
     Returns:
-        A scalar; 0 where no token counts.
+        A scalar; 0 if no token counts.
     """
     is_plain = type(decoder) is nn.Linear and not decoder._forward_pre_hooks
-    if not is_plain or not torch.is_grad_enabled() or must_be_seen_through(hidden):
+    if not is_plain or not torch.is_grad_enabled() or requires_plain_ops(hidden):
         return functional.cross_entropy(decoder(hidden).float(), labels, ignore_index=IGNORED, reduction="sum")
     return _LinearCrossEntropy.apply(hidden.to(product_dtype(hidden)), decoder.weight, decoder.bias, labels)
 
@@ -51,20 +52,20 @@ def linear_cross_entropy(hidden: Tensor, decoder: nn.Linear, labels: Tensor) -> 
 class _LinearCrossEntropy(torch.autograd.Function):
     """hidden (M, E), weight (V, E), bias (V,), labels (M,) -> float32 scalar.
 
-    Products are in the dtype of ``hidden``, sums and the gradients of weight and bias in float32.
+    Products are in the dtype of ``hidden``; sums and the gradients of weight and bias are in float32.
     """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
-        """Sum the losses, and make the gradients that are asked for."""
+        """Sum the losses, and compute the gradients that are needed."""
         sums = torch.promote_types(hidden.dtype, torch.float32)
         wants_hidden, wants_weight, wants_bias, _ = ctx.needs_input_grad
         ctx.dtypes, words = (hidden.dtype, weight.dtype, bias.dtype), weight.shape[0]
         weight, bias = weight.to(hidden.dtype), bias.to(hidden.dtype)
-        work, tile_logits = _work_on_cpu, TILE_LOGITS
+        tile_loss, tile_logits = _tile_loss_on_cpu, TILE_LOGITS
         if _is_on_gpu(hidden):
-            work, tile_logits = _work_on_gpu, TILE_LOGITS_ON_GPU
-            # Words of probability 0: its fast products want rows of 16 bytes, better 128.
+            tile_loss, tile_logits = _tile_loss_on_gpu, TILE_LOGITS_ON_GPU
+            # Pad with words of probability 0: fast products need rows that are multiples of 16 bytes, better 128.
             weight = functional.pad(weight, (0, 0, 0, -words % 64))
             bias = functional.pad(bias, (0, -words % 64), value=-torch.inf)
         hidden_grad = torch.empty_like(hidden) if wants_hidden else None
@@ -78,7 +79,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             tile = slice(start, start + tokens_at_once)
             part_grad = None if hidden_grad is None else hidden_grad[tile]
             grads = part_grad, weight_grad, bias_grad
-            total += work(hidden[tile], weight, bias, labels[tile], counts[tile], grads)
+            total += tile_loss(hidden[tile], weight, bias, labels[tile], counts[tile], grads)
         weight_grad, bias_grad = (None if grad is None else grad[:words] for grad in (weight_grad, bias_grad))
         ctx.save_for_backward(hidden_grad, weight_grad, bias_grad)
         return total
@@ -86,35 +87,35 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Scale the gradients by that of the loss."""
+        """Scale the gradients by the gradient of the loss."""
         saved = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         return *(None if grad is None else (grad * grads[0]).to(dtype) for grad, dtype in saved), None
 
 
 _Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
-_Work = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, _Gradients], Tensor]
+_TileLoss = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, _Gradients], Tensor]
 
 
 def _is_on_gpu(tensor: Tensor) -> bool:
     return tensor.is_cuda
 
 
-def _work_on_cpu(
+def _tile_loss_on_cpu(
     hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, counts: Tensor, grads: _Gradients
 ) -> Tensor:
-    """The summed loss of a tile; fills the gradient of ``hidden`` (m, E), and adds to those of weight and bias.
+    """Return the summed loss of a tile; write the gradient of ``hidden`` (m, E), add to those of weight and bias.
 
     Args:
-        labels: (m, 1), of any word where the token doesn't count.
-        counts: (m, 1), which tokens count.
+        labels: (m, 1), any word for tokens that don't count.
+        counts: (m, 1), whether a token counts.
     """
     hidden_grad, weight_grad, bias_grad = grads
     sums, label = torch.promote_types(hidden.dtype, torch.float32), labels.squeeze(1)
     logits = torch.addmm(bias, hidden, weight.mT).to(sums)  # (m, V)
-    largest, of_label = logits.amax(1, keepdim=True), logits.gather(1, labels)
+    largest, label_logit = logits.amax(1, keepdim=True), logits.gather(1, labels)
     exponentials = logits.sub_(largest).exp_()
-    total_of_token = exponentials.sum(1, keepdim=True)
-    share = counts / total_of_token  # (m, 1)
+    total_per_token = exponentials.sum(1, keepdim=True)
+    share = counts / total_per_token  # (m, 1)
     if bias_grad is not None:
         bias_grad.addmv_(exponentials.mT, share.squeeze(1))
         bias_grad.index_add_(0, label, -counts.squeeze(1).to(sums))
@@ -128,28 +129,28 @@ def _work_on_cpu(
         else:
             weight_grad += torch.mm(exponentials.mT, shared)
         weight_grad.index_add_(0, label, -(hidden * counts).to(sums))
-    return ((largest + total_of_token.log() - of_label) * counts).sum()
+    return ((largest + total_per_token.log() - label_logit) * counts).sum()
 
 
-def _work_on_gpu(
+def _tile_loss_on_gpu(
     hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, counts: Tensor, grads: _Gradients
 ) -> Tensor:
-    """The same in fewer passes: e is rounded to the dtype of the products at once, and holds the one-hot vector.
+    """As ``_tile_loss_on_cpu``, in fewer passes: e is computed in the products' dtype and includes the one-hot vector.
 
-    So nothing is added by index, whose order would differ from run to run.
+    This avoids additions by index, whose order would differ from run to run.
     """
     hidden_grad, weight_grad, bias_grad = grads
     logits = torch.addmm(bias, hidden, weight.mT)
     largest = logits.amax(1, keepdim=True).to(torch.promote_types(hidden.dtype, torch.float32))
     below = logits.gather(1, labels) - largest
     exponentials = torch.exp(logits - largest, out=logits)
-    total_of_token = exponentials.sum(1, keepdim=True, dtype=largest.dtype)
-    share = counts / total_of_token
-    exponentials.scatter_(1, labels, (below.exp() - total_of_token).to(hidden.dtype))
+    total_per_token = exponentials.sum(1, keepdim=True, dtype=largest.dtype)
+    share = counts / total_per_token
+    exponentials.scatter_(1, labels, (below.exp() - total_per_token).to(hidden.dtype))
     if bias_grad is not None:
         bias_grad += torch.mv(exponentials.mT, share.squeeze(1).to(hidden.dtype))
     if hidden_grad is not None:
         torch.mul(torch.mm(exponentials, weight), share, out=hidden_grad)
     if weight_grad is not None:
         weight_grad += torch.mm(exponentials.mT, (hidden * share).to(hidden.dtype))
-    return ((total_of_token.log() - below) * counts).sum()
+    return ((total_per_token.log() - below) * counts).sum()

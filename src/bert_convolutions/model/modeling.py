@@ -2,11 +2,11 @@
 
 Legend: B rows, S sequence, D hidden, E embedding size, V vocabulary, L layers, M masked positions, X examples.
 
-Beside BERT's inputs the models take those of packed rows (several examples in a row, ``data.packing``):
-``attention_mask`` (B, S) may number the examples of a row from 1 (0 is padding) and ``examples_per_row`` bound these
-numbers (an integer; without it a model with convolutions over tokens asks the device), ``masked_positions`` (M,) are
-the flat positions in B*S that the language model head is for, ``example_starts`` (X,) those of the first tokens. Where
-these are all that a head reads, the last layer's output projection and feed-forward part leave out all other tokens.
+Besides BERT's inputs, the models take those of packed rows (several examples in a row, ``data.packing``).
+``attention_mask`` (B, S) may number the examples of a row from 1 (0 is padding); the integer ``examples_per_row`` is
+their largest number in a row (without it, models with convolutions over tokens read it from the device).
+``masked_positions`` (M,) are the flat positions in B*S that the language model head reads, ``example_starts`` (X,) those
+of first tokens. The last layer's output projection and feed-forward part skip all positions that no head reads.
 """
 
 from typing import Any, cast
@@ -24,7 +24,7 @@ from bert_convolutions.attention.autograd import product_dtype
 from bert_convolutions.attention.composite import CompositeAttention
 from bert_convolutions.attention.segments import Segments
 from bert_convolutions.data.masking import IGNORED
-from bert_convolutions.model.backends import attention_backend, keep_shared
+from bert_convolutions.model.backends import attention_backend, cache_for_backend
 from bert_convolutions.model.configuration import CompositeBertConfig
 from bert_convolutions.model.loss import linear_cross_entropy
 from bert_convolutions.model.modules import (
@@ -38,7 +38,7 @@ from bert_convolutions.model.modules import (
 
 
 class CompositeBertPreTrainedModel(PreTrainedModel):
-    """Initialisation and loading, shared by all models."""
+    """The base class of all models: initialisation and loading."""
 
     config: CompositeBertConfig
     config_class = CompositeBertConfig
@@ -55,7 +55,7 @@ class CompositeBertPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Normal for Linear and Embedding weights, zero biases; convolutions keep PyTorch's default."""
-        with init.guard_torch_init_functions():  # leaves alone what has been loaded
+        with init.guard_torch_init_functions():  # skips weights that have been loaded
             if isinstance(module, nn.Conv1d):
                 module.reset_parameters()
                 return
@@ -67,10 +67,10 @@ class CompositeBertPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
-        return True  # ``transformers`` guesses by the source, and wrongly of the one file that is saved beside a model
+        return True  # ``transformers`` guesses from the source, wrongly for the single file that is saved with a model
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
-        """Let through ``triton``, which ``transformers`` doesn't know, if it can be had."""
+        """Accept ``triton``, which ``transformers`` doesn't know, if Triton is installed."""
         if requested_attention == "triton":
             attention_backend(requested_attention)
             return requested_attention
@@ -115,17 +115,17 @@ class CompositeBertModel(CompositeBertPreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         """Encode (B, S) tokens, or (B, S, E) embeddings, into (B, S, D) and pooled (B or X, D).
 
-        With flat ``output_positions`` (P,) in B*S the last hidden state is theirs alone, (P, D).
+        With flat ``output_positions`` (P,) in B*S, the last hidden state is (P, D), for these positions only.
 
         Raises:
-            ValueError: unless exactly one of ``input_ids`` and ``inputs_embeds`` is given, or for what BERT takes as a
-                decoder, or to mask heads.
+            ValueError: not exactly one of ``input_ids`` and ``inputs_embeds`` is given, or an input for decoders or for
+                masking heads.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         for name in ("head_mask", "encoder_hidden_states", "past_key_values"):
             if kwargs.get(name) is not None:
-                raise ValueError(f"{name} is for heads that are masked, or for decoders; these encoders can't take it")
+                raise ValueError(f"{name} is not supported: these models are encoders and don't mask heads")
         want_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         want_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
 
@@ -133,17 +133,17 @@ class CompositeBertModel(CompositeBertPreTrainedModel):
         if hasattr(self, "embeddings_project"):
             hidden = self.embeddings_project(hidden)
         if self.config.convolves_tokens:
-            segments = Segments.from_mask(attention_mask, examples_per_row).counted()
-        else:  # a compiler that doesn't see the number need not compile anew for another
+            segments = Segments.from_mask(attention_mask, examples_per_row).with_count()
+        else:  # without the number, a compiler doesn't recompile when it changes
             segments = Segments.from_mask(attention_mask)
-        # Fused backends don't keep the probabilities, so whoever asks for them gets the readable one.
+        # Fused backends don't keep the probabilities; only eager returns them.
         implementation = "eager" if want_attentions else self.config._attn_implementation
         dtype = product_dtype(hidden)
-        shared = keep_shared(segments, implementation, dtype)
-        inputs = AttentionInputs(shared, attention_backend(implementation), dtype)
+        cached = cache_for_backend(segments, implementation, dtype)
+        inputs = AttentionInputs(cached, attention_backend(implementation), dtype)
 
         needed = output_positions
-        if needed is not None and self.pooler is not None:  # and behind them what the pooler reads
+        if needed is not None and self.pooler is not None:  # followed by the positions that the pooler reads
             starts = torch.arange(hidden.shape[0], device=hidden.device) * hidden.shape[1]
             needed = torch.cat([needed, starts if example_starts is None else example_starts])
         states: tuple[Tensor, ...] = (hidden,)
@@ -169,7 +169,7 @@ class CompositeBertModel(CompositeBertPreTrainedModel):
 
 
 class _LanguageModel(CompositeBertPreTrainedModel):
-    """What the two pre-training models share: the tied head, and its loss on the masked tokens alone."""
+    """The base class of the pre-training models: the tied head, and its loss on masked tokens only."""
 
     _tied_weights_keys = {  # noqa: RUF012
         "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
@@ -199,11 +199,11 @@ class _LanguageModel(CompositeBertPreTrainedModel):
         masked_positions: Tensor | None,
         num_items_in_batch: Tensor | int | None,
     ) -> tuple[Tensor | None, Tensor | None]:
-        """The loss and the logits, from the last hidden state (B, S, D), or (M, D) of ``masked_positions``.
+        """Compute loss and logits from the last hidden state (B, S, D), or (M, D) of ``masked_positions``.
 
-        The head is for the ``masked_positions`` (M,), whose ``labels`` are (M,); or, with ``config.sparse_prediction``,
-        for the positions with a label. Otherwise, as in BERT, logits are for all positions. In training by
-        ``masked_positions`` only the loss is made, without logits (``model.loss``).
+        The head is computed for the ``masked_positions`` (M,), with ``labels`` (M,); or for the positions with a label
+        if ``config.sparse_prediction``; otherwise for all positions, as in BERT. In training with ``masked_positions``,
+        only the loss is computed, without logits (``model.loss``).
 
         Returns:
             Loss or None (mean over labels other than -100, or their sum over ``num_items_in_batch``); logits (M, V),
@@ -222,7 +222,7 @@ class _LanguageModel(CompositeBertPreTrainedModel):
         if logits is None:
             total = linear_cross_entropy(head.transform(hidden), head.decoder, labels)
         else:
-            # float32: the sum over 30,000 exponentials; with a sum over no label at all the loss is 0, not NaN
+            # float32 for sums of 30,000 exponentials; not a mean, so that the loss is 0, not NaN, without any label
             total = functional.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), reduction="sum")
         return total / items, logits
 
@@ -246,7 +246,7 @@ class CompositeBertForMaskedLM(_LanguageModel):
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> MaskedLMOutput:
-        """BERT's signature. ``labels`` (B, S), -100 where there is nothing to predict, or (M,) with positions."""
+        """BERT's signature. ``labels`` (B, S), -100 where nothing is predicted; or (M,) with ``masked_positions``."""
         outputs = self.bert(
             input_ids,
             attention_mask,
@@ -285,11 +285,11 @@ class CompositeBertForPreTraining(_LanguageModel):
         num_examples_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> BertForPreTrainingOutput:
-        """BERT's signature; the loss is the sum of the two, and given if both labels are.
+        """BERT's signature. The loss is the sum of both losses, and returned if both labels are given.
 
-        As ``num_items_in_batch`` divides the first (masked tokens), ``num_examples_in_batch`` divides the second. Given
-        only the first, as by a stock ``Trainer``, the second is this batch's mean by its share of the masked tokens, so
-        that it too adds up to a mean over the accumulated batches.
+        ``num_items_in_batch`` (masked tokens) divides the first loss, ``num_examples_in_batch`` the second. If only the
+        former is given, as by a stock ``Trainer``, the second is this batch's mean, weighted by its share of the masked
+        tokens, so that it too adds up to a mean over the accumulated batches.
         """
         outputs = self.bert(
             input_ids,

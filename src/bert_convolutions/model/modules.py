@@ -18,12 +18,12 @@ from bert_convolutions.model.configuration import CompositeBertConfig
 
 @dataclass(frozen=True, eq=False)
 class AttentionInputs:
-    """What all layers of a forward pass share.
+    """The inputs that all layers of a forward pass share.
 
     Attributes:
-        segments: with what the backend reads of them.
+        segments: the segments, with the mask or the spans that the backend reads.
         attend: the backend.
-        dtype: that of products: autocast's where it is on.
+        dtype: dtype of matrix products (autocast's where it is enabled).
     """
 
     segments: Segments
@@ -31,7 +31,7 @@ class AttentionInputs:
     dtype: torch.dtype
 
     def to(self, device: torch.device | str | int) -> "AttentionInputs":
-        """The same on another device: how ``accelerate`` brings a layer's inputs to the layer."""
+        """Move to another device, as ``accelerate`` does with the inputs of a layer."""
         return replace(self, segments=self.segments.to(device))
 
 
@@ -56,10 +56,10 @@ class BertEmbeddings(nn.Module):
         position_ids: Tensor | None,
         inputs_embeds: Tensor | None,
     ) -> Tensor:
-        """Sum, normalise and drop out.
+        """Sum the embeddings, then apply layer norm and dropout.
 
         Raises:
-            ValueError: for a sequence longer than the position embeddings.
+            ValueError: the sequence is longer than the position embeddings.
         """
         embeddings = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         length, device = embeddings.shape[1], embeddings.device
@@ -78,7 +78,7 @@ class BertEmbeddings(nn.Module):
 
 
 class BertSelfOutput(nn.Module):
-    """Linear, dropout, residual, post-layer-norm."""
+    """Linear layer, dropout, residual connection and post-layer-norm."""
 
     def __init__(self, size_in: int, config: CompositeBertConfig) -> None:
         super().__init__()
@@ -112,8 +112,8 @@ class BertAttention(nn.Module):
     def forward(
         self, hidden: Tensor, inputs: AttentionInputs, positions: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, S, D) -> (B, S, D), or (P, D) of the flat ``positions`` (P,); probabilities (B, H, S, S) or None."""
-        # Autocast would cast it for each projection anew, and add up their gradients in float32.
+        """(B, S, D) -> (B, S, D), or (P, D) at the flat ``positions`` (P,); and probabilities (B, H, S, S) or None."""
+        # Cast once: autocast would cast anew for each projection, and sum the gradients in float32.
         output, probabilities = self.self(hidden.to(inputs.dtype), inputs.segments, inputs.attend)
         if positions is not None:
             output, hidden = (part.flatten(0, 1).index_select(0, positions) for part in (output, hidden))
@@ -121,7 +121,7 @@ class BertAttention(nn.Module):
 
 
 class BertIntermediate(nn.Module):
-    """The first half of the feed-forward part."""
+    """The first linear layer of the feed-forward part, with activation."""
 
     def __init__(self, config: CompositeBertConfig) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class BertIntermediate(nn.Module):
 
 
 class BertLayer(GradientCheckpointingLayer):
-    """Attention, then feed-forward, each with residual and post-layer-norm."""
+    """Attention, then feed-forward, each with residual connection and post-layer-norm."""
 
     def __init__(self, config: CompositeBertConfig) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ class BertLayer(GradientCheckpointingLayer):
     def forward(
         self, hidden: Tensor, inputs: AttentionInputs, positions: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, S, D) -> (B, S, D), or (P, D) of the flat ``positions`` (P,), and nothing else is computed for others."""
+        """(B, S, D) -> (B, S, D), or (P, D) if only flat ``positions`` (P,) are needed; and probabilities."""
         hidden, probabilities = self.attention(hidden, inputs, positions)
         return self.output(self.intermediate(hidden), hidden), probabilities
 
@@ -159,7 +159,7 @@ class BertEncoder(nn.Module):
 
 
 class BertPooler(nn.Module):
-    """Linear and tanh on the first token of each example."""
+    """Linear layer and tanh on the first token of each example."""
 
     def __init__(self, config: CompositeBertConfig) -> None:
         super().__init__()
@@ -171,7 +171,7 @@ class BertPooler(nn.Module):
 
 
 class BertPredictionHeadTransform(nn.Module):
-    """D -> E, activation, layer norm."""
+    """Linear layer D -> E, activation and layer norm."""
 
     def __init__(self, config: CompositeBertConfig) -> None:
         super().__init__()
@@ -199,7 +199,7 @@ class BertLMPredictionHead(nn.Module):
 
 
 class BertPreTrainingHeads(nn.Module):
-    """The language model's head and, with ``sentence_order``, the layer that tells the order of the sentences."""
+    """The language model's head and, with ``sentence_order``, the classifier of sentence order."""
 
     def __init__(self, config: CompositeBertConfig, sentence_order: bool) -> None:
         super().__init__()

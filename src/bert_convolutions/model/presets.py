@@ -1,4 +1,4 @@
-"""Model configurations: the shipped sizes of the paper, or the user's JSON file."""
+"""Model configurations: the paper's sizes as presets, or the user's JSON file."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from bert_convolutions.schemas import EncoderConfig
 PRESETS = ("bert_small", "bert_base")
 """ELECTRA-small's shape and BERT-base's, both with factorised embeddings."""
 
-_NOT_THE_MODELS = ("architectures", "model_type", "gradient_checkpointing", "transformers_version", "torch_dtype")
+_OTHER_FIELDS = ("architectures", "model_type", "gradient_checkpointing", "transformers_version", "torch_dtype")
 
 
 def load_config(name_or_path: str) -> CompositeBertConfig:
@@ -21,7 +21,7 @@ def load_config(name_or_path: str) -> CompositeBertConfig:
             ``config.json``.
 
     Raises:
-        UsageError: where there is no such preset or file, or it is not a configuration.
+        UsageError: there is no such preset or file, or it is not a configuration.
     """
     path = Path(name_or_path)
     if name_or_path in PRESETS:
@@ -34,18 +34,18 @@ def load_config(name_or_path: str) -> CompositeBertConfig:
 
 
 def read_config(path: Path, schema: type[EncoderConfig] = EncoderConfig) -> CompositeBertConfig:
-    """Read a configuration file, without its words about architectures and versions.
+    """Read a configuration file, without the fields that are not the model's, such as versions.
 
     Args:
-        path: the file; ours, or one written for the paper's code.
-        schema: what it must be.
+        path: the file, of this package or of the paper's code.
+        schema: the schema that it must match.
 
     Raises:
-        UsageError: it is not readable, no JSON object, or a field is of the wrong type or out of range.
+        UsageError: the file is unreadable or no JSON object, or a field has the wrong type or is out of range.
     """
     values = read_json(path)
     parse(schema, values, path)
     try:
-        return CompositeBertConfig(**{name: value for name, value in values.items() if name not in _NOT_THE_MODELS})
+        return CompositeBertConfig(**{name: value for name, value in values.items() if name not in _OTHER_FIELDS})
     except Exception as error:  # the strict fields of transformers raise an error of their own
         raise UsageError(f"{path}: {str(error).splitlines()[0]}") from error

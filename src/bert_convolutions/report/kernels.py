@@ -70,7 +70,7 @@ def read_kernels(model_dir: Path) -> Kernels:
                 for key in tensors.keys():  # noqa: SIM118 - not a dict
                     match = re.search(r"\blayer\.(\d+)\..*\b(\w+)_param$", key)
                     if match and match[2] in TERMS:
-                        kernel = TERMS[match[2]].seen_from_query(tensors.get_tensor(key))
+                        kernel = TERMS[match[2]].kernel_by_key_offset(tensors.get_tensor(key))
                         kernels[match[2]][int(match[1])] = kernel.float().numpy()
         except SafetensorError as error:
             raise UsageError(f"{path} can't be read ({error})") from error

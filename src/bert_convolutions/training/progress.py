@@ -234,7 +234,7 @@ def kernel_pictures(model: torch.nn.Module) -> Iterator[tuple[str, NDArray[np.ui
         rows = []
         for attention in attentions:
             if name in attention.kernel.convolution_terms:
-                kernel = term.seen_from_query(getattr(attention, f"{name}_param").detach()).float().cpu().numpy()
+                kernel = term.kernel_by_key_offset(getattr(attention, f"{name}_param").detach()).float().cpu().numpy()
                 norm, centred = np.linalg.norm(kernel, axis=0, keepdims=True), kernel - kernel.mean(1, keepdims=True)
                 rows.append(norm if term.dynamic else centred)
         if rows:

@@ -1,7 +1,7 @@
-"""An engine: the numbers of ``attention.composite``, faster on a CPU. Change nothing here to add a term.
+"""The CPU engine: a faster computation of ``attention.composite``. Adding a term requires no change here.
 
 ``fused`` holds the attention function and the derivation of its backward; ``columns``, ``bias`` and ``tiles`` are its
-parts. The rest of the project imports what this file names, and nothing else of the folder.
+parts. The rest of the project imports only the names below.
 """
 
 from bert_convolutions.attention.cpu.dropout import Dropout

@@ -1,8 +1,8 @@
-"""The convolution terms on the scores: written to them, and read off their gradient.
+"""Adds the convolution terms to tiles of scores, and collects their gradients from the gradients of the scores.
 
-They come as columns (``fused`` derives them), near and later. What is later is written everywhere and cut to a triangle
-by its bits, as many at once as fit a register whatever the dtype. The strided elements near the diagonal are gathered,
-worked on side by side and put back: in bfloat16 arithmetic on strides is ten times slower than moving them.
+The terms are given as ``near`` and ``later`` columns (derived in ``fused``). The ``later`` weights are written to all
+scores, and all but the triangle above the diagonal is then zeroed by a bitwise AND, fast in every dtype. The strided
+elements near the diagonal are copied, added and copied back: bfloat16 arithmetic on strides is ten times slower.
 
 Legend: G = batch x heads matrices of scores, S sequence, d head size, R rows of scores, n reach, w = 2n-1 offsets near.
 """
@@ -12,32 +12,32 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from bert_convolutions.attention.cpu.tiles import Tile, with_room
+from bert_convolutions.attention.cpu.tiles import Tile, empty_with_margin
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""The integers as wide as a floating-point number, by its bytes."""
+"""The integer dtype of the same width, by the bytes of a floating-point dtype."""
 
 
 def band(scores: Tensor, first_row: int, columns: int) -> Tensor:
     """The scores near the diagonal, (g, R, 2n): [.., i, r] is the pair of query i and the key at offset r - (n-1).
 
-    A view by strides. Where the key is no position, it is some other element: in the last rows, one of the next
-    matrix's first rows, and the other way round. The last column, offset n, is there for the sake of alignment.
+    This is a strided view. Where that key is outside of the sequence, the element is another one: in the last rows one
+    of the next matrix's first rows, and vice versa. The last column, offset n, only serves alignment.
 
     Args:
-        scores: (g, R, S), side by side in memory, with room for n elements.
-        first_row: the query of row 0.
-        columns: 2n, or 1 where n is 0.
+        scores: (g, R, S), contiguous, with a margin of n elements.
+        first_row: the query position of row 0.
+        columns: 2n, or 1 if n is 0.
     """
     matrices, rows, length = scores.shape
     offset = scores.storage_offset() + first_row - (columns - 1) // 2
     return scores.as_strided((matrices, rows, columns), (rows * length, length + 1, 1), offset)
 
 
-def seen_from_query(key_columns: Tensor, near: int) -> Tensor:
-    """The same pairs as ``band``'s, but its last column's, in the keys' columns (G, S, 2n), counted from the key.
+def band_of_keys(key_columns: Tensor, near: int) -> Tensor:
+    """The weights of the pairs in ``band``, without its last column, from the keys' columns (G, S, 2n).
 
-    A view by strides: [.., i, r] is key i + r - (n-1), column w-1-r. It needs room for n-1 keys.
+    This is a strided view: [.., i, r] is column w-1-r of key i + r - (n-1). It needs a margin of n-1 keys.
     """
     matrices, length, columns = key_columns.shape
     offset = key_columns.storage_offset() - near // 2 * columns + max(near - 1, 0)
@@ -45,9 +45,9 @@ def seen_from_query(key_columns: Tensor, near: int) -> Tensor:
 
 
 @lru_cache(maxsize=32)
-@torch.inference_mode(False)  # kept for training too, which takes no inference tensors
+@torch.inference_mode(False)  # cached for training too, which can't use inference tensors
 def _inside(length: int, columns: int, dtype: torch.dtype) -> Tensor:
-    """(S, 2n): 1 where the position plus the offset is a position, else 0; 1 in the last column."""
+    """(S, 2n): 1 where position plus offset lies in the sequence, and in the last column; else 0."""
     positions = torch.arange(length, device="cpu").unsqueeze(1)
     other = positions + torch.arange(columns, device="cpu") - (columns - 1) // 2
     inside = ((other >= 0) & (other < length)).to(dtype)
@@ -58,22 +58,22 @@ def _inside(length: int, columns: int, dtype: torch.dtype) -> Tensor:
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)
 def _later_bits(rows: int, dtype: torch.dtype) -> Tensor:
-    """(R, R): all bits where the key is after the query, else none."""
+    """(R, R): all bits set where the key is after the query, else none."""
     return torch.full((rows, rows), -1, dtype=_BITS[dtype.itemsize], device="cpu").triu_(1)
 
 
 def _keep_later(scores: Tensor, out: Tensor) -> Tensor:
-    """Scores (g, R, R), zero where the key is not after the query; written to ``out``."""
+    """Write scores (g, R, R) to ``out``, with zeros where the key is not after the query."""
     bits = _later_bits(scores.shape[-1], scores.dtype)
     torch.bitwise_and(scores.view(bits.dtype), bits, out=out.view(bits.dtype))
     return out
 
 
 class Bias:
-    """The convolution terms of all scores, less what they are for earlier keys.
+    """The convolution terms of all scores, minus their weights for earlier keys.
 
     Args:
-        query_columns, key_columns: (G, S, 2n), the keys' with room for n-1 positions; one of them maybe None.
+        query_columns, key_columns: (G, S, 2n), the latter with a margin of n-1 positions. One of them may be None.
     """
 
     def __init__(self, query_columns: Tensor | None, key_columns: Tensor | None) -> None:
@@ -84,7 +84,7 @@ class Bias:
         if key_columns is not None:
             self._later_key = key_columns[..., -1].contiguous().unsqueeze(1)  # (G, 1, S)
             near = columns.shape[-1] - 1
-            self._near[..., :-1].copy_(seen_from_query(key_columns, near))
+            self._near[..., :-1].copy_(band_of_keys(key_columns, near))
         if query_columns is not None:
             self._later_query = query_columns[..., -1:].contiguous()  # (G, S, 1)
             self._near.add_(query_columns)
@@ -92,24 +92,24 @@ class Bias:
         self._near.mul_(_inside(*self._near.shape[1:], self._near.dtype))
 
     def write(self, scores: Tensor, tile: Tile, mask: Tensor | None) -> None:
-        """Write the bias and the mask.
+        """Write the bias and the mask to the scores of a tile.
 
         Args:
-            scores: (g, R, S) of the tile, with room for n elements.
-            tile: which they are.
-            mask: theirs, (b, 1 or h, R, S), or None.
+            scores: (g, R, S), with a margin of n elements.
+            tile: the tile.
+            mask: mask of the tile, (b, 1 or h, R, S), or None.
         """
         self._write_later(scores, tile)
         near, number = tile.of_queries(self._near), self._near.shape[-1]
         first, last = number // 2, max(scores.shape[1] - number // 2, number // 2)
-        for rows in (slice(0, first), slice(first, last), slice(last, None)):  # no element is twice in one of these
+        for rows in (slice(0, first), slice(first, last), slice(last, None)):  # each addresses an element at most once
             part = band(scores, tile.rows.start, number)[:, rows]
             part.copy_(part + near[:, rows])
         if mask is not None:
             scores.unflatten(0, (mask.shape[0], -1)).add_(mask)
 
     def _write_later(self, scores: Tensor, tile: Tile) -> None:
-        """What the columns are for later keys; zero for the others."""
+        """Write the ``later`` weights to the scores of later keys, and zeros to the others."""
         later = [] if self._later_query is None else [tile.of_queries(self._later_query)]
         if self._later_key is not None:
             later.append(tile.of_keys(self._later_key))
@@ -124,12 +124,12 @@ class Bias:
 
 
 class BiasGrad:
-    """The gradients of ``Bias``'s columns, collected tile by tile.
+    """The gradients of the columns of ``Bias``, accumulated tile by tile.
 
     Args:
-        like: (G, S, d), of the dtype.
+        like: (G, S, d), of the dtype of the gradients.
         width: 2n+1.
-        with_key: whether the keys' are wanted too.
+        with_key: whether there are columns of keys.
     """
 
     def __init__(self, like: Tensor, width: int, with_key: bool) -> None:
@@ -137,13 +137,13 @@ class BiasGrad:
         self._query_columns = like.new_empty(*shape, max(width - 1, 1))
         self._later_key = like.new_zeros(shape) if with_key else None
 
-    def read(self, grad_scores: Tensor, tile: Tile, scratch: Tensor) -> None:
-        """Take what a tile adds.
+    def accumulate(self, grad_scores: Tensor, tile: Tile, scratch: Tensor) -> None:
+        """Add the contribution of a tile.
 
         Args:
-            grad_scores: (g, R, S), with room for n elements.
-            tile: which they are.
-            scratch: overwritten, (g, R, S).
+            grad_scores: (g, R, S), with a margin of n elements.
+            tile: the tile.
+            scratch: (g, R, S), overwritten.
         """
         columns = tile.of_queries(self._query_columns)
         columns.copy_(band(grad_scores, tile.rows.start, columns.shape[-1]))
@@ -160,17 +160,17 @@ class BiasGrad:
                 later_key[..., after] += grad_scores[..., after].sum(-2)
 
     def columns(self) -> tuple[Tensor, Tensor | None]:
-        """After the last tile, the gradients of the queries' and the keys' columns, (G, S, 2n)."""
+        """The gradients of the queries' and the keys' columns, (G, S, 2n), after the last tile."""
         query_columns = self._query_columns
         _, length, number = query_columns.shape
         query_columns.mul_(_inside(length, number, query_columns.dtype))
         if self._later_key is None:
             return query_columns, None
-        near, room = number - 1, (number - 1) // 2
-        key_columns = with_room(query_columns, query_columns.shape, room * number)
-        if room:  # of the first and the last keys, what no query sees
-            key_columns.view(-1, number)[:room].zero_()
-            key_columns.view(-1, number)[-room:].zero_()
-        seen_from_query(key_columns, near).copy_(query_columns[..., :-1])
+        near, margin = number - 1, (number - 1) // 2
+        key_columns = empty_with_margin(query_columns, query_columns.shape, margin * number)
+        if margin:  # weights of the first and the last keys that belong to no query
+            key_columns.view(-1, number)[:margin].zero_()
+            key_columns.view(-1, number)[-margin:].zero_()
+        band_of_keys(key_columns, near).copy_(query_columns[..., :-1])
         key_columns[..., -1] = self._later_key
         return query_columns, key_columns

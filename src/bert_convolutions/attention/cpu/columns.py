@@ -1,6 +1,6 @@
-"""The convolution terms as a few columns of weights a position: what ``fused`` derives, from projections and back.
+"""The convolution terms as a few columns of weights per position (derived in ``fused``), and their gradients.
 
-Queries and keys have 2n columns each: 2n-1 ``near``, by offset from -(n-1) to n-1, and ``later``.
+Queries and keys have 2n columns each: 2n-1 ``near``, for the offsets from -(n-1) to n-1, and ``later``.
 
 Legend: B batch, H heads, G = B x H, S sequence, d head size, n reach, w = 2n-1 offsets near.
 """
@@ -10,13 +10,13 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from bert_convolutions.attention.cpu.tiles import with_room
+from bert_convolutions.attention.cpu.tiles import empty_with_margin
 
 
 @lru_cache
-@torch.inference_mode(False)  # kept for training too, which takes no inference tensors
+@torch.inference_mode(False)  # cached for training too, which can't use inference tensors
 def _basis(side: str, width: int, dtype: torch.dtype) -> Tensor:
-    """(2n+1, 2n): weights by offset times this are columns. An offset is the other position minus one's own."""
+    """(2n+1, 2n): the matrix that maps weights by offset (other position minus own position) to columns."""
     reach, near = width // 2, max(width - 2, 0)
     later, earlier = (width - 1, 0) if side == "query" else (0, width - 1)
     basis = torch.zeros(width, near + 1, dtype=dtype, device="cpu")
@@ -31,12 +31,12 @@ def _basis(side: str, width: int, dtype: torch.dtype) -> Tensor:
 
 
 class Columns:
-    """The terms of the queries or the keys: from projections to columns, and the gradients back.
+    """The terms of the queries or of the keys: maps projections to columns, and propagates gradients back.
 
     Args:
         side: ``query`` or ``key``.
-        dynamic: the sum of the dynamic terms, (d, 2n+1); or None.
-        fixed: that of the others, (1, H or 1, 1, 2n+1); or None, but not both.
+        dynamic: sum of the dynamic kernels, (d, 2n+1), or None.
+        fixed: sum of the fixed kernels, (1, H or 1, 1, 2n+1), or None; not both are None.
         scaling: 1/sqrt(d).
         shape: B, H, S, d.
         dtype: of the projections.
@@ -59,10 +59,10 @@ class Columns:
         self._fixed = None if fixed is None else fixed.to(dtype) @ self._basis  # (1, H or 1, 1, 2n)
 
     def of(self, projection: Tensor | None, shift: Tensor | None = None) -> Tensor:
-        """The columns (G, S, 2n), with room for n-1 positions, of projections (G, S, d) less ``shift`` (d,)."""
+        """The columns (G, S, 2n), with a margin of n-1 positions, of projections (G, S, d) minus ``shift`` (d,)."""
         batch, heads, length, _ = self._shape
         number = self._basis.shape[1]
-        columns = with_room(self._basis, (batch * heads, length, number), max(number // 2 - 1, 0) * number)
+        columns = empty_with_margin(self._basis, (batch * heads, length, number), max(number // 2 - 1, 0) * number)
         constant = self._fixed
         if self._dynamic is not None and projection is not None:
             torch.mm(projection.flatten(0, 1), self._dynamic, out=columns.flatten(0, 1))
@@ -70,19 +70,19 @@ class Columns:
                 constant = (0 if constant is None else constant) - shift @ self._dynamic
         else:
             columns.zero_()
-        if constant is not None:  # repeated for all positions, so that memory is walked through in long rows
+        if constant is not None:  # expanded to all positions first: adding long rows is faster
             columns.view(batch, -1).add_(constant.expand(1, heads, length, number).reshape(1, -1))
         return columns
 
     def grads(
         self, grad_columns: Tensor, projection: Tensor | None, shift: Tensor | None, grad_projection: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """The gradients of the projections (G, S, d), of the dynamic and of the fixed terms.
+        """The gradients of the projections (G, S, d), of the dynamic and of the fixed kernels.
 
         Args:
-            grad_columns: that of the columns (G, S, 2n).
+            grad_columns: gradient of the columns (G, S, 2n).
             projection, shift: as in ``of``.
-            grad_projection: what the dot product adds to the first, which is written to; or None.
+            grad_projection: gradient of the projections from the dot product, updated in place; or None.
         """
         grad_dynamic = grad_fixed = None
         if self._fixed_shape is not None:
@@ -90,7 +90,7 @@ class Columns:
             grad_fixed = (sums @ self._basis.mT).sum_to_size(self._fixed_shape)
         if self._dynamic is not None and projection is not None:
             flat = grad_columns.flatten(0, 1)
-            grad_product = (flat.mT @ projection.flatten(0, 1)).mT  # of the dynamic terms' columns, (d, 2n)
+            grad_product = (flat.mT @ projection.flatten(0, 1)).mT  # gradient of the dynamic kernels' columns, (d, 2n)
             if shift is not None:
                 grad_product -= torch.outer(shift, flat.sum(0))
             grad_dynamic = (grad_product @ self._basis.mT).mul_(self._scaling)

@@ -1,6 +1,6 @@
-"""Working on a few matrices of scores at a time, so that they stay in the cache from the first product to the last.
+"""Tiles of a few matrices of scores each, which stay in the cache from the first product to the last.
 
-Legend: G = batch x heads matrices of scores, S sequence; g, R the same of a tile, where rows take the place of S.
+Legend: G = batch x heads matrices of scores, S sequence; a tile has g matrices and R rows.
 """
 
 from collections.abc import Iterator
@@ -10,15 +10,15 @@ from math import prod
 from torch import Tensor
 
 SCORES_AT_ONCE = 2**19
-"""2 MiB in float32: about what the second-level caches of two cores hold. Half or twice as many are slower."""
+"""Scores per tile: 2 MiB in float32, about the second-level caches of two cores. Half or twice as many are slower."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A part of the scores (G, S, S) that is worked on at a time: some whole matrices, or rows of one.
+    """A part of the scores (G, S, S) that is processed at once: some whole matrices, or rows of one.
 
     Attributes:
-        examples, matrices, rows: which they are. Of several examples, all matrices; of a matrix in parts, only that.
+        examples, matrices, rows: slices of B, G and S. Several examples come with all their matrices, rows with one.
         length: S.
     """
 
@@ -34,35 +34,35 @@ class Tile:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all rows are in it."""
+        """Whether it contains all rows of its matrices."""
         return self.rows.start == 0 and self.rows.stop == self.length
 
     def of_queries(self, tensor: Tensor) -> Tensor:
-        """The part of (G, S, ..) that belongs to its queries."""
+        """Select this tile's queries from (G, S, ..)."""
         return tensor[self.matrices] if self.is_whole else tensor[self.matrices, self.rows]
 
     def of_keys(self, tensor: Tensor) -> Tensor:
-        """The part of (G, ..) that belongs to its keys."""
+        """Select this tile's keys from (G, ..)."""
         return tensor[self.matrices]
 
 
-def with_room(like: Tensor, shape: tuple[int, ...], room: int) -> Tensor:
-    """An uninitialised tensor of ``shape`` with ``room`` zeros before and after it in memory.
+def empty_with_margin(like: Tensor, shape: tuple[int, ...], margin: int) -> Tensor:
+    """An uninitialised tensor of ``shape`` with at least ``margin`` zeros before and after it in memory.
 
-    Views by strides read and write there, where an offset leads out of the sequence.
+    Strided views read and write these elements where an offset leads out of the sequence.
     """
-    if not room:
+    if not margin:
         return like.new_empty(shape)
     size = prod(shape)
-    room = -(-room // 16) * 16  # keeps the tensor as well aligned as memory comes
-    flat = like.new_empty(size + 2 * room)
-    flat[:room].zero_()
-    flat[room + size :].zero_()
-    return flat[room : room + size].view(shape)
+    margin = -(-margin // 16) * 16  # keeps the alignment of the allocation
+    flat = like.new_empty(size + 2 * margin)
+    flat[:margin].zero_()
+    flat[margin + size :].zero_()
+    return flat[margin : margin + size].view(shape)
 
 
 def tiles(batch: int, heads: int, length: int) -> Iterator[Tile]:
-    """Whole examples, or matrices of one, or rows of a single matrix: about ``SCORES_AT_ONCE``."""
+    """Yield tiles of about ``SCORES_AT_ONCE``: whole examples, or matrices of one, or rows of one matrix."""
     number = max(1, round(batch * heads * length**2 / SCORES_AT_ONCE))
     examples_at_once = -(-batch // number)
     heads_at_once = min(heads, max(1, SCORES_AT_ONCE // length**2))
@@ -77,16 +77,16 @@ def tiles(batch: int, heads: int, length: int) -> Iterator[Tile]:
 
 
 class Scratch:
-    """A buffer with room around it, for one tile after the other; the first is the largest."""
+    """A buffer with a margin, reused for one tile after another; the first tile is the largest."""
 
-    def __init__(self, like: Tensor, room: int = 0) -> None:
-        self._like, self._room = like, room
+    def __init__(self, like: Tensor, margin: int = 0) -> None:
+        self._like, self._margin = like, margin
         self._buffer: Tensor | None = None
 
     def __call__(self, shape: tuple[int, ...]) -> Tensor:
-        """Uninitialised, of ``shape``; what it held is given up."""
+        """The buffer as an uninitialised tensor of ``shape``; the previous content is lost."""
         if self._buffer is None:
-            self._buffer = with_room(self._like, shape, self._room)
+            self._buffer = empty_with_margin(self._like, shape, self._margin)
         if self._buffer.shape == shape:
             return self._buffer
         return self._buffer.view(-1)[: prod(shape)].view(shape)

@@ -1,1 +1,1 @@
-"""The engine for GPUs: the numbers of ``attention.composite``, faster. Change nothing here to add a term."""
+"""The GPU engine: a faster computation of ``attention.composite``. Adding a term requires no change here."""

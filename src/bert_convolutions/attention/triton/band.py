@@ -1,18 +1,19 @@
 """The convolution terms as the kernels read them: a band of weights near the diagonal, and four vectors beyond it.
 
-Weights by offset are a projection times the kernel of its side: of queries, by_query[i, n + r] for the key i + r, to
-which the fixed terms are added; of keys, by_key[j, n - r] for the query j - r. Offsets beyond the reach have the
-outermost ones. So a pair nearer than n gets
+Weights by offset are the product of a side's projection and its kernel: query_weights[i, n + r] for the key i + r,
+including the fixed terms, and key_weights[j, n - r] for the query j - r. Offsets beyond the reach share the outermost
+weights. A pair nearer than n therefore has the weight
 
-    band[i, r] = by_query[i, n + r] + by_key[i + r, n - r]
+    band[i, r] = query_weights[i, n + r] + key_weights[i + r, n - r]
 
-and a pair further apart one number of each, ``ends``: query_left, query_right, key_left and key_right.
+and a pair further apart has one outermost weight of each side, stored in ``ends``: query_left or query_right, and
+key_left or key_right.
 
-The band of a row and head begins at a multiple of ``size``. In it band[i, r] lies at (2p + 1) i + p + r, where p is n
-rounded up to a multiple of 8. For i and j that is 2p i + p + j: as in a matrix whose rows are 2p long, so that a tile
-of it is read in vectors of 16 bytes. What lies there at other offsets is of other rows, or was never written.
+The band of a row and head begins at a multiple of ``size``. It holds band[i, r] at (2p + 1) i + p + r, where p is n
+rounded up to a multiple of 8. In terms of i and j this is 2p i + p + j, as in a matrix with rows of length 2p, so that
+a tile is read in vectors of 16 bytes. Elements at other offsets belong to other rows or were never written.
 
-Legend: B rows, S sequence, H heads, n reach, G at least 2n+1, W a power of two of at least 2n+1.
+Legend: B rows, S sequence, H heads, d head size, n reach, G 2n+1 rounded up to a multiple of 8.
 """
 
 from dataclasses import dataclass
@@ -25,16 +26,16 @@ from torch import Tensor
 from bert_convolutions.attention.triton.tiles import LN_2, load_kernel, load_tile, store_by_offset
 
 TILE = 32
-"""Positions whose weights a program makes at a time."""
+"""Positions per program of ``weigh_keys`` and ``fold``."""
 PARTS, TOKENS = 22, 64
-"""Parts in which a kernel's gradient is summed, and positions at a time."""
+"""Parts in which a kernel's gradient is summed, and positions per step of a part."""
 SPARE = 256
-"""Elements after the last row and head, and numbers after the last vector, that tiles may read and nobody uses."""
+"""Elements after each band and after the last vector that tiles may read, but don't use."""
 
 
 @dataclass(frozen=True)
 class BandShape:
-    """Where the band of each row and head lies.
+    """The layout of the bands of all rows and heads in memory.
 
     Attributes:
         rows, heads, length: B, H, S.
@@ -53,25 +54,25 @@ class BandShape:
 
     @property
     def width(self) -> int:
-        """G: weights by offset of a position, in memory."""
+        """G: weights by offset stored per position, 2n+1 rounded up to a multiple of 8."""
         return -(-(2 * max(self.reach, 0) + 1) // 8) * 8
 
     @property
     def size(self) -> int:
-        """Elements from one row and head to the next."""
+        """Elements from one band to the next."""
         return -(-self.length * (2 * self.padded + 1) // 16) * 16 + SPARE
 
     def new_band(self, like: Tensor, zeros: bool = False) -> Tensor:
-        """(B H size + spare) of the type of ``like``; empty without a reach."""
+        """Allocate the bands (B H size + spare), of the dtype of ``like``; empty if n < 1."""
         elements = self.rows * self.heads * self.size + SPARE * 2 * self.padded if self.reach > 0 else 0
         return like.new_zeros(elements) if zeros else like.new_empty(elements)
 
     def new_weights(self, like: Tensor) -> Tensor:
-        """Weights by offset, or their gradients, (H, B S, G) of the type of ``like``."""
+        """Allocate weights by offset, or their gradients, (H, B S, G) of the dtype of ``like``."""
         return like.new_empty((self.heads, self.rows * self.length, self.width))
 
     def new_ends(self, like: Tensor) -> Tensor:
-        """(4 B H S + spare) float32."""
+        """Allocate the four vectors (4 B H S + spare), float32."""
         return like.new_empty(4 * self.rows * self.heads * self.length + SPARE, dtype=torch.float32)
 
 
@@ -81,10 +82,9 @@ def fill_kernels(
     HEAD_SIZE: tl.constexpr, REACH: tl.constexpr, G: tl.constexpr, QUERY_STRIDE: tl.constexpr, KEY_STRIDE: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr,
 ):  # fmt: skip
-    """A head's kernel of either side in the form that products of matrices want, with zeros at its end: (2, H, d, G).
+    """Copy a head's kernel of one side to ``filled`` (2, H, d, G), padded with zeros for matrix products.
 
-    The sides' kernels are (d, 2n+1), shared by the heads, with a stride of 0; (H, d, 2n+1) with another; and missing
-    with -1.
+    A side's kernel is (d, 2n+1), shared by the heads, if its stride is 0; absent if it is -1; else (H, d, 2n+1).
     """
     head, side = tl.program_id(0), tl.program_id(1)
     size, offset = tl.arange(0, BLOCK_D)[:, None], tl.arange(0, BLOCK_G)[None, :]
@@ -101,31 +101,31 @@ def fill_kernels(
 
 @triton.jit(do_not_specialize=("rows", "length"))
 def weigh_keys(
-    key, kernel, by_key, rows, heads, length, scaling,
+    key, kernel, key_weights, rows, heads, length, scaling,
     HEAD_SIZE: tl.constexpr, REACH: tl.constexpr, G: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """The keys' weights by offset (H, B S, G) of ``TILE`` positions of a row and head; ``kernel`` is (H, d, G)."""
+    """Compute the weights by offset (H, B S, G) of ``TILE`` keys of a row and head; ``kernel`` is (H, d, G)."""
     start, matrix = tl.program_id(0) * TILE, tl.program_id(1)
     row, head = matrix // heads, matrix % heads
     here = (row.to(tl.int64) * length * heads + head) * HEAD_SIZE
     keys = load_tile(key + here, start, heads * HEAD_SIZE, length, HEAD_SIZE, BLOCK_D, TILE, False)
     columns = load_kernel(kernel + head * HEAD_SIZE * G, G, HEAD_SIZE, BLOCK_D, BLOCK_G)
     weights = tl.dot(keys, tl.trans(columns), input_precision=PRECISION) * (scaling / LN_2)
-    by_key += (head * rows + row).to(tl.int64) * length * G
-    store_by_offset(by_key, weights, start + tl.arange(0, TILE), length, G, BLOCK_G)
+    key_weights += (head * rows + row).to(tl.int64) * length * G
+    store_by_offset(key_weights, weights, start + tl.arange(0, TILE), length, G, BLOCK_G)
 
 
 @triton.jit(do_not_specialize=("rows", "length"))
 def fold(
-    query, kernel, fixed, by_key, band, ends, rows, heads, length, size, scaling,
+    query, kernel, fixed, key_weights, band, ends, rows, heads, length, size, scaling,
     HEAD_SIZE: tl.constexpr, REACH: tl.constexpr, PADDED: tl.constexpr, G: tl.constexpr,
     QUERY: tl.constexpr, KEY: tl.constexpr, FIXED: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Band and ends of ``TILE`` positions of a row and head: the queries' weights, and those that ``weigh_keys`` gave.
+    """Compute band and ends of ``TILE`` positions of a row and head from the weights of queries and of ``weigh_keys``.
 
-    ``fixed`` is (H, 2n+1) float32, and counts as the queries'.
+    ``fixed`` is (H, 2n+1) float32, added to the queries' weights.
     """
     start, matrix = tl.program_id(0) * TILE, tl.program_id(1)
     row, head = matrix // heads, matrix % heads
@@ -145,11 +145,11 @@ def fold(
     right = tl.sum(tl.where(offset == 2 * REACH, weight, 0.0), 1)
     inner = (i < length) & (offset > 0) & (offset < 2 * REACH)
     if KEY:
-        by_key += (head * rows + row).to(tl.int64) * length * G
+        key_weights += (head * rows + row).to(tl.int64) * length * G
         j = i + offset - REACH
-        weight += tl.load(by_key + j * G + 2 * REACH - offset, mask=inner & (j >= 0) & (j < length), other=0.0)
-        key_left += tl.load(by_key + one * G + 2 * REACH, mask=there, other=0.0)
-        key_right += tl.load(by_key + one * G, mask=there, other=0.0)
+        weight += tl.load(key_weights + j * G + 2 * REACH - offset, mask=inner & (j >= 0) & (j < length), other=0.0)
+        key_left += tl.load(key_weights + one * G + 2 * REACH, mask=there, other=0.0)
+        key_right += tl.load(key_weights + one * G, mask=there, other=0.0)
     if REACH > 0:
         in_band = band + matrix.to(tl.int64) * size + i * (2 * PADDED + 1) + (PADDED - REACH) + offset
         tl.store(in_band, weight.to(band.dtype.element_ty), mask=inner)
@@ -163,15 +163,15 @@ def fold(
 
 @triton.jit(do_not_specialize=("positions", "each"))
 def kernel_gradient(
-    projection, by_weights, parts, positions, heads, each, scaling,
+    projection, grad_weight, parts, positions, heads, each, scaling,
     HEAD_SIZE: tl.constexpr, REACH: tl.constexpr, G: tl.constexpr, DYNAMIC: tl.constexpr, FIXED: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """A part of a kernel's gradient: of a head, and ``each`` of all B S positions.
+    """Compute a part of a kernel's gradient, for one head and ``each`` of all B S positions.
 
     It is the product of projections (B S, H, d) and the gradients of their weights by offset (H, B S, G), d rows; with
-    ``FIXED``, one row more is the sum of the latter. ``parts`` is (.., H, rows, 2n+1) float32. cuBLAS would give a head
-    to one multiprocessor.
+    ``FIXED``, one more row is the sum of the latter. ``parts`` is (.., H, rows, 2n+1) float32. cuBLAS would run a whole
+    head on one multiprocessor.
     """
     head, part = tl.program_id(0), tl.program_id(1)
     size, offset = tl.arange(0, BLOCK_D)[None, :], tl.arange(0, BLOCK_G)[None, :]
@@ -181,7 +181,7 @@ def kernel_gradient(
         position = (start + tl.arange(0, TILE)[:, None]).to(tl.int64)
         inside = position < positions
         gradients = tl.load(
-            by_weights + (head.to(tl.int64) * positions + position) * G + offset, mask=inside & (offset < G), other=0.0
+            grad_weight + (head.to(tl.int64) * positions + position) * G + offset, mask=inside & (offset < G), other=0.0
         )
         if DYNAMIC:
             projected = tl.load(

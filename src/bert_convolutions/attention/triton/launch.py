@@ -1,4 +1,4 @@
-"""How kernels are launched: how many queries and keys a program works on, and what is compiled once."""
+"""Kernel launches: how many queries and keys a program works on, and the cache of compiled kernels."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Tile:
-    """Of one kernel.
+    """Tile size and launch settings of one kernel.
 
     Attributes:
         queries, keys: I and J, powers of two of at least 16.
-        warps: of 32 threads, that share a tile.
+        warps: warps of 32 threads per tile.
         stages: loads in flight.
-        registers: that a thread may have; fewer let more programs run on a multiprocessor at a time.
+        registers: most registers per thread; with fewer, more programs run on a multiprocessor at a time.
     """
 
     queries: int
@@ -26,9 +26,9 @@ class Tile:
     registers: int = 255
 
 
-# By bytes of an element and size of a head, filled up to 64 or 128: forward, backward by query and by key. Those of 2
-# bytes and 64 are the fastest of some twenty on an H200, of packed rows of 128 with dropout and rows of 512 without:
-# small tiles and few registers, for three or four programs on a multiprocessor. The others fit; none has been timed.
+# By bytes per element and padded head size: tiles of forward, backward by query and backward by key. Those for (2, 64)
+# are the fastest of some twenty on an H200, for packed rows of 128 with dropout and rows of 512 without: small tiles,
+# few registers, so that three or four programs fit on a multiprocessor. The others fit, but have not been timed.
 TILES = {
     (2, 64): (Tile(64, 32, 4, 3, 128), Tile(64, 16, 4, 3, 128), Tile(16, 64, 4, 3, 168)),
     (2, 128): (Tile(64, 32, 8, 2), Tile(32, 32, 8, 2), Tile(32, 64, 8, 2)),
@@ -38,12 +38,12 @@ TILES = {
 
 
 def padded_head_size(head_size: int) -> int:
-    """64 or 128: up to which kernels fill a head with zeros."""
+    """64 or 128, to which kernels pad heads with zeros."""
     return 64 if head_size <= 64 else 128
 
 
 def choose_tiles(dtype: torch.dtype, head_size: int) -> tuple[Tile, Tile, Tile]:
-    """Tiles of the three kernels."""
+    """The tiles of the three kernels, in the order of ``TILES``."""
     return TILES[dtype.itemsize, padded_head_size(head_size)]
 
 
@@ -58,17 +58,17 @@ def launch(
     variant: tuple,
     constants: Callable[[], dict[str, Any]],
 ) -> None:
-    """``kernel[grid](*tensors, *numbers, **constants())``, for a tenth of Triton's 60 microseconds on the way there.
+    """Run ``kernel[grid](*tensors, *numbers, **constants())`` in a tenth of the 60 microseconds that Triton adds.
 
-    Triton makes a string of all arguments to find what it has compiled for them. Here that is found by what they differ
-    in. The first launch of each is Triton's, and so are all of an interpreted kernel.
+    Triton builds a string from all arguments to look up the compiled kernel. Here the key holds only what distinguishes
+    variants. The first launch of each variant goes through Triton, as do all launches of an interpreted kernel.
 
     Args:
-        kernel: a function of Triton's.
-        grid: programs.
-        tensors, numbers: its arguments, in order.
-        variant: what ``constants`` depend on, and numbers that the kernel is specialised to.
-        constants: makes the rest of its arguments and Triton's options, by name.
+        kernel: a function compiled by Triton.
+        grid: number of programs in each dimension.
+        tensors, numbers: the kernel's first arguments, in order.
+        variant: everything that ``constants`` depends on, and the numbers that the kernel is specialised to.
+        constants: returns the remaining arguments and Triton's options, by name.
     """
     key = id(kernel), variant, tensors[0].device, *((each.dtype, each.data_ptr() % 16) for each in tensors)
     compiled, values = _COMPILED.get(key, (None, []))

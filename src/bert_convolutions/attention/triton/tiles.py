@@ -1,4 +1,4 @@
-"""What the kernels do to a tile: find it, load and store it, add the terms to its scores, drop some out.
+"""Operations of the kernels on tiles: find, load and store them, add the terms to their scores, draw dropout.
 
 Legend and layouts: as in ``kernels``.
 """
@@ -14,13 +14,13 @@ def plan_tiles(
     start, examples, plane, length,
     REACH: tl.constexpr, TERMS: tl.constexpr, SEGMENTS: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr,
 ):  # fmt: skip
-    """Which positions of the other side the ``OWN`` positions from ``start`` on meet, as tiles ``OTHER`` wide.
+    """Find the tiles, ``OTHER`` wide, of the other side that are paired with the ``OWN`` positions from ``start`` on.
 
-    All tiles begin at multiples of their width, so that none crosses the end of a row whose length is one.
+    All tiles begin at multiples of their width, so that none crosses the end of a row whose length is a multiple too.
 
     Returns:
-        Where the first plain tile begins, how many follow one another from there on; where the general tiles begin, and
-        how many; the number of plain tiles after these, and how many general ones come last of all, 0 or 1.
+        Start and number of the plain tiles on the left; start and number of the general tiles after them; number of the
+        plain tiles on the right of these; and number of the general tiles at the end, 0 or 1.
     """
     first, end, plain = 0, length, True
     if SEGMENTS:
@@ -33,7 +33,7 @@ def plan_tiles(
         plain = (lowest == highest) & (lowest >= 0) & (first % OTHER == 0)
         first = first // OTHER * OTHER
     band, band_end = first, tl.where(plain, first, end)
-    if TERMS and REACH > 0:  # a reach of 0 has one weight, whichever side a pair counts to
+    if TERMS and REACH > 0:  # with a reach of 0 all offsets have the same weight
         band = tl.where(plain, tl.maximum(first, (start - REACH + 1) // OTHER * OTHER), first)
         band_end = tl.where(plain, tl.minimum(end, start + OWN - 1 + REACH), end)
     general = tl.cdiv(band_end - band, OTHER)
@@ -43,7 +43,7 @@ def plan_tiles(
 
 @triton.jit
 def pointers_to(tensor, stride, HEAD_SIZE: tl.constexpr, BLOCK_D: tl.constexpr, TILE: tl.constexpr):
-    """To the first ``TILE`` positions of (B, S, H, d), at the row and head that ``tensor`` points to."""
+    """Pointers to the first ``TILE`` positions of (B, S, H, d), at the row and head that ``tensor`` points to."""
     return tensor + tl.arange(0, TILE)[:, None] * stride + tl.arange(0, BLOCK_D)[None, :]
 
 
@@ -52,7 +52,7 @@ def load_tile(
     tensor, start, stride, length, HEAD_SIZE: tl.constexpr, BLOCK_D: tl.constexpr, TILE: tl.constexpr,
     WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """``TILE`` positions from ``start`` on: (TILE, BLOCK_D), zeros beyond the row, which a whole tile doesn't cross."""
+    """Load ``TILE`` positions from ``start`` on, (TILE, BLOCK_D); zeros beyond the row, which ``WHOLE`` rules out."""
     pointers = pointers_to(tensor, stride, HEAD_SIZE, BLOCK_D, TILE) + start * stride
     if WHOLE and HEAD_SIZE == BLOCK_D:
         return tl.load(pointers)
@@ -66,7 +66,7 @@ def load_tile(
 def store_tile(
     tensor, values, start, stride, length, HEAD_SIZE: tl.constexpr, BLOCK_D: tl.constexpr, TILE: tl.constexpr
 ):
-    """Write positions as ``load_tile`` reads them."""
+    """Store positions in the layout of ``load_tile``."""
     inside = (start + tl.arange(0, TILE) < length)[:, None] & (tl.arange(0, BLOCK_D) < HEAD_SIZE)[None, :]
     pointers = pointers_to(tensor, stride, HEAD_SIZE, BLOCK_D, TILE) + start * stride
     tl.store(pointers, values.to(tensor.dtype.element_ty), mask=inside)
@@ -74,7 +74,7 @@ def store_tile(
 
 @triton.jit
 def load_vector(ends, positions, THERE: tl.constexpr):
-    """One of the four vectors, at the row and head that ``ends`` points to; zeros where there is none."""
+    """Load from one of the four vectors, at the row and head that ``ends`` points to; zeros if there is none."""
     if THERE:
         return tl.load(ends + positions)
     return tl.zeros(positions.shape, dtype=tl.float32)
@@ -87,7 +87,7 @@ def general_score(
 ):  # fmt: skip
     """The scores of a tile from its products; -inf where a pair may not attend.
 
-    Queries ``i`` and their vectors are (I, 1), keys ``j`` and theirs (1, J); or of a transposed tile (1, I) and (J, 1).
+    Queries ``i`` and their vectors are (I, 1), keys ``j`` and theirs (1, J); in a transposed tile (1, I) and (J, 1).
     """
     score = product * scale
     if TERMS:
@@ -106,7 +106,7 @@ def general_score(
 
 @triton.jit
 def dropout_keys(seeds, matrix, DROPOUT: tl.constexpr):
-    """Two random numbers of a row and head, for ``draw_kept``."""
+    """Two random numbers for a row and head, for ``draw_kept``."""
     seed = tl.load(seeds) if DROPOUT else 0
     first, second, _, _ = tl.randint4x(seed, matrix)
     return first.to(tl.uint32), second.to(tl.uint32)
@@ -114,14 +114,14 @@ def dropout_keys(seeds, matrix, DROPOUT: tl.constexpr):
 
 @triton.jit
 def draw_kept(first_key, second_key, i, start_j, j, threshold):
-    """Which probabilities of a tile dropout keeps: a function of the keys, i and j alone.
+    """Which probabilities of a tile dropout keeps, a function of the two random numbers, i and j alone.
 
-    A hash of a query and two neighbouring keys has 16 bits for each of the two: two rounds of multiplying and folding,
-    as in lowbias32 (Wellons, "Prospecting for hash functions", 2018), between which a key is added. Unlike Philox, it
-    needs no more than the registers that hold the tile.
+    One hash serves a query and two adjacent keys, with 16 bits for each pair. It has two rounds of multiplication and
+    xor-shift, as in lowbias32 (Wellons, "Prospecting for hash functions", 2018), with a random number XORed in before
+    each. Unlike Philox, it needs no registers beyond those that hold the tile.
 
     Args:
-        i: (I, 1) queries; or (1, I) of a transposed tile.
+        i: (I, 1) queries, or (1, I) in a transposed tile.
         start_j: the first key, an even number.
         j: (1, J) or (J, 1), counted from ``start_j``.
     """
@@ -139,9 +139,9 @@ def shift_queries(
     REACH: tl.constexpr, G: tl.constexpr, DOT_PRODUCT: tl.constexpr, KEY_TERMS: tl.constexpr, HEAD_SIZE: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Queries for the tiles of a ``side``, as ``tile_start`` numbers them.
+    """The queries for the tiles of a ``side``, numbered as in ``tile_start``.
 
-    For plain ones a column of the keys' kernel is added; without a dot product, they are that column alone.
+    For plain tiles, a column of the keys' kernel is added; without a dot product, the queries are this column alone.
     """
     if side == 0 or not KEY_TERMS:
         return queries
@@ -155,7 +155,7 @@ def shift_queries(
 
 @triton.jit
 def load_kernel(kernel, G: tl.constexpr, HEAD_SIZE: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr):
-    """A kernel (d, G) of the head that ``kernel`` points to, as (BLOCK_G, BLOCK_D)."""
+    """Load the kernel (d, G) of the head that ``kernel`` points to, as (BLOCK_G, BLOCK_D)."""
     offset, size = tl.arange(0, BLOCK_G)[:, None], tl.arange(0, BLOCK_D)[None, :]
     return tl.load(kernel + size * G + offset, mask=(offset < G) & (size < HEAD_SIZE), other=0.0)
 
@@ -164,7 +164,7 @@ def load_kernel(kernel, G: tl.constexpr, HEAD_SIZE: tl.constexpr, BLOCK_D: tl.co
 def gradients_by_offset(
     inner, inside, first, last, REACH: tl.constexpr, BLOCK_G: tl.constexpr, TILE: tl.constexpr
 ):  # fmt: skip
-    """The gradients of weights by offset (TILE, BLOCK_G): inner ones, read from the band's, and the two outermost."""
+    """Gradients of weights by offset (TILE, BLOCK_G): the inner ones, read from the band's, and the two outermost."""
     offset = tl.arange(0, BLOCK_G)[None, :]
     gradients = tl.zeros((TILE, BLOCK_G), dtype=tl.float32)
     if REACH > 0:
@@ -174,7 +174,7 @@ def gradients_by_offset(
 
 @triton.jit
 def store_by_offset(weights, values, positions, length, G: tl.constexpr, BLOCK_G: tl.constexpr):
-    """Write (.., BLOCK_G) of some positions of a row and head, as far as there are positions and offsets."""
+    """Store values (.., BLOCK_G) of positions of a row and head, except beyond S or G."""
     offset = tl.arange(0, BLOCK_G)[None, :]
     inside = (positions < length)[:, None] & (offset < G)
     tl.store(weights + positions[:, None] * G + offset, values.to(weights.dtype.element_ty), mask=inside)
@@ -182,7 +182,7 @@ def store_by_offset(weights, values, positions, length, G: tl.constexpr, BLOCK_G
 
 @triton.jit
 def tile_start(tile, side: tl.constexpr, first, left, band, general, right, OTHER: tl.constexpr):
-    """Where a tile begins: of the general ones (0), of the plain ones on the left (1), on the right (2)."""
+    """The start of a tile among the general tiles (side 0), the plain ones on the left (1) or on the right (2)."""
     if side == 0:
         return band + (tile + tl.where(tile < general, 0, right)) * OTHER
     return (first if side == 1 else band + general * OTHER) + tile * OTHER
