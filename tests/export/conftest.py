@@ -8,7 +8,7 @@ import torch
 from bert_convolutions import CompositeBertConfig, CompositeBertForMaskedLM, CompositeBertForSequenceClassification
 from bert_convolutions.data.loading import load_tokenizer
 from bert_convolutions.data.tokenizer import CompositeBertTokenizer
-from bert_convolutions.model.loading import as_long_as
+from bert_convolutions.model.loading import set_max_length
 from tests.helpers import trained_tokenizer
 
 TEXT = "In 1,900 the cat sleeps on the warm mats .\nA dog barked, loudly, at 20, 30, or 40 unbelievable neighbours .\n"
@@ -46,5 +46,5 @@ def folders(tokenizer: CompositeBertTokenizer, tmp_path_factory: pytest.TempPath
         )
         found[name] = parent / name
         model_class(config).save_pretrained(found[name])
-        as_long_as(config, tokenizer).save_pretrained(found[name])
+        set_max_length(config, tokenizer).save_pretrained(found[name])
     return found

@@ -13,7 +13,7 @@ from bert_convolutions.export.card import write_card
 from bert_convolutions.export.options import ExportOptions
 from bert_convolutions.files import write_bytes
 from bert_convolutions.model.configuration import AUTO_CLASSES, CompositeBertConfig
-from bert_convolutions.model.loading import as_long_as, load_strictly
+from bert_convolutions.model.loading import load_strictly, set_max_length
 
 _TOKENIZER_FILES = ("tokenizer_config.json", "spm.model")
 _REVISIONS = ("chck_*", "checkpoint-*")
@@ -41,7 +41,7 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
     """Write a model's tokenizer, if it has one, to a folder."""
     if any((source / name).is_file() for name in _TOKENIZER_FILES):
         config = AutoConfig.from_pretrained(source, local_files_only=True)
-        as_long_as(config, load_tokenizer(source)).save_pretrained(folder)
+        set_max_length(config, load_tokenizer(source)).save_pretrained(folder)
 
 
 def load_model(source: Path) -> PreTrainedModel:

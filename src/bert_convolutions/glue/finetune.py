@@ -15,7 +15,7 @@ from bert_convolutions.glue.examples import CountingCollator, EncodedExamples, L
 from bert_convolutions.glue.predict import evaluate
 from bert_convolutions.glue.state import ENCODER_FOLDER
 from bert_convolutions.glue.tasks import DevSet, Task
-from bert_convolutions.model.loading import as_long_as, quiet_transformers
+from bert_convolutions.model.loading import quiet_transformers, set_max_length
 from bert_convolutions.training.resumable import ResumableTrainer
 
 
@@ -125,7 +125,7 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
     with quiet_transformers():
         model.save_pretrained(folder)
         encoder.save_pretrained(folder / ENCODER_FOLDER)
-    of_tokenizer = [Path(name) for name in as_long_as(model.config, tokenizer).save_pretrained(folder)]
+    of_tokenizer = [Path(name) for name in set_max_length(model.config, tokenizer).save_pretrained(folder)]
     tokenizer.save_pretrained(folder / ENCODER_FOLDER)
     sync_tree(folder)
     of_model = [folder / "config.json", *folder.glob("model*.safetensors*")]

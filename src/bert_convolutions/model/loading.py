@@ -14,12 +14,12 @@ from bert_convolutions.errors import UsageError, first_line
 from bert_convolutions.model.configuration import CompositeBertConfig
 
 
-def as_long_as(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """The tokenizer, for which a text is now too long where it is for the model; ``truncation=True`` goes by that.
+def set_max_length(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Limit the tokenizer to the model's length, which ``truncation=True`` uses; return the tokenizer.
 
     Args:
-        config: the model's.
-        tokenizer: saved beside it.
+        config: configuration of the model.
+        tokenizer: tokenizer of the model.
     """
     if isinstance(config, CompositeBertConfig):
         endless = config.remove_position_embeddings
@@ -28,43 +28,43 @@ def as_long_as(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def load_config(folder: str | Path) -> PreTrainedConfig:
-    """The configuration in a model folder, ours or any of ``transformers``.
+    """Load the configuration of a model folder, of this package or any of ``transformers``.
 
     Raises:
-        UsageError: it is of no known model, or says what can't be.
+        UsageError: the model type is unknown, or the configuration is invalid.
     """
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)  # nor ask whether to
-    except Exception as error:  # each configuration has its own for what it can't be
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)  # False: don't ask
+    except Exception as error:  # each configuration class raises errors of its own
         raise UsageError(f"{folder}: cannot load a model configuration ({first_line(error)})") from error
 
 
 def count_positions(model: PreTrainedModel) -> int | None:
-    """How many tokens, special ones included, a text may have for a model; None for any number."""
+    """The most tokens, including special ones, that a model takes; None if unlimited."""
     if getattr(model.config, "remove_position_embeddings", False):
         return None
     for name, module in model.base_model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
-            return module.num_embeddings - module.padding_idx - 1  # RoBERTa's are counted from the padding's on
-    positions = getattr(model.config, "max_position_embeddings", None) or -1  # what XLNet says: any number
+            return module.num_embeddings - module.padding_idx - 1  # RoBERTa's begin after padding_idx
+    positions = getattr(model.config, "max_position_embeddings", None) or -1  # XLNet's -1: unlimited
     return positions if positions > 0 else None
 
 
 def load_strictly(
     model_class: Any, folder: str | Path, config: PreTrainedConfig, *, new_head: bool = False, **options: Any
 ) -> PreTrainedModel:
-    """``from_pretrained`` of weights that are those of the configuration.
+    """``from_pretrained``, for weights that must match the configuration.
 
     Args:
         model_class: a model or an Auto class.
-        folder: where the weights are.
-        config: what they must be the weights of.
-        new_head: the head and the pooler may be missing or of another shape, to be drawn anew, and others left over:
-            only the encoder is looked at.
-        options: others of ``from_pretrained``.
+        folder: folder with the weights.
+        config: configuration that the weights must match.
+        new_head: check only the encoder; weights of the head and the pooler may be missing or of another shape, and are
+            then initialised, or unexpected.
+        options: other arguments of ``from_pretrained``.
 
     Raises:
-        UsageError: the weights can't be read, or one is missing, left over or of another shape; the message names it.
+        UsageError: the weights can't be read, or one is missing, unexpected or of another shape; the message names it.
     """
     try:
         model, report = model_class.from_pretrained(
@@ -76,7 +76,7 @@ def load_strictly(
             ignore_mismatched_sizes=True,
             **options,
         )
-    except Exception as error:  # torch, safetensors and transformers each have their own for a bad file
+    except Exception as error:  # torch, safetensors and transformers each raise errors of their own
         raise UsageError(f"{folder}: the model can't be loaded ({first_line(error)})") from error
     prefix = f"{model.base_model_prefix}."
     parts = tuple(f"{name}." for name, _ in model.base_model.named_children())  # without the prefix in a bare encoder
@@ -89,8 +89,8 @@ def load_strictly(
     other_shape = sorted(key for key in report["mismatched_keys"] if matters(key[0]))
     if other_shape:
         name, found, expected = other_shape[0]
-        raise UsageError(f"{folder}: {name} is {tuple(found)}, and by the configuration {tuple(expected)}")
-    for key, fault in (("missing_keys", "lacks"), ("unexpected_keys", "has, and its configuration has no place for,")):
+        raise UsageError(f"{folder}: {name} has shape {tuple(found)}, but the configuration requires {tuple(expected)}")
+    for key, fault in (("missing_keys", "lacks"), ("unexpected_keys", "has weights that its configuration lacks:")):
         names = sorted(filter(matters, report[key]))
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
@@ -100,7 +100,7 @@ def load_strictly(
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Without ``transformers``' progress bars and its report of the weights that a fine-tuned model has anew."""
+    """Suppress ``transformers``' progress bars and its report of newly initialised weights."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

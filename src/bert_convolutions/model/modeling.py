@@ -3,10 +3,10 @@
 Legend: B rows, S sequence, D hidden, E embedding size, V vocabulary, L layers, M masked positions, X examples.
 
 Besides BERT's inputs, the models take those of packed rows (several examples in a row, ``data.packing``).
-``attention_mask`` (B, S) may number the examples of a row from 1 (0 is padding); the integer ``examples_per_row`` is
-their largest number in a row (without it, models with convolutions over tokens read it from the device).
-``masked_positions`` (M,) are the flat positions in B*S that the language model head reads, ``example_starts`` (X,) those
-of first tokens. The last layer's output projection and feed-forward part skip all positions that no head reads.
+``attention_mask`` (B, S) may number the examples of a row from 1 (0 is padding), and the integer ``examples_per_row``
+bounds these numbers (without it, models with convolutions over tokens read it from the device). ``masked_positions``
+(M,) are the flat positions in B*S that the language model head reads, ``example_starts`` (X,) those of first tokens. If
+a head reads no others, the last layer's output projection and feed-forward part are computed for these positions only.
 """
 
 from typing import Any, cast

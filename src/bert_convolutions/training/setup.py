@@ -20,7 +20,7 @@ from bert_convolutions.data.masking import Masking
 from bert_convolutions.data.store import ExampleStore
 from bert_convolutions.errors import UsageError, with_flag_names
 from bert_convolutions.model import CompositeBertConfig, CompositeBertForMaskedLM, CompositeBertForPreTraining
-from bert_convolutions.model.loading import as_long_as, load_strictly
+from bert_convolutions.model.loading import load_strictly, set_max_length
 from bert_convolutions.model.presets import PRESETS, load_config, read_config
 from bert_convolutions.parsing import read_json
 from bert_convolutions.signals import SignalWatch
@@ -293,7 +293,7 @@ def make_trainer(
         eval_dataset=corpus.evaluation,
         data_collator=collator(data_seed(arguments)),
         eval_collator=collator(EVALUATION_SEED),
-        processing_class=as_long_as(model.config, tokenizer),
+        processing_class=set_max_length(model.config, tokenizer),
         mlm_probability=options.mlm_probability,
         words=WordCounter(word_starts(tokenizer), targets, Path(arguments.output_dir or ".")),
         save_every_minutes=options.save_every_minutes,
