@@ -1,1 +1,1 @@
-"""Measurements of speed, memory and robustness: scripts, the project's targets, and kept figures."""
+"""Measurements of speed, memory and robustness: scripts, the project's targets, and stored results."""

@@ -1,9 +1,9 @@
-"""Pseudo-log-likelihoods side by side with minicons (PyPI), on the same model and pairs: CPU seconds and differences.
+"""Compares pseudo-log-likelihoods with those of minicons on the same model and pairs: CPU seconds and differences.
 
     python benchmarks/against_minicons.py --model_name_or_path MODEL --data_dir blimp --pairs 1
 
-Ours gives the sum and the within-word variant at once; minicons takes a pass for each, and the second only with a fast
-tokenizer. Needs ``pip install minicons``, which is no dependency of the project.
+This package computes the sum and the within-word variant in one pass; minicons needs a pass for each, and supports the
+second only with a fast tokenizer. Needs ``pip install minicons``, which is not a dependency of the project.
 """
 
 import argparse
@@ -20,17 +20,17 @@ from bert_convolutions.probes.scoring import PseudoLikelihood
 
 
 def main() -> None:
-    """Measure, in turns, and print JSON."""
+    """Measure both in turns and print JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_name_or_path", required=True)
-    parser.add_argument("--data_dir", type=Path, required=True, help="as of bertconv minimal-pairs")
-    parser.add_argument("--pairs", type=int, default=3, help="of each paradigm")
-    parser.add_argument("--batch", type=int, default=16, help="sentences that minicons takes at a time")
+    parser.add_argument("--data_dir", type=Path, required=True, help="as for bertconv minimal-pairs")
+    parser.add_argument("--pairs", type=int, default=3, help="pairs of each paradigm")
+    parser.add_argument("--batch", type=int, default=16, help="batch size of minicons, in sentences")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)
     model, tokenizer = load_model(options.model_name_or_path, None)
-    if not hasattr(tokenizer, "batch_encode_plus"):  # minicons asks for a name that transformers 5 has dropped
+    if not hasattr(tokenizer, "batch_encode_plus"):  # minicons calls a method that transformers 5 has dropped
         tokenizer.batch_encode_plus = tokenizer.__call__  # type: ignore[attr-defined]
     paradigms = [paradigm.first(options.pairs) for paradigm in read_paradigms(options.data_dir)]
     texts = [sentence for paradigm in paradigms for pair in paradigm.pairs for sentence in pair]

@@ -1,10 +1,10 @@
-"""Where the time of a training step goes: PyTorch's profiler, with every operation booked on a part of the step.
+"""Where the time of a training step goes: PyTorch's profiler, with every operation assigned to a part of the step.
 
     python -m benchmarks.breakdown --precision float32 bf16 --sequence_lengths 128 512
 
 The modules of the model are marked with their part. An operation of the forward pass belongs to the innermost marked
-module that it runs in. One of the backward pass carries the sequence number of the forward operation whose gradient it
-computes, and belongs to the same part. On a CPU the time in a module between its operations (Python) is counted too.
+module in which it runs. An operation of the backward pass has the sequence number of the forward operation whose
+gradient it computes, and belongs to the same part. On a CPU, Python's time between a module's operations counts too.
 """
 
 import argparse
@@ -39,12 +39,12 @@ PARTS = (
     "optimizer",
     "other",
 )
-"""Data: reading, masking, packing. Projections: the linear layers of attention. Scores: everything else of attention.
-Optimizer: adding up gradients, clipping, AdamW. Other: what no part has claimed, on CUDA also time without a kernel."""
+"""Data: reading, masking, packing. Projections: the linear layers of attention. Scores: the rest of attention.
+Optimizer: accumulating gradients, clipping, AdamW. Other: time assigned to no part, on CUDA also time without a kernel."""
 
 _MARKED_MODULES = (
     (r"", "head and loss"),
-    (r"bert", "scores"),  # of what no inner module claims, the mask of the scores
+    (r"bert", "scores"),  # outside of the inner modules, the mask of the scores
     (r"bert\.(embeddings|embeddings_project)", "embedding"),
     (r".*\.attention\.self", "scores"),
     (r".*\.attention\.self\..*", "projections"),
@@ -62,10 +62,10 @@ _NAMED_BY_PYTORCH = (
 
 
 class StepProfiler(TrainerCallback):
-    """Profiles a Trainer's steps after some to warm up, then stops it.
+    """Profiles a Trainer's steps after the warm-up steps, then stops training.
 
     Attributes:
-        seconds: of each part of all steps that were profiled, "other" included, once training has ended.
+        seconds: after training, seconds of each part, including "other", over all profiled steps.
     """
 
     def __init__(self, steps: int, warmup_steps: int) -> None:
@@ -74,34 +74,34 @@ class StepProfiler(TrainerCallback):
         self._on_cuda = torch.cuda.is_available()
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._on_cuda else [])]
         self._profile = profile(activities=activities)
-        self._begun = 0.0
+        self._start_time = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Begin at once where nothing is to warm up."""
+        """Start at once if there are no warm-up steps."""
         if self.warmup_steps == 0:
             self._start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Begin after the last step of the warm-up, stop after the last step."""
+        """Start after the last warm-up step, stop after the last step."""
         if state.global_step == self.warmup_steps:
             self._start()
         elif state.global_step == self.warmup_steps + self.steps:
             if self._on_cuda:
                 torch.cuda.synchronize()
-            whole = time.perf_counter() - self._begun
+            total = time.perf_counter() - self._start_time
             self._profile.__exit__(None, None, None)
             self.seconds = seconds_by_part(self._profile.events(), self._on_cuda)
-            claimed = sum(seconds for part, seconds in self.seconds.items() if part != "other")
-            self.seconds["other"] = max(0.0, whole - claimed)
+            assigned = sum(seconds for part, seconds in self.seconds.items() if part != "other")
+            self.seconds["other"] = max(0.0, total - assigned)
             control.should_training_stop = True
 
     def _start(self) -> None:
         self._profile.__enter__()
-        self._begun = time.perf_counter()
+        self._start_time = time.perf_counter()
 
 
 def break_down(job: Job, setup: Setup, steps: int, warmup_steps: int) -> dict[str, float]:
-    """Seconds of each part of a training step of one of our models."""
+    """Seconds of each part of a training step, for a model of this package."""
     run = PairsRun(job, setup)
     mark_modules(run.trainer.model)
     accelerator = run.trainer.accelerator
@@ -113,7 +113,7 @@ def break_down(job: Job, setup: Setup, steps: int, warmup_steps: int) -> dict[st
 
 
 def mark_modules(model: nn.Module) -> None:
-    """Have each module of ``_MARKED_MODULES`` show in profiles as its part; a later pattern wins over an earlier."""
+    """Mark each module of ``_MARKED_MODULES`` with its part in profiles; of several patterns, the last one applies."""
     for name, module in model.named_modules():
         parts = [part for pattern, part in _MARKED_MODULES if re.fullmatch(pattern, name)]
         if parts:
@@ -143,21 +143,21 @@ def _marked(function: Callable[..., Any], part: str) -> Callable[..., Any]:
 
 
 def seconds_by_part(events: Iterable[Any], on_cuda: bool) -> dict[str, float]:
-    """Add up the profiler's events.
+    """Sum the times of the profiler's events by part.
 
     Args:
         events: ``torch.autograd.profiler_util.FunctionEvent`` of some steps.
-        on_cuda: count the time of kernels instead of the CPU's; except for data, which the CPU makes.
+        on_cuda: count the time of kernels instead of CPU time, except for data, which the CPU prepares.
     """
     on_cpu = [event for event in events if event.device_type == DeviceType.CPU]
     forward_parts: dict[int, str] = {}
     for event in sorted(on_cpu, key=lambda event: event.time_range.start):
-        part = _claimed(event)
+        part = _marked_part(event)
         if part and event.sequence_nr >= 0 and not event.name.startswith(_BACKWARD):
-            forward_parts[event.sequence_nr] = part  # of several, the last is the one that has the gradient
+            forward_parts[event.sequence_nr] = part  # of several events, the last has the gradient
     totals = dict.fromkeys(PARTS, 0.0)
     for event in on_cpu:
-        part = _claimed(event) or _claimed_backward(event, forward_parts)
+        part = _marked_part(event) or _part_of_forward(event, forward_parts)
         if part is None:
             continue
         of_device = on_cuda and part != "data"
@@ -165,8 +165,8 @@ def seconds_by_part(events: Iterable[Any], on_cuda: bool) -> dict[str, float]:
     return totals
 
 
-def _claimed(event: Any) -> str | None:
-    """The part whose mark, or PyTorch's own, is the innermost around an event."""
+def _marked_part(event: Any) -> str | None:
+    """The part of the innermost mark around an event, ours or PyTorch's."""
     while event is not None:
         if event.name.startswith(_MARK):
             return str(event.name[len(_MARK) :])
@@ -177,8 +177,8 @@ def _claimed(event: Any) -> str | None:
     return None
 
 
-def _claimed_backward(event: Any, forward_parts: dict[int, str]) -> str | None:
-    """The part of the forward operation whose gradient an event helps to compute."""
+def _part_of_forward(event: Any, forward_parts: dict[int, str]) -> str | None:
+    """The part of the forward operation whose gradient an event computes."""
     while event is not None:
         if event.name.startswith(_BACKWARD):
             return forward_parts.get(event.sequence_nr)
@@ -189,11 +189,11 @@ def _claimed_backward(event: Any, forward_parts: dict[int, str]) -> str | None:
 def main() -> None:
     """Profile every length in every precision and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", default="bench-output", help="as of bertconv bench, whose text it shares")
+    parser.add_argument("--output_dir", default="bench-output", help="as for bertconv bench, whose text it shares")
     parser.add_argument("--train_data_file", nargs="+", default=[])
     parser.add_argument("--tokenizer_name")
     parser.add_argument("--config_name", default="bert_small")
-    parser.add_argument("--contestant", default="composite", help="one of ours, as bertconv bench calls it")
+    parser.add_argument("--contestant", default="composite", help="one of this package, by its name in bertconv bench")
     parser.add_argument("--precision", nargs="+", default=["float32"])
     parser.add_argument("--sequence_lengths", nargs="+", type=int, default=[128])
     parser.add_argument("--batch_size", type=int, default=32)
@@ -209,13 +209,13 @@ def main() -> None:
     console = make_console()
     for job in (job for group in groups for job in group.jobs):
         seconds = break_down(job, setup, options.steps or 1, options.warmup_steps or 0)
-        whole = sum(seconds.values())
-        title = f"{job.name}, S = {job.length}, {job.batch_size} examples: {1000 * whole:,.1f} ms, profiler included"
+        total = sum(seconds.values())
+        title = f"{job.name}, S = {job.length}, {job.batch_size} examples: {1000 * total:,.1f} ms, profiler included"
         table = Table(title=title, title_justify="left", box=None, pad_edge=False)
         for heading in ("part", "ms/step", "share"):
             table.add_column(heading, justify="left" if heading == "part" else "right")
         for part in PARTS:
-            table.add_row(part, f"{1000 * seconds[part]:,.1f}", f"{seconds[part] / whole:.1%}")
+            table.add_row(part, f"{1000 * seconds[part]:,.1f}", f"{seconds[part] / total:.1%}")
         console.print(table)
 
 

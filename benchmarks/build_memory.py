@@ -14,17 +14,17 @@ import psutil
 
 
 def peak_memory(process: subprocess.Popen[bytes]) -> int:
-    """Wait for a process; return the most bytes that it and its children had resident together."""
+    """Wait for a process; return the peak of its and its children's total resident memory, in bytes."""
     parent, peak = psutil.Process(process.pid), 0
     while process.poll() is None:
-        with contextlib.suppress(psutil.Error):  # one of them has just ended
+        with contextlib.suppress(psutil.Error):  # a process has just ended
             peak = max(peak, sum(each.memory_info().rss for each in [parent, *parent.children(recursive=True)]))
         time.sleep(0.2)
     return peak
 
 
 def main() -> None:
-    """Build once for each number of copies and print a line."""
+    """Build once for each number of copies and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", nargs="+", type=Path, required=True)
     parser.add_argument("--tokenizer", required=True)

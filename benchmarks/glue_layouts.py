@@ -1,9 +1,9 @@
-"""Fine-tuning and prediction in the lengths of GLUE's tasks: packed as by ``bertconv glue``, or padded to 128.
+"""Fine-tuning and prediction with the lengths of GLUE's tasks: packed as by ``bertconv glue``, or padded to 128.
 
     python -m benchmarks.glue_layouts --output_dir bench-output [--data_dir GLUE]
 
-Both layouts take the same examples in the same order through the code behind ``bertconv glue``, in turns as in
-``bertconv bench``. Without ``--data_dir`` tokens are random and the lengths those of GLUE's own RTE and CoLA files.
+Both layouts process the same examples in the same order with the code of ``bertconv glue``, in turns as in ``bertconv
+bench``. Without ``--data_dir``, tokens are random and the lengths are those of GLUE's RTE and CoLA files.
 """
 
 import argparse
@@ -34,9 +34,9 @@ from bert_convolutions.training.setup import make_config
 
 GLUE_TASKS = ("RTE", "CoLA")
 FINE_TUNING_STEPS = 4
-"""Batches of fine-tuning differ in length, so a turn takes so many times as many steps."""
+"""Factor on the steps of a turn of fine-tuning, since its batches differ in length."""
 PREDICTED_BATCHES = 8
-"""Examples of one step of prediction, in batches."""
+"""Batches per step of prediction."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class GlueJob(Job):
     """Composite attention on examples of a task.
 
     Attributes:
-        glue_task: whose lengths the examples have.
-        padded: every example padded to S; else as ``bertconv glue`` lays them out.
+        glue_task: task whose lengths the examples have.
+        padded: whether every example is padded to S, instead of packed as by ``bertconv glue``.
         data_dir: GLUE's folder, or None for random tokens.
     """
 
@@ -55,21 +55,21 @@ class GlueJob(Job):
 
     @property
     def name(self) -> str:
-        """What it is called in its group."""
+        """The name in its group."""
         return f"{self.contestant} {self.precision}, {'padded' if self.padded else 'packed'}"
 
     @property
     def run(self) -> str:
-        """What its process does."""
+        """The function that its process runs."""
         return f"{__name__}:run_{self.task}_job"
 
     def baseline(self, jobs: tuple[Job, ...]) -> Job | None:
-        """The same with every example padded."""
+        """The same job with every example padded."""
         return replace(self, padded=True)
 
 
 def make_groups(precisions: list[Any], batch_size: int, rounds: int, steps: int, data_dir: str | None) -> list[Group]:
-    """A group for each of the two tasks and of fine-tuning and prediction."""
+    """A group for fine-tuning and one for prediction, on each of the two tasks."""
     groups = []
     for task, examples, factor in (("fine_tuning", 1, FINE_TUNING_STEPS), ("prediction", PREDICTED_BATCHES, 1)):
         for glue_task in GLUE_TASKS:
@@ -151,7 +151,7 @@ def _work(lengths: np.ndarray) -> Work:
 
 
 def _train_examples(job: GlueJob, setup: Setup, task: Task, tokenizer: PreTrainedTokenizerBase) -> EncodedExamples:
-    """The task's training file, or as many examples of random tokens in its lengths."""
+    """The task's training file, or as many examples of random tokens with its lengths."""
     if job.data_dir is not None:
         return encode(tokenizer, read_examples(Path(job.data_dir) / task.train, task), job.length)
     lengths = example_lengths(task.name, "train", NUM_EXAMPLES[task.name, "train"], job.length)
@@ -159,7 +159,7 @@ def _train_examples(job: GlueJob, setup: Setup, task: Task, tokenizer: PreTraine
 
 
 def _test_examples(job: GlueJob, setup: Setup, task: Task, tokenizer: PreTrainedTokenizerBase) -> EncodedExamples:
-    """A step's examples, their lengths spread evenly over those of the task's test file."""
+    """A step's examples, with lengths spread evenly over those of the task's test file."""
     if job.data_dir is None:
         examples = random_examples(
             example_lengths(task.name, "test", job.batch_size, job.length),
@@ -180,7 +180,7 @@ def _test_examples(job: GlueJob, setup: Setup, task: Task, tokenizer: PreTrained
 
 @dataclass(frozen=True)
 class PaddedExamples(EncodedExamples):
-    """Examples that are all batched as if they had one length, to which the collator pads them."""
+    """Examples that are batched by the length to which the collator pads them."""
 
     length: int = 128
 
@@ -194,10 +194,10 @@ def random_examples(lengths: np.ndarray, vocabulary: int, seed: int, labels: boo
     """Examples of random token ids.
 
     Args:
-        lengths: (N,) tokens of each.
-        vocabulary: ids are drawn below it.
-        seed: of the draw.
-        labels: whether there are labels, 0 or 1.
+        lengths: (N,) tokens of each example.
+        vocabulary: number of token ids to draw from.
+        seed: random seed.
+        labels: whether to add random labels, 0 or 1.
     """
     generator = np.random.default_rng(seed)
     total = int(lengths.sum())
@@ -216,7 +216,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", default="bench-output")
     parser.add_argument("--data_dir")
-    parser.add_argument("--train_data_file", nargs="+", default=[], help="for the tokenizer, without --tokenizer_name")
+    parser.add_argument("--train_data_file", nargs="+", default=[], help="for a tokenizer, without --tokenizer_name")
     parser.add_argument("--tokenizer_name")
     parser.add_argument("--config_name", default="bert_small")
     parser.add_argument("--precision", nargs="+", default=["float32"])

@@ -1,8 +1,8 @@
-"""Lengths of RTE's and CoLA's examples, for a measurement without GLUE's files.
+"""Lengths of RTE's and CoLA's examples, to measure without GLUE's files.
 
 Measured on GLUE's official files, tokenized as ``[CLS] a [SEP]`` or ``[CLS] a [SEP] b [SEP]`` with a SentencePiece
-unigram model of 8,000 pieces and not cut: every fortieth quantile from the shortest to the longest. A vocabulary of
-30,000 makes examples some tenths shorter.
+unigram model of 8,000 pieces and not truncated: every fortieth quantile from the shortest to the longest. With a
+vocabulary of 30,000, examples are some tenths shorter.
 """
 
 import numpy as np
@@ -25,9 +25,9 @@ QUANTILES: dict[tuple[str, str], tuple[int, ...]] = {
         *(14, 15, 15, 15, 16, 16, 16, 17, 17, 18, 19, 19, 20, 21, 21, 23, 25, 27, 31, 56),
     ),
 }
-"""(task, file) to tokens of an example at the quantiles 0, 1/40, 2/40, ... 1."""
+"""Tokens of an example at the quantiles 0, 1/40, 2/40, ... 1, by (task, file)."""
 NUM_EXAMPLES = {("RTE", "train"): 2490, ("RTE", "test"): 3000, ("CoLA", "train"): 8551, ("CoLA", "test"): 1063}
-"""Examples of each file."""
+"""Number of examples by (task, file)."""
 
 
 def example_lengths(task: str, file: str, count: int, longest: int) -> np.ndarray:
@@ -37,7 +37,7 @@ def example_lengths(task: str, file: str, count: int, longest: int) -> np.ndarra
         task: RTE or CoLA.
         file: train or test.
         count: N.
-        longest: examples above are cut to this.
+        longest: length to which longer examples are truncated.
 
     Returns:
         (N,) int64.

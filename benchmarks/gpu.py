@@ -1,12 +1,11 @@
-"""All that is to be checked and measured on a GPU, in under eight minutes a call.
+"""Runs all checks and measurements for a GPU, in under eight minutes per call.
 
     python -m benchmarks.gpu --output_dir gpu-output
 
 In this order: correctness (golden files and parity tests on the GPU; nothing is measured if they fail), the attention
-core alone, training steps of ``bert_small`` and ``bert_base``, and where the time of a step goes. After each figure
-``results.json`` is written whole, so a call that is cut off leaves what it had. A contestant that isn't installed, or
-fails, is noted with the reason. What ``--minutes`` leaves no time for is named at the end;
-``--phases`` asks for it alone.
+core, training steps of ``bert_small`` and ``bert_base``, and a breakdown of a step. ``results.json`` is rewritten after
+each figure, so an interrupted call keeps all earlier figures. Contestants that are not installed or fail are recorded
+with the reason. Measurements for which ``--minutes`` left no time are listed at the end; run them with ``--phases``.
 """
 
 import argparse
@@ -48,21 +47,21 @@ CORE = BenchOptions(
     batch_size=256,
     sequence_lengths=[512, 128, 2048, 1024, 256, 4096, 8192],
 )
-"""Of the attention core: 2^15 positions at each length, in the order of measuring."""
+"""The settings of the attention core: 2^15 positions at each length, in the order of measurement."""
 SLOW, LONGEST_SLOW = ("flex", "flashdeberta", "disentangled_flash", "eager", "sdpa_bias"), 512
-"""FlexAttention is compiled for each length anew, which takes a minute; the others are many times slower than ours."""
+"""FlexAttention is compiled for a minute for each length; the others are many times slower than ours."""
 CONTESTANTS = (("composite", "triton", True), ("dot_product", "triton", True), ("composite", "triton", False))
 """Contestant, ``attn_implementation``, and whether the model is compiled."""
 
 
 @dataclass
 class Results:
-    """Figures, written after each.
+    """The figures, written to a file after each measurement.
 
     Attributes:
-        path: of the JSON file.
-        deadline: when no further measurement begins, in seconds of ``time.monotonic``.
-        content: what the file holds.
+        path: the JSON file.
+        deadline: time after which no measurement begins, in seconds of ``time.monotonic``.
+        content: content of the file.
     """
 
     path: Path
@@ -70,7 +69,7 @@ class Results:
     content: dict[str, Any] = field(default_factory=lambda: {"entries": [], "left_out": []})
 
     def add(self, phase: str, setting: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Measure, unless there is no time left, and write."""
+        """Measure, unless the deadline has passed, and write the file."""
         name = " ".join([phase, *(f"{key}={value}" for key, value in setting.items())])
         figures: dict[str, Any] = {}
         if time.monotonic() > self.deadline:
@@ -78,7 +77,7 @@ class Results:
         else:
             try:
                 figures = measure()
-            except Exception as error:  # of whichever library: the others are measured all the same
+            except Exception as error:  # of any library: the others are still measured
                 figures = {"error": f"{type(error).__name__}: {error}"[:500]}
             torch.cuda.empty_cache()
             self.content["entries"].append({"phase": phase, **setting, **figures})
@@ -88,9 +87,9 @@ class Results:
 
 
 def check_correctness() -> dict[str, Any]:
-    """Run the tests that take a GPU where there is one."""
+    """Run the tests that use a GPU if there is one."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    processes = str(min(os.cpu_count() or 1, 12))  # what takes the time is compiling
+    processes = str(min(os.cpu_count() or 1, 12))  # most of the time is spent compiling
     options = ["-q", "--tb=line", "-n", processes, "-p", "no:cacheprovider", "-p", "no:benchmark"]
     command = [sys.executable, "-m", "pytest", *options, *TESTS]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -99,7 +98,7 @@ def check_correctness() -> dict[str, Any]:
 
 
 def time_core(job: Job, dropout: float) -> dict[str, Any]:
-    """Milliseconds of forward, and of forward and backward; bytes of the second at their peak."""
+    """Milliseconds of forward and of forward plus backward, and the peak memory of the latter in bytes."""
     from triton.testing import do_bench
 
     core = AttentionRun(job, load_config(CORE.config_name), dropout)
@@ -112,7 +111,7 @@ def time_core(job: Job, dropout: float) -> dict[str, Any]:
 
 
 def kernels_of_core(job: Job) -> dict[str, Any]:
-    """Microseconds of each GPU kernel in a forward and backward pass of ours."""
+    """Microseconds of each GPU kernel in a forward and backward pass of this package."""
     core = AttentionRun(job, load_config(CORE.config_name), dropout=0.1)
     steps = 10
     for _ in range(3):
@@ -129,7 +128,7 @@ class StepTimer(TrainerCallback):
     """Times the steps after ``warmup_steps``, then stops training.
 
     Attributes:
-        seconds: of each step.
+        seconds: times before the first and after the last timed step.
     """
 
     def __init__(self, warmup_steps: int, steps: int) -> None:
@@ -138,7 +137,7 @@ class StepTimer(TrainerCallback):
         self._begun = 0.0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Wait for the device at the first and last step only: as in training, it works ahead between them."""
+        """Synchronize at the first and last step only, so that the steps between run asynchronously as in training."""
         if state.global_step in (self.warmup_steps, self.warmup_steps + self.steps):
             torch.cuda.synchronize()
             self.seconds.append(time.perf_counter())
@@ -146,7 +145,7 @@ class StepTimer(TrainerCallback):
 
 
 def time_training(job: Job, setup: Setup, steps: int, warmup_steps: int) -> dict[str, Any]:
-    """Real tokens/s of training, the part of the GPU's bf16 FLOP/s that the model needs, peak memory."""
+    """Real tokens/s of training, model FLOPs as a share of the GPU's bf16 FLOP/s, and peak memory in bytes."""
     run, timer = PairsRun(job, setup), StepTimer(warmup_steps, steps)
     run.trainer.add_callback(timer)
     torch.cuda.reset_peak_memory_stats()
@@ -164,7 +163,7 @@ def time_training(job: Job, setup: Setup, steps: int, warmup_steps: int) -> dict
 
 
 def measure_core(results: Results) -> None:
-    """The table: every contestant at every length, then packed, then with dropout; then the kernels of ours."""
+    """Measure the core: contestants by length, with dropout, packed, then the slow ones, then our kernels."""
     groups = make_plan(CORE, *find_device())
     jobs = [job for group in groups for job in group.jobs if job.contestant not in SLOW or job.length <= LONGEST_SLOW]
     jobs += [replace(job, backend="flash") for job in jobs if job.contestant == PLAIN_SDPA and not job.packed]
@@ -189,7 +188,7 @@ def measure_core(results: Results) -> None:
 
 
 def measure_steps(results: Results, flags: argparse.Namespace, phases: list[str]) -> None:
-    """Training steps of each model, length and contestant; then the parts of a step of ours."""
+    """Measure training steps of each length, model and contestant, and the breakdown of a step."""
     steps, warmup_steps = 10, 6
     for length, config in itertools.product(flags.sequence_lengths, flags.config_name):
         text = {"train_data_file": flags.train_data_file, "tokenizer_name": flags.tokenizer_name, "config_name": config}
@@ -210,25 +209,25 @@ def measure_steps(results: Results, flags: argparse.Namespace, phases: list[str]
 
 
 def main() -> None:
-    """Do what was asked for, in order.
+    """Run the phases in order.
 
     Raises:
-        SystemExit: without a GPU, or with a test that fails.
+        SystemExit: there is no GPU, or a test fails.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", default="gpu-output", help="folder of results.json and of what is built once")
+    parser.add_argument("--output_dir", default="gpu-output", help="folder of results.json and of the text, built once")
     parser.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES))
-    parser.add_argument("--minutes", type=float, default=7.5, help="after which no further measurement begins")
+    parser.add_argument("--minutes", type=float, default=7.5, help="minutes after which no measurement begins")
     parser.add_argument(
-        "--train_data_file", nargs="+", default=[], help="text; left out, speeches, as in bertconv bench"
+        "--train_data_file", nargs="+", default=[], help="text; default: speeches, as in bertconv bench"
     )
-    parser.add_argument("--config_name", nargs="+", default=["bert_base", "bert_small"], help="models that are trained")
-    parser.add_argument("--sequence_lengths", nargs="+", type=int, default=[128, 512], help="of their longest examples")
+    parser.add_argument("--config_name", nargs="+", default=["bert_base", "bert_small"], help="models to train")
+    parser.add_argument("--sequence_lengths", nargs="+", type=int, default=[128, 512], help="of the longest examples")
     parser.add_argument("--batch_size", type=int, default=1024, help="examples of a training step at S = 128")
-    parser.add_argument("--tokenizer_name", help="left out, one is trained on the text")
+    parser.add_argument("--tokenizer_name", help="default: one is trained on the text")
     flags = parser.parse_args()
     if not torch.cuda.is_available():
-        raise SystemExit("benchmarks.gpu needs a CUDA GPU, and PyTorch sees none here")
+        raise SystemExit("benchmarks.gpu needs a CUDA GPU, and PyTorch finds none")
     Path(flags.output_dir).mkdir(parents=True, exist_ok=True)
     results = Results(Path(flags.output_dir) / "results.json", time.monotonic() + 60 * flags.minutes)
     results.content["machine"] = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}

