@@ -40,7 +40,7 @@ PARTS = (
     "other",
 )
 """Data: reading, masking, packing. Projections: the linear layers of attention. Scores: the rest of attention.
-Optimizer: accumulating gradients, clipping, AdamW. Other: time assigned to no part, on CUDA also time without a kernel."""
+Optimizer: accumulating gradients, clipping, AdamW. Other: the rest, on CUDA also time without a kernel."""
 
 _MARKED_MODULES = (
     (r"", "head and loss"),
