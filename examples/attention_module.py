@@ -1,4 +1,4 @@
-"""Composite attention in a model of one's own: does token 1 stand before token 2? Without positions, only it can tell.
+"""Composite attention in a custom model that tells, without position embeddings, whether token 1 precedes token 2.
 
 python examples/attention_module.py [--kernel "qk_convfixed_convq_convk 4"] [--steps 200]
 """
@@ -13,31 +13,31 @@ from bert_convolutions.attention.spec import parse_kernel
 
 
 class Reader(nn.Module):
-    """Embeddings without positions, one layer of attention, and a verdict from the mean over the tokens."""
+    """Embeddings without positions, one layer of attention, and a classifier averaged over the tokens."""
 
     def __init__(self, kernel: str, size: int = 32) -> None:
         super().__init__()
         self.embeddings = nn.Embedding(20, size)
         self.attention = CompositeAttention(size, num_heads=4, kernel=parse_kernel(kernel))
-        self.verdict = nn.Sequential(nn.Linear(size, size), nn.GELU(), nn.Linear(size, 2))
+        self.classifier = nn.Sequential(nn.Linear(size, size), nn.GELU(), nn.Linear(size, 2))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, S) -> logits (B, 2)."""
         hidden = self.embeddings(tokens)
         mixed, _ = self.attention(hidden)
-        return self.verdict((hidden + mixed).tanh()).mean(1)
+        return self.classifier((hidden + mixed).tanh()).mean(1)
 
 
 def draw(rows: int, length: int = 8) -> tuple[Tensor, Tensor]:
-    """Random tokens, with a 1 and a 2 somewhere, and whether the 1 comes first."""
+    """Draw random tokens with one 1 and one 2, and labels that tell whether the 1 comes first."""
     tokens = torch.randint(3, 20, (rows, length))
-    places = torch.rand(rows, length).argsort(1)[:, :2]
-    tokens.scatter_(1, places, torch.tensor([[1, 2]]).expand(rows, -1))
-    return tokens, (places[:, 0] < places[:, 1]).long()
+    positions_of_both = torch.rand(rows, length).argsort(1)[:, :2]
+    tokens.scatter_(1, positions_of_both, torch.tensor([[1, 2]]).expand(rows, -1))
+    return tokens, (positions_of_both[:, 0] < positions_of_both[:, 1]).long()
 
 
 def train(kernel: str, steps: int) -> tuple[Reader, float]:
-    """A trained model and its accuracy on new examples."""
+    """Train a model; return it and its accuracy on new examples."""
     torch.manual_seed(0)
     model = Reader(kernel)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)

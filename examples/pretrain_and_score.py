@@ -1,4 +1,4 @@
-"""From text to a masked language model and what it finds likelier, from Python; each step is also a sub-command.
+"""From text to a masked language model and its scores of sentences, in Python; each step is also a sub-command.
 
 python examples/pretrain_and_score.py --text data/training_text.txt --output_dir bert --max_steps 10000
 """
@@ -19,9 +19,9 @@ from bert_convolutions.training.pretrain import run_pretraining
 
 
 def main() -> list[float]:
-    """Train a tokenizer and a model, print and return the scores of two sentences."""
+    """Train a tokenizer and a model; print and return the scores of two sentences."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--text", required=True, help="one sentence a line; a blank line ends a document")
+    parser.add_argument("--text", required=True, help="one sentence per line; a blank line ends a document")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--config_name", default="bert_small")
     parser.add_argument("--vocab_size", type=int, default=8000)

@@ -1,4 +1,4 @@
-"""Convolutions for a BERT that is there: terms that change nothing yet, then trained like everything else.
+"""Adds convolution terms to an existing BERT: they change nothing at first, and are then trained with the model.
 
 python examples/retrofit.py --model models/bert --output_dir models/bert-composite
 """
@@ -14,9 +14,9 @@ from bert_convolutions.convert.original import convert_checkpoint
 
 
 def main() -> float:
-    """Convert, compare and train one step; return by how much the conversion changed the outputs."""
+    """Convert, compare and train one step; return the largest change of the outputs by the conversion."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True, help="folder of a BERT or an ELECTRA of transformers")
+    parser.add_argument("--model", required=True, help="folder of a BERT or ELECTRA model of transformers")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--kernel", default="qk_convfixed_convq_convk 8")
     given = parser.parse_args()
@@ -31,7 +31,7 @@ def main() -> float:
 
     terms = {name: weight for name, weight in after.named_parameters() if name.endswith("_param")}
     optimizer = torch.optim.AdamW(after.parameters(), lr=1e-4)
-    (after(tokens).last_hidden_state - expected.detach().roll(1, 1)).square().mean().backward()  # some other task
+    (after(tokens).last_hidden_state - expected.detach().roll(1, 1)).square().mean().backward()  # an arbitrary task
     optimizer.step()
     moved = sum(bool(weight.detach().any()) for weight in terms.values())
     print(f"after one step {moved} of {len(terms)} terms differ from zero; next: bertconv pretrain or bertconv glue")

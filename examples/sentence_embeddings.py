@@ -1,4 +1,4 @@
-"""Sentence embeddings from any of our encoders: the mean of the last hidden states, padding left out.
+"""Sentence embeddings from an encoder of this package: the mean of the last hidden states, without padding.
 
 python examples/sentence_embeddings.py --model bert-experiments/bert "A cat sat." "A dog ran." "Taxes rose."
 """
@@ -14,7 +14,7 @@ import bert_convolutions  # noqa: F401  registers the model and the tokenizer
 
 @torch.inference_mode()
 def embed(folder: str, sentences: list[str]) -> Tensor:
-    """(number of sentences, D), each of length 1."""
+    """Embeddings (number of sentences, D) of norm 1."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModel.from_pretrained(folder, add_pooling_layer=False).eval()
     batch = tokenizer(sentences, padding=True, truncation=True, return_tensors="pt")

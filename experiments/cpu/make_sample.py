@@ -1,10 +1,10 @@
-"""Draw the text of the experiments in this folder: whole documents, Wikipedia and books one to one, by a fixed seed.
+"""Draw the text of the experiments in this folder: whole documents, half Wikipedia, half books, by a fixed seed.
 
     python experiments/cpu/make_sample.py --text wiki.txt.xz books.txt.xz --output_dir sample
 
-writes ``train.txt`` (10 million words), ``heldout.txt`` (other documents, 50,000 words, of which no more than 200
-sentences come from one document), and prints the SHA-256 of both, which must be those of ``sample.sha256`` beside this
-script. A document is what stands between two blank lines; a word is what white space separates.
+writes ``train.txt`` (10 million words) and ``heldout.txt`` (other documents, 50,000 words, up to 200 sentences of each
+document), and prints the SHA-256 of both, which must equal those in ``sample.sha256`` in the folder of this script.
+Documents are separated by blank lines, words by white space.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def read_documents(path: Path) -> list[list[str]]:
 
 
 def count(sentences: list[str]) -> int:
-    """Words in sentences."""
+    """The number of words in sentences."""
     return sum(len(sentence.split()) for sentence in sentences)
 
 
@@ -43,9 +43,9 @@ def draw(documents: list[list[str]], words: int, longest: int) -> list[list[str]
 
 
 def main() -> None:
-    """Draw, write, and compare the hashes."""
+    """Draw and write the text, and compare the hashes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", type=Path, nargs="+", required=True, help="the texts, plain or .xz, mixed one to one")
+    parser.add_argument("--text", type=Path, nargs="+", required=True, help="texts, plain or .xz, in equal parts")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--words", type=int, default=10_000_000, help="words of the training text")
     parser.add_argument("--heldout_words", type=int, default=50_000, help="words of the held-out text")
@@ -67,7 +67,7 @@ def main() -> None:
         print(f"{name}.txt: {len(chosen):,} documents, {sum(map(count, chosen)):,} words")
     print("".join(lines), end="")
     if HASHES.is_file() and HASHES.read_text() != "".join(lines):
-        sys.exit(f"the hashes are not those of {HASHES}: other texts, or another size")
+        sys.exit(f"the hashes differ from those of {HASHES}: the texts or the sizes differ")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""The held-out loss by step of a masked language model of ``transformers`` under its own Trainer, on the same pairs.
+"""The held-out loss by step of a masked language model of ``transformers``, with its own Trainer, on the same pairs.
 
     python experiments/cpu/transformers_curve.py --model_type electra --like positions/absolute/seed1/pretrain \
         --pairs sample/pairs --heldout sample/heldout --output_dir electra
 
-It takes the shape, the batches and the schedule of the runs of ``positions.yaml``: 64 pairs a step in the same order,
-AdamW with a peak rate of 1e-3 after 50 steps, which falls to 0 in step 500, bf16. Each batch is padded to its longest
-pair, and masked by ``DataCollatorForLanguageModeling``. Prints and keeps, in ``curve.csv``, the step, real tokens seen
-and the held-out loss.
+It uses the shape, batches and schedule of the runs of ``positions.yaml``: 64 pairs per step in the same order, bf16,
+AdamW with a learning rate that peaks at 1e-3 after 50 steps and decays to 0 at step 500. Each batch is padded to its
+longest pair and masked by ``DataCollatorForLanguageModeling``. Prints the step, the real tokens seen and the held-out
+loss, and writes them to ``curve.csv``.
 """
 
 import argparse
@@ -44,15 +44,15 @@ class Stop(TrainerCallback):
         self.step = step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Look at the step."""
+        """Stop training at the given step."""
         control.should_training_stop = state.global_step >= self.step
 
 
 def main() -> None:
-    """Train, evaluate, write."""
+    """Train, evaluate, and write the curve."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_type", default="electra", help="of transformers, such as electra or bert")
-    parser.add_argument("--like", required=True, help="a model of bertconv pretrain: its shape and tokenizer")
+    parser.add_argument("--model_type", default="electra", help="model type of transformers, such as electra or bert")
+    parser.add_argument("--like", required=True, help="a model of bertconv pretrain, whose shape and tokenizer to use")
     parser.add_argument("--pairs", required=True, type=Path)
     parser.add_argument("--heldout", required=True, type=Path)
     parser.add_argument("--output_dir", required=True, type=Path)

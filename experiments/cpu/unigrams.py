@@ -1,10 +1,10 @@
-"""How much of the accuracies on minimal pairs a model of word frequencies explains.
+"""How well a unigram model explains the accuracies on minimal pairs.
 
     python experiments/cpu/unigrams.py --data_dir data/blimp --text sample/train.txt \
         --tokenizer sample/tokenizer/spm.model --sweep positions
 
-prints the accuracy of a unigram model of every fourth line of the text, and for each variant the correlation of its
-accuracy by paradigm, the mean over its seeds, with the unigram model's.
+prints the accuracy of a unigram model of every fourth line of the text and, for each variant, the correlation between
+its accuracies by paradigm (the mean over its seeds) and those of the unigram model.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import sentencepiece
 
 
 def main() -> None:
-    """Count, score, correlate."""
+    """Count the pieces, score the pairs, and print the correlations."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", type=Path, required=True, help="BLiMP's .jsonl files")
     parser.add_argument("--text", type=Path, required=True)
