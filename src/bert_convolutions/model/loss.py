@@ -7,9 +7,8 @@ processed at a time, including its gradients, as in Liger Kernel's fused linear 
 
     loss = max(z) + log(sum(e)) - z[y],        d loss / d z = e / sum(e) - onehot(y).
 
-The division by sum(e) and, on a CPU, the subtraction of the one-hot vector are applied to the smaller factor or the
-result of the products that follow. The CPU version works on tiles that fit the caches; the GPU version has few kernels,
-few passes through memory and deterministic results.
+The division by sum(e) and, on a CPU, the one-hot vector are applied to small factors or results of the products that
+follow. CPU tiles fit the caches; the GPU version has few kernels, few passes through memory and deterministic results.
 
 Legend: M masked tokens, m of them in a tile, E embedding size, V vocabulary.
 """

@@ -24,12 +24,11 @@ gradients are deterministic.
 
 Scores, band and vectors are divided by log 2, since exponentials are powers of 2; gradients are not.
 
-Legend: B rows, S sequence, H heads, d head size, n reach, G 2n+1 padded with zeros, I and J queries and
-keys of a tile. Layouts: queries, keys, values, context and their gradients (B, S, H, d); band: as ``band.BandShape``
-says; ends (4, B, H, S) float32, the four vectors in the order above; query_kernel and key_kernel (H, d, G); gradients
-of weights by offset (H, B, S, G); examples (3, B, S), from ``Segments.spans``; log_sum_exp (B, H, S) float32;
-row_statistics (4, B, H, S) float32: the row sums of context x its gradient, log_sum_exp, and log_sum_exp minus
-query_left and minus query_right.
+Legend: B rows, S sequence, H heads, d head size, n reach, G 2n+1 padded with zeros, I queries and J keys per tile.
+Layouts: queries, keys, values, context and their gradients (B, S, H, d); band: see ``band``; ends (4, B, H, S) float32:
+query_left, query_right, key_left, key_right; query_kernel and key_kernel (H, d, G); gradients of weights by offset
+(H, B, S, G); examples (3, B, S), from ``Segments.spans``; log_sum_exp (B, H, S) float32; row_statistics (4, B, H, S)
+float32: the row sums of context x its gradient, log_sum_exp, and log_sum_exp minus query_left and minus query_right.
 """
 
 import triton
