@@ -270,7 +270,7 @@ def test_what_the_kernels_do_not_take_is_left_to_the_equation():
     double, wide = make("qk_convq 2", dtype=torch.float64), make("qk 1", heads=1, head_size=130)
     parts = module.score_parts(None, None, Segments(), torch.float32)
     many = torch.empty(1, device=DEVICE).expand(2**15, 2, 1, 8)
-    assert engine.takes(parts, many[1:]) and not engine.takes(parts, many)
+    assert engine.supports(parts, many[1:]) and not engine.supports(parts, many)
     far = make("qk_convqhead_convkhead 512")  # DeBERTa's
     assert torch.equal(far(hidden, attend=attend_triton)[0], far(hidden)[0])
     assert torch.equal(double(hidden.double(), attend=attend_triton)[0], double(hidden.double())[0])

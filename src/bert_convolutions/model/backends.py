@@ -82,7 +82,7 @@ def _attend_sdpa(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Tens
     if _sdpa_uses_kernels(value.device):
         from bert_convolutions.attention.triton import engine
 
-        if engine.takes(parts, value):
+        if engine.supports(parts, value):
             return engine.attend_triton(parts, value, dropout)
     return attend_interface("sdpa", parts, value, dropout)
 

@@ -138,7 +138,7 @@ class CompositeBertConfig(BertConfig):
 
     @property
     def convolves_tokens(self) -> bool:
-        """Whether a convolution mixes the hidden states of neighbouring tokens, other than through the scores."""
+        """Whether a convolution acts on the hidden states of neighbouring tokens, not only on the scores."""
         projected = self.value_projection.convolution or (self.query_key_projection.convolution and not self.remove_qk)
         return projected or self.kernel.convolution is not None
 

@@ -123,7 +123,7 @@ def fold(
     QUERY: tl.constexpr, KEY: tl.constexpr, FIXED: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Compute band and ends of ``TILE`` positions of a row and head from the weights of queries and of ``weigh_keys``.
+    """Compute band and ends of ``TILE`` positions of a row and head from the queries' weights and ``key_weights``.
 
     ``fixed`` is (H, 2n+1) float32, added to the queries' weights.
     """

@@ -41,7 +41,7 @@ MOST_MATRICES = 2**16 - 1
 _DTYPES = {torch.float32, torch.float16} | (set() if INTERPRETED else {torch.bfloat16})
 
 
-def takes(parts: ScoreParts, value: Tensor) -> bool:
+def supports(parts: ScoreParts, value: Tensor) -> bool:
     """Whether the kernels support these inputs: no mask of pairs, no float64, and sizes within the limits above."""
     rows, heads, _, head_size = value.shape
     fits = (
@@ -57,7 +57,7 @@ def attend_triton(parts: ScoreParts, value: Tensor, dropout: float) -> tuple[Ten
 
     Falls back to ``attend_eager`` for inputs that the kernels don't support.
     """
-    if not takes(parts, value) or func_transform_active():
+    if not supports(parts, value) or func_transform_active():
         return attend_eager(parts, value, dropout)
     (query_kernel, fixed), (key_kernel, key_fixed) = (parts.kernel(side) for side in ("query", "key"))
     assert key_fixed is None, "fixed terms belong to the query"

@@ -52,7 +52,7 @@ def load_tile(
     tensor, start, stride, length, HEAD_SIZE: tl.constexpr, BLOCK_D: tl.constexpr, TILE: tl.constexpr,
     WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """Load ``TILE`` positions from ``start`` on, (TILE, BLOCK_D); zeros beyond the row, which ``WHOLE`` rules out."""
+    """Load ``TILE`` positions from ``start`` on, (TILE, BLOCK_D); zeros beyond the row (``WHOLE``: none are)."""
     pointers = pointers_to(tensor, stride, HEAD_SIZE, BLOCK_D, TILE) + start * stride
     if WHOLE and HEAD_SIZE == BLOCK_D:
         return tl.load(pointers)
