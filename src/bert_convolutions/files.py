@@ -12,7 +12,7 @@ import shutil
 import socket
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -101,6 +101,26 @@ def folder_inside(target: Path, flag: str) -> Iterator[Path]:
         if is_new:
             with contextlib.suppress(OSError):  # it is not empty
                 target.rmdir()
+
+
+def install(source: Path, target: Path, old: Collection[Path] = ()) -> None:
+    """Move the files of ``source`` to ``target``, then delete the ``old`` files there; if it fails, undo it all.
+
+    ``config.json`` is moved last, since it makes a folder a model.
+    """
+    if old:
+        # Files of the same name that a killed call set aside are the older ones, and these its unfinished ones.
+        set_aside(target, [path for path in old if not (target / ASIDE_NAME / path.name).exists()])
+    new = sorted(source.iterdir(), key=lambda path: path.name == "config.json")
+    try:
+        for path in new:
+            path.replace(target / path.name)
+    except OSError:
+        for path in new:
+            (target / path.name).unlink(missing_ok=True)
+        put_back(target)
+        raise
+    discard_aside(target)
 
 
 def is_empty(folder: Path) -> bool:

@@ -24,7 +24,7 @@ LAUNCHER_ECHO_SECONDS = 2.0
 """torchrun forwards a Ctrl-C that its processes already got from the terminal; this is no second Ctrl-C."""
 
 
-def ignore_signals(worker: int = 0) -> None:
+def ignore_signals() -> None:
     """Ignore signals in a worker process, which gets those to a terminal or job too; its parent ends it."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -176,14 +176,14 @@ def signal_handlers(handle: Callable[[int, FrameType | None], None]) -> Iterator
     process has ended, and it must not cut off the message. Outside the main thread, as in a worker of Ray, Python
     allows no signal handlers, and nothing is done.
     """
-    in_main = threading.current_thread() is threading.main_thread()
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     taken = {number: signal.getsignal(number) for number in SIGNALS}
     handled = [
         number
         for number, handler in taken.items()
-        if in_main
-        and handler != signal.SIG_IGN
-        and (number not in _WARNINGS or handler in (signal.SIG_DFL, *_handlers))
+        if handler != signal.SIG_IGN and (number not in _WARNINGS or handler in (signal.SIG_DFL, *_handlers))
     ]
     before = {number: signal.signal(number, handle) for number in handled}
     _handlers.append(handle)

@@ -86,7 +86,7 @@ def convert_checkpoint(
             tokenizer = load_tokenizer(source / MODEL_FILE if kind == "original" else source)
             set_max_length(model.config, tokenizer).save_pretrained(temporary)
         files.sync_tree(temporary)
-        _install(temporary, target)
+        files.install(temporary, target, {path for pattern in _OUTPUT_PATTERNS for path in target.glob(pattern)})
     return target
 
 
@@ -129,23 +129,6 @@ def _check_target(target: Path, overwrite: bool) -> None:
             ours = False
         if not ours:
             raise UsageError(f"--output_dir {target} holds a model that this program did not write; choose another")
-
-
-def _install(temporary: Path, target: Path) -> None:
-    """Move the files of ``temporary`` to ``target``, then delete those of an earlier conversion."""
-    old = {path for pattern in _OUTPUT_PATTERNS for path in target.glob(pattern)}
-    # Files of the same name that a killed overwrite set aside are the older ones, and these its unfinished ones.
-    files.set_aside(target, [path for path in old if not (target / files.ASIDE_NAME / path.name).exists()])
-    new = sorted(temporary.iterdir(), key=lambda path: path.name == "config.json")  # last: it makes the folder a model
-    try:
-        for path in new:
-            path.replace(target / path.name)
-    except OSError:
-        for path in new:
-            (target / path.name).unlink(missing_ok=True)
-        files.put_back(target)
-        raise
-    files.discard_aside(target)
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

@@ -21,8 +21,8 @@ from bert_convolutions.schemas import DatasetManifest, ShardRecord
 MANIFEST_FILE = "manifest.json"
 _VERIFIED_BYTES = 512 << 20
 """All checksums of datasets up to this size are verified when they are opened, which takes at most a second."""
-_OPEN_SHARE = 4
-"""Up to this part of the files that a process may have open are shards: of 1024 usually, of 256 on macOS."""
+_MAX_OPEN_SHARDS = 512
+"""Maximum number of open shards, each with a file descriptor; also at most a quarter of those a process may have."""
 
 
 class ExampleStore:
@@ -227,7 +227,7 @@ class ArrowStore(ExampleStore):
         record, file = self._shards[number], self._open.get(number)
         if file is None:
             file = self._open[number] = WatchedFile(self.folder / record.file, record.sha256, self._stamps[number])
-            if len(self._open) > resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _OPEN_SHARE:
+            if len(self._open) > _max_open_shards():
                 self._open.popitem(last=False)
         if number not in self._layouts:
             self._layouts[number] = _find_layout(self.folder / record.file, record, file)
@@ -300,6 +300,11 @@ def check_tokenizer(path: Path, manifest: DatasetManifest, tokenizer_hash: str) 
             f"{path}: built with another tokenizer (hash {built_with[:12]}, not {tokenizer_hash[:12]}); "
             "give that one as --tokenizer_name or run build-dataset again"
         )
+
+
+def _max_open_shards() -> int:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # usually 1024, on macOS 256
+    return _MAX_OPEN_SHARDS if limit == resource.RLIM_INFINITY else min(_MAX_OPEN_SHARDS, limit // 4)
 
 
 def _shard_stamp(path: Path, size: int) -> tuple[int, ...]:

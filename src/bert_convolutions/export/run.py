@@ -7,7 +7,7 @@ from bert_convolutions.errors import UsageError
 from bert_convolutions.export.graphs import write_onnx, write_torch
 from bert_convolutions.export.hub import publish, write_folder
 from bert_convolutions.export.options import ExportOptions
-from bert_convolutions.files import folder_inside, is_empty, refuse_overlap, sync_tree
+from bert_convolutions.files import folder_inside, install, is_empty, refuse_overlap, sync_tree
 from bert_convolutions.hub import local_folder
 
 FORMATS = {"hub": write_folder, "onnx": write_onnx, "torch": write_torch}
@@ -28,8 +28,7 @@ def run_export(options: ExportOptions) -> Path:
     with folder_inside(target, "--output_dir") as folder:
         FORMATS[options.format](options, folder)
         sync_tree(folder)
-        for path in sorted(folder.iterdir(), key=lambda path: path.name == "config.json"):
-            path.rename(target / path.name)  # the last one makes it a model
+        install(folder, target)
     if options.push_to_hub:
         publish(options)
     return target

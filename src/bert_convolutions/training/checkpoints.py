@@ -5,10 +5,11 @@ file. The manifest is written last, before the folder is renamed, so a folder wi
 checkpoint is replaced by one of the same step, the old one is named ``.replaced-checkpoint-<step>`` and is still found.
 """
 
+import contextlib
 import pickle
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,6 +72,19 @@ def publish(staged: Path, destination: Path, facts: Mapping[str, Any]) -> None:
     sync(destination.parent)
     shutil.rmtree(replaced, ignore_errors=True)
     discard_aside(destination.parent)
+
+
+@contextlib.contextmanager
+def staged(destination: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
+    """Make a folder in the staging folder beside ``destination``, and ``publish`` it unless filling it fails."""
+    staging = destination.parent / STAGING_NAME
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        (staging / destination.name).mkdir(parents=True)
+        yield staging / destination.name
+        publish(staging / destination.name, destination, facts)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def read_manifest(checkpoint: Path) -> CheckpointManifest:

@@ -6,7 +6,6 @@ code and with the installed transformers, both the version of constraints.txt an
 
 import contextlib
 import math
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -144,9 +143,9 @@ class ResumableTrainer(Trainer):
     def training_begins(self) -> None:
         """Hook before the first step: apply this run's steps and its folder to a restored state."""
         self.state.compute_steps(self.args, self.state.max_steps)
-        best = Path(self.state.best_model_checkpoint or self.output_folder)
-        if not best.is_dir():  # the run has been moved
-            self.state.best_model_checkpoint = str(self.output_folder / best.name)
+        best = self.state.best_model_checkpoint
+        if best is not None and not Path(best).is_dir():  # the run has been moved
+            self.state.best_model_checkpoint = str(self.output_folder / Path(best).name)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Train on one micro-batch; record the first step with a bad loss on the device, without synchronizing."""
@@ -280,14 +279,8 @@ class ResumableTrainer(Trainer):
         if not self.args.should_save:
             yield staging / destination.name
             return
-        with self.watch.removed_on_exit(staging):
-            try:
-                shutil.rmtree(staging, ignore_errors=True)
-                (staging / destination.name).mkdir(parents=True)
-                yield staging / destination.name
-                checkpoints.publish(staging / destination.name, destination, self.run_facts)
-            finally:
-                shutil.rmtree(staging, ignore_errors=True)
+        with self.watch.removed_on_exit(staging), checkpoints.staged(destination, self.run_facts) as folder:
+            yield folder
 
     def _write_checkpoint(
         self, model: torch.nn.Module, trial: Any, destination: Path, random_states: list[bytes]
