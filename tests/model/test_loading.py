@@ -44,10 +44,13 @@ def test_weights_of_another_configuration_are_refused_by_name(folder, change, na
         load_strictly(model_class, folder, config, new_head=True)
 
 
-def test_a_head_may_be_new_where_that_is_said(folder):
+def test_a_head_may_be_new_where_that_is_said(folder, capfd):
     config = CompositeBertConfig(**SIZES, **KERNEL)
     for model_class in (CompositeBertForPreTraining, AutoModelForSequenceClassification):
         assert load_strictly(model_class, folder, config, new_head=True)
+        told = capfd.readouterr().err
+        assert ("which start at random values" in told) == (model_class is CompositeBertForPreTraining)
+        assert told.count("\n") <= 1  # not transformers' report, which calls such a folder corrupted
         with pytest.raises(UsageError, match=r"lacks bert.pooler|lacks classifier|lacks cls"):
             load_strictly(model_class, folder, config)
 

@@ -36,6 +36,12 @@ CONTRADICTIONS = {
     "optim sgd": {"optim": "sgd", "optim_args": "momentum=-3"},
     "lr_scheduler_type cosine": {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycle": 2}},
     "lr_scheduler_type polynomial": {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": "two"}},
+    "(activation|gradient)_checkpointing_kwargs {'every'": {"gradient_checkpointing_kwargs": {"every": 2}},
+    "(activation|gradient)_checkpointing_kwargs {'every_n_layers': 0}": {
+        "gradient_checkpointing_kwargs": {"every_n_layers": 0}
+    },
+    "(activation|gradient)_checkpointing_kwargs {'offload'": {"gradient_checkpointing_kwargs": {"offload": True}},
+    "(activation|gradient)_checkpointing_kwargs all": {"gradient_checkpointing_kwargs": "all"},
     "lr_scheduler_kwargs": {"lr_scheduler_type": "linear", "lr_scheduler_kwargs": {"num_cycles": 2}},
 }
 

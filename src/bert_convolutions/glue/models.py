@@ -17,7 +17,7 @@ from bert_convolutions.errors import UsageError
 from bert_convolutions.files import sha256
 from bert_convolutions.glue.tasks import Task
 from bert_convolutions.hub import WEIGHTS, local_folder
-from bert_convolutions.model.loading import count_positions, load_config, load_strictly, quiet_transformers
+from bert_convolutions.model.loading import count_positions, load_config, load_strictly
 from bert_convolutions.parsing import read_json
 
 _NON_MODEL_KEYS = ("transformers_version", "_name_or_path")
@@ -115,5 +115,4 @@ def check_fit(
 def _load_weights(folder: str | Path, config: PreTrainedConfig, task: Task, new_classifier: bool) -> PreTrainedModel:
     """Load weights as float32, whatever their saved dtype: lower precision would round AdamW's updates away."""
     auto_class = AutoModelForTokenClassification if task.per_token else AutoModelForSequenceClassification
-    with quiet_transformers():
-        return load_strictly(auto_class, folder, config, new_head=new_classifier, dtype=torch.float32)
+    return load_strictly(auto_class, folder, config, new_head=new_classifier, dtype=torch.float32)

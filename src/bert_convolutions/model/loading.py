@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from bert_convolutions.errors import UsageError, first_line
 from bert_convolutions.model.configuration import CompositeBertConfig
+from bert_convolutions.terminal import say
 
 
 def set_max_length(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -67,15 +68,16 @@ def load_strictly(
         UsageError: the weights can't be read, or one is missing, unexpected or of another shape; the message names it.
     """
     try:
-        model, report = model_class.from_pretrained(
-            folder,
-            config=config,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **options,
-        )
+        with quiet_transformers():
+            model, report = model_class.from_pretrained(
+                folder,
+                config=config,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **options,
+            )
     except Exception as error:  # torch, safetensors and transformers each raise errors of their own
         raise UsageError(f"{folder}: the model can't be loaded ({first_line(error)})") from error
     prefix = f"{model.base_model_prefix}."
@@ -95,6 +97,9 @@ def load_strictly(
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise UsageError(f"{folder} {fault} {names[0]}{more}; give the configuration that belongs to the weights")
+    new = sorted(name for name in report["missing_keys"] if name.startswith("cls."))
+    if new:  # a classifier's are always new
+        say(f"{folder} lacks weights of the pre-training heads ({new[0]}, ...), which start at random values")
     return model
 
 

@@ -33,9 +33,14 @@ _SWEEP_FLAGS = ("seed", "output_dir", "resume_from_checkpoint", "overwrite_outpu
 _BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 _SPEED_ONLY = {
     *("pack", "attn_implementation", "num_proc", "data_cache_dir", "save_every_minutes"),
-    *("bf16", "fp16", "tf32", "torch_compile", "torch_compile_backend", "torch_compile_mode", "gradient_checkpointing"),
-    *("per_device_eval_batch_size", "dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_pin_memory"),
-    *("disable_tqdm", "logging_steps", "logging_strategy", "report_to", "use_cpu", "ddp_backend"),
+    *("bf16", "fp16", "tf32", "torch_compile", "torch_compile_backend", "torch_compile_mode"),
+    *("activation_checkpointing", "activation_checkpointing_kwargs"),
+    *("gradient_checkpointing", "gradient_checkpointing_kwargs"),
+    *("per_device_eval_batch_size", "eval_accumulation_steps", "torch_empty_cache_steps", "use_cpu"),
+    *("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_pin_memory"),
+    *("dataloader_multiprocessing_context", "ddp_backend", "ddp_timeout", "ddp_bucket_cap_mb"),
+    *("disable_tqdm", "logging_steps", "logging_strategy", "logging_first_step", "log_level", "report_to"),
+    *("run_name", "project"),
     *("save_steps", "save_strategy", "save_total_limit"),
 }
 """Flags that affect only the speed, logging or saving of a run, not its result."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.checkpoint import checkpoint
 from transformers import TrainingArguments, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
@@ -20,7 +21,7 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
-from bert_convolutions.errors import EXTRAS, UsageError, install_command
+from bert_convolutions.errors import EXTRAS, UsageError, first_line, install_command
 from bert_convolutions.flags import flag
 from bert_convolutions.terminal import say
 
@@ -143,6 +144,7 @@ class BertTrainingArguments(TrainingArguments):
         if self.n_gpu > 1:
             logger.warning(f"{self.n_gpu} GPUs are visible but one is used; torchrun --nproc_per_node uses them all.")
             self._n_gpu = 1
+        _check_checkpointing(self)
         _check_optimizer(self)
 
     def _use_float32_if_faster_on_cpu(self) -> None:
@@ -192,6 +194,21 @@ _REQUIRED_VALUES: dict[str, tuple[bool | str, str]] = {
     "use_liger_kernel": (False, "is not supported: the loss is computed without full logits in any case; leave it out"),
 }
 """Flags of the Trainer that must have one value here, and the end of the message that refuses any other."""
+
+
+def _check_checkpointing(arguments: TrainingArguments) -> None:
+    """Recompute a layer that does nothing, so that bad arguments of gradient checkpointing fail at once."""
+    given = arguments.gradient_checkpointing_kwargs or {}
+    try:
+        own = dict(given)  # type: ignore[arg-type] # text that isn't JSON fails here
+        if own.pop("every_n_layers", 1) < 1:
+            raise ValueError("every_n_layers is below 1")
+        if own.pop("offload", False) and arguments.device.type == "cpu":
+            raise ValueError("offload is for GPUs")
+        checkpoint(torch.nn.Identity(), torch.zeros(1), **{"use_reentrant": False, **own})
+    except (TypeError, ValueError) as error:
+        name = "activation" if hasattr(arguments, "activation_checkpointing_kwargs") else "gradient"
+        raise UsageError(f"--{name}_checkpointing_kwargs {given}: {first_line(error)}") from error
 
 
 def _check_optimizer(arguments: TrainingArguments) -> None:
