@@ -1,3 +1,4 @@
+import bz2
 import gzip
 import io
 import json
@@ -119,6 +120,7 @@ def test_number_of_processes_blocks_and_compression_change_nothing(
     plain.write_bytes(text)
     compressed = {
         "gz": gzip.compress(text),
+        "bz2": bz2.compress(text),
         "xz": lzma.compress(text),
         "zst": b"".join(map(zstd, (text[:100], text[100:]))),
     }
@@ -249,10 +251,10 @@ def test_bad_text_is_refused_by_name_and_leaves_nothing(
     assert len(examples(build(file))) == 1
 
 
-@pytest.mark.parametrize("suffix", ["gz", "xz", "zst"])
+@pytest.mark.parametrize("suffix", ["gz", "bz2", "xz", "zst"])
 def test_damaged_archives_are_refused(build: Build, tmp_path: Path, suffix: str) -> None:
     text = b"the union\nof states\n" * 50
-    data = {"gz": gzip.compress, "xz": lzma.compress, "zst": zstd}[suffix](text)
+    data = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zstd}[suffix](text)
     file = tmp_path / f"bad.{suffix}"
     file.write_bytes(b"plain text, not an archive\n")
     with pytest.raises(UsageError, match=f"bad.{suffix}: cannot be decompressed"):

@@ -84,6 +84,17 @@ def test_files_are_known_by_the_ending_before_that_of_compression(build: Build, 
         build([], "out", dataset=str(plain.rename(tmp_path / "in.pkl")), text_column="body")
 
 
+def test_a_folder_of_several_kinds_is_told_of(build: Build, tmp_path: Path, rows, capsys) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write_rows(folder, ".jsonl", rows[:6])
+    build([], "alone", dataset=str(folder), text_column="body")
+    assert "of these kinds" not in capsys.readouterr().err
+    write_rows(folder, ".csv", rows[:6])
+    build([], "both", dataset=str(folder), text_column="body")
+    assert "folder holds .csv, .jsonl files, and only one of these kinds is read" in capsys.readouterr().err
+
+
 def test_a_build_that_lost_its_rows_goes_on(build: Build, tmp_path: Path, rows, monkeypatch, capsys) -> None:
     monkeypatch.setattr(sources, "BLOCK_BYTES", 5000)
     path = write_rows(tmp_path, ".jsonl", rows)

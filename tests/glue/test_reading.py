@@ -1,5 +1,6 @@
 """Readers against rows written by hand, and every kind of bad input."""
 
+import gzip
 import logging
 from pathlib import Path
 
@@ -81,6 +82,7 @@ BAD_TRAIN = {
     "header only": (RTE, RTE_HEADER + "\n\n", "no examples"),
     "blank line between": (RTE, RTE_HEADER + "\n0\ta\tb\tentailment\n", "line 2: 1 tab-separated"),
     "not utf-8": (RTE, RTE_HEADER.encode() + b"0\ta\xff\tb\tentailment\n", "line 2: not UTF-8"),
+    "compressed": (RTE, gzip.compress(RTE_HEADER.encode()), "is compressed; unpack it"),
     "another format": (RTE, "index,sentence1,sentence2,label\n0,a,b,entailment\n", "line 1: 1 tab-separated"),
 }
 

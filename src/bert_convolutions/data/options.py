@@ -11,7 +11,7 @@ class TrainTokenizerOptions:
     """The text to learn a SentencePiece vocabulary from, and its size."""
 
     input: list[str] = field(
-        metadata={"help": "text files (UTF-8, one sentence per line; also .gz, .xz, .zst) or folders of them"}
+        metadata={"help": "text files (UTF-8, one sentence per line; also .gz, .bz2, .xz, .zst) or folders of them"}
     )
     output_dir: str = field(metadata={"help": "folder for spm.model and tokenizer_config.json"})
     vocab_size: int = flag(30_000, "pieces to learn; four special tokens are added")
@@ -28,7 +28,7 @@ class BuildDatasetOptions:
 
     tokenizer_name: str = field(metadata={"help": "an spm.model, or the folder of any Hugging Face tokenizer"})
     train_data_file: list[str] = flag(
-        [], "text files (UTF-8, one sentence per line; also .gz, .xz, .zst) or folders of them"
+        [], "text files (UTF-8, one sentence per line; also .gz, .bz2, .xz, .zst) or folders of them"
     )
     dataset: str | None = flag(
         None,

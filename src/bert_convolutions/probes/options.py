@@ -46,8 +46,8 @@ class LocalOrderOptions(ProbeOptions):
 
     text: Path = field(
         metadata={
-            "help": "text the model has not seen: UTF-8, one sentence per line (also .gz, .xz, .zst), or a folder of "
-            "such files; sentences of up to 24 words are used"
+            "help": "text the model has not seen: UTF-8, one sentence per line (also .gz, .bz2, .xz, .zst), or a "
+            "folder of such files; sentences of up to 24 words are used"
         }
     )
     distances: list[int] = flag([1, 2, 3, 4, 6, 8], "by how many words a word is moved; 1 swaps it with its neighbour")

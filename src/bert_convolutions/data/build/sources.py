@@ -7,6 +7,7 @@ at a space if there is one. Block boundaries depend only on the text, so neither
 compression changes a result.
 """
 
+import bz2
 import gzip
 import io
 import lzma
@@ -22,6 +23,7 @@ from tqdm import tqdm
 from bert_convolutions.data.options import BuildDatasetOptions
 from bert_convolutions.errors import CommandError, UsageError, brief, first_line
 from bert_convolutions.schemas import DatasetRecord, TextRecord
+from bert_convolutions.terminal import say
 
 BLOCK_BYTES = 4 << 20
 MAX_REST_BYTES = 4 << 20
@@ -80,6 +82,9 @@ def find_dataset(options: BuildDatasetOptions) -> DatasetRecord | None:
         revision = None if Path(name).exists() else HfApi().dataset_info(name).sha
     except Exception as error:  # network errors, invalid names and others
         raise UsageError(f"--dataset {name}: neither here nor on the Hub ({first_line(error)})") from error
+    kinds = {file.suffix for file in _files_in(Path(name)) if file.suffix in _BUILDERS} if Path(name).is_dir() else {}
+    if len({_BUILDERS[kind] for kind in kinds}) > 1:
+        say(f"{name} holds {', '.join(sorted(kinds))} files, and only one of these kinds is read")
     record = DatasetRecord(
         path=name,
         config=options.dataset_config,
@@ -273,6 +278,7 @@ def _open_zstd(file: BinaryIO) -> io.BufferedReader:
 
 _OPENERS: dict[str, Callable[[BinaryIO], io.BufferedIOBase]] = {
     ".gz": lambda file: gzip.GzipFile(fileobj=file),
+    ".bz2": lambda file: bz2.BZ2File(file),
     ".xz": lambda file: lzma.LZMAFile(file),  # noqa: SIM115 (the underlying file is closed)
     ".zst": _open_zstd,
 }
