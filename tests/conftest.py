@@ -15,11 +15,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-for number in (signal.SIGHUP, signal.SIGINT):  # ignored under nohup and in the background, and so it would stay
+for number in (signal.SIGHUP, signal.SIGINT):  # ignored under nohup and in the background, which children would inherit
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 torch.set_num_threads(1)
-if not torch.cuda.is_available():  # Triton's kernels then run on the CPU; read where they are first imported
+if not torch.cuda.is_available():  # runs Triton's kernels on the CPU; read when they are first imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
@@ -33,19 +33,19 @@ def _seeds() -> Iterator[None]:
 
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of Triton's kernels: quicker in its interpreter, and several on either side of the band in a short sequence."""
+    """Small tiles for the Triton kernels: faster in its interpreter, and many even in a short sequence."""
     launch = pytest.importorskip("bert_convolutions.attention.triton.launch")
     tile = launch.Tile(queries=32, keys=32, warps=4, stages=2)
     monkeypatch.setattr(launch, "TILES", dict.fromkeys(launch.TILES, (tile,) * 3))
 
 
-class _NoNumber(TorchDispatchMode):
+class _NoDeviceRead(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         assert function not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
         return function(*args, **(kwargs or {}))
 
 
 @pytest.fixture
-def no_number() -> TorchDispatchMode:
-    """A context that fails where a tensor is asked for a number, for which a GPU would have to be waited for."""
-    return _NoNumber()
+def no_device_read() -> TorchDispatchMode:
+    """A context that fails where Python reads a value of a tensor, which would wait for a GPU."""
+    return _NoDeviceRead()

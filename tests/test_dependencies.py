@@ -1,4 +1,4 @@
-"""What ``pyproject.toml`` allows is what is tested: each lower bound stands in ``constraints-oldest.txt``."""
+"""The versions that ``pyproject.toml`` allows are tested: each lower bound is in ``constraints-oldest.txt``."""
 
 import re
 from pathlib import Path
@@ -11,17 +11,19 @@ ROOT = Path(__file__).parents[1]
 NOT_IMPORTED_BY_TESTS = {
     *("build", "mkdocs", "mkdocs-material", "mkdocstrings", "mypy", "pre-commit", "ruff", "setuptools", "types-pyyaml"),
 }
-"""Tools, of which any version above their bound does."""
+"""Tools, whose lowest version is not tested."""
 
 
 def requirements() -> dict[str, Requirement]:
-    """Of the package, its extras and the tests, by name in lower case."""
+    """The requirements of the package, its extras and the tests, by name in lower case."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     names = "dependencies|demo|dev|docs|gpu|onnx|report|slurm|tensorboard"
     lists = re.findall(rf"^(?:{names}) = (\[.*?\])$", text, flags=re.DOTALL | re.MULTILINE)
     assert len(lists) == len(names.split("|"))
     found = [Requirement(item) for part in lists for item in re.findall(r'"([^"]+)"', part)]
-    return {item.name.lower(): item for item in found if item.name != "bert_convolutions"}  # its own extras
+    return {
+        item.name.lower(): item for item in found if item.name != "bert_convolutions"
+    }  # which refers to its own extras
 
 
 def pins(name: str) -> dict[str, Version]:
@@ -41,7 +43,7 @@ def test_lower_bounds_are_the_versions_tested() -> None:
 
 
 @pytest.mark.parametrize("name", ["torch", "transformers"])
-def test_the_next_major_of_what_the_code_leans_on_is_not_allowed(name: str) -> None:
+def test_the_next_major_version_is_not_allowed(name: str) -> None:
     specifier = requirements()[name].specifier
     tested = pins("constraints.txt")[name]
     assert tested in specifier

@@ -1,4 +1,4 @@
-"""The documentation's site builds without a warning, loads nothing from elsewhere, has no dead link; its code runs."""
+"""The documentation builds without warnings, loads nothing from other sites, has no dead link, and its code runs."""
 
 import os
 import re
@@ -20,7 +20,7 @@ PAGES = sorted(DOCS.rglob("*.md"))
 
 
 class Page(HTMLParser):
-    """What a page links to and loads, and what can be linked to in it."""
+    """The links of a page, the files that it loads, and its anchors."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Page]:
-    """The pages of the site by the path of their HTML."""
+    """The pages of the site by the path of their HTML files."""
     pytest.importorskip("mkdocs")
     pytest.importorskip("material")
     pytest.importorskip("mkdocstrings")
@@ -57,7 +57,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Page]:
     return {path: Page(path.read_text(encoding="utf-8")) for path in folder.rglob("*.html") if path.name != "404.html"}
 
 
-def test_nothing_is_loaded_from_elsewhere_and_every_link_leads_somewhere(site: dict[Path, Page]) -> None:
+def test_nothing_is_loaded_from_other_sites_and_no_link_is_dead(site: dict[Path, Page]) -> None:
     assert len(site) >= 10
     for path, page in site.items():
         assert not [load for load in page.loads if urlsplit(load).netloc], path
@@ -79,7 +79,7 @@ def test_every_sub_command_and_the_main_classes_are_in_the_reference(site: dict[
 
 def test_every_page_is_in_the_navigation() -> None:
     class Loader(yaml.SafeLoader):
-        """Of a file with tags of MkDocs'."""
+        """Reads also the tags that MkDocs adds to YAML."""
 
     text = (DOCS.parent / "mkdocs.yml").read_text(encoding="utf-8")
     named = set(re.findall(r"[\w/-]+\.md", yaml.dump(yaml.load(text, Loader)["nav"])))
@@ -95,7 +95,7 @@ def test_the_python_in_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     exec(compile("\n".join(blocks), str(page), "exec"), {})
-    if page.stem == "own-language":  # whose tokenizer is one that pairs can be built with
+    if page.stem == "own-language":  # pairs can be built with its tokenizer
         (tmp_path / "korpus.txt").write_text("Der Fluß trägt Schnee.\nFällt Schnee?\n", encoding="utf-8")
         argv = ["--train_data_file", "korpus.txt", "--tokenizer_name", "tokenizer-de", "--output_dir", "pairs"]
         assert main(["build-dataset", *argv]) == 0

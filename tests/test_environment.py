@@ -1,4 +1,4 @@
-"""What records say of where something was run."""
+"""What is recorded about the machine and the versions of a run."""
 
 from importlib import metadata
 from pathlib import Path
@@ -9,8 +9,8 @@ from bert_convolutions import __version__
 from bert_convolutions.environment import environment, machine_facts, memory_held, usable_cores
 
 
-def test_a_package_run_from_its_sources_knows_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where it isn't installed, a sweep failed before its first cell, and bench after all that it had measured."""
+def test_a_package_that_is_not_installed_knows_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise, run from sources, a sweep fails before its first cell, and bench after all its measurements."""
     installed = metadata.version
 
     def version(name: str) -> str:
@@ -31,7 +31,7 @@ def test_the_usable_cores_are_those_that_a_batch_system_leaves(monkeypatch: pyte
     assert usable_cores() == 128
 
 
-def test_memory_is_told_where_the_kernel_keeps_no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peak_memory_is_reported_where_the_kernel_keeps_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr(Path, "exists", lambda path: True)
     monkeypatch.setattr(Path, "read_text", lambda path, **options: "Name:\tpython\nVmRSS:\t1000 kB\n")

@@ -29,7 +29,7 @@ def test_every_example_is_run_here() -> None:
     }
 
 
-def test_a_module_in_a_model_of_ones_own(run: Any) -> None:
+def test_the_attention_module_learns_what_a_dot_product_does_not(run: Any) -> None:
     assert run("attention_module.py", "--steps", 100) > 0.9
     assert run("attention_module.py", "--steps", 100, "--kernel", "dot_product") < 0.6
 
@@ -50,7 +50,9 @@ def test_pretraining_scoring_and_embeddings(run: Any, tmp_path: Path) -> None:
     assert similarities[0, 2] < 0.9999
 
 
-def test_retrofit(run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_retrofitted_bert_computes_the_same_and_its_terms_learn(
+    run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     BertModel(BertConfig(vocab_size=50, max_position_embeddings=32, **TINY)).save_pretrained(tmp_path / "bert")
     assert run("retrofit.py", "--model", tmp_path / "bert", "--output_dir", tmp_path / "ours") < 1e-5
     assert "after one step 3 of 3 terms differ from zero" in capsys.readouterr().out

@@ -26,7 +26,7 @@ with run_lock(Path(sys.argv[1])):
 """
 
 
-def test_a_second_run_is_refused_while_the_first_lives(tmp_path: Path) -> None:
+def test_a_second_run_is_refused_while_the_first_runs(tmp_path: Path) -> None:
     environment = {**os.environ, "BERT_CONVOLUTIONS_LAZY": "1"}
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, env=environment, start_new_session=True
@@ -44,7 +44,7 @@ def test_a_second_run_is_refused_while_the_first_lives(tmp_path: Path) -> None:
         os.killpg(holder.pid, signal.SIGKILL)
 
 
-def test_a_lock_is_free_after_use_and_its_file_alone_does_not_lock(tmp_path: Path) -> None:
+def test_a_lock_is_released_after_use_and_its_file_alone_does_not_lock(tmp_path: Path) -> None:
     (tmp_path / LOCK_NAME).write_text("not even JSON")
     for _ in range(2):
         with run_lock(tmp_path):
@@ -68,10 +68,10 @@ class KilledError(Exception):
 
 @pytest.mark.parametrize("keep_new", [False, True])
 @pytest.mark.parametrize("moment", range(12))
-def test_killed_at_any_rename_an_overwrite_leaves_one_run_and_never_two(
+def test_an_overwrite_killed_at_any_rename_leaves_either_the_old_or_the_new_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int, keep_new: bool
 ) -> None:
-    """While it is set aside, put back or discarded; then settled, perhaps killed once more, and settled again."""
+    """Killed while the old run is set aside, put back or discarded, and perhaps again while that is settled."""
     before = old_run(tmp_path)
     genuine = Path.rename
     left = [moment]
@@ -103,7 +103,7 @@ def test_killed_at_any_rename_an_overwrite_leaves_one_run_and_never_two(
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
-def test_only_what_was_written_for_its_owner_alone_gets_the_mode_of_the_umask(tmp_path: Path) -> None:
+def test_only_files_of_mode_600_get_the_mode_of_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         for name, mode in (("model.safetensors", 0o600), ("shared", 0o664), ("script", 0o755)):
@@ -116,10 +116,10 @@ def test_only_what_was_written_for_its_owner_alone_gets_the_mode_of_the_umask(tm
     assert modes == {"model.safetensors": 0o640, "shared": 0o664, "script": 0o755}
 
 
-def test_a_disk_without_modes_and_without_syncing_of_folders_takes_files(
+def test_files_can_be_written_to_a_disk_without_modes_and_without_syncing_of_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As Windows' disks in WSL, and some network file systems."""
+    """As on Windows' disks in WSL and on some network file systems."""
 
     def refuse(*args: object, **kwargs: object) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
@@ -138,10 +138,10 @@ def test_a_disk_without_modes_and_without_syncing_of_folders_takes_files(
 
 
 @pytest.mark.parametrize(("output", "relation"), [("Text", "is"), ("DATA", "holds"), ("data/TEXT/out", "lies in")])
-def test_an_input_is_known_where_capitals_do_not_tell_names_apart(
+def test_an_input_is_recognised_on_a_disk_that_ignores_case(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str, relation: str
 ) -> None:
-    """As macOS's disks do: there a place has many names; on Linux, it has them by bind mounts."""
+    """As macOS's disks do. On Linux, a folder has several names by bind mounts."""
     monkeypatch.setattr(Path, "samefile", lambda one, other: str(one).lower() == str(other).lower())
     (tmp_path / "data" / "text").mkdir(parents=True)
     place = tmp_path / "data" / output if relation == "is" else tmp_path / output
@@ -150,7 +150,7 @@ def test_an_input_is_known_where_capitals_do_not_tell_names_apart(
     files.refuse_overlap(tmp_path / "other", "--output_dir", {"--input": tmp_path / "data" / "text"})
 
 
-def test_a_new_folder_is_made_inside_and_goes_with_what_failed(tmp_path: Path) -> None:
+def test_a_new_folder_inside_the_output_is_removed_after_a_failure(tmp_path: Path) -> None:
     target = tmp_path / "parent" / "new"
     for _ in range(2):
         with pytest.raises(KilledError), files.folder_inside(target, "--output_dir") as folder:

@@ -1,4 +1,4 @@
-"""What is built is what belongs in it: nothing of the tests, all that the code reads beside itself."""
+"""The wheel and the sdist have all files that the code reads, and no tests."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sdist, and the wheel built of the sdist."""
+    """A folder with the sdist, and the wheel that was built from it."""
     folder = tmp_path_factory.mktemp("packaging")
     sources = folder / "sources"
     shutil.copytree(ROOT / "src", sources / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
@@ -31,7 +31,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "dist"
 
 
-def test_the_wheel_holds_the_package_and_what_it_reads(built: Path) -> None:
+def test_the_wheel_has_the_package_with_its_data_files(built: Path) -> None:
     with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
         metadata = message_from_bytes(wheel.read(next(n for n in wheel.namelist() if n.endswith("/METADATA"))))
@@ -48,8 +48,7 @@ def test_the_wheel_holds_the_package_and_what_it_reads(built: Path) -> None:
         assert not any(line.startswith(optional) for line in base), optional
 
 
-def test_the_sdist_can_be_built_from_and_has_the_licence(built: Path) -> None:
-    """The wheel was made of it."""
+def test_the_sdist_has_the_licence_and_what_the_wheel_was_built_from(built: Path) -> None:
     with tarfile.open(next(built.glob("*.tar.gz"))) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
     assert {"LICENSE", "README.md", "pyproject.toml", "src/bertconv.py"} <= names

@@ -26,18 +26,18 @@ with watch.finish_step_on_signal(), watch.removed_on_exit(scratch):
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_is_remembered_and_handlers_are_given_back(number: signal.Signals) -> None:
+def test_a_signal_is_remembered_and_handlers_are_restored(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with interruptible("a build around it"), SignalWatch().finish_step_on_signal() as watch:
         assert watch.received is None
         os.kill(os.getpid(), number)
         assert watch.received == number
-        os.kill(os.getpid(), signal.SIGTERM)  # once more, to no effect
+        os.kill(os.getpid(), signal.SIGTERM)  # a second one has no effect
     assert signal.getsignal(number) == before
 
 
 @pytest.mark.parametrize("launched", [False, True])
-def test_a_second_ctrl_c_leaves_at_once_unless_a_launcher_has_echoed_the_first(tmp_path: Path, launched: bool) -> None:
+def test_a_second_ctrl_c_ends_the_run_at_once_but_not_under_a_launcher(tmp_path: Path, launched: bool) -> None:
     environment = {**os.environ, "BERT_CONVOLUTIONS_LAZY": "1"} | ({"TORCHELASTIC_RUN_ID": "x"} if launched else {})
     scratch = tmp_path / "scratch"
     done = subprocess.run(
@@ -48,7 +48,7 @@ def test_a_second_ctrl_c_leaves_at_once_unless_a_launcher_has_echoed_the_first(t
     assert scratch.exists() == launched
 
 
-def test_the_resume_command_is_the_command_itself_with_the_flag() -> None:
+def test_the_resume_command_is_the_command_itself_with_resume_from_checkpoint() -> None:
     argv = ["/usr/bin/bertconv", "pretrain", "--do_train", "--attention_kernel", "qk_convq 8", "--output_dir=out"]
     expected = (
         "bertconv pretrain --do_train --attention_kernel 'qk_convq 8' --output_dir=out --resume_from_checkpoint true"
@@ -67,7 +67,7 @@ def test_with_nothing_to_save_a_signal_ends_the_run_at_once() -> None:
         watch.interrupt_on_signal("do it again"),
         watch.finish_step_on_signal(),
     ):
-        os.kill(os.getpid(), signal.SIGTERM)  # remembered while a step may be in hand
+        os.kill(os.getpid(), signal.SIGTERM)  # remembered while a step may be in progress
         assert watch.cause == "SIGTERM"
         watch.received, watch.cause = None, ""
         with watch.interrupt_on_signal("do it again"):
@@ -85,18 +85,18 @@ def test_what_nohup_ignores_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_outside_the_main_thread_a_run_goes_on_without_handlers() -> None:
+def test_outside_the_main_thread_a_run_sets_no_handlers() -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
 
     def nested() -> list[object]:
         with SignalWatch().interrupt_on_signal("do it again"), SignalWatch().finish_step_on_signal():
             return [signal.getsignal(number) for number in SIGNALS]
 
-    with ThreadPoolExecutor() as threads:  # as in a worker of Ray, or a notebook's
+    with ThreadPoolExecutor() as threads:  # as in a worker of Ray or in a notebook
         assert threads.submit(nested).result() == before
 
 
-def test_of_several_processes_one_that_fails_has_its_say_whatever_the_launcher_sends(
+def test_after_a_failure_a_signal_of_the_launcher_does_not_end_a_process_before_its_message(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
@@ -113,8 +113,8 @@ def test_of_several_processes_one_that_fails_has_its_say_whatever_the_launcher_s
         signal.signal(signal.SIGTERM, before)
 
 
-def test_an_output_that_fails_is_a_signal_and_breaks_nothing(tmp_path: Path) -> None:
-    """What is still buffered for it must not fail at the end either, which would change the exit code."""
+def test_an_output_that_fails_counts_as_a_signal_and_changes_no_exit_code(tmp_path: Path) -> None:
+    """Nor does what is still buffered for that output when the process ends."""
     program = """
 import sys
 from bert_convolutions.signals import SignalWatch

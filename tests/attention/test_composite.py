@@ -1,4 +1,4 @@
-"""The score equation against loops over it, and the properties that every layout of a batch must keep."""
+"""The score equation against loops, and the properties that hold for every layout of a batch."""
 
 import itertools
 
@@ -13,14 +13,12 @@ from bert_convolutions.attention.cpu.dropout import Dropout, draw_keep_mask
 from bert_convolutions.attention.cpu.fused import attend_fused
 from bert_convolutions.attention.offsets import expand_offsets
 from bert_convolutions.attention.segments import Segments
-from bert_convolutions.attention.spec import SCORE_TERMS, AttentionKernel, parse_kernel, parse_projection
+from bert_convolutions.attention.spec import AttentionKernel, parse_kernel, parse_projection
 from bert_convolutions.attention.terms import TERMS, Term
 from bert_convolutions.errors import UsageError
 from bert_convolutions.model.backends import attend_interface, attention_backend
-from tests.helpers import random_attention
+from tests.helpers import TERM_SUBSETS, packed_mask, random_attention
 
-SUBSETS = ["_".join(terms) for size in range(1, 5) for terms in itertools.combinations(SCORE_TERMS[:4], size)]
-SUBSETS += ["convqhead", "qk_convkhead", "qk_convqhead_convkhead", "_".join(SCORE_TERMS)]  # a kernel for each head
 CONVOLUTIONS = ["", "_convolution", "_convolution_scaled", "_convspan"]
 
 
@@ -28,15 +26,9 @@ def make(kernel, *shape, **options):
     return random_attention(kernel, *shape, **options).double()
 
 
-def numbered(*lengths, row_length=None):
-    """An attention mask of one row with examples of these lengths, padded."""
-    numbers = torch.cat([torch.full((length,), k + 1) for k, length in enumerate(lengths)])
-    return nn.functional.pad(numbers, (0, (row_length or len(numbers)) - len(numbers))).unsqueeze(0)
-
-
 @pytest.mark.parametrize("length", [1, 2, 7, 12])
 @pytest.mark.parametrize("reach", [0, 1, 4])
-def test_offsets_are_laid_out_and_clipped(length, reach):
+def test_weights_by_offset_are_expanded_and_clipped_at_the_reach(length, reach):
     weights = torch.randn(2, 3, length, 2 * reach + 1)
     scores = expand_offsets(weights, length)
     for row, other in itertools.product(range(length), repeat=2):
@@ -44,8 +36,8 @@ def test_offsets_are_laid_out_and_clipped(length, reach):
         assert torch.equal(scores[..., row, other], weights[..., row, reach + offset])
 
 
-@pytest.mark.parametrize("subset", SUBSETS)
-def test_the_score_is_the_sum_of_the_named_terms(subset):
+@pytest.mark.parametrize("subset", TERM_SUBSETS)
+def test_the_score_is_the_sum_of_its_terms(subset):
     length, reach = 9, 3
     module = make(f"{subset} {reach}")
     hidden = torch.randn(1, length, 16, dtype=torch.float64)
@@ -76,7 +68,7 @@ BACKENDS = {"fused": attend_fused, "sdpa": lambda *arguments: attend_interface("
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("length", [1, 7, 128, 129, 512])
-@pytest.mark.parametrize("subset", SUBSETS)
+@pytest.mark.parametrize("subset", TERM_SUBSETS)
 def test_backends_agree_with_the_equation(subset, length, backend):
     module = make(f"{subset} 4")
     hidden = torch.randn(2, length, 16, dtype=torch.float64)
@@ -123,15 +115,15 @@ def test_a_new_term_is_one_declaration(monkeypatch):
 @pytest.mark.parametrize("scores_at_once", [50, 600, 3000])
 @pytest.mark.parametrize("reach", [0, 1, 2, 8])
 @pytest.mark.parametrize("subset", ["qk", "convk", "qk_convfixed", "convq_convk", "qk_convfixed_convq_convk"])
-def test_the_parts_that_are_worked_on_at_a_time_change_nothing(subset, reach, scores_at_once, monkeypatch):
-    """A few examples, a few heads of one, or some rows of a matrix; lengths from that of a kernel on; any mask."""
+def test_the_size_of_a_tile_changes_no_result(subset, reach, scores_at_once, monkeypatch):
+    """A tile is a few examples, a few heads of one, or some rows of a matrix; no row is shorter than a kernel."""
     monkeypatch.setattr(tiles, "SCORES_AT_ONCE", scores_at_once)
     module = make(f"{subset} {reach}", hidden_size=12, heads=3)
     for length in (2 * reach + 1, 2 * reach + 2, 23):
         hidden = torch.randn(4, length, 12, dtype=torch.float64)
         pairs = torch.rand(4, 3, length, length) > 0.3
         pairs |= torch.eye(length, dtype=torch.bool)  # so that no query is left without a key
-        shared = (pairs[:1, :1], pairs[:, :1, :1])  # by all examples and heads; by all queries
+        shared = (pairs[:1, :1], pairs[:, :1, :1])  # the same for all examples and heads; the same for all queries
         for mask in (None, (torch.arange(length) // 5 + 1).expand(4, -1), pairs, *shared):
             outputs, gradients = [], []
             for attend in (attend_eager, attend_fused):
@@ -146,7 +138,7 @@ def test_the_parts_that_are_worked_on_at_a_time_change_nothing(subset, reach, sc
 
 
 def test_in_half_precision_a_convolution_is_as_exact_as_the_dot_product():
-    """What the fused function takes off queries and keys, and adds elsewhere, costs no digits."""
+    """The fused function adds a kernel's last weights to queries instead of scores, which costs no precision."""
     torch.manual_seed(1)
     errors = {}
     for kernel in ("dot_product", "qk_convfixed_convq_convk 8"):
@@ -170,7 +162,7 @@ def test_in_half_precision_a_convolution_is_as_exact_as_the_dot_product():
         ("convolution_depth_mixed_no_act 3 1", "convolution_mixed_no_act 2 1"),
     ],
 )
-def test_padding_and_packing_change_nothing(convolution, value, query_key):
+def test_padding_and_packing_change_no_output(convolution, value, query_key):
     module = make(
         f"qk_convfixed_convq_convk{convolution} 3",
         value=parse_projection(value, "value_forward"),
@@ -182,7 +174,7 @@ def test_padding_and_packing_change_nothing(convolution, value, query_key):
     for row_length in (36, 50):
         garbage = 100 * torch.randn(1, row_length - 36, 16, dtype=torch.float64)
         for attend in (attend_eager, attend_fused):
-            mask = numbered(*lengths, row_length=row_length)
+            mask = packed_mask(*lengths, padding=(0, row_length - 36))
             packed, _ = module(torch.cat([*examples, garbage], dim=1), mask, attend=attend)
             assert torch.allclose(packed[:, :36], torch.cat(alone, dim=1), atol=1e-10)
     left_padded = torch.cat([torch.randn(1, 5, 16, dtype=torch.float64), examples[0]], dim=1)
@@ -191,7 +183,7 @@ def test_padding_and_packing_change_nothing(convolution, value, query_key):
 
 
 @pytest.mark.parametrize("convolution", CONVOLUTIONS)
-@pytest.mark.parametrize("subset", SUBSETS)
+@pytest.mark.parametrize("subset", TERM_SUBSETS)
 @pytest.mark.parametrize("remove_query_key", [False, True])
 def test_every_kernel_trains_all_its_parameters(subset, convolution, remove_query_key):
     module = make(f"{subset}{convolution} 2", remove_query_key=remove_query_key)
@@ -208,26 +200,26 @@ def test_every_kernel_trains_all_its_parameters(subset, convolution, remove_quer
 @pytest.mark.parametrize(
     "form", ["convolution 1 1", "convolution_depth 1 1", "convolution_depth_mixed 1 1", "feedforward"]
 )
-def test_any_head_size(head_size, form):
+def test_every_projection_takes_any_head_size(head_size, form):
     module = make("qk_convq_convolution 2", head_size=head_size, value=parse_projection(form, "value_forward"))
     output, _ = module(torch.randn(2, 5, 16, dtype=torch.float64))
     assert output.shape == (2, 5, 2 * head_size)
 
 
-def test_sizes_that_do_not_go_together_are_refused():
+def test_incompatible_sizes_and_backends_are_refused():
     with pytest.raises(ValueError, match="head_size"):
         make("dot_product", heads=3)
     with pytest.raises(ValueError, match="remove_query_key"):
         make("dot_product", head_size=4, remove_query_key=True)
     with pytest.raises(ValueError, match="3 groups"):
         make("dot_product", value=parse_projection("convolution 1 3", "value_forward"))
-    for name in ("flash_attention_2", "flex_attention"):  # which has a place for one bias of all heads
+    for name in ("flash_attention_2", "flex_attention"):  # flex_attention takes one bias for all heads only
         with pytest.raises(UsageError, match=name):
             attention_backend(name)
 
 
-def test_the_spans_of_examples():
-    """From the first token of a number to the last: padding on both sides, and numbers beyond what a row can hold."""
+def test_a_span_is_from_the_first_to_the_last_token_of_an_example():
+    """Also with padding on both sides, examples in two parts, and numbers greater than the length of the row."""
     rows = [[1, 1, 1, 2, 3, 3, 0, 0], [0, 0, 1, 1, 2, 2, 2, 0], [1, 0, 1, 1, 1, 0, 0, 1], [9, 70, 70, 71, -3, 0, 0, 0]]
     segments = Segments.from_mask(torch.tensor(rows)).with_spans()
     numbers, first, last = segments.spans()
@@ -244,10 +236,10 @@ def test_the_spans_of_examples():
     assert (numbers[0] >= 0).all() and (numbers[1:].min(dim=1).values < 0).all()
 
 
-def test_a_mask_of_pairs():
+def test_masks_of_pairs_equal_a_mask_of_example_numbers():
     module = make("qk_convfixed 2")
     hidden = torch.randn(1, 6, 16, dtype=torch.float64)
-    numbers = numbered(4, row_length=6)
+    numbers = packed_mask(4, padding=(0, 2))
     pairs = (numbers.unsqueeze(2) == numbers.unsqueeze(1)).unsqueeze(1)
     expected, _ = module(hidden, numbers)
     for mask in (pairs, pairs.long(), torch.zeros(pairs.shape).masked_fill(~pairs, torch.finfo(torch.float32).min)):
@@ -267,7 +259,7 @@ def test_dropout_keeps_the_mean_and_its_gradient(rate):
     assert torch.equal(Dropout(rate).eval()(hidden), hidden)
 
 
-def test_dropout_of_the_fused_backend_is_that_of_probabilities():
+def test_the_fused_backend_applies_dropout_to_probabilities():
     module = make("qk_convfixed_convq_convk 2", dropout=0.3).train()
     hidden = torch.randn(4, 30, 16, dtype=torch.float64, requires_grad=True)
     draws = torch.stack([module(hidden, attend=attend_fused)[0].detach() for _ in range(400)])
@@ -276,9 +268,9 @@ def test_dropout_of_the_fused_backend_is_that_of_probabilities():
     assert deviation.median() < 1.0 and deviation.max() < 7
 
 
-def test_training_after_inference_mode():
-    """What the backend keeps from a pass in inference mode must serve a later one with gradients."""
-    module = make("qk_convfixed_convq_convk 7")  # a reach that no other test uses, so nothing is kept yet
+def test_a_training_step_works_after_inference_mode():
+    """What the backend caches in inference mode must be usable in a later pass with gradients."""
+    module = make("qk_convfixed_convq_convk 7")  # a reach that no other test uses, so nothing is cached yet
     hidden = torch.randn(2, 19, 16, dtype=torch.float64)
     with torch.inference_mode():
         module(hidden, attend=attend_fused)
@@ -300,8 +292,8 @@ def _parametrized(module):
 
 
 @pytest.mark.parametrize("change", [_pruned, _parametrized])
-def test_a_term_takes_what_stands_in_its_parameters_place(change):
-    """Pruning, parametrizations (so also LoRA of parameters) and ``functional_call`` replace it by another tensor."""
+def test_a_term_uses_the_tensor_that_replaces_its_parameter(change):
+    """Pruning, parametrizations (so also LoRA of parameters) and ``functional_call`` replace parameters."""
     module = make("qk_convfixed_convq_convk_convolution_scaled 2")
     hidden = torch.randn(2, 7, 16, dtype=torch.float64)
     plain = {name: value.detach().clone() for name, value in module.state_dict().items()}
@@ -317,7 +309,7 @@ def test_a_term_takes_what_stands_in_its_parameters_place(change):
 
 
 @pytest.mark.parametrize("attend", [attend_eager, attend_fused])
-def test_gradients_of_each_example_by_torch_func(attend):
+def test_torch_func_gives_the_gradients_of_each_example(attend):
     module = make("qk_convfixed_convq_convk 2")
     parameters = dict(module.named_parameters())
     hidden = torch.randn(3, 7, 16, dtype=torch.float64)
@@ -331,8 +323,8 @@ def test_gradients_of_each_example_by_torch_func(attend):
         assert torch.allclose(each[name].sum(0), parameter.grad), name
 
 
-def test_the_bias_has_the_type_of_the_products():
-    """Under autocast: in float32 it would take twice the memory and then be cast."""
+def test_under_autocast_the_bias_has_the_dtype_of_the_dot_product():
+    """In float32 it would take twice the memory and then be cast."""
     parts = []
 
     def attend(given, value, dropout):
@@ -361,22 +353,22 @@ def test_a_floating_point_mask_of_pairs_is_added_whatever_its_values(attend):
     assert grad.abs().sum() > 0
 
 
-COUNTED = [(numbered(4, 3, 1, row_length=10), 3), (numbered(7, row_length=10) > 0, None)]
+COUNTED = [(packed_mask(4, 3, 1, padding=(0, 2)), 3), (packed_mask(7, padding=(0, 3)) > 0, None)]
 
 
 @pytest.mark.parametrize("kernel", ["qk_convolution 3", "qk_convspan 3"])
 @pytest.mark.parametrize(("mask", "count"), COUNTED)
-def test_convolutions_over_tokens_ask_the_device_for_no_number(mask, count, kernel, no_number):
+def test_convolutions_over_tokens_read_no_value_from_the_device(mask, count, kernel, no_device_read):
     module = make(kernel, value=parse_projection("convolution 2 4", "value_forward"))
     hidden = torch.randn(1, 10, 16, dtype=torch.float64)
     expected, _ = module(hidden, mask)
-    with no_number:
+    with no_device_read:
         output, _ = module(hidden, Segments.from_mask(mask, count))
         assert torch.allclose(output, expected)
         larger, _ = module(hidden, Segments.from_mask(mask, 5))
         assert torch.allclose(larger, expected)
     if count:
-        with pytest.raises(AssertionError), no_number:
+        with pytest.raises(AssertionError), no_device_read:
             module(hidden, Segments.from_mask(mask))
         with pytest.raises(RuntimeError):
             module(hidden, Segments.from_mask(mask, count - 1))

@@ -59,7 +59,7 @@ def test_plain_projections_keep_their_names():
         ("", "terms"),
     ],
 )
-def test_a_bad_kernel_is_named(text, named):
+def test_a_bad_kernel_is_refused_with_the_reason(text, named):
     with pytest.raises(ValueError) as error:
         parse_kernel(text)
     assert named in str(error.value)
@@ -80,7 +80,7 @@ def test_a_bad_projection_is_refused(text):
 
 
 @given(st.text(max_size=30))
-def test_any_other_text_ends_in_one_sentence(text):
+def test_any_text_is_parsed_or_refused(text):
     for parse in (parse_kernel, lambda value: parse_projection(value, "qk")):
         try:
             parse(text)

@@ -1,25 +1,19 @@
-"""The Triton engine against the equation: on a GPU where there is one, otherwise interpreted, as ``conftest`` says."""
-
-import itertools
+"""The Triton engine against the equation: on a GPU if there is one, otherwise in Triton's interpreter."""
 
 import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 pytest.importorskip("triton")
 
 from bert_convolutions.attention.composite import attend_eager
 from bert_convolutions.attention.segments import Segments
-from bert_convolutions.attention.spec import SCORE_TERMS
 from bert_convolutions.attention.triton import engine, launch
 from bert_convolutions.attention.triton.engine import attend_triton
-from tests.helpers import random_attention
+from tests.helpers import TERM_SUBSETS, packed_mask, random_attention
 
 DEVICE = "cpu" if engine.INTERPRETED else "cuda"
-SUBSETS = ["_".join(terms) for size in range(1, 5) for terms in itertools.combinations(SCORE_TERMS[:4], size)]
-SUBSETS += ["convqhead", "qk_convkhead", "qk_convqhead_convkhead", "_".join(SCORE_TERMS)]  # a kernel for each head
 ALL = "qk_convfixed_convq_convk"
 
 
@@ -54,10 +48,9 @@ def assert_agrees(module, hidden, mask=None, tolerance=1e-5):
             assert (tensor - actual[name]).abs().max() <= tolerance * max(1, tensor.abs().max()), name
 
 
-def examples(*lengths, padding=(0, 0)):
-    """An attention mask (1, S) of examples of these lengths, with padding before and after."""
-    numbers = [torch.full((length,), k + 1) for k, length in enumerate(lengths)]
-    return nn.functional.pad(torch.cat(numbers), padding).unsqueeze(0).to(DEVICE)
+def mask_of(*lengths, padding=(0, 0)):
+    """``packed_mask`` on the device."""
+    return packed_mask(*lengths, padding=padding).to(DEVICE)
 
 
 @pytest.mark.parametrize("reach", [1, 3])
@@ -78,46 +71,46 @@ def test_outside_the_band_the_score_is_that_of_shifted_queries_and_keys(reach):
         assert far.any() and torch.allclose(scores[..., far], shifted[..., far], rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize(("number", "subset"), enumerate(SUBSETS))
-def test_every_subset_of_the_terms(number, subset):
+@pytest.mark.parametrize(("number", "subset"), enumerate(TERM_SUBSETS))
+def test_every_subset_of_the_terms_agrees_with_the_equation(number, subset):
     reach = (0, 1, 3, 8)[number % 4]
-    assert_agrees(make(f"{subset} {reach}"), inputs(1, 70), examples(41, 9, 12, padding=(0, 8)))
+    assert_agrees(make(f"{subset} {reach}"), inputs(1, 70), mask_of(41, 9, 12, padding=(0, 8)))
     assert_agrees(make(f"{subset} 8"), inputs(1, 49))
 
 
 @pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 32, 33, 100])
 @pytest.mark.parametrize("reach", [0, 1, 8, 33])
-def test_reaches_and_lengths(reach, length):
-    """Around the edges of a tile, shorter than the kernel is wide, and with tiles on both sides of the band."""
+def test_reaches_and_lengths_agree_with_the_equation(reach, length):
+    """Lengths around the edges of a tile, shorter than the kernel, and with tiles on both sides of the band."""
     assert_agrees(make(f"{ALL} {reach}", heads=1), inputs(1, length))
 
 
 @pytest.mark.parametrize("head_size", [1, 24, 64, 72, 128])
-def test_any_head_size(head_size):
+def test_any_head_size_agrees_with_the_equation(head_size):
     assert_agrees(make(f"{ALL} 2", heads=1, head_size=head_size), inputs(1, 20))
 
 
 @pytest.mark.parametrize(
     "mask",
     [
-        examples(*range(1, 10)),
-        examples(*[1] * 40),
-        examples(70),
-        examples(33, 31, padding=(5, 30)),
+        mask_of(*range(1, 10)),
+        mask_of(*[1] * 40),
+        mask_of(70),
+        mask_of(33, 31, padding=(5, 30)),
         torch.tensor([[1] * 20 + [0] * 3 + [1] * 40 + [0] * 7 + [9] * 3, [0] * 10 + [1] * 63]).to(DEVICE),
         torch.zeros(1, 40, dtype=torch.bool, device=DEVICE),
-        examples(64, 64) + 200,
-        examples(96, 32, padding=(32, 32)),
+        mask_of(64, 64) + 200,
+        mask_of(96, 32, padding=(32, 32)),
     ],
     ids=["growing", "single tokens", "one", "padded", "holes", "padding only", "large numbers", "whole tiles"],
 )
-def test_packed_rows(mask):
+def test_packed_rows_agree_with_the_equation(mask):
     assert_agrees(make(f"{ALL} 4"), inputs(*mask.shape), mask)
 
 
-def test_tiles_of_other_examples_are_left_out():
-    """What lies in another tile and another example is not even read: NaN there would come through a zero."""
-    mask = examples(40, 100)
+def test_tiles_of_other_examples_are_not_read():
+    """NaN in another example's tile would come through even with a probability of zero."""
+    mask = mask_of(40, 100)
     module = make(f"{ALL} 4")
     hidden = inputs(1, 140)
     expected = outputs_and_gradients(module, hidden, mask, attend_eager)
@@ -127,7 +120,7 @@ def test_tiles_of_other_examples_are_left_out():
 
 
 def dropped_probabilities(module, hidden, mask=None):
-    """(B, H, S, S) as the kernel has them after dropout, read back from it: of the identity as values."""
+    """(B, H, S, S), the kernel's probabilities after dropout: its output with the identity as values."""
     rows, length, _ = hidden.shape
     query, key = (module.project(name, hidden, Segments()) for name in ("query", "key"))
     parts = module.score_parts(query, key, Segments.from_mask(mask), hidden.dtype)
@@ -135,10 +128,10 @@ def dropped_probabilities(module, hidden, mask=None):
     return attend_triton(parts, identity, module.dropout.p)[0]
 
 
-def test_dropout_is_of_probabilities_and_drawn_again_in_backward(monkeypatch):
+def test_dropout_is_applied_to_probabilities_and_redrawn_in_backward(monkeypatch):
     length, rate = 40, 0.3
     module = make(f"{ALL} 4", dropout=rate, head_size=length).train()
-    hidden, mask = inputs(2, length), torch.cat([examples(40), examples(17, 13, padding=(4, 6))])
+    hidden, mask = inputs(2, length), torch.cat([mask_of(40), mask_of(17, 13, padding=(4, 6))])
     torch.manual_seed(3)
     dropped = dropped_probabilities(module, hidden, mask)
     _, probabilities = module.eval()(hidden, mask)
@@ -156,15 +149,15 @@ def test_dropout_is_of_probabilities_and_drawn_again_in_backward(monkeypatch):
     for name, tensor in expected.items():
         assert (tensor - actual[name]).abs().max() <= 1e-5 * max(1, tensor.abs().max()), name
 
-    torch.manual_seed(3)  # the draw is one of seed, row, head and pair, whatever the tiles
+    torch.manual_seed(3)  # the draw depends on seed, row, head and pair, not on the tiles
     monkeypatch.setattr(launch, "TILES", dict.fromkeys(launch.TILES, (launch.Tile(16, 64, 4, 2),) * 3))
     assert torch.equal(dropped_probabilities(module, hidden, mask) != 0, kept)
     assert not torch.equal(dropped_probabilities(module, hidden, mask) != 0, kept)
     assert not torch.equal(kept[0, 0], kept[0, 1])
 
 
-def test_what_is_dropped_out_has_no_pattern():
-    """Each probability as often as any other, and none in step with its neighbours, other heads or other rows."""
+def test_dropout_has_no_pattern():
+    """Every probability is dropped equally often, and independently of its neighbours, other heads and other rows."""
     length, rate = 96, 0.25
     module = make("dot_product", heads=4, dropout=rate, head_size=length).train()
     kept = (dropped_probabilities(module, inputs(4, length)) != 0).float() - (1 - rate)  # (B, H, S, S)
@@ -182,7 +175,7 @@ def test_what_is_dropped_out_has_no_pattern():
 
 def test_two_backward_passes_are_bit_equal():
     module = make(f"{ALL} 8", dropout=0.1).train()
-    hidden, mask = inputs(1, 75), examples(40, 30, padding=(0, 5))
+    hidden, mask = inputs(1, 75), mask_of(40, 30, padding=(0, 5))
     output, _ = module(hidden.requires_grad_(), mask, attend=attend_triton)
     wanted = [hidden, *module.parameters()]
     first, second = (torch.autograd.grad(output.sin().sum(), wanted, retain_graph=True) for _ in range(2))
@@ -191,12 +184,12 @@ def test_two_backward_passes_are_bit_equal():
 
 @settings(max_examples=8, phases=[Phase.explicit, Phase.generate], deadline=None, derandomize=True, database=None)
 @given(st.data())
-def test_any_shape(data):
+def test_random_shapes_agree_with_the_equation(data):
     draw = lambda strategy: data.draw(strategy)  # noqa: E731
-    subset, reach = draw(st.sampled_from(SUBSETS)), draw(st.integers(0, 40))
+    subset, reach = draw(st.sampled_from(TERM_SUBSETS)), draw(st.integers(0, 40))
     rows, heads, head_size = draw(st.integers(1, 2)), draw(st.integers(1, 2)), draw(st.integers(1, 20))
     lengths = draw(st.lists(st.integers(1, 30), min_size=1, max_size=5))
-    mask = examples(*lengths, padding=(0, draw(st.integers(0, 9)))) if draw(st.booleans()) else None
+    mask = mask_of(*lengths, padding=(0, draw(st.integers(0, 9)))) if draw(st.booleans()) else None
     length = sum(lengths) if mask is None else mask.shape[1]
     module = make(f"{subset} {reach}", heads=heads, head_size=head_size)
     assert_agrees(module, inputs(rows, length), None if mask is None else mask.expand(rows, -1))
@@ -206,7 +199,7 @@ HALF = [torch.float16] if engine.INTERPRETED else [torch.float16, torch.bfloat16
 
 
 @pytest.mark.parametrize("dtype", HALF)
-def test_in_half_precision_it_is_as_exact_as_the_equation(dtype):
+def test_in_half_precision_the_kernels_are_as_exact_as_the_equation(dtype):
     module = make(f"{ALL} 4")
     hidden = inputs(2, 45)
     exact = outputs_and_gradients(module, hidden, None, attend_eager)
@@ -219,7 +212,7 @@ def test_in_half_precision_it_is_as_exact_as_the_equation(dtype):
         assert error <= 1.5 * errors[attend_eager][name] + 1e-3, name
 
 
-def test_what_is_kept_for_backward_is_linear_in_the_length():
+def test_memory_kept_for_backward_is_linear_in_the_length():
     module = make(f"{ALL} 4", dropout=0.1).train()
     kept = {40: 0, 80: 0}
 
@@ -229,13 +222,13 @@ def test_what_is_kept_for_backward_is_linear_in_the_length():
 
     for length in kept:
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            module(inputs(1, length), examples(length), attend=attend_triton)
+            module(inputs(1, length), mask_of(length), attend=attend_triton)
     assert kept[80] <= 2 * kept[40]
 
 
-def test_the_operators_keep_what_they_promise_to_the_compiler():
+def test_the_operator_passes_opcheck_and_compiles():
     module = make(f"{ALL} 2", dropout=0.2).train()
-    hidden, mask = inputs(1, 20), examples(13, 7)
+    hidden, mask = inputs(1, 20), mask_of(13, 7)
     projected = [module.project(name, hidden, Segments()) for name in ("query", "key", "value")]
     tensors = [part.transpose(1, 2).contiguous().detach().requires_grad_() for part in projected]
     tensors += [torch.randn(*shape, device=DEVICE, requires_grad=True) for shape in ((8, 5), (2, 8, 5), (2, 5))]
@@ -253,12 +246,12 @@ def test_the_operators_keep_what_they_promise_to_the_compiler():
     assert all(torch.allclose(one, other) for one, other in zip(*results, strict=True))
 
 
-def test_one_row_of_a_mask_may_be_for_all():
-    module, hidden, mask = make(f"{ALL} 2"), inputs(3, 20), examples(13, 7)
+def test_a_mask_of_one_row_applies_to_all_rows():
+    module, hidden, mask = make(f"{ALL} 2"), inputs(3, 20), mask_of(13, 7)
     assert torch.allclose(module(hidden, mask, attend=attend_triton)[0], module(hidden, mask)[0], atol=1e-5)
 
 
-def test_what_the_kernels_do_not_take_is_left_to_the_equation():
+def test_unsupported_inputs_fall_back_to_the_equation():
     hidden = inputs(1, 6)
     pairs = torch.rand(1, 1, 6, 6, device=DEVICE).round().logical_or(torch.eye(6, device=DEVICE))
     additive = torch.randn(1, 2, 6, 6, device=DEVICE)

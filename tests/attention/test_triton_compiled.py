@@ -1,4 +1,4 @@
-"""Triton's kernels compiled ahead for GPUs that are not there: they fit into their registers and shared memory."""
+"""Triton kernels compiled ahead of time, without a GPU: they fit in the registers and the shared memory of one."""
 
 import json
 import os
@@ -11,16 +11,16 @@ import pytest
 
 pytest.importorskip("triton")
 
-SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}  # bytes that a block can have, by CUDA's programming guide
-REGISTERS = 255  # that a thread can have
-COMBINATIONS = 2 * 2 * 3 + 3  # of element size, head size and kernel; and of rows that are whole numbers of tiles
-SPILLED = 192  # bytes: on an H200, three programs on a multiprocessor with as few were faster than two with none
+SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}  # bytes per block, by CUDA's programming guide
+REGISTERS = 255  # per thread
+COMBINATIONS = 2 * 2 * 3 + 3  # element sizes, head sizes and kernels; and kernels for rows of whole tiles
+SPILLED = 192  # bytes; on an H200, three programs a multiprocessor that spill so much are faster than two without
 
 
 @pytest.mark.parametrize("architecture", SHARED_MEMORY)
 def test_every_shipped_kernel_fits_the_device(architecture):
-    """Of all kernels and tiles, with all that takes registers: terms, segments and dropout."""
-    kernels = run_without_interpreter(str(architecture))
+    """Every kernel with every tile, and with all that takes registers: terms, segments and dropout."""
+    kernels = run_this_file_without_interpreter(str(architecture))
     assert len(kernels) == COMBINATIONS
     for kernel in kernels:
         assert kernel["spilled"] <= (SPILLED if kernel["limited"] else 0), kernel
@@ -28,16 +28,16 @@ def test_every_shipped_kernel_fits_the_device(architecture):
         assert kernel["shared"] <= SHARED_MEMORY[architecture], kernel
 
 
-def test_a_second_launch_is_the_first_without_triton_between():
-    """What ``launch`` hands to what Triton has compiled is what Triton itself handed to it."""
-    first, second, other_type, unaligned, other_variant = run_without_interpreter("launches")
+def test_a_second_launch_passes_what_triton_passed_in_the_first():
+    """``launch`` calls the compiled kernel itself from the second time on, and compiles again where it has to."""
+    first, second, other_type, unaligned, other_variant = run_this_file_without_interpreter("launches")
     assert first == second
     assert first["compiled"] == 1 and second["compiled"] == 1
     assert [each["compiled"] for each in (other_type, unaligned, other_variant)] == [2, 3, 4]
 
 
-def run_without_interpreter(what):
-    """The lines that this file prints as a script, each an object."""
+def run_this_file_without_interpreter(what):
+    """The JSON objects, one per line, that this file prints when it is run as a script."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     result = subprocess.run([sys.executable, __file__, what], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
@@ -45,7 +45,7 @@ def run_without_interpreter(what):
 
 
 def record_launches():
-    """Launch a kernel five times with a driver for a GPU that is not there, and print what it got."""
+    """Launch a kernel five times with a stand-in for a GPU's driver, and print what the driver was given."""
     import torch
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver

@@ -15,7 +15,7 @@ from tests.helpers import TINY, trained_tokenizer
 
 
 class ScriptedConnection:
-    """A pipe's end whose other side asks for turns of one step each and keeps what is sent."""
+    """A stand-in for a pipe to the main process, which asks for turns of one step each and keeps what is sent."""
 
     def __init__(self, turns: int) -> None:
         self._commands: Iterator[int] = iter([1] * turns)
@@ -55,7 +55,7 @@ def bench_flags(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def bench_setup(bench_flags: dict[str, Any]) -> Setup:
-    """What the workers of that bench are given, enough for three steps."""
+    """What the workers of such a bench receive, with text for three steps."""
     options = BenchOptions(**{**bench_flags, "steps": 3})
     Path(options.output_dir).mkdir(parents=True, exist_ok=True)
     return prepare(options, make_plan(options), lambda line: None)

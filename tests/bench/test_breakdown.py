@@ -1,4 +1,4 @@
-"""Every part of a training step is found by the profiler, and all of its time is booked."""
+"""The profiler finds every part of a training step, and all of its time is assigned to a part."""
 
 import numpy as np
 import pytest
@@ -12,15 +12,14 @@ from bert_convolutions.bench.plan import Job
 
 
 @pytest.mark.parametrize("warmup_steps", [0, 1])
-def test_breakdown_books_all_time(warmup_steps: int, bench_setup: Setup) -> None:
+def test_every_part_of_a_step_has_its_time(warmup_steps: int, bench_setup: Setup) -> None:
     seconds = break_down(Job("pretraining", "composite", "float32", 128, 4), bench_setup, 1, warmup_steps)
     assert set(seconds) == set(PARTS)
     assert all(seconds[part] > 0 for part in PARTS if part != "other")
     assert seconds["other"] < 0.7 * sum(seconds.values())
 
 
-def test_parts_of_backward_operations() -> None:
-    """An operation of the backward pass is booked on the module whose forward operation it belongs to."""
+def test_backward_operations_belong_to_the_module_of_their_forward_operation() -> None:
     small, large = nn.Linear(256, 256), nn.Linear(256, 4096)
     _mark_module(small, "scores")
     _mark_module(large, "feed-forward")

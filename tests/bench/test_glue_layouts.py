@@ -1,4 +1,4 @@
-"""Fine-tuning and prediction in both layouts, and the lengths of examples they are measured with."""
+"""Fine-tuning and prediction in packed and padded rows, and the lengths of the examples."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from tests.bench.test_jobs import reports
 
 
 @pytest.mark.parametrize("key", QUANTILES)
-def test_tables_rise_over_forty_steps(key: tuple[str, str]) -> None:
+def test_each_table_has_41_rising_quantiles(key: tuple[str, str]) -> None:
     table = QUANTILES[key]
     assert len(table) == 41 and key in NUM_EXAMPLES
     assert list(table) == sorted(table) and table[0] >= 3
@@ -30,7 +30,7 @@ def test_few_examples_spread_over_all_lengths() -> None:
 
 @pytest.mark.parametrize("glue_task", ["RTE", "CoLA"])
 @pytest.mark.parametrize("task", ["fine_tuning", "prediction"])
-def test_layouts_take_the_same_examples(task: str, glue_task: str, bench_setup: Setup) -> None:
+def test_both_layouts_process_the_same_examples(task: str, glue_task: str, bench_setup: Setup) -> None:
     work = [
         reports(GlueJob(task, "composite", "float32", 128, 8, glue_task=glue_task, padded=padded), bench_setup)[0].work  # type: ignore[arg-type]
         for padded in (False, True)
@@ -39,7 +39,7 @@ def test_layouts_take_the_same_examples(task: str, glue_task: str, bench_setup: 
     assert work[0].examples == 8 and 8 < work[0].tokens <= 8 * 128
 
 
-def test_groups_compare_layouts() -> None:
+def test_each_group_compares_packed_with_padded_rows() -> None:
     groups = make_groups(["float32"], 32, 5, 2, None)
     titles = ["fine_tuning, RTE", "fine_tuning, CoLA", "prediction, RTE", "prediction, CoLA"]
     assert [group.title for group in groups] == titles

@@ -1,4 +1,4 @@
-"""What can be told of ``benchmarks.gpu`` without a GPU."""
+"""What can be tested of ``benchmarks.gpu`` without a GPU."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def test_without_a_gpu_nothing_is_measured(monkeypatch, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_contestant_that_fails_is_noted_and_so_is_what_no_time_was_left_for(tmp_path):
+def test_failed_contestants_and_those_left_out_for_time_are_recorded(tmp_path):
     results = gpu.Results(tmp_path / "results.json", deadline=float("inf"))
     results.add("core", {"contestant": "a"}, lambda: {"both_ms": 1.0})
     results.add("core", {"contestant": "b"}, lambda: 1 / 0)

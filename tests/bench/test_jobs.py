@@ -54,8 +54,8 @@ def test_contestants_see_the_same_examples(bench_setup: Setup) -> None:
     assert batches[0]["input_ids"].shape[0] < 4, "packed"
 
 
-def test_ours_are_fed_as_the_command_feeds_them(bench_setup: Setup) -> None:
-    """The step that is measured is that of ``bertconv pretrain`` with its defaults."""
+def test_our_models_are_trained_as_by_the_command(bench_setup: Setup) -> None:
+    """The measured step is that of ``bertconv pretrain`` with its defaults."""
     run = PairsRun(Job("pretraining", "composite", "float32", 128, 4), bench_setup)
     options = pretrain_options(Job("pretraining", "composite", "float32", 128, 4), bench_setup)
     for name in ("pack", "mlm_probability", "use_sop_head", "attn_implementation", "line_by_line"):
@@ -67,7 +67,7 @@ def test_ours_are_fed_as_the_command_feeds_them(bench_setup: Setup) -> None:
         assert getattr(run.trainer.args, name) == getattr(defaults, name)
 
 
-def test_peers_are_fed_as_their_trainer_feeds_them(bench_setup: Setup) -> None:
+def test_models_of_transformers_are_trained_as_by_its_trainer(bench_setup: Setup) -> None:
     trainer = PairsRun(Job("pretraining", "electra", "float32", 128, 4), bench_setup).trainer
     assert trainer.model.config._attn_implementation == "sdpa"
     defaults = TrainingArguments(output_dir="unused", use_cpu=not torch.accelerator.is_available())
@@ -75,7 +75,7 @@ def test_peers_are_fed_as_their_trainer_feeds_them(bench_setup: Setup) -> None:
         assert getattr(trainer.args, name) == getattr(defaults, name)
 
 
-def test_peers_have_our_shape(bench_setup: Setup) -> None:
+def test_models_of_transformers_have_our_shape(bench_setup: Setup) -> None:
     with open(bench_setup.configs[128], encoding="utf-8") as file:  # noqa: PTH123
         shape = json.load(file)
     for name in ("composite", "electra", "bert", "convbert", "modernbert"):
@@ -113,7 +113,7 @@ def test_attention_is_measured_forward_and_backward(name: str, packed: bool, ben
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_all_that_have_our_terms_compute_the_same(packed: bool, bench_setup: Setup) -> None:
+def test_attention_contestants_with_our_terms_agree(packed: bool, bench_setup: Setup) -> None:
     config = load_config(bench_setup.configs[128])
     contexts = {}
     for name in ("ours", "sdpa_bias", "eager"):

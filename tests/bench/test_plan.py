@@ -8,7 +8,7 @@ from bert_convolutions.bench.worker import Report, Work
 from bert_convolutions.errors import UsageError
 
 
-def test_full_plan_covers_all() -> None:
+def test_the_full_plan_has_every_task_length_and_default_contestant() -> None:
     groups = make_plan(BenchOptions())
     jobs = [job for group in groups for job in (*group.jobs, *group.left_out)]
     assert {job.task for job in jobs} == set(TASK_NAMES)
@@ -18,7 +18,7 @@ def test_full_plan_covers_all() -> None:
     assert slots == {32 * 128}, "the same number of slots at every length"
 
 
-def test_quick_is_a_small_part_of_it() -> None:
+def test_quick_is_a_small_part_of_the_full_plan() -> None:
     quick, full = (make_plan(BenchOptions(quick=quick)) for quick in (True, False))
     assert sum(group.work for group in quick) < sum(group.work for group in full) / 8
     assert {job.task for group in quick for job in group.jobs} == set(TASK_NAMES) - {"onnx"}
@@ -32,7 +32,7 @@ def test_too_many_processes_are_split_by_precision() -> None:
         assert all(job.baseline(group.jobs) for job in group.jobs), "the baseline takes turns with each of them"
 
 
-def test_flags_win_over_quick() -> None:
+def test_flags_override_quick() -> None:
     (group,) = make_plan(
         BenchOptions(quick=True, tasks=["pretraining"], contestants=["convbert"], rounds=7, sequence_lengths=[512])
     )
@@ -56,7 +56,7 @@ def test_unknown_contestant_names_the_valid_ones() -> None:
         {"peak_tflops": 0.0},
     ],
 )
-def test_senseless_numbers_name_their_flag(flags: dict) -> None:
+def test_numbers_out_of_range_are_refused_by_flag(flags: dict) -> None:
     with pytest.raises(UsageError, match=f"--{next(iter(flags))}"):
         make_plan(BenchOptions(**flags))
 
@@ -65,7 +65,7 @@ def test_senseless_numbers_name_their_flag(flags: dict) -> None:
     ("task", "contestant", "known"),
     [("settings", "electra", "composite"), ("onnx", "ours", "composite"), ("attention", "composite", "plain_sdpa")],
 )
-def test_a_task_without_contestants_says_who_takes_part(task: str, contestant: str, known: str) -> None:
+def test_a_task_without_contestants_names_one_to_add(task: str, contestant: str, known: str) -> None:
     with pytest.raises(UsageError, match=f"--tasks {task}; add {known}"):
         make_plan(BenchOptions(tasks=[task], contestants=[contestant]))  # type: ignore[list-item]
 
@@ -80,7 +80,7 @@ def test_attention_is_measured_on_a_gpu_at_every_length_in_full_and_packed_rows(
         assert all(job.baseline(group.jobs) == group.jobs[0] for job in group.jobs)
 
 
-def test_who_can_not_attend_here_is_named_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_contestants_that_cannot_run_are_listed_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     def reasons(on_gpu: bool, memory: float = 2**40, packed: bool = False) -> dict[str, str]:
         options = BenchOptions(tasks=["attention"], precision=["float32"], sequence_lengths=[8192])
         return {job.contestant: reason for job, reason in make_plan(options, on_gpu, memory)[packed].left_out.items()}
@@ -104,7 +104,7 @@ def test_onnx_without_its_packages_says_which_extra_to_install(monkeypatch: pyte
     assert "pip install 'bert-convolutions[onnx]'" in next(iter(group.left_out.values()))
 
 
-def test_baselines() -> None:
+def test_baselines_are_electra_in_float32_and_our_dot_product_in_the_same_precision() -> None:
     (group,) = make_plan(BenchOptions(quick=True, tasks=["pretraining"]))
     bf16 = next(job for job in group.jobs if job.contestant == "composite" and job.precision == "bf16")
     baseline, dot_product = bf16.baseline(group.jobs), bf16.own_dot_product(group.jobs)
@@ -114,7 +114,7 @@ def test_baselines() -> None:
 
 
 def test_ratios_are_taken_round_by_round() -> None:
-    """A round in which everything was half as fast changes nothing."""
+    """So a round in which everything was half as fast changes no ratio."""
     ours, electra = (Job("pretraining", name, "float32", 128, 4) for name in ("composite", "electra"))
     seconds = {ours: (1.0, 2.0, 1.0), electra: (3.0, 6.0, 3.3)}
     reports = {job: [Report(1, each, Work(4, 100, None), 1, 1) for each in taken] for job, taken in seconds.items()}
@@ -124,7 +124,7 @@ def test_ratios_are_taken_round_by_round() -> None:
 
 
 @pytest.mark.parametrize("on_gpu", [False, True])
-def test_settings_are_every_precision_and_backend_and_other_batches(
+def test_settings_are_every_precision_and_backend_and_three_batch_sizes(
     on_gpu: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is measured twice: ``triton`` is what ``sdpa`` is on a GPU."""
@@ -138,7 +138,7 @@ def test_settings_are_every_precision_and_backend_and_other_batches(
     )
 
 
-def test_the_fastest_setting_is_told_as_flags() -> None:
+def test_the_fastest_setting_is_printed_as_flags() -> None:
     def entry(precision: str, backend: str, batch_size: int, speed: float) -> dict:
         job = {"task": "settings", "precision": precision, "backend": backend, "batch_size": batch_size, "length": 128}
         return {**job, "medians": {"real_tokens_per_second": speed}}

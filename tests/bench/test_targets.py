@@ -1,4 +1,4 @@
-"""The project's own targets, read off a bench's results."""
+"""The project's own targets, computed from the results of a bench."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from benchmarks import targets
 from benchmarks.targets import target_results
 
 
-def test_both_tasks_take_as_many_examples_of_each() -> None:
+def test_the_joint_target_has_equally_many_examples_of_both_tasks() -> None:
     speeds = {("RTE", False): 50.0, ("RTE", True): 25.0, ("CoLA", False): 200.0, ("CoLA", True): 25.0}
     entries = [
         {
@@ -28,7 +28,7 @@ def test_both_tasks_take_as_many_examples_of_each() -> None:
     assert len(reached) == 3
 
 
-def test_targets_are_those_of_the_default_setting() -> None:
+def test_targets_are_computed_for_the_default_setting_only() -> None:
     entry = {
         "task": "pretraining",
         "contestant": "composite",
@@ -40,7 +40,7 @@ def test_targets_are_those_of_the_default_setting() -> None:
     assert [(result["reached"], result["met"]) for result in results] == [(4.6, True), (0.7, False)]
 
 
-def test_the_kept_results_can_be_read(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_stored_results_can_be_read(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path(targets.__file__).parent / "results"
     for path in sorted(folder.glob("*.json")):
         measured = target_results(json.loads(path.read_text())["measurements"])

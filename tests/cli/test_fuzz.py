@@ -1,4 +1,4 @@
-"""Whatever the command line and the configuration file hold, the answer is options or one sentence."""
+"""Any command line and any configuration file are read or refused with a UsageError."""
 
 import contextlib
 from pathlib import Path
@@ -24,7 +24,7 @@ def config(tmp_path: Path) -> Path:
 
 
 def read(*argv: str) -> None:
-    """Read a command line: it is understood, or there is a UsageError and nothing else."""
+    """Read a command line; a UsageError is the only exception that is allowed."""
     with contextlib.suppress(UsageError):
         _, trainer_flags = COMMANDS["pretrain"].read(argv)
         trainer_flags.parse(BertTrainingArguments)
@@ -32,14 +32,14 @@ def read(*argv: str) -> None:
 
 @FUZZ
 @given(content=st.binary() | st.text().map(lambda text: text.encode("utf-8", "surrogatepass")))
-def test_any_bytes_as_a_configuration_file(config: Path, content: bytes) -> None:
+def test_any_bytes_in_a_configuration_file_are_read_or_refused(config: Path, content: bytes) -> None:
     config.write_bytes(content)
     read("--output_dir", "out", "--config", str(config))
 
 
 @FUZZ
 @given(values=st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=12), VALUES, max_size=4))
-def test_any_values_in_a_configuration_file(config: Path, values: dict[str, object]) -> None:
+def test_any_values_in_a_configuration_file_are_read_or_refused(config: Path, values: dict[str, object]) -> None:
     with contextlib.suppress(UnicodeEncodeError):
         config.write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
         read("--output_dir", "out", "--config", str(config))
@@ -50,5 +50,5 @@ FLAGS = st.sampled_from([f"--{key}" for key in KEYS]) | st.text(max_size=8).map(
 
 @FUZZ
 @given(argv=st.lists(FLAGS | st.text(max_size=8), max_size=6))
-def test_any_command_line(argv: list[str]) -> None:
+def test_any_command_line_is_read_or_refused(argv: list[str]) -> None:
     read("--output_dir", "out", *argv)

@@ -1,4 +1,4 @@
-"""The command as a whole: its list, its help, what it says when something goes wrong, and its exit codes."""
+"""The command as a whole: the list of sub-commands, help, error messages and exit codes."""
 
 import dataclasses
 import errno
@@ -51,7 +51,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], int]:
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
-def test_the_list_of_sub_commands(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_the_sub_commands(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(argv) == 0
     output = capsys.readouterr().out
     for name in SUB_COMMANDS:
@@ -60,13 +60,13 @@ def test_the_list_of_sub_commands(argv: list[str], capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
-def test_each_row_of_the_table_leads_somewhere(command: Command) -> None:
+def test_each_command_has_a_dataclass_of_options_and_a_function(command: Command) -> None:
     assert dataclasses.is_dataclass(command.options_class)
     parameters = inspect.signature(commands._locate(command.work)).parameters
     assert len(parameters) == (2 if command.trainer else 1)
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"bertconv {__version__}\n"
 
@@ -83,7 +83,7 @@ def test_help_loads_neither_torch_nor_transformers(name: str) -> None:
     assert "--config FILE" in result.stdout
 
 
-def test_python_m_is_as_light_and_leaves_the_environment_alone() -> None:
+def test_python_m_loads_no_torch_and_leaves_no_variable_in_the_environment() -> None:
     result = python("-X", "importtime", "-m", "bert_convolutions", "convert", "--help")
     assert result.returncode == 0
     assert "bert_convolutions.cli.main" in result.stderr
@@ -92,7 +92,7 @@ def test_python_m_is_as_light_and_leaves_the_environment_alone() -> None:
     assert python("-c", script).stdout.endswith("False\n")
 
 
-def test_a_signal_while_modules_are_imported_is_told() -> None:
+def test_a_signal_while_modules_are_imported_is_reported() -> None:
     script = """
 import os, signal, sys, bertconv
 
@@ -186,14 +186,18 @@ ALLOCATOR = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: 
         OSError(errno.ENOMEM, "Cannot allocate memory"),
     ],
 )
-def test_memory_in_the_words_of_libraries(error: Exception, failing: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_out_of_memory_is_recognised_in_the_errors_of_libraries(
+    error: Exception, failing: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert failing(error) == 1
     message = capsys.readouterr().err
     assert "out of memory; a smaller --per_device_train_batch_size" in message
     assert "unexpected" not in message
 
 
-def test_memory_and_disk_in_the_words_of_libraries(failing: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_of_libraries_about_memory_and_disk_say_what_to_do(
+    failing: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert failing(MemoryError()) == 1
     assert "--per_device_train_batch_size" in capsys.readouterr().err
     assert failing(RuntimeError("Error while serializing: I/O error: Read-only file system (os error 30)")) == 2
@@ -204,7 +208,7 @@ def test_memory_and_disk_in_the_words_of_libraries(failing: Any, capsys: pytest.
     assert "--dataloader_num_workers 0" in capsys.readouterr().err
 
 
-def test_the_unexpected_has_a_traceback_only_on_request(
+def test_an_unexpected_error_has_a_traceback_only_on_request(
     failing: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert failing(KeyError("x")) == 1
@@ -216,7 +220,7 @@ def test_the_unexpected_has_a_traceback_only_on_request(
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_other_ranks_say_who_they_are(
+def test_errors_of_other_ranks_begin_with_the_rank(
     failing: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "3")
@@ -224,7 +228,7 @@ def test_other_ranks_say_who_they_are(
     assert capsys.readouterr().err == "bertconv [rank 3]: error: no\n"
 
 
-def test_a_reader_that_leaves_early_gets_no_traceback() -> None:
+def test_a_closed_pipe_causes_no_traceback() -> None:
     slow_help = f"{sys.executable} -c 'import time, bertconv; time.sleep(0.3); raise SystemExit(bertconv.main())'"
     result = subprocess.run(
         ["bash", "-c", f"{slow_help} | true; echo ${{PIPESTATUS[0]}}"], capture_output=True, text=True, timeout=60
@@ -235,7 +239,7 @@ def test_a_reader_that_leaves_early_gets_no_traceback() -> None:
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&-"])
 def test_closed_streams_change_no_exit_code(closed: str, tmp_path: Path) -> None:
-    """Nor does what is printed land in a file that is opened meanwhile."""
+    """And no output is written to a file that is opened meanwhile."""
     script = "import bertconv; file = open('file', 'w'); code = bertconv.main(); file.close(); raise SystemExit(code)"
     for argv, code in (("--version", 0), ("no-such-command", 2)):
         line = f'{sys.executable} -c "{script}" {argv} {closed}; echo $? > code'
@@ -244,7 +248,7 @@ def test_closed_streams_change_no_exit_code(closed: str, tmp_path: Path) -> None
         assert (tmp_path / "file").read_text() == ""
 
 
-def test_an_output_in_ascii_takes_every_character() -> None:
+def test_any_character_can_be_printed_to_an_ascii_output() -> None:
     script = "import bertconv; from bert_convolutions.cli import main; main.run = lambda argv: print('path: \u00f6')"
     result = python("-c", f"{script}; raise SystemExit(bertconv.main())", PYTHONIOENCODING="ascii")
     assert (result.returncode, result.stdout, result.stderr) == (0, "path: \\xf6\n", "")
@@ -261,7 +265,7 @@ def test_an_output_in_ascii_takes_every_character() -> None:
         ("MASTER_PORT", "x"),
     ],
 )
-def test_a_bad_word_of_the_launcher_is_named(
+def test_a_bad_variable_of_the_launcher_is_named(
     name: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(name, value)
@@ -270,7 +274,7 @@ def test_a_bad_word_of_the_launcher_is_named(
     assert main(["--version"]) == 0
 
 
-def test_a_bad_word_of_the_launcher_spoils_no_exit() -> None:
+def test_a_bad_variable_of_the_launcher_changes_no_exit_code() -> None:
     script = "import bertconv; raise SystemExit(bertconv.main())"
     assert python("-c", script, "--version", WORLD_SIZE="abc").returncode == 0
     assert python("-c", script, "pretrain", WORLD_SIZE="abc").returncode == 2
@@ -296,7 +300,7 @@ def fail_in_numpy(options: PretrainOptions) -> None:
         (parse_a_value_projection, ["--value_forward", "conv"], 'error: --value_forward "conv" is not known'),
     ],
 )
-def test_what_the_attention_package_says_of_arguments_is_said_of_flags(
+def test_errors_of_the_attention_package_name_flags(
     work: Any, argv: list[str], beginning: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = COMMANDS["pretrain"].options
@@ -317,7 +321,7 @@ def test_a_value_error_of_a_library_stays_unexpected(
     assert "unexpected ValueError" in capsys.readouterr().err
 
 
-def test_names_of_arguments_become_flags() -> None:
+def test_names_of_arguments_in_messages_become_flags() -> None:
     names = ("qk", "remove_qk", "num_attention_heads", "input")
     said = {
         'the reach in num_attention_heads "x"': 'the reach in --num_attention_heads "x"',
@@ -328,7 +332,7 @@ def test_names_of_arguments_become_flags() -> None:
     assert {message: with_flag_names(message, names) for message in said} == said
 
 
-def test_convert_overwrites_when_it_is_told_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_convert_overwrites_only_with_the_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = Path(__file__).parents[1] / "parity" / "fixtures" / "dot_product"
     argv = ["convert", "--input", str(source), "--output_dir", str(tmp_path / "converted")]
     assert main(argv) == 0
@@ -341,8 +345,8 @@ def test_convert_overwrites_when_it_is_told_to(tmp_path: Path, capsys: pytest.Ca
     assert (tmp_path / "converted" / "model.safetensors").stat().st_size > 1000
 
 
-class LeftError(BaseException):
-    """In place of the end of the process."""
+class ExitedError(BaseException):
+    """Raised in place of ending the process."""
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
@@ -350,11 +354,11 @@ class LeftError(BaseException):
 def test_a_signal_ends_a_sub_command_with_a_message(
     stage: str, name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Loaders of modules swallow exceptions or put them into words of their own."""
+    """Also where the import system or a library swallows the exception or raises another one."""
     number = signal.Signals[name]
 
-    def leave(code: int) -> None:
-        raise LeftError(code)
+    def raise_exit(code: int) -> None:
+        raise ExitedError(code)
 
     def work(options: Any) -> None:
         try:
@@ -371,11 +375,11 @@ def test_a_signal_ends_a_sub_command_with_a_message(
 
     monkeypatch.setattr(Command, "read", lambda *_: (None, TrainerFlags("convert", ())))
     monkeypatch.setattr(commands.pkgutil, "resolve_name", resolve)
-    monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setattr(os, "_exit", raise_exit)
     before = signal.getsignal(number)
     if "imported" in stage:
         monkeypatch.setattr(sys, "argv", ["bertconv", "convert"])
-        with pytest.raises(LeftError, match=str(EXIT_INTERRUPTED)):
+        with pytest.raises(ExitedError, match=str(EXIT_INTERRUPTED)):
             bertconv.main()
     else:
         assert main(["convert"]) == EXIT_INTERRUPTED
@@ -383,7 +387,9 @@ def test_a_signal_ends_a_sub_command_with_a_message(
     assert signal.getsignal(number) == before
 
 
-def test_windows_is_told_where_it_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_on_windows_the_command_asks_for_wsl(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("bertconv.os", types.SimpleNamespace(name="nt"))
     assert bertconv.main() == 2
     assert "on Windows, run it in WSL" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The commands of the original's README, its script names replaced by ours, are understood flag by flag."""
+"""The flags of the commands in the original's README are read, with its script names replaced by ours."""
 
 import shlex
 from typing import Any
@@ -30,7 +30,7 @@ def read(name: str, text: str) -> tuple[Any, BertTrainingArguments | None]:
 
 
 @pytest.mark.parametrize(("data", "iterable"), [(TEXT, False), (IDS, True)])
-def test_pretraining(data: str, iterable: bool) -> None:
+def test_flags_of_pre_training(data: str, iterable: bool) -> None:
     options, arguments = read("pretrain", PRETRAIN.format(data=data))
     assert options.tokenizer_name == "./data/sentencepiece/spm.model"
     assert options.config_name == "./data/bert_base_config.json"
@@ -70,7 +70,7 @@ def test_pretraining(data: str, iterable: bool) -> None:
         ("--overwrite_output_dir", "overwrite_output_dir", True),
     ],
 )
-def test_architecture_and_other_flags(flag: str, name: str, value: object) -> None:
+def test_flags_of_architecture_and_others(flag: str, name: str, value: object) -> None:
     options, _ = read("pretrain", PRETRAIN.format(data=f"{TEXT} --do_eval {flag}"))
     assert getattr(options, name) == value
 
@@ -78,7 +78,7 @@ def test_architecture_and_other_flags(flag: str, name: str, value: object) -> No
 @pytest.mark.parametrize(
     ("what", "steps"), [("--do_eval --do_train", (True, True, False)), ("--do_predict", (False, False, True))]
 )
-def test_glue(what: str, steps: tuple[bool, bool, bool]) -> None:
+def test_flags_of_glue(what: str, steps: tuple[bool, bool, bool]) -> None:
     options, arguments = read("glue", GLUE.format(what=what))
     assert options.data_dir == "./glue-data/data-tsv"
     assert options.task_name == "ALL"
@@ -92,7 +92,7 @@ def test_glue(what: str, steps: tuple[bool, bool, bool]) -> None:
     assert arguments.output_dir == "./bert-experiments/bert-glue"
 
 
-def test_compile() -> None:
+def test_flags_of_compile_glue() -> None:
     text = '--input="./bert-experiments/bert-glue" --test_dir="./bert-experiments/bert-glue/test_results"'
     options, _ = read("compile-glue", text)
     assert str(options.input).endswith("bert-experiments/bert-glue")

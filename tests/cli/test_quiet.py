@@ -1,4 +1,4 @@
-"""Messages of libraries that are kept off the terminal, and those that are not."""
+"""Which messages of libraries are silenced."""
 
 import warnings
 
@@ -7,7 +7,7 @@ import pytest
 from bert_convolutions.cli.main import silence_libraries
 
 
-def test_only_what_is_irrelevant_is_silenced() -> None:
+def test_only_irrelevant_warnings_are_silenced() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         silence_libraries()
@@ -19,7 +19,7 @@ def test_only_what_is_irrelevant_is_silenced() -> None:
     assert [str(warning.message) for warning in caught] == ["the loss is odd"]
 
 
-def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_that_the_user_has_set_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_UPDATE_DOWNLOAD_COUNTS", "1")
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)

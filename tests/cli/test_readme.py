@@ -1,4 +1,4 @@
-"""Each ``bertconv`` command in the documentation is understood, flag by flag, and what it points to is there."""
+"""Each command in the documentation can be parsed, and no link is dead."""
 
 import argparse
 import importlib
@@ -14,7 +14,7 @@ from bert_convolutions.training.arguments import BertTrainingArguments
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")
 SITE = tuple(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md")))
-"""Whose links ``test_docs`` follows."""
+"""``test_docs`` checks the links of these."""
 
 
 def code_lines() -> list[str]:
@@ -25,7 +25,7 @@ def code_lines() -> list[str]:
 
 
 def commands() -> list[str]:
-    """The lines that run a sub-command, without what stands before it."""
+    """The lines that run a sub-command, from its name on."""
     return [
         match.group(1)
         for line in code_lines()
@@ -35,9 +35,9 @@ def commands() -> list[str]:
 
 
 @pytest.mark.parametrize("text", commands())
-def test_the_command_is_understood(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_can_be_parsed(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "run.yaml").write_text("output_dir: run\n")  # of --config
+    (tmp_path / "run.yaml").write_text("output_dir: run\n")  # for --config
     name, *argv = shlex.split(text, comments=True)
     _, trainer_flags = COMMANDS[name].read(argv)
     if COMMANDS[name].trainer:
@@ -45,8 +45,8 @@ def test_the_command_is_understood(text: str, tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_links_lead_somewhere(name: str) -> None:
-    """Files are there, and headings of the same document."""
+def test_no_link_is_dead(name: str) -> None:
+    """Files exist, and so do headings of the same document."""
     text = (ROOT / name).read_text(encoding="utf-8")
     headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
     anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
@@ -58,8 +58,7 @@ def test_links_lead_somewhere(name: str) -> None:
 
 
 @pytest.mark.parametrize("text", [line for line in code_lines() if "-m benchmarks." in line])
-def test_the_script_is_understood(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As far as its flags: the work is not begun."""
+def test_the_flags_of_the_script_can_be_parsed(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name, *argv = shlex.split(text.partition("-m ")[2], comments=True)
     read: list[argparse.Namespace] = []
 
@@ -74,7 +73,7 @@ def test_the_script_is_understood(text: str, monkeypatch: pytest.MonkeyPatch) ->
     assert read
 
 
-def test_make_targets_are_there() -> None:
+def test_make_targets_exist() -> None:
     named = set(
         re.findall(r"`?make ([a-z-]+)`?", (ROOT / "README.md").read_text() + (ROOT / "CONTRIBUTING.md").read_text())
     )

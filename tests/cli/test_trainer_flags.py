@@ -17,20 +17,20 @@ def parse(*argv: str) -> BertTrainingArguments:
     return trainer_flags.parse(BertTrainingArguments)
 
 
-def test_the_help_tells_the_true_defaults() -> None:
+def test_help_shows_the_defaults_of_the_trainer() -> None:
     fields = {field.name: field for field in dataclasses.fields(BertTrainingArguments)}
     for flag in COMMON_TRAINER_FLAGS:
         assert flag.default == fields[flag.name].default, flag.name
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_no_sub_command_takes_a_flag_from_the_trainer(name: str) -> None:
+def test_no_sub_command_has_a_flag_with_the_name_of_one_of_the_trainer(name: str) -> None:
     if COMMANDS[name].trainer:
         own = {field.name for field in dataclasses.fields(COMMANDS[name].options_class)}
         assert not own & {field.name for field in dataclasses.fields(BertTrainingArguments)}
 
 
-def test_a_configuration_file_gives_them_and_the_command_line_wins(tmp_path: Path) -> None:
+def test_the_command_line_overrides_a_configuration_file(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(
         "output_dir: out\nmax_steps: 7\nlearning-rate: 1e-4\nlr_scheduler_type: cosine\n"
@@ -51,7 +51,7 @@ def test_a_configuration_file_gives_them_and_the_command_line_wins(tmp_path: Pat
         ("max_steps: [1, 2]\n", ["line 1", "max_steps", "one value"]),
     ],
 )
-def test_a_bad_configuration_file_is_named_with_the_line(tmp_path: Path, text: str, words: list[str]) -> None:
+def test_a_bad_configuration_file_is_refused_with_the_line(tmp_path: Path, text: str, words: list[str]) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(text)
     with pytest.raises(UsageError) as caught:
@@ -60,6 +60,6 @@ def test_a_bad_configuration_file_is_named_with_the_line(tmp_path: Path, text: s
         assert word in str(caught.value)
 
 
-def test_dashes_do_for_underscores() -> None:
+def test_dashes_are_read_as_underscores() -> None:
     arguments = parse("--output-dir=a-b", "--max-steps", "3")
     assert (arguments.output_dir, arguments.max_steps) == ("a-b", 3)

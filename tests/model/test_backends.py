@@ -1,4 +1,4 @@
-"""What ``attn_implementation`` can be, and the roads by which it is asked for."""
+"""The values of ``attn_implementation``, and the ways to set it."""
 
 import copy
 import sys
@@ -27,8 +27,8 @@ def config(**options):
     return CompositeBertConfig(**sizes, **heads, **no_dropout, **options)
 
 
-def roads(folder):
-    """Every way to ask for the Triton backend: each makes a model with it."""
+def ways_to_set_it(folder):
+    """Functions that make a model with the Triton backend, by the way in which it is set."""
     CompositeBertForMaskedLM(config()).save_pretrained(folder)
 
     def switched():
@@ -45,26 +45,26 @@ def roads(folder):
     }
 
 
-ROADS = ["configuration", "from_pretrained", "Auto class", "Auto class, configuration", "set_attn_implementation"]
+WAYS = ["configuration", "from_pretrained", "Auto class", "Auto class, configuration", "set_attn_implementation"]
 
 
-@pytest.mark.parametrize("road", ROADS)
-def test_without_triton_its_backend_says_what_to_install(road, tmp_path, monkeypatch):
+@pytest.mark.parametrize("way", WAYS)
+def test_without_triton_its_backend_says_what_to_install(way, tmp_path, monkeypatch):
     monkeypatch.setattr(backends, "_HAS_KERNELS", False)
     with pytest.raises(UsageError, match=r"pip install .*bert_convolutions\[gpu\]"):
-        roads(tmp_path)[road]()
+        ways_to_set_it(tmp_path)[way]()
 
 
-def test_all_else_works_without_triton(monkeypatch):
+def test_sdpa_works_without_triton(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
     model = CompositeBertForMaskedLM(config(attn_implementation="sdpa"))
     model(torch.zeros(2, 17, dtype=torch.long), attention_mask=PACKED).logits.sum().backward()
 
 
 @triton
-@pytest.mark.parametrize("road", ROADS)
-def test_the_triton_backend_changes_no_result_and_asks_for_no_mask(road, tmp_path, monkeypatch, no_number):
-    model = roads(tmp_path)[road]().train()
+@pytest.mark.parametrize("way", WAYS)
+def test_the_triton_backend_changes_no_result_and_makes_no_dense_mask(way, tmp_path, monkeypatch, no_device_read):
+    model = ways_to_set_it(tmp_path)[way]().train()
     ids = torch.randint(5, 40, PACKED.shape)
     reference = CompositeBertForMaskedLM(config(attn_implementation="eager")).train()
     reference.load_state_dict(model.state_dict())
@@ -73,7 +73,7 @@ def test_the_triton_backend_changes_no_result_and_asks_for_no_mask(road, tmp_pat
     expected = reference(ids, **inputs)
     expected.loss.backward()
     monkeypatch.setattr(Segments, "score_mask", lambda *arguments: pytest.fail("a dense mask"))
-    with no_number:
+    with no_device_read:
         actual = model(ids, **inputs)
     actual.loss.backward()
     assert torch.allclose(actual.loss, expected.loss, atol=1e-5)
@@ -82,7 +82,7 @@ def test_the_triton_backend_changes_no_result_and_asks_for_no_mask(road, tmp_pat
 
 
 @triton
-def test_on_a_cpu_the_triton_backend_says_what_is_fast_there(monkeypatch):
+def test_on_a_cpu_the_triton_backend_is_refused_in_favour_of_sdpa(monkeypatch):
     monkeypatch.setattr(import_module("bert_convolutions.attention.triton.engine"), "INTERPRETED", False)
     model = CompositeBertForMaskedLM(config(attn_implementation="triton"))
     with pytest.raises(UsageError, match="needs a GPU; on a CPU, sdpa"):
@@ -90,7 +90,7 @@ def test_on_a_cpu_the_triton_backend_says_what_is_fast_there(monkeypatch):
 
 
 @triton
-def test_attentions_and_masks_of_pairs_are_the_equations(monkeypatch):
+def test_output_attentions_and_masks_of_pairs_are_left_to_the_equation(monkeypatch):
     ids = torch.randint(5, 40, (2, 17))
     model = CompositeBertForMaskedLM(config(attn_implementation="triton")).eval()
     reference = CompositeBertForMaskedLM(config(attn_implementation="eager")).eval()
@@ -103,7 +103,7 @@ def test_attentions_and_masks_of_pairs_are_the_equations(monkeypatch):
 
 
 @triton
-def test_what_is_dropped_out_is_the_same_when_a_layer_is_worked_out_again():
+def test_gradient_checkpointing_repeats_the_dropout_of_the_triton_backend():
     model = CompositeBertForMaskedLM(config(attn_implementation="triton")).train()
     for layer in model.bert.encoder.layer:
         layer.attention.self.dropout.p = 0.3
@@ -118,8 +118,8 @@ def test_what_is_dropped_out_is_the_same_when_a_layer_is_worked_out_again():
 
 
 @pytest.mark.parametrize(("major", "hip", "runs"), [(8, None, True), (7, None, False), (9, "7.0", False)])
-def test_the_kernels_are_sdpa_on_gpus_that_they_fit(major, hip, runs, monkeypatch):
-    """A Tesla T4 (7.5) has less shared memory than they take; Triton for AMD's GPUs doesn't know all their options."""
+def test_sdpa_uses_the_kernels_on_gpus_that_support_them(major, hip, runs, monkeypatch):
+    """A Tesla T4 (7.5) has too little shared memory; Triton for AMD's GPUs lacks some of the options they use."""
     monkeypatch.setattr(backends, "_HAS_KERNELS", True)
     monkeypatch.setattr(torch.version, "hip", hip)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=major))
@@ -127,8 +127,8 @@ def test_the_kernels_are_sdpa_on_gpus_that_they_fit(major, hip, runs, monkeypatc
     assert not backends._sdpa_uses_kernels(torch.device("cpu"))
 
 
-class Interface:
-    """A function of ``transformers``' attention interface that looks at how it is called, and calls the real one."""
+class RecordedSdpa:
+    """Records how ``sdpa`` of ``transformers``' attention recorded is called, and calls it."""
 
     def __init__(self, monkeypatch):
         self.calls, self._real = [], backends.ALL_ATTENTION_FUNCTIONS["sdpa"]
@@ -143,29 +143,29 @@ class Interface:
 
 
 def attend_sdpa(*arguments):
-    """``sdpa`` as on a GPU."""
+    """``sdpa`` as it is on a GPU."""
     return backends.attend_interface("sdpa", *arguments)
 
 
-def test_a_mask_keeps_sdpa_from_cudnn(monkeypatch):
+def test_with_a_mask_sdpa_does_not_use_cudnn(monkeypatch):
     """pytorch#196678: its backward gives NaN with a mask at lengths of 64 beyond a multiple of 128."""
-    interface = Interface(monkeypatch)
+    recorded = RecordedSdpa(monkeypatch)
     random_attention("qk_convq 2")(torch.randn(1, 64, 16), attend=attend_sdpa)
-    assert not interface.calls[0]["cudnn"] and interface.calls[0]["efficient"]
+    assert not recorded.calls[0]["cudnn"] and recorded.calls[0]["efficient"]
 
 
-def test_a_mask_has_the_queries_type(monkeypatch):
+def test_the_mask_has_the_dtype_of_the_queries(monkeypatch):
     """pytorch#191612: a float32 mask beside bfloat16 queries is read wrongly."""
-    interface = Interface(monkeypatch)
+    recorded = RecordedSdpa(monkeypatch)
     with torch.autocast("cpu", torch.bfloat16):
         random_attention("qk_convfixed_convk 2")(torch.randn(1, 9, 16), PACKED[:1, :9], attend=attend_sdpa)
-    assert interface.calls[0]["dtypes"] == {torch.bfloat16}
+    assert recorded.calls[0]["dtypes"] == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("kernel", ["convfixed 2", "qk_convfixed 2"])
-def test_a_mask_is_not_alone_in_wanting_a_gradient(kernel, monkeypatch):
+def test_where_the_mask_requires_a_gradient_another_input_does_too(kernel, monkeypatch):
     """pytorch#148476 (188302): the memory-efficient backward then reads what forward has not written."""
-    interface = Interface(monkeypatch)
+    recorded = RecordedSdpa(monkeypatch)
     module = random_attention(kernel)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name == "convfixed_param")
@@ -173,5 +173,5 @@ def test_a_mask_is_not_alone_in_wanting_a_gradient(kernel, monkeypatch):
     output, _ = module(hidden, attend=attend_sdpa)
     (actual,) = torch.autograd.grad(output.sin().sum(), module.convfixed_param)
     (expected,) = torch.autograd.grad(module(hidden)[0].sin().sum(), module.convfixed_param)
-    assert any(interface.calls[0]["wanted"])
+    assert any(recorded.calls[0]["wanted"])
     assert torch.allclose(actual, expected, atol=1e-6)

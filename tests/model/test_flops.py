@@ -1,4 +1,4 @@
-"""Counts against counts by hand."""
+"""FLOPs against counts by hand."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def test_dot_product_and_electra_have_the_same_counts() -> None:
     assert count_flops(ElectraForMaskedLM(ElectraConfig(**SIZES))) == expected
 
 
-def test_dynamic_terms_count_once_a_head() -> None:
+def test_dynamic_terms_are_counted_per_head() -> None:
     config = CompositeBertConfig(**SIZES, attention_kernel="qk_convfixed_convq_convkhead 2")
     term = 2 * 8 * 5  # heads x head size x width
     assert count_flops(CompositeBertForMaskedLM(config)).encoder_weights == 8 * 16 + 3 * (LAYER + 2 * term)
@@ -41,7 +41,7 @@ def test_span_based_convolution_counts_its_projections_and_its_weights_for_value
     assert count_flops(CompositeBertForMaskedLM(config)).encoder_weights == expected
 
 
-def test_a_new_term_counts_by_its_declaration(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_term_is_counted_by_its_declaration(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, dynamic in (("lookahead", True), ("steady", False)):
         new = Term("key", dynamic, lambda heads, head_size, width: (head_size, width), "zeros")
         monkeypatch.setitem(TERMS, name, new)
@@ -51,14 +51,14 @@ def test_a_new_term_counts_by_its_declaration(monkeypatch: pytest.MonkeyPatch) -
     assert count_flops(CompositeBertForMaskedLM(config)).encoder_weights == expected
 
 
-def test_without_dot_product_half_of_the_attention_is_left() -> None:
+def test_without_the_dot_product_attention_has_half_its_flops() -> None:
     config = CompositeBertConfig(**SIZES, attention_kernel="convfixed 2")
     counter = count_flops(CompositeBertForMaskedLM(config))
     assert counter.attention_width == 8
     assert counter.encoder_weights == 8 * 16 + 3 * (LAYER - 2 * 16 * 16), "no query, no key"
 
 
-def test_a_step_by_hand() -> None:
+def test_a_training_step_equals_a_count_by_hand() -> None:
     counter = FlopCounter(encoder_weights=1000, head_weights=200, layers=3, attention_width=16)
     lengths = np.array([10, 20])
     forward = 2 * 1000 * 30 + 2 * 200 * 4 + 3 * 4 * 16 * (10 * 10 + 20 * 20)
@@ -66,7 +66,7 @@ def test_a_step_by_hand() -> None:
     assert counter.training(lengths, predicted=4) == 3 * forward
 
 
-def test_peak_by_name_or_flag() -> None:
+def test_the_peak_is_found_by_the_name_of_the_gpu_or_given_by_flag() -> None:
     assert peak_flops("NVIDIA H100 80GB HBM3", None) == 989e12
     assert peak_flops("NVIDIA A100-SXM4-80GB", None) == 312e12
     assert peak_flops("NVIDIA A100-SXM4-80GB", 100.0) == 100e12
@@ -74,5 +74,5 @@ def test_peak_by_name_or_flag() -> None:
 
 
 @pytest.mark.parametrize(("name", "expected"), [("NVIDIA L40S", 362e12), ("NVIDIA L4", 121e12)])
-def test_names_that_begin_alike(name: str, expected: float) -> None:
+def test_gpus_whose_names_begin_alike_have_their_own_peaks(name: str, expected: float) -> None:
     assert peak_flops(name, None) == expected

@@ -1,4 +1,4 @@
-"""Heads hold BERT's contract: with no convolutions and BERT's sizes they are BERT, weight for weight."""
+"""Every head is used as BERT's, and without convolutions it equals BERT's, weight for weight."""
 
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ def sizes(head: str) -> dict[str, Any]:
     return SIZES | ({"num_labels": 3} if head == "TokenClassification" else {})
 
 
-def made(head: str, **options: Any) -> PreTrainedModel:
+def make_head(head: str, **options: Any) -> PreTrainedModel:
     torch.manual_seed(0)
     config = CompositeBertConfig(**sizes(head), embedding_size=SIZES["hidden_size"], **options)
     return getattr(bert_convolutions, f"CompositeBertFor{head}")(config).eval()
@@ -45,7 +45,7 @@ def batch(head: str) -> dict[str, torch.Tensor]:
     inputs["attention_mask"][1, ..., 7:] = 0
     if head == "TokenClassification":
         inputs["labels"] = torch.randint(3, shape, generator=generator).masked_fill(inputs["attention_mask"] == 0, -100)
-    elif head == "QuestionAnswering":  # whose loss sees the logits of padding too, which are nobody's business
+    elif head == "QuestionAnswering":  # its loss includes the logits of padding, which differ
         inputs["attention_mask"] = torch.ones(shape).long()
         inputs |= {"start_positions": torch.tensor([1, 2, 30, 0]), "end_positions": torch.tensor([3, 2, 30, 6])}
     else:
@@ -54,8 +54,8 @@ def batch(head: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_without_convolutions_a_head_is_berts_weight_for_weight(head: str) -> None:
-    ours = made(head)
+def test_without_convolutions_a_head_equals_berts(head: str) -> None:
+    ours = make_head(head)
     bert = HEADS[head](BertConfig(**sizes(head))).eval()
     assert set(ours.state_dict()) == set(bert.state_dict())
     bert.load_state_dict(ours.state_dict())
@@ -64,14 +64,14 @@ def test_without_convolutions_a_head_is_berts_weight_for_weight(head: str) -> No
     assert got.keys() == expected.keys()
     real = batch(head)["attention_mask"].bool()
     for name, value in expected.items():
-        of_tokens = value.shape[:2] == real.shape  # what padding gives is nobody's business
+        of_tokens = value.shape[:2] == real.shape  # outputs of padding are not compared
         pair = (got[name][real], value[real]) if of_tokens else (got[name], value)
         torch.testing.assert_close(*pair, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_a_saved_head_comes_back_through_its_auto_class(head: str, tmp_path: Path) -> None:
-    model = made(head, attention_kernel="qk_convfixed_convq_convk 3", remove_position_embeddings=True)
+def test_a_saved_head_is_loaded_by_its_auto_class(head: str, tmp_path: Path) -> None:
+    model = make_head(head, attention_kernel="qk_convfixed_convq_convk 3", remove_position_embeddings=True)
     model.save_pretrained(tmp_path)
     loaded = getattr(transformers, f"AutoModelFor{head}").from_pretrained(tmp_path).eval()
     assert type(loaded) is type(model)
@@ -79,8 +79,8 @@ def test_a_saved_head_comes_back_through_its_auto_class(head: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_a_head_learns_what_it_is_shown(head: str) -> None:
-    model = made(head, attention_kernel="qk_convfixed_convq_convk 3", hidden_dropout_prob=0.0).train()
+def test_a_head_learns_one_batch(head: str) -> None:
+    model = make_head(head, attention_kernel="qk_convfixed_convq_convk 3", hidden_dropout_prob=0.0).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     first = model(**batch(head)).loss.item()
     for _ in range(25):
@@ -91,13 +91,13 @@ def test_a_head_learns_what_it_is_shown(head: str) -> None:
     assert loss.item() < first / 2
 
 
-def test_the_next_sentence_head_takes_the_weights_of_pre_training(tmp_path: Path) -> None:
-    pretrained = made("PreTraining")
+def test_the_next_sentence_head_loads_the_weights_of_pre_training(tmp_path: Path) -> None:
+    pretrained = make_head("PreTraining")
     pretrained.save_pretrained(tmp_path)
     loaded = bert_convolutions.CompositeBertForNextSentencePrediction.from_pretrained(tmp_path)
     torch.testing.assert_close(loaded.cls["seq_relationship"].weight, pretrained.cls.seq_relationship.weight)
 
 
-def test_a_text_encoder_is_found_by_its_auto_class() -> None:
+def test_the_auto_class_for_text_encoding_is_the_plain_model() -> None:
     config = CompositeBertConfig(**SIZES)
     assert type(transformers.AutoModelForTextEncoding.from_config(config)) is bert_convolutions.CompositeBertModel

@@ -44,7 +44,7 @@ def test_weights_of_another_configuration_are_refused_by_name(folder, change, na
         load_strictly(model_class, folder, config, new_head=True)
 
 
-def test_a_head_may_be_new_where_that_is_said(folder, capfd):
+def test_a_head_may_be_missing_only_where_that_is_allowed(folder, capfd):
     config = CompositeBertConfig(**SIZES, **KERNEL)
     for model_class in (CompositeBertForPreTraining, AutoModelForSequenceClassification):
         assert load_strictly(model_class, folder, config, new_head=True)
@@ -55,8 +55,8 @@ def test_a_head_may_be_new_where_that_is_said(folder, capfd):
             load_strictly(model_class, folder, config)
 
 
-def test_the_positions_that_old_checkpoints_hold_are_no_weights(folder):
-    """Longformer's, for one; of most models ``transformers`` itself leaves them out."""
+def test_position_ids_in_old_checkpoints_are_ignored(folder):
+    """As in Longformer's; for most models ``transformers`` itself ignores them."""
     held = load_file(folder / "model.safetensors")
     save_file({**held, "bert.embeddings.position_ids": torch.arange(512)[None]}, folder / "model.safetensors")
     assert load_strictly(
@@ -64,7 +64,7 @@ def test_the_positions_that_old_checkpoints_hold_are_no_weights(folder):
     )
 
 
-def test_damaged_weights(folder):
+def test_damaged_weights_are_refused(folder):
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(UsageError, match="can't be loaded"):
@@ -73,7 +73,7 @@ def test_damaged_weights(folder):
 
 
 @pytest.mark.parametrize("positions", [True, False])
-def test_a_tokenizer_saved_beside_a_model_truncates_to_what_it_can_take(folder, tmp_path, positions):
+def test_a_tokenizer_saved_beside_a_model_truncates_to_its_positions(folder, tmp_path, positions):
     tokenizer = BertTokenizer(vocab={token: n for n, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a"])})
     config = CompositeBertConfig(**SIZES, max_position_embeddings=9, remove_position_embeddings=not positions)
     set_max_length(config, tokenizer).save_pretrained(tmp_path / "saved")

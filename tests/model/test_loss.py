@@ -12,8 +12,8 @@ from tests.helpers import NO_DROPOUT, TINY
 TOKENS, SIZE, WORDS = 23, 16, 101
 
 
-class Watched(TorchDispatchMode):
-    """How many operators are called, and the size of the largest result."""
+class OperatorCounter(TorchDispatchMode):
+    """Counts the operators that are called, and keeps the number of elements of the largest result."""
 
     calls = most_elements = 0
 
@@ -25,7 +25,7 @@ class Watched(TorchDispatchMode):
         return result
 
 
-def made(dtype: torch.dtype = torch.float32) -> tuple[Tensor, nn.Linear, Tensor]:
+def random_inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, nn.Linear, Tensor]:
     generator = torch.Generator().manual_seed(1)
     decoder = nn.Linear(SIZE, WORDS)
     with torch.no_grad():
@@ -41,34 +41,32 @@ def results(total: Tensor, hidden: Tensor, decoder: nn.Linear) -> list[Tensor]:
     return [total.detach(), *torch.autograd.grad(3 * total, [hidden, decoder.weight, decoder.bias])]
 
 
-def plain(hidden: Tensor, decoder: nn.Linear, labels: Tensor) -> Tensor:
+def reference_loss(hidden: Tensor, decoder: nn.Linear, labels: Tensor) -> Tensor:
     return functional.cross_entropy(decoder(hidden).float(), labels, reduction="sum")
 
 
 @pytest.fixture(params=["cpu", "gpu"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the CPU, and of a GPU on a CPU."""
+def device_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code for a CPU, and the code for a GPU, here run on a CPU."""
     monkeypatch.setattr(module, "_is_on_gpu", lambda tensor: request.param == "gpu")
 
 
-@pytest.mark.usefixtures("way")
+@pytest.mark.usefixtures("device_path")
 @pytest.mark.parametrize("tile", [1, WORDS, 7 * 128, 2**22])
-def test_loss_and_gradients_are_those_of_the_usual_layers_whatever_the_tile(
-    tile: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_loss_and_gradients_equal_those_of_pytorch_for_any_tile(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TILE_LOGITS", tile)
     monkeypatch.setattr(module, "TILE_LOGITS_ON_GPU", tile)
-    hidden, decoder, labels = made()
-    expected = results(plain(hidden, decoder, labels), hidden, decoder)
+    hidden, decoder, labels = random_inputs()
+    expected = results(reference_loss(hidden, decoder, labels), hidden, decoder)
     for got, wanted in zip(
         results(linear_cross_entropy(hidden, decoder, labels), hidden, decoder), expected, strict=True
     ):
         torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-6 * float(wanted.abs().max()))
 
 
-@pytest.mark.usefixtures("way")
-def test_gradients_are_right_to_float64() -> None:
-    hidden, decoder, labels = made(torch.float64)
+@pytest.mark.usefixtures("device_path")
+def test_gradients_are_exact_in_float64() -> None:
+    hidden, decoder, labels = random_inputs(torch.float64)
 
     def total(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return module._LinearCrossEntropy.apply(hidden, weight, bias, labels)
@@ -76,57 +74,57 @@ def test_gradients_are_right_to_float64() -> None:
     assert torch.autograd.gradcheck(total, (hidden, decoder.weight, decoder.bias))
 
 
-@pytest.mark.usefixtures("way")
-def test_under_autocast_the_sums_are_float32_and_no_worse_than_the_usual_layers() -> None:
-    hidden, decoder, labels = made()
-    exact = results(plain(hidden, decoder, labels), hidden, decoder)
+@pytest.mark.usefixtures("device_path")
+def test_under_autocast_the_loss_is_float32_and_as_exact_as_pytorchs() -> None:
+    hidden, decoder, labels = random_inputs()
+    exact = results(reference_loss(hidden, decoder, labels), hidden, decoder)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        usual = results(plain(hidden, decoder, labels), hidden, decoder)
+        usual = results(reference_loss(hidden, decoder, labels), hidden, decoder)
         ours = results(linear_cross_entropy(hidden, decoder, labels), hidden, decoder)
     assert ours[0].dtype == torch.float32
     for got, reference, wanted in zip(ours, usual, exact, strict=True):
         assert (got - wanted).norm() <= 1.5 * (reference - wanted).norm() + 1e-3 * wanted.norm()
 
 
-def test_on_a_gpu_the_loss_takes_few_kernels_whatever_the_batch_and_waits_for_none(
+def test_on_a_gpu_the_loss_takes_few_operators_for_any_batch_and_reads_no_value(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "_is_on_gpu", lambda tensor: True)
     counts = []
     for tokens in (10, 4_000):
-        shapes = (tokens, 768), (30_522, 768), (30_522,)  # no numbers: reading one of them raises
+        shapes = (tokens, 768), (30_522, 768), (30_522,)  # reading a value of a tensor without data raises
         inputs = [torch.empty(shape, device="meta", requires_grad=True) for shape in shapes]
         labels = torch.empty(tokens, dtype=torch.long, device="meta")
-        with Watched() as watched:
+        with OperatorCounter() as counter:
             module._LinearCrossEntropy.apply(inputs[0].bfloat16(), *inputs[1:], labels).backward()
-        counts.append(watched.calls)
+        counts.append(counter.calls)
     assert counts[0] == counts[1] < 80
 
 
-@pytest.mark.usefixtures("way")
-def test_labels_that_are_all_ignored_give_zero_and_no_gradient() -> None:
-    hidden, decoder, labels = made()
+@pytest.mark.usefixtures("device_path")
+def test_ignored_labels_give_a_loss_and_gradients_of_zero() -> None:
+    hidden, decoder, labels = random_inputs()
     total, *grads = results(linear_cross_entropy(hidden, decoder, torch.full_like(labels, -100)), hidden, decoder)
     assert total == 0 and all(not grad.any() for grad in grads)
 
 
-def test_no_tensor_of_all_logits_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_tensor_has_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TILE_LOGITS", 4 * WORDS)
-    hidden, decoder, labels = made()
-    with Watched() as watched:
+    hidden, decoder, labels = random_inputs()
+    with OperatorCounter() as counter:
         linear_cross_entropy(hidden, decoder, labels).backward()
-    assert watched.most_elements == max(4, SIZE) * WORDS < TOKENS * WORDS
+    assert counter.most_elements == max(4, SIZE) * WORDS < TOKENS * WORDS
 
 
 def test_a_frozen_decoder_gets_no_gradient() -> None:
-    hidden, decoder, labels = made()
+    hidden, decoder, labels = random_inputs()
     decoder.requires_grad_(False)
     linear_cross_entropy(hidden, decoder, labels).backward()
     assert hidden.grad is not None and decoder.weight.grad is None
 
 
 @pytest.mark.parametrize("sentence_order", [False, True])
-def test_training_by_positions_gives_the_gradients_of_training_by_logits(sentence_order: bool) -> None:
+def test_training_by_masked_positions_gives_the_gradients_of_training_by_logits(sentence_order: bool) -> None:
     config = CompositeBertConfig(vocab_size=60, embedding_size=8, **TINY, **NO_DROPOUT)
     model = (CompositeBertForPreTraining if sentence_order else CompositeBertForMaskedLM)(config)
     ids = torch.arange(3, 43).view(2, 20)

@@ -52,7 +52,7 @@ def tokens(batch=3, length=20):
     return torch.randint(5, 61, (batch, length))
 
 
-def test_auto_classes_and_exports(tmp_path):
+def test_auto_classes_save_and_load_our_models(tmp_path):
     for auto, model_class in (
         (AutoModel, CompositeBertModel),
         (AutoModelForMaskedLM, CompositeBertForMaskedLM),
@@ -71,7 +71,7 @@ def test_auto_classes_and_exports(tmp_path):
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_dot_product_with_positions_is_bert(implementation):
-    """With an embedding as wide as the model and no convolution, this is transformers' BERT, weight by weight."""
+    """With embeddings as wide as the model and no convolution, the outputs are those of transformers' BERT."""
     sizes = {**SIZES, "hidden_act": "gelu"}
     peer = BertForMaskedLM(BertConfig(**sizes)).eval()
     ours = CompositeBertForMaskedLM(config(embedding_size=32, attn_implementation=implementation)).eval()
@@ -90,7 +90,7 @@ def test_dot_product_with_positions_is_bert(implementation):
 
 
 @pytest.mark.parametrize(("labels", "count"), [([0, 2, 1], 3), ([0.5, 3.0, 1.0], 1)])
-def test_classification_and_regression_are_berts(labels, count):
+def test_classification_and_regression_equal_berts(labels, count):
     peer = BertForSequenceClassification(BertConfig(**SIZES, num_labels=count)).eval()
     ours = CompositeBertForSequenceClassification(config(embedding_size=32, num_labels=count)).eval()
     ours.load_state_dict(peer.state_dict())
@@ -123,7 +123,7 @@ def test_the_head_runs_on_masked_tokens_only(model_class):
         assert torch.allclose(full.loss, other.loss, atol=1e-6)
 
 
-def test_the_last_layer_works_on_the_positions_that_are_read_and_gives_the_same():
+def test_the_last_layer_computes_the_output_positions_only_with_equal_results():
     model = CompositeBertModel(config(**COMPOSITE)).eval()
     ids, mask = tokens(2, 9), torch.tensor([[1] * 4 + [2] * 5, [1] * 7 + [0] * 2])
     positions, starts = torch.tensor([1, 2, 5, 9, 9]), torch.tensor([0, 4, 9])
@@ -148,7 +148,7 @@ def test_a_batch_without_labels_has_loss_zero():
     loss.backward()
 
 
-def test_any_length_without_position_embeddings():
+def test_without_position_embeddings_rows_may_have_any_length():
     model = CompositeBertModel(config(**COMPOSITE)).eval()
     for length in (1, 2, 100):
         assert model(tokens(1, length)).last_hidden_state.shape == (1, length, 32)
@@ -159,7 +159,7 @@ def test_any_length_without_position_embeddings():
 
 
 @pytest.mark.parametrize("options", [COMPOSITE, {"value_forward": "convolution_depth 2 1"}, {"remove_qk": True}])
-def test_the_amount_of_padding_changes_nothing(options):
+def test_the_amount_of_padding_changes_no_output(options):
     model = CompositeBertModel(config(**options)).eval()
     ids = tokens(1, 9)
     alone = model(ids)
@@ -182,7 +182,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(implementation):
         assert torch.allclose(first.grad, second.grad, atol=1e-6), name
 
 
-def test_inputs_embeds_and_resized_embeddings():
+def test_inputs_embeds_and_resize_token_embeddings_work():
     model = CompositeBertForMaskedLM(config()).eval()
     ids = tokens()
     embedded = model.get_input_embeddings()(ids)
@@ -194,7 +194,7 @@ def test_inputs_embeds_and_resized_embeddings():
     assert model.cls.predictions.decoder.weight is model.get_input_embeddings().weight
 
 
-def test_initialisation_is_the_originals():
+def test_initial_weights_are_distributed_as_in_the_original():
     model = CompositeBertForMaskedLM(
         config(
             hidden_size=256, attention_kernel="qk_convfixed_convq_convk_convolution 8", value_forward="convolution 8 4"
@@ -211,7 +211,7 @@ def test_initialisation_is_the_originals():
     assert layer.value_conv.bias.abs().max() > 0
 
 
-def test_presets_and_their_sizes(tmp_path):
+def test_presets_have_the_sizes_of_the_paper_and_other_names_are_refused(tmp_path):
     small = load_config("bert_small")
     assert sum(parameter.numel() for parameter in CompositeBertForMaskedLM(small).parameters()) == 13_430_708
     assert (small.num_hidden_layers, small.hidden_size, small.num_attention_heads, small.intermediate_size) == (
@@ -269,7 +269,7 @@ def test_a_field_set_after_the_configuration_was_made_is_checked_too(field, tmp_
             make_one()
 
 
-def test_a_second_derivative_is_the_equations_or_refused():
+def test_a_second_derivative_is_computed_by_eager_and_refused_by_sdpa():
     def second(model):
         embeddings = torch.randn(1, 24, model.config.embedding_size, generator=torch.manual_seed(0), requires_grad=True)
         penalty = torch.autograd.grad(
@@ -285,8 +285,8 @@ def test_a_second_derivative_is_the_equations_or_refused():
         second(model)
 
 
-def test_the_scale_of_a_convolution_is_not_trained_by_any_road(tmp_path):
-    """From the constructor, a folder, an Auto class, an old checkpoint, and a Trainer that resumes."""
+def test_the_scale_of_a_convolution_is_trained_only_if_it_is_called_scaled(tmp_path):
+    """In a model from a constructor, a folder, an Auto class, an old checkpoint, and in a Trainer that resumes."""
     made = CompositeBertForMaskedLM(config(**CONVOLVED))
     made.save_pretrained(tmp_path / "saved")
     names = [name for name in made.state_dict() if name.endswith("convolution_scalar")]
@@ -324,7 +324,7 @@ def test_the_scale_of_a_convolution_is_not_trained_by_any_road(tmp_path):
 
 
 @pytest.mark.parametrize("labels", [{}, {"labels": torch.tensor([0, 1])}])
-def test_return_dict_is_the_configurations(labels, tmp_path):
+def test_return_dict_is_read_from_the_configuration(labels, tmp_path):
     others = (
         getattr(model_package, name) for name in model_package.__all__ if "For" in name and "Multiple" not in name
     )
@@ -339,7 +339,7 @@ def test_return_dict_is_the_configurations(labels, tmp_path):
         ]
 
 
-class _Grads(TrainerCallback):
+class _GradientRecorder(TrainerCallback):
     def __init__(self):
         self.grads = None
 
@@ -348,7 +348,7 @@ class _Grads(TrainerCallback):
 
 
 @pytest.mark.parametrize("model_class", [CompositeBertForSequenceClassification, CompositeBertForPreTraining])
-def test_a_stock_trainers_accumulation_changes_no_gradient(model_class, tmp_path):
+def test_accumulation_in_transformers_trainer_changes_no_gradient(model_class, tmp_path):
     dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     start = model_class(config(**COMPOSITE, **dropout))
     examples = [{"input_ids": tokens(1, 8)[0], "labels": torch.tensor(number % 2)} for number in range(8)]
@@ -368,7 +368,7 @@ def test_a_stock_trainers_accumulation_changes_no_gradient(model_class, tmp_path
             report_to="none",
             disable_tqdm=True,
         )
-        seen = _Grads()
+        seen = _GradientRecorder()
         Trainer(copy.deepcopy(start), arguments, train_dataset=examples, callbacks=[seen]).train()
         grads.append(seen.grads)
     assert max(grad.abs().max() for grad in grads[0].values()) > 1e-3
@@ -391,8 +391,8 @@ OVER_TOKENS = {
 SPANS = {**COMPOSITE, "attention_kernel": "qk_convqhead_convkhead_convspan 3"}
 
 
-class _Casts(TorchDispatchMode):
-    """How many results of a shape are those of a cast."""
+class _CastCounter(TorchDispatchMode):
+    """Counts the casts whose result has the given shape."""
 
     def __init__(self, shape):
         super().__init__()
@@ -409,7 +409,7 @@ def test_under_autocast_a_layer_casts_its_input_once_for_all_projections():
     for layers in (1, 3):
         model = CompositeBertModel(config(**COMPOSITE, embedding_size=32, num_hidden_layers=layers))
         ids = tokens(3, 40)
-        with torch.autocast("cpu", torch.bfloat16), _Casts((3, 40, 32)) as casts:
+        with torch.autocast("cpu", torch.bfloat16), _CastCounter((3, 40, 32)) as casts:
             model(ids).last_hidden_state.sum().backward()
         counts.append(casts.count)
     # Of two layers: into attention and feed-forward, both gradients of these, and those into their last projections.
@@ -418,8 +418,8 @@ def test_under_autocast_a_layer_casts_its_input_once_for_all_projections():
 
 @pytest.mark.parametrize("backend", ["sdpa", "interface"])
 @pytest.mark.parametrize("options", [COMPOSITE, OVER_TOKENS, SPANS])
-def test_the_model_is_one_graph_for_a_compiler(options, backend, monkeypatch):
-    """No graph break, and no change of the result, also on the way that attention takes on a GPU."""
+def test_the_model_compiles_to_one_graph(options, backend, monkeypatch):
+    """Without a change of the result, also with the attention function that is used on a GPU."""
     if backend == "interface":
         monkeypatch.setattr(backends, "_attend_sdpa", partial(backends.attend_interface, "sdpa"))
     model = CompositeBertForMaskedLM(config(**options)).eval()
@@ -430,7 +430,7 @@ def test_the_model_is_one_graph_for_a_compiler(options, backend, monkeypatch):
 
 
 @pytest.mark.parametrize("options", [COMPOSITE, OVER_TOKENS, SPANS])
-def test_the_model_is_exported_and_traced_for_any_length(options):
+def test_an_exported_or_traced_model_takes_any_length(options):
     model = CompositeBertForMaskedLM(config(**options)).eval()
     given = {"input_ids": tokens(2, 35), "attention_mask": (torch.arange(35) < 30).long().expand(2, -1)}
     exported = torch.export.export(
@@ -453,7 +453,7 @@ def test_the_model_is_exported_and_traced_for_any_length(options):
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_a_step_on_packed_rows_asks_the_device_for_no_number(implementation, no_number):
+def test_a_step_on_packed_rows_reads_no_value_from_the_device(implementation, no_device_read):
     options = {
         **OVER_TOKENS,
         "qk": "convolution_depth 2 1",
@@ -462,6 +462,6 @@ def test_a_step_on_packed_rows_asks_the_device_for_no_number(implementation, no_
     }
     model = CompositeBertForMaskedLM(config(**options, attn_implementation=implementation)).train()
     ids = tokens()
-    with no_number:
+    with no_device_read:
         model(ids, labels=ids.flatten()[::5], **PACKED).loss.backward()
     assert model(ids, labels=ids).logits.shape == (3, 20, 61)

@@ -1,4 +1,4 @@
-"""Roads that a model takes in others' hands: devices, adapters, pruning, transforms, other ways to call it."""
+"""How other libraries use a model: device maps, adapters, pruning, transforms of ``torch.func``."""
 
 from typing import Any
 
@@ -25,14 +25,14 @@ def config(**options: Any) -> CompositeBertConfig:
 
 
 @pytest.mark.parametrize("options", [TERMS, OVER_TOKENS])
-def test_layers_may_be_on_several_devices(options: dict[str, Any]) -> None:
-    """As ``device_map="auto"`` spreads them over GPUs: what they share is brought to each."""
+def test_layers_can_be_on_several_devices(options: dict[str, Any]) -> None:
+    """As ``device_map="auto"`` spreads them over GPUs; tensors that all layers share are moved to each device."""
     model = CompositeBertModel(config(**options), add_pooling_layer=False)
     add_hook_to_module(model.encoder.layer[1].to("meta"), AlignDevicesHook(execution_device=torch.device("meta")))
     assert model(IDS, MASK).last_hidden_state.is_meta
 
 
-def test_weights_may_stay_on_disk(tmp_path: Any) -> None:
+def test_weights_can_stay_on_disk(tmp_path: Any) -> None:
     model = CompositeBertForMaskedLM(config(**TERMS)).eval()
     model.save_pretrained(tmp_path)
     places = {"bert": "disk", "cls": "disk"}
@@ -41,35 +41,35 @@ def test_weights_may_stay_on_disk(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize("options", [TERMS, OVER_TOKENS])
-def test_a_model_without_data_gives_shapes(options: dict[str, Any]) -> None:
+def test_a_model_on_the_meta_device_gives_shapes(options: dict[str, Any]) -> None:
     model = CompositeBertForMaskedLM(config(**options)).to("meta")
     assert model(IDS.to("meta"), MASK.to("meta")).logits.shape == (3, 20, 60)
 
 
 @pytest.mark.parametrize("kernel", ["qk_convq_convk 5", "qk_convspan 5"])  # a reach that no other test uses
-def test_a_step_is_tried_without_data(kernel: str) -> None:
-    """As tools do that find how much memory it takes; nothing of it is kept for steps with data."""
+def test_a_step_runs_in_fake_mode(kernel: str) -> None:
+    """Which tools use to estimate memory; no fake tensor is cached for later steps."""
     with FakeTensorMode():
         model = CompositeBertForMaskedLM(config(attention_kernel=kernel)).train()
         model(torch.zeros(3, 20).long(), torch.ones(3, 20)).logits.sum().backward()
     CompositeBertForMaskedLM(config(attention_kernel=kernel)).train()(IDS, MASK).logits.sum().backward()
 
 
-def test_a_default_device_is_not_the_models() -> None:
+def test_the_default_device_does_not_matter() -> None:
     model = CompositeBertForMaskedLM(config(attention_kernel="qk_convq 6"))  # a reach that no other test uses
     with torch.device("meta"):
         model(IDS, MASK).logits.sum().backward()
 
 
 @pytest.mark.parametrize("options", [TERMS, OVER_TOKENS])
-def test_a_batch_may_be_empty(options: dict[str, Any]) -> None:
+def test_a_batch_can_be_empty(options: dict[str, Any]) -> None:
     model = CompositeBertForMaskedLM(config(**options))
     assert model(IDS[:0], MASK[:0]).logits.shape == (0, 20, 60)
 
 
 @pytest.mark.parametrize("module", ["query", "position_embeddings", "token_type_embeddings", "decoder"])
-def test_lora_counts_on_every_road(module: str) -> None:
-    """Training by positions, which takes other roads through the embeddings and the head, sees it too."""
+def test_lora_changes_the_loss_by_masked_positions_as_it_changes_the_logits(module: str) -> None:
+    """Training by masked positions has code of its own for the embeddings and the head."""
     model = CompositeBertForMaskedLM(config(**TERMS, **NO_DROPOUT))
     adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=rf".*\.{module}", init_lora_weights=False))
     labels = IDS.flatten()[POSITIONS]
@@ -81,7 +81,7 @@ def test_lora_counts_on_every_road(module: str) -> None:
     assert adapters and all(parameter.grad is not None and parameter.grad.any() for parameter in adapters)
 
 
-def test_a_pruned_decoder_is_trained() -> None:
+def test_a_pruned_decoder_can_be_trained() -> None:
     model = CompositeBertForMaskedLM(config(**TERMS, tie_word_embeddings=False))
     prune.random_unstructured(model.cls.predictions.decoder, "weight", amount=0.5)
     for _ in range(2):
@@ -96,14 +96,14 @@ def test_untied_embeddings_are_resized_and_saved(tmp_path: Any) -> None:
     torch.testing.assert_close(CompositeBertForMaskedLM.from_pretrained(tmp_path)(IDS).logits, model(IDS).logits)
 
 
-def test_layers_may_be_dropped() -> None:
+def test_the_last_layers_can_be_removed() -> None:
     model = CompositeBertModel(config(**TERMS)).eval()
     model.encoder.layer = model.encoder.layer[:1]
     expected = model(IDS).last_hidden_state.flatten(0, 1)[POSITIONS]
     torch.testing.assert_close(model(IDS, output_positions=POSITIONS).last_hidden_state, expected)
 
 
-def test_dropout_is_switched_off_as_in_any_model() -> None:
+def test_setting_every_dropout_module_to_zero_switches_dropout_off() -> None:
     model = CompositeBertModel(config(**TERMS, attention_probs_dropout_prob=0.9)).train()
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -111,8 +111,8 @@ def test_dropout_is_switched_off_as_in_any_model() -> None:
     assert torch.equal(model(IDS).last_hidden_state, model(IDS).last_hidden_state)
 
 
-def test_gradients_of_each_example_in_training() -> None:
-    """Dropout and the loss of masked tokens under the transforms of ``torch.func``."""
+def test_torch_func_gives_the_gradients_of_each_example_in_training() -> None:
+    """With dropout and the loss by masked positions."""
     model = CompositeBertForMaskedLM(config(**TERMS)).train()
     masked = torch.arange(0, 20, 5)
 
@@ -127,6 +127,6 @@ def test_gradients_of_each_example_in_training() -> None:
 
 
 @pytest.mark.parametrize("name", ["head_mask", "encoder_hidden_states", "past_key_values"])
-def test_what_only_other_models_take_is_refused(name: str) -> None:
+def test_arguments_of_other_models_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=name):
         CompositeBertForMaskedLM(config())(IDS, **{name: torch.zeros(2, 2)})
