@@ -1,14 +1,40 @@
 """Output for the terminal or a log file: messages, tables, durations. Imports no PyTorch."""
 
 import sys
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 def say(message: str) -> None:
     """Print a message that is not a result to standard error."""
     print(f"bertconv: {message}", file=sys.stderr, flush=True)
+
+
+def shows_bars() -> bool:
+    """Whether to draw a progress bar: on a terminal and in a notebook, but not in a log file, which it would fill."""
+    return "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
+
+
+def make_bar(name: str | None, total: int | None, unit: str, shown: bool = True) -> "tqdm[Any]":
+    """A progress bar on standard error, drawn anew every second, or every minute in a log file."""
+    from tqdm import tqdm
+
+    seconds = 1.0 if shows_bars() else 60.0
+    return tqdm(
+        total=total,
+        desc=name,
+        unit=unit,
+        unit_scale=unit == "B",
+        mininterval=seconds,
+        maxinterval=max(seconds, 10.0),
+        smoothing=0.05,
+        disable=not shown,
+    )
 
 
 def make_console(quiet: bool = False) -> Console:

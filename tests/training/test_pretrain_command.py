@@ -17,7 +17,7 @@ from transformers import AutoModelForMaskedLM, Trainer
 
 from bert_convolutions.data.loading import load_tokenizer
 from bert_convolutions.self_contained import CODE_FILES
-from bert_convolutions.training import arguments, checkpoints, setup
+from bert_convolutions.training import arguments, checkpoints, progress, setup
 from bert_convolutions.training.trainer import PretrainingTrainer
 from tests.training.conftest import Corner
 
@@ -151,6 +151,18 @@ def test_logs_read_the_same_with_and_without_a_progress_line(
     assert lines[0] == lines[1] and len(lines[0]) == 5  # the last of the evaluation at the end
     assert re.fullmatch(r"step 1 of 3: loss \d\.\d+, grad_norm .*, learning_rate 0\.01, .*", lines[0][0])
     assert re.match(r"step 3 of 3: eval_loss \d", lines[0][3])
+
+
+def test_a_log_file_has_no_bar_but_a_line_a_minute(
+    corner: Corner, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"disable_tqdm": None, "max_steps": 3, "logging_steps": 100}
+    assert corner.run("soon", **changes) == 0
+    monkeypatch.setattr(progress, "_QUIET_SECONDS", -1)
+    assert corner.run("slow", **changes) == 0
+    said = capsys.readouterr()
+    assert "3/3" not in said.err and said.out.count("step 2 of 3") == 1
+    assert re.search(r"step 2 of 3, .* left: [\d,]+ tokens, [\d,]+ tokens/s", said.out)
 
 
 WRONG = {

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from rich.table import Table
-from tqdm import tqdm
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
 import bert_convolutions.model  # noqa: F401  registers CompositeBert* with the Auto classes
@@ -23,7 +22,7 @@ from bert_convolutions.probes.options import LocalOrderOptions, MinimalPairsOpti
 from bert_convolutions.probes.pairs import Paradigm, make_moved_word_pairs, read_paradigms
 from bert_convolutions.probes.scoring import PseudoLikelihood
 from bert_convolutions.schemas import Accuracy, ParadigmAccuracy, ProbeResults
-from bert_convolutions.terminal import make_console, make_table, say
+from bert_convolutions.terminal import make_bar, make_console, make_table, say
 
 TIE = 1e-4
 """Scores that differ by less (in nats) are ties: more than the float32 rounding error of a sentence's sum."""
@@ -87,7 +86,7 @@ def _run(options: ProbeOptions, paradigms: Sequence[Paradigm], name: str) -> Pro
         unfinished = [paradigm for paradigm in paradigms if paradigm.name not in finished]
         if finished:
             say(f"{folder}: {len(finished)} of {len(paradigms)} paradigms are already done")
-        with tqdm(total=sum(len(paradigm.pairs) for paradigm in unfinished), unit="pair", mininterval=1.0) as bar:
+        with make_bar(None, sum(len(paradigm.pairs) for paradigm in unfinished), "pair") as bar:
             for paradigm in unfinished:
                 bar.set_description(paradigm.name)
                 finished[paradigm.name] = score_paradigm(score, paradigm)

@@ -138,7 +138,7 @@ def _variance_shares(covariances: Tensor) -> NDArray[np.float64]:
 @torch.inference_mode()
 def attention_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sentence: str) -> SentenceAttention:
     """The attention of every layer and head in one sentence, with scores by term."""
-    ids = tokenizer(sentence)["input_ids"]
+    ids = tokenizer(sentence, verbose=False)["input_ids"]
     with _record_attention(model) as layers:
         model(input_ids=torch.tensor([ids], device=model.device))
     shape = layers[0][1].shape[1:]

@@ -261,7 +261,7 @@ def _texts(results: SweepResults, options: ReportOptions, tokenizer: PreTrainedT
         if not (paths and base.get("line_by_line") and all(path.exists() for path in paths)):
             return []
     lines = (line for line in text_lines(find_sources([*map(str, paths)])) if len(line.split()) > 1)
-    return [tokenizer(line)["input_ids"][:_MAX_TOKENS] for line in islice(lines, _MAX_TEXTS)]
+    return [tokenizer(line, verbose=False)["input_ids"][:_MAX_TOKENS] for line in islice(lines, _MAX_TEXTS)]
 
 
 def _add_run_records(page: Page, results: SweepResults, cells: Sequence[Cell]) -> None:

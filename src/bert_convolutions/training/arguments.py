@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from bert_convolutions.errors import EXTRAS, UsageError, first_line, install_command
 from bert_convolutions.flags import flag
-from bert_convolutions.terminal import say
+from bert_convolutions.terminal import say, shows_bars
 
 logger = logging.get_logger(__name__)
 
@@ -115,20 +115,12 @@ class BertTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        self.batch_size_is_given = self.per_device_train_batch_size is not None
-        if not self.batch_size_is_given:
-            self.per_device_train_batch_size = DEFAULT_BATCH_SIZE
+        self._set_defaults()
         for name, (is_right, fault) in RANGES.items():
             value = getattr(self, name, None)
             if value is not None and not is_right(value):
                 raise UsageError(f"--{name} {value} {fault}")
         _refuse_missing_trackers(self.report_to)
-        if self.greater_is_better is None and str(self.metric_for_best_model).endswith("perplexity"):
-            self.greater_is_better = False
-        if not torch.accelerator.is_available():
-            self.use_cpu = True  # otherwise the Trainer refuses bf16 and sees one process only
-        if os.environ.get("WORLD_SIZE", "1") == "1":
-            self.ddp_backend = None  # needed by several processes only, and the Trainer would check for it
         super().__post_init__()
         if self.device.type == "cpu":
             self._use_float32_if_faster_on_cpu()
@@ -146,6 +138,20 @@ class BertTrainingArguments(TrainingArguments):
             self._n_gpu = 1
         _check_checkpointing(self)
         _check_optimizer(self)
+
+    def _set_defaults(self) -> None:
+        """Set what depends on other flags or on the machine."""
+        self.batch_size_is_given = self.per_device_train_batch_size is not None
+        if not self.batch_size_is_given:
+            self.per_device_train_batch_size = DEFAULT_BATCH_SIZE
+        if self.disable_tqdm is None:
+            self.disable_tqdm = not shows_bars()
+        if self.greater_is_better is None and str(self.metric_for_best_model).endswith("perplexity"):
+            self.greater_is_better = False
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # otherwise the Trainer refuses bf16 and sees one process only
+        if os.environ.get("WORLD_SIZE", "1") == "1":
+            self.ddp_backend = None  # needed by several processes only, and the Trainer would check for it
 
     def _use_float32_if_faster_on_cpu(self) -> None:
         """Replace a precision that this CPU has no fast instructions for by float32, and report it."""

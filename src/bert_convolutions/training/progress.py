@@ -24,6 +24,7 @@ WORD_CHECKPOINTS = "chck_*"
 _STATE_KEY = "WordCounter"
 """Key in ``stateful_callbacks`` of the Trainer's state."""
 _UNITS = {"": 1, "K": 1000, "M": 1_000_000, "B": 1_000_000_000}
+_QUIET_SECONDS = 60
 _PIXELS = 12
 """Width and height of one offset in an image."""
 _NEGATIVE, _POSITIVE = np.array([127, 59, 8]), np.array([45, 0, 75])
@@ -154,7 +155,7 @@ class WordCounter:
 class RunProgress(ProgressCallback):
     """The Trainer's progress bar, followed by a ``note`` after each step, and its log lines.
 
-    Log lines are the same with and without the bar.
+    Log lines are the same with and without the bar. Without it, the note is printed after a minute without a line.
     """
 
     def __init__(self, note: Callable[[], str]) -> None:
@@ -162,10 +163,12 @@ class RunProgress(ProgressCallback):
         self.note = note
         self._loss = ""
         self._started, self._first_step = 0.0, 0
+        self._last_line = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the bar and the clock for the time left."""
         self._started, self._first_step = time.monotonic(), state.global_step
+        self._last_line = self._started
         if not args.disable_tqdm:
             super().on_train_begin(args, state, control, **kwargs)
 
@@ -174,6 +177,8 @@ class RunProgress(ProgressCallback):
         if self.training_bar is not None:
             self.training_bar.set_postfix_str(self.note() + self._loss, refresh=False)
             super().on_step_end(args, state, control, **kwargs)
+        elif state.is_world_process_zero and time.monotonic() - self._last_line > _QUIET_SECONDS:
+            self._print(state, (self.note() + self._loss).removeprefix(", "))
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, *more: Any, **kwargs: Any) -> None:
         """Advance the bar of an evaluation."""
@@ -187,7 +192,11 @@ class RunProgress(ProgressCallback):
         if "loss" in logs:
             self._loss = f", loss {logs['loss']:.4f}"
         figures = [f"{name} {_format_value(value)}" for name, value in logs.items() if isinstance(value, int | float)]
-        line = f"step {state.global_step:,}{self._time_left(state)}: {', '.join(figures)}"
+        self._print(state, ", ".join(figures))
+
+    def _print(self, state: TrainerState, figures: str) -> None:
+        self._last_line = time.monotonic()
+        line = f"step {state.global_step:,}{self._time_left(state)}" + (f": {figures}" if figures else "")
         if self.training_bar is not None:
             self.training_bar.write(line)
         else:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from bert_convolutions.data.build import sentences, shards
 from bert_convolutions.data.build.arrays import read_facts
@@ -44,6 +43,7 @@ from bert_convolutions.schemas import (
     TextRecord,
 )
 from bert_convolutions.signals import interruptible
+from bert_convolutions.terminal import make_bar
 
 _MERGE_PROCESSES = 3
 """Number of shards merged at a time; each takes about five times its size in memory."""
@@ -188,7 +188,7 @@ class _Build:
         sources: Sequence[Source] = [dataset] if dataset else self._settings.sources
         paths: list[list[Path]] = [[] for _ in sources]
         total = None if dataset else sum(source.size for source in self._settings.sources)
-        with _bar("reading", total, "B") as bar:
+        with make_bar("reading", total, "B") as bar:
 
             def tasks() -> Iterator[sentences.SentenceTask]:
                 for number, source in enumerate(sources):
@@ -251,10 +251,6 @@ class _Build:
     @staticmethod
     def _run(name: str, unit: str, function: Callable[[TaskT], None], tasks: list[TaskT], num_proc: int) -> None:
         """Run ``tasks`` with a progress bar."""
-        with _bar(name, len(tasks), unit) as bar:
+        with make_bar(name, len(tasks), unit) as bar:
             for _ in run_tasks(function, tasks, num_proc):
                 bar.update()
-
-
-def _bar(name: str, total: int | None, unit: str) -> "tqdm[Any]":
-    return tqdm(total=total, desc=name, unit=unit, unit_scale=unit == "B", mininterval=1.0, smoothing=0.05)

@@ -18,12 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tqdm import tqdm
-
 from bert_convolutions.data.options import BuildDatasetOptions
 from bert_convolutions.errors import CommandError, UsageError, brief, first_line
 from bert_convolutions.schemas import DatasetRecord, TextRecord
-from bert_convolutions.terminal import say
+from bert_convolutions.terminal import make_bar, say
 
 BLOCK_BYTES = 4 << 20
 MAX_REST_BYTES = 4 << 20
@@ -203,7 +201,7 @@ def read_text(block: Block) -> str:
 def text_lines(sources: list[TextRecord], doing: str | None = None) -> Iterator[str]:
     """Yield the non-blank lines of all files, with a progress bar labelled ``doing`` if that is given."""
     total = sum(source.size for source in sources)
-    with tqdm(total=total, desc=doing, unit="B", unit_scale=True, mininterval=1.0, disable=doing is None) as bar:
+    with make_bar(doing, total, "B", shown=doing is not None) as bar:
         for source in sources:
             before = 0
             for block in blocks(source):
