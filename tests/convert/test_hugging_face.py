@@ -55,7 +55,7 @@ SOURCES = {
 }
 
 
-def made(model_class: Any, config_class: Any, folder: Path, **fields: Any) -> PreTrainedModel:
+def make_source(model_class: Any, config_class: Any, folder: Path, **fields: Any) -> PreTrainedModel:
     torch.manual_seed(0)
     if config_class in (ElectraConfig, ConvBertConfig):
         fields["embedding_size"] = 8
@@ -69,10 +69,8 @@ def made(model_class: Any, config_class: Any, folder: Path, **fields: Any) -> Pr
 @torch.no_grad()
 @pytest.mark.parametrize("kernel", ["dot_product", KERNEL])
 @pytest.mark.parametrize("source", SOURCES)
-def test_a_converted_model_computes_what_its_source_does_also_with_terms_added(
-    source: str, kernel: str, tmp_path: Path
-) -> None:
-    theirs = made(*SOURCES[source], tmp_path / "theirs")
+def test_a_converted_model_equals_its_source_also_with_added_terms(source: str, kernel: str, tmp_path: Path) -> None:
+    theirs = make_source(*SOURCES[source], tmp_path / "theirs")
     converted = convert_model(tmp_path / "theirs", {"attention_kernel": kernel})
     converted.save_pretrained(tmp_path / "ours")
     ours = type(converted).from_pretrained(tmp_path / "ours").eval()
@@ -83,8 +81,8 @@ def test_a_converted_model_computes_what_its_source_does_also_with_terms_added(
         torch.testing.assert_close(got[name], value, rtol=1e-5, atol=1e-5)
 
 
-def test_added_terms_learn_from_the_first_step_on(tmp_path: Path) -> None:
-    made(BertForMaskedLM, BertConfig, tmp_path)
+def test_added_terms_have_gradients_in_the_first_step(tmp_path: Path) -> None:
+    make_source(BertForMaskedLM, BertConfig, tmp_path)
     model = convert_model(tmp_path, {"attention_kernel": KERNEL}).train()
     model(input_ids=torch.arange(5, 25).view(2, 10), labels=torch.arange(5, 25).view(2, 10)).loss.backward()
     grads = {name: parameter.grad for name, parameter in model.named_parameters() if name.endswith("_param")}
@@ -92,8 +90,8 @@ def test_added_terms_learn_from_the_first_step_on(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_of_a_discriminator_the_encoder_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    theirs = made(ElectraForPreTraining, ElectraConfig, tmp_path)
+def test_of_a_discriminator_only_the_encoder_is_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    theirs = make_source(ElectraForPreTraining, ElectraConfig, tmp_path)
     ours = convert_model(tmp_path, {}).eval()
     assert "the head of ElectraForPreTraining has no counterpart here" in capsys.readouterr().err
     ids = torch.arange(5, 25).view(2, 10)
@@ -108,16 +106,18 @@ def test_of_a_discriminator_the_encoder_is_taken(tmp_path: Path, capsys: pytest.
         ({"hidden_size": "32"}, "--add hidden_size: only attention_kernel"),
     ],
 )
-def test_what_would_change_the_model_is_refused(add: dict[str, str], message: str, tmp_path: Path) -> None:
-    made(BertModel, BertConfig, tmp_path)
+def test_terms_that_would_change_a_model_of_transformers_are_refused(
+    add: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    make_source(BertModel, BertConfig, tmp_path)
     with pytest.raises(UsageError, match=message):
         convert_model(tmp_path, add)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("source", ["BertModel", "BertForMaskedLM", "BertForSequenceClassification", "ElectraModel"])
-def test_terms_are_added_to_a_converted_model_too(source: str, tmp_path: Path) -> None:
-    theirs = made(*SOURCES[source], tmp_path / "theirs")
+def test_terms_can_be_added_to_a_converted_model_too(source: str, tmp_path: Path) -> None:
+    theirs = make_source(*SOURCES[source], tmp_path / "theirs")
     inputs = {"input_ids": torch.arange(5, 25).view(2, 10)}
     expected = theirs(**inputs)
     last = tmp_path / "theirs"
@@ -146,7 +146,9 @@ def test_terms_are_added_to_a_converted_model_too(source: str, tmp_path: Path) -
         ),
     ],
 )
-def test_what_would_change_a_model_of_ours_is_refused(add: dict[str, str] | None, message: str, tmp_path: Path) -> None:
+def test_terms_that_would_change_a_model_of_ours_are_refused(
+    add: dict[str, str] | None, message: str, tmp_path: Path
+) -> None:
     fields = SIZES | {"embedding_size": 8, "attention_kernel": "qk_convq 3"}
     CompositeBertForMaskedLM(CompositeBertConfig(**fields)).save_pretrained(tmp_path / "ours")
     with pytest.raises(UsageError, match=message):
@@ -155,8 +157,8 @@ def test_what_would_change_a_model_of_ours_is_refused(add: dict[str, str] | None
 
 
 @pytest.mark.parametrize("ours", [False, True])
-def test_a_truncated_file_of_weights_is_named(ours: bool, tmp_path: Path) -> None:
-    made(BertForMaskedLM, BertConfig, tmp_path / "0")
+def test_a_truncated_file_of_weights_is_refused_by_name(ours: bool, tmp_path: Path) -> None:
+    make_source(BertForMaskedLM, BertConfig, tmp_path / "0")
     if ours:
         convert_checkpoint(tmp_path / "0", tmp_path / "1")
     folder = tmp_path / str(int(ours))
@@ -167,7 +169,7 @@ def test_a_truncated_file_of_weights_is_named(ours: bool, tmp_path: Path) -> Non
 
 
 def test_models_without_a_counterpart_are_refused_with_the_reason(tmp_path: Path) -> None:
-    made(RobertaModel, RobertaConfig, tmp_path)
+    make_source(RobertaModel, RobertaConfig, tmp_path)
     with pytest.raises(UsageError, match=r"roberta model.*positions start at the padding index"):
         convert_model(tmp_path, {})
     for kind, reason in (("ltgbert", "feed-forward layers are gated"), ("unheard-of", "only bert, mpnet, ")):
@@ -176,16 +178,16 @@ def test_models_without_a_counterpart_are_refused_with_the_reason(tmp_path: Path
             convert_model(tmp_path, {})
 
 
-def test_a_configuration_of_the_wrong_type_is_named(tmp_path: Path) -> None:
-    made(BertModel, BertConfig, tmp_path)
+def test_a_field_of_the_wrong_type_is_refused_by_name(tmp_path: Path) -> None:
+    make_source(BertModel, BertConfig, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_size": "many"}))
     with pytest.raises(UsageError, match=rf"{tmp_path}: cannot load a model configuration .*hidden_size"):
         convert_model(tmp_path, {})
 
 
-def test_weights_that_are_not_there_are_refused_and_not_drawn(tmp_path: Path) -> None:
-    made(BertForMaskedLM, BertConfig, tmp_path)
+def test_missing_weights_are_refused_and_not_initialised(tmp_path: Path) -> None:
+    make_source(BertForMaskedLM, BertConfig, tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     del weights["bert.encoder.layer.1.output.dense.weight"]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
@@ -193,8 +195,8 @@ def test_weights_that_are_not_there_are_refused_and_not_drawn(tmp_path: Path) ->
         convert_model(tmp_path, {})
 
 
-def test_the_command_takes_terms_and_the_tokenizer_along_and_refuses_them_for_the_originals(tmp_path: Path) -> None:
-    made(BertForMaskedLM, BertConfig, tmp_path / "bert")
+def test_the_command_adds_terms_and_keeps_the_tokenizer_but_adds_none_to_originals(tmp_path: Path) -> None:
+    make_source(BertForMaskedLM, BertConfig, tmp_path / "bert")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]
     BertTokenizer(vocab={word: index for index, word in enumerate(words)}).save_pretrained(tmp_path / "bert")
     flags = ["--input", str(tmp_path / "bert"), "--output_dir", str(tmp_path / "ours")]
@@ -209,9 +211,9 @@ def test_the_command_takes_terms_and_the_tokenizer_along_and_refuses_them_for_th
     assert main(["convert", *flags, "--overwrite_output_dir", "--add", f"attention_kernel={KERNEL}"]) == 2
 
 
-def test_a_model_that_has_only_its_vocabulary_keeps_its_tokenizer(tmp_path: Path) -> None:
-    """As the oldest ones of the hub, whose class is that of their model."""
-    made(BertModel, BertConfig, tmp_path / "bert")
+def test_a_model_that_has_only_a_vocabulary_file_keeps_its_tokenizer(tmp_path: Path) -> None:
+    """As the oldest models on the Hub, whose tokenizer has the class of their model type."""
+    make_source(BertModel, BertConfig, tmp_path / "bert")
     (tmp_path / "bert" / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb\n")
     convert_checkpoint(tmp_path / "bert", tmp_path / "ours")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "ours")
@@ -223,8 +225,8 @@ def test_a_model_that_has_only_its_vocabulary_keeps_its_tokenizer(tmp_path: Path
 @pytest.mark.parametrize("fields", [{}, {"num_groups": 2, "head_ratio": 4, "conv_kernel_size": 5}])
 @pytest.mark.parametrize("head", ["Model", "ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering"])
 def test_convberts_span_based_convolution_is_converted(head: str, fields: dict[str, int], tmp_path: Path) -> None:
-    """The size of its heads follows from their ratio; its grouped layers are block-diagonal."""
-    theirs = made(getattr(transformers, f"ConvBert{head}"), ConvBertConfig, tmp_path / "theirs", **fields)
+    """Also with another ratio of heads, and with grouped layers, which become block-diagonal matrices."""
+    theirs = make_source(getattr(transformers, f"ConvBert{head}"), ConvBertConfig, tmp_path / "theirs", **fields)
     converted = convert_model(tmp_path / "theirs", {})
     converted.save_pretrained(tmp_path / "ours")
     reach = 2 if fields else 4
@@ -243,10 +245,10 @@ def test_convberts_span_based_convolution_is_converted(head: str, fields: dict[s
     ("model_class", "config_class"),
     [(ConvBertForMaskedLM, ConvBertConfig), (ElectraForMaskedLM, ElectraConfig), (MPNetForMaskedLM, MPNetConfig)],
 )
-def test_a_head_that_has_another_activation_than_its_encoder_is_refused(
+def test_a_head_for_masked_tokens_is_refused_where_the_encoder_has_another_activation(
     model_class: Any, config_class: Any, tmp_path: Path
 ) -> None:
-    made(model_class, config_class, tmp_path, hidden_act="relu")
+    make_source(model_class, config_class, tmp_path, hidden_act="relu")
     with pytest.raises(UsageError, match="hidden_act is relu, but its head for masked tokens uses gelu"):
         convert_model(tmp_path, {})
 
@@ -254,9 +256,9 @@ def test_a_head_that_has_another_activation_than_its_encoder_is_refused(
 @torch.no_grad()
 @pytest.mark.parametrize("head", ["Model", "ForMaskedLM", "ForSequenceClassification", "ForMultipleChoice"])
 def test_mpnets_distances_become_a_fixed_term(head: str, tmp_path: Path) -> None:
-    """Its buckets are T5's; a sequence longer than their greatest distance, and padding, tell its positions too."""
+    """In rows longer than the greatest distance of its buckets, and with padding, which its positions depend on."""
     fields = {"max_position_embeddings": 152, "num_labels": 3}
-    made(getattr(transformers, f"MPNet{head}"), MPNetConfig, tmp_path / "theirs", **fields)
+    make_source(getattr(transformers, f"MPNet{head}"), MPNetConfig, tmp_path / "theirs", **fields)
     theirs = getattr(transformers, f"MPNet{head}").from_pretrained(tmp_path / "theirs").eval()
     convert_model(tmp_path / "theirs", {}).save_pretrained(tmp_path / "ours")
     ours = getattr(bert_convolutions, f"CompositeBert{head}").from_pretrained(tmp_path / "ours").eval()
@@ -276,7 +278,7 @@ def test_mpnets_distances_become_a_fixed_term(head: str, tmp_path: Path) -> None
 
 
 BUCKETS = {"position_buckets": 8, "max_relative_positions": 14, "norm_rel_ebd": "layer_norm", "share_att_key": True}
-DEBERTAS = {  # version, head, fields, and the kernel that they become
+DEBERTAS = {  # version, head, fields, and the kernel they are converted to
     "v1": ("Deberta", "ForMaskedLM", {"position_biased_input": False}, "qk_convqhead_convkhead 20"),
     "v1 with positions": ("Deberta", "Model", {"pos_att_type": "p2c", "type_vocab_size": 2}, "qk_convkhead 20"),
     "v1 clipped": ("Deberta", "Model", {"max_relative_positions": 5, "pos_att_type": "c2p"}, "qk_convqhead 5"),
@@ -292,11 +294,11 @@ DEBERTAS = {  # version, head, fields, and the kernel that they become
 @torch.no_grad()
 @pytest.mark.parametrize("kind", DEBERTAS)
 def test_debertas_disentangled_attention_becomes_terms_with_a_kernel_for_each_head(kind: str, tmp_path: Path) -> None:
-    """Also beyond the last bucket, and where a text is padded."""
+    """Also beyond the last bucket, and with padding."""
     version, head, fields, kernel = DEBERTAS[kind]
     fields = {"relative_attention": True, "pos_att_type": "c2p|p2c", **fields}
     config_class = getattr(transformers, f"{version}Config")
-    theirs = made(getattr(transformers, f"{version}{head}"), config_class, tmp_path / "theirs", **fields)
+    theirs = make_source(getattr(transformers, f"{version}{head}"), config_class, tmp_path / "theirs", **fields)
     try:
         type(theirs).from_pretrained(tmp_path / "theirs")
     except AttributeError:  # in 5.19 the other head of version 1
@@ -323,17 +325,17 @@ def test_debertas_disentangled_attention_becomes_terms_with_a_kernel_for_each_he
         ({"pos_att_type": "c2p|p2p"}, "pos_att_type has p2p; only c2p and p2c"),
     ],
 )
-def test_what_a_deberta_has_and_this_model_has_not_is_refused(
+def test_options_of_deberta_without_a_counterpart_are_refused(
     fields: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    made(DebertaV2Model, DebertaV2Config, tmp_path, relative_attention=True, **fields)
+    make_source(DebertaV2Model, DebertaV2Config, tmp_path, relative_attention=True, **fields)
     with pytest.raises(UsageError, match=message):
         convert_model(tmp_path, {})
 
 
-def test_a_debertas_tokenizer_is_not_taken_for_the_papers(tmp_path: Path) -> None:
-    """Its file has the same name, and it cases and splits words otherwise."""
-    made(DebertaV2Model, DebertaV2Config, tmp_path / "deberta", relative_attention=True)
+def test_a_debertas_tokenizer_is_not_taken_for_ours(tmp_path: Path) -> None:
+    """Its file has the same name, but it keeps capitals and splits words in another way."""
+    make_source(DebertaV2Model, DebertaV2Config, tmp_path / "deberta", relative_attention=True)
     pieces = {"[PAD]": "pad", "[CLS]": "bos", "[SEP]": "eos", "[UNK]": "unk"}
     ids = {f"{name}_id": index for index, name in enumerate(pieces.values())}
     sentencepiece.SentencePieceTrainer.train(
@@ -352,8 +354,8 @@ def test_a_debertas_tokenizer_is_not_taken_for_the_papers(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("longest", [128, 129])
-def test_what_a_far_reach_costs_is_said(longest: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made(
+def test_the_cost_of_a_long_reach_is_printed(longest: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_source(
         DebertaV2Model,
         DebertaV2Config,
         tmp_path,
@@ -371,8 +373,8 @@ def test_what_a_far_reach_costs_is_said(longest: int, tmp_path: Path, capsys: py
 def test_relative_positions_of_shaw_and_huang_become_dynamic_terms(
     kind: str, model_class: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Against their equations written into BERT's own attention, which transformers once had and has no more."""
-    theirs = made(model_class, BertConfig, tmp_path, position_embedding_type=kind)
+    """Against their equations in the attention of BERT, which transformers no longer has."""
+    theirs = make_source(model_class, BertConfig, tmp_path, position_embedding_type=kind)
     theirs.base_model.embeddings.position_embeddings.weight.zero_()
     length, size = SIZES["max_position_embeddings"], SIZES["hidden_size"] // SIZES["num_attention_heads"]
     weights = load_file(tmp_path / "model.safetensors")
@@ -402,6 +404,6 @@ def test_relative_positions_of_shaw_and_huang_become_dynamic_terms(
 
 
 def test_relative_positions_without_their_weights_are_refused(tmp_path: Path) -> None:
-    made(BertModel, BertConfig, tmp_path, position_embedding_type="relative_key")
+    make_source(BertModel, BertConfig, tmp_path, position_embedding_type="relative_key")
     with pytest.raises(UsageError, match=r"a layer's distance_embedding\.weight is missing"):
         convert_model(tmp_path, {})

@@ -15,7 +15,7 @@ from bert_convolutions.errors import UsageError
 from bert_convolutions.model.presets import load_config
 
 FIXTURE = Path(__file__).parents[1] / "parity" / "fixtures" / "composite"
-CODE = {"configuration_composite_bert.py", "modeling_composite_bert.py"}  # which load it without this package
+CODE = {"configuration_composite_bert.py", "modeling_composite_bert.py"}  # loads it without this package
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def refused(source, target, match):
     assert sorted(target.parent.rglob("*")) == there_before
 
 
-def test_files_of_the_converted_folder(source, tmp_path):
+def test_the_converted_folder_has_these_files(source, tmp_path):
     target = convert_checkpoint(source, tmp_path / "new" / "target")
     assert {path.name for path in target.iterdir()} == {"config.json", "model.safetensors", *CODE}
     assert json.loads((target / "config.json").read_text())["architectures"] == ["CompositeBertForMaskedLM"]
@@ -103,7 +103,7 @@ def test_a_failed_or_killed_overwrite_leaves_the_old_model(source, tmp_path, mon
 
 
 @pytest.mark.parametrize("relation", [".", "..", "../link", "inside/deeper"])
-def test_an_output_that_touches_the_input_is_refused(source, relation, tmp_path):
+def test_an_output_that_overlaps_the_input_is_refused(source, relation, tmp_path):
     (tmp_path / "link").symlink_to(source)
     there_before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UsageError, match=r"--output_dir .* the input --input"):
@@ -112,7 +112,7 @@ def test_an_output_that_touches_the_input_is_refused(source, relation, tmp_path)
 
 
 @pytest.mark.parametrize("config", ['{"model_type": "roberta"}', "not json", "[]"])
-def test_a_model_of_others_is_not_overwritten(config, source, tmp_path):
+def test_a_model_that_conversion_did_not_write_is_not_overwritten(config, source, tmp_path):
     target = tmp_path / "target"
     target.mkdir()
     (target / "config.json").write_text(config)
@@ -122,7 +122,7 @@ def test_a_model_of_others_is_not_overwritten(config, source, tmp_path):
     assert (target / "model.safetensors").read_bytes() == b"theirs"
 
 
-def test_missing_and_damaged_files(source, tmp_path):
+def test_missing_and_damaged_files_are_refused(source, tmp_path):
     target = tmp_path / "target"
     refused(tmp_path / "nowhere", target, "config.json is missing")
     weights = source / "pytorch_model.bin"
@@ -137,7 +137,7 @@ def test_missing_and_damaged_files(source, tmp_path):
 
 
 @pytest.mark.parametrize("config", ["[]", "null", '"text"', "3"])
-def test_a_configuration_that_is_no_object(config, source, tmp_path):
+def test_a_configuration_that_is_no_object_is_refused(config, source, tmp_path):
     (source / "config.json").write_text(config)
     refused(source, tmp_path / "target", "config.json")
 
@@ -165,7 +165,7 @@ def test_a_configuration_that_is_no_object(config, source, tmp_path):
         ("architectures", []),
     ],
 )
-def test_a_field_of_the_wrong_type_or_out_of_range_is_named(field, value, source, tmp_path):
+def test_a_field_of_the_wrong_type_or_out_of_range_is_refused_by_name(field, value, source, tmp_path):
     """By both readers of a configuration file, and by the constructor."""
     values = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({**values, field: value}))
@@ -178,7 +178,7 @@ def test_a_field_of_the_wrong_type_or_out_of_range_is_named(field, value, source
         assert isinstance(error.value, ValueError | StrictDataclassError)
 
 
-def test_weights_that_are_no_finite_numbers(source, tmp_path):
+def test_weights_that_are_not_finite_are_refused(source, tmp_path):
     path, target = source / "pytorch_model.bin", tmp_path / "target"
     weights = torch.load(path, weights_only=True)
     name = "bert.encoder.layer.0.output.dense.weight"
@@ -192,7 +192,7 @@ def test_weights_that_are_no_finite_numbers(source, tmp_path):
         refused(source, target, match)
 
 
-def test_flipped_bytes_are_noticed(source, tmp_path):
+def test_changed_bytes_are_refused(source, tmp_path):
     path = source / "pytorch_model.bin"
     torch.save(torch.load(path, weights_only=True), path)
     convert_checkpoint(source, tmp_path / "intact")
@@ -212,7 +212,7 @@ def test_a_pickle_that_would_run_code_is_refused(source, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_weights_that_do_not_fit_the_configuration(source, tmp_path):
+def test_weights_that_do_not_fit_the_configuration_are_refused(source, tmp_path):
     target = tmp_path / "target"
     values = json.loads((source / "config.json").read_text())
     for change, match in (

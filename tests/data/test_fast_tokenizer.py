@@ -1,4 +1,4 @@
-"""The tokenizer as a fast one: places in the text, words, overflowing parts; its ids are those that it always gave."""
+"""The tokenizer as a fast one: offsets, words and overflowing parts, with the ids of plain encoding."""
 
 import json
 import pickle
@@ -24,8 +24,8 @@ TEXTS = st.text() | st.text(st.sampled_from(SHARP)) | st.text(st.sampled_from("a
 
 
 @pytest.fixture(scope="module")
-def rust(tokenizer: CompositeBertTokenizer) -> PreTrainedTokenizerFast:
-    """A tokenizer of ``tokenizers`` with the same pieces, which encodes the same where no rule of ours comes in."""
+def reference(tokenizer: CompositeBertTokenizer) -> PreTrainedTokenizerFast:
+    """A tokenizer of ``tokenizers`` with the same pieces, which encodes text alike that none of our rules concerns."""
     pieces = tokenizer.pieces.processor
     scored = [(pieces.id_to_piece(n), pieces.get_score(n)) for n in range(len(pieces))]
     model = Tokenizer(models.Unigram(scored, unk_id=tokenizer.unk_token_id))
@@ -40,29 +40,29 @@ def rust(tokenizer: CompositeBertTokenizer) -> PreTrainedTokenizerFast:
 
 @settings(max_examples=300, deadline=None)
 @given(TEXTS, TEXTS)
-def test_places_change_no_id(tokenizer: CompositeBertTokenizer, first: str, second: str) -> None:
+def test_offsets_change_no_id(tokenizer: CompositeBertTokenizer, first: str, second: str) -> None:
     for text in ((first,), (first, second)):
         plain, aligned = tokenizer(*text), tokenizer(*text, return_offsets_mapping=True)
         assert aligned.pop("offset_mapping") is not None
         assert dict(aligned) == dict(plain)
         assert plain.encodings[0].ids == plain["input_ids"]
         assert plain.tokens() == aligned.tokens()
-    places = [place for place in tokenizer(first, return_offsets_mapping=True)["offset_mapping"][1:-1]]
-    assert all(0 <= begin <= end <= len(first) for begin, end in places)
-    assert [begin for begin, _ in places] == sorted(begin for begin, _ in places)
-    assert not any(first[begin:end] != first[begin:end].strip() for begin, end in places)
+    offsets = [place for place in tokenizer(first, return_offsets_mapping=True)["offset_mapping"][1:-1]]
+    assert all(0 <= begin <= end <= len(first) for begin, end in offsets)
+    assert [begin for begin, _ in offsets] == sorted(begin for begin, _ in offsets)
+    assert not any(first[begin:end] != first[begin:end].strip() for begin, end in offsets)
 
 
 @settings(max_examples=300, deadline=None)
 @given(TEXTS)
-def test_normalising_with_places_is_normalising(text: str) -> None:
+def test_normalising_with_offsets_gives_the_same_text(text: str) -> None:
     normalized, origins = normalize_aligned(text)
     assert normalized == normalize(text)
     assert len(origins) == len(normalized)
 
 
 @pytest.mark.skipif(not GOLDEN.exists(), reason="the golden files are not part of the repository")
-def test_golden_texts_with_places() -> None:
+def test_golden_ids_with_offsets() -> None:
     tokenizer = CompositeBertTokenizer(GOLDEN / "spm.model")
     golden = json.loads((GOLDEN / "golden.json").read_text())
     for example in golden["single"]:
@@ -76,7 +76,7 @@ def test_golden_texts_with_places() -> None:
         }
 
 
-def test_places_are_those_of_the_text(tokenizer: CompositeBertTokenizer) -> None:
+def test_offsets_are_those_of_the_text(tokenizer: CompositeBertTokenizer) -> None:
     text = "  The ''Union''  of ½ ﬁne 1,000, [MASK] États"
     encoded = tokenizer(text, return_offsets_mapping=True)
     said = [
@@ -99,8 +99,8 @@ def test_places_are_those_of_the_text(tokenizer: CompositeBertTokenizer) -> None
     assert encoded.token_to_chars(encoded.char_to_token(start)).start == start
 
 
-def test_bytes_of_what_is_no_piece(tmp_path: Path) -> None:
-    """Several tokens stand for one character in models that fall back to bytes."""
+def test_byte_pieces_have_the_offsets_of_their_character(tmp_path: Path) -> None:
+    """In models with byte fallback, several tokens stand for one character."""
     (tmp_path / "text.txt").write_text("the cat sees the dog\n" * 50)
     sentencepiece.SentencePieceTrainer.train(
         input=str(tmp_path / "text.txt"),
@@ -162,20 +162,20 @@ WORDS = [["the", "union", "unbelievable"], ["war", "and", "peace"]]
         ),
     ],
 )
-def test_it_gives_what_a_tokenizer_of_rust_gives(
+def test_encodings_equal_those_of_tokenizers(
     tokenizer: CompositeBertTokenizer,
-    rust: PreTrainedTokenizerFast,
+    reference: PreTrainedTokenizerFast,
     texts: Any,
     options: dict[str, Any],
     padding: dict[str, Any],
 ) -> None:
-    """Everything but the white space in front of a word, which that one counts among its first token."""
+    """All but the beginnings of offsets: ``tokenizers`` includes the white space before a word."""
     options = {"max_length": 64, **options, **padding, "return_special_tokens_mask": True}
     for more in ({}, {"return_offsets_mapping": True}):
-        theirs, ours = rust(*texts, **options, **more), tokenizer(*texts, **options, **more)
+        theirs, ours = reference(*texts, **options, **more), tokenizer(*texts, **options, **more)
         assert isinstance(ours, BatchEncoding)
-        places, expected = ours.pop("offset_mapping", None), theirs.pop("offset_mapping", None)
-        assert (places is None) == (expected is None)
+        offsets, expected = ours.pop("offset_mapping", None), theirs.pop("offset_mapping", None)
+        assert (offsets is None) == (expected is None)
         assert dict(ours) == dict(theirs)
         assert ours.n_sequences == theirs.n_sequences
         for one, other in zip(ours.encodings, theirs.encodings, strict=True):
@@ -192,7 +192,7 @@ def test_it_gives_what_a_tokenizer_of_rust_gives(
             assert [end for _, end in one.offsets] == [end for _, end in other.offsets]
 
 
-def test_tokens_of_a_users_own(tokenizer_dir: Path) -> None:
+def test_added_tokens_are_found_in_upper_and_lower_case(tokenizer_dir: Path) -> None:
     tokenizer = load_tokenizer(tokenizer_dir)
     tokenizer.add_tokens(
         ["<new>", AddedToken("lone", single_word=True), AddedToken("<newer>", lstrip=True, rstrip=True)]
@@ -213,7 +213,7 @@ def test_tokens_of_a_users_own(tokenizer_dir: Path) -> None:
 
 
 def test_tokenize_takes_the_arguments_of_a_call(
-    tokenizer: CompositeBertTokenizer, rust: PreTrainedTokenizerFast
+    tokenizer: CompositeBertTokenizer, reference: PreTrainedTokenizerFast
 ) -> None:
     calls: list[tuple[Any, dict[str, Any]]] = [
         ((A[0],), {}),
@@ -223,11 +223,10 @@ def test_tokenize_takes_the_arguments_of_a_call(
         ((WORDS[0],), {"is_split_into_words": True}),
     ]
     for texts, options in calls:
-        assert tokenizer.tokenize(*texts, **options) == rust.tokenize(*texts, **options)
+        assert tokenizer.tokenize(*texts, **options) == reference.tokenize(*texts, **options)
 
 
-def test_what_no_text_is(tokenizer: CompositeBertTokenizer) -> None:
-    """An empty batch has no rows, and one text takes no list of pairs."""
+def test_an_empty_batch_has_no_rows_and_a_text_takes_no_list_of_pairs(tokenizer: CompositeBertTokenizer) -> None:
     for options in ({}, {"return_offsets_mapping": True}, {"padding": True}):
         assert tokenizer([], **options)["input_ids"] == []
     with pytest.raises(ValueError, match="two strings, or two lists"):
@@ -235,13 +234,15 @@ def test_what_no_text_is(tokenizer: CompositeBertTokenizer) -> None:
 
 
 @pytest.mark.parametrize("more", [{}, {"return_offsets_mapping": True}])
-def test_a_text_too_short_to_be_cut_is_refused(tokenizer: CompositeBertTokenizer, more: dict[str, Any]) -> None:
-    """As ``tokenizers`` does: a longer sequence than was asked for would fail in the model."""
+def test_a_text_too_short_to_be_truncated_is_refused(tokenizer: CompositeBertTokenizer, more: dict[str, Any]) -> None:
+    """As by ``tokenizers``: a sequence that is longer than requested would fail in the model."""
     with pytest.raises(ValueError, match="'only_second': the text has 2 tokens"):
         tokenizer(A[1], "the the", truncation="only_second", max_length=8, **more)
 
 
-def test_it_goes_to_other_processes(tokenizer: CompositeBertTokenizer) -> None:
+def test_the_tokenizer_can_be_sent_to_other_processes_and_keeps_its_fingerprint(
+    tokenizer: CompositeBertTokenizer,
+) -> None:
     encoded = tokenizer(A)
     again = pickle.loads(pickle.dumps(encoded))
     assert again.word_ids(1) == encoded.word_ids(1)
@@ -250,10 +251,12 @@ def test_it_goes_to_other_processes(tokenizer: CompositeBertTokenizer) -> None:
     mapped = rows.map(lambda row: tokenizer(row["text"], return_offsets_mapping=True), batched=True, num_proc=2)
     assert mapped["input_ids"] == encoded["input_ids"]
     tokenizer(A, padding=True, truncation=True, max_length=5)
-    assert tokenizer.pieces.hash and Hasher.hash(tokenizer) == fingerprint  # a second map finds the first one's rows
+    assert (
+        tokenizer.pieces.hash and Hasher.hash(tokenizer) == fingerprint
+    )  # so a second map finds the rows of the first in the cache
 
 
-def test_nothing_of_its_loading_is_saved(tokenizer: CompositeBertTokenizer, tmp_path: Path) -> None:
+def test_arguments_of_loading_are_not_saved(tokenizer: CompositeBertTokenizer, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path / "one")
     CompositeBertTokenizer.from_pretrained(tmp_path / "one", local_files_only=True).save_pretrained(tmp_path / "two")
     load_tokenizer(tmp_path / "two").save_pretrained(tmp_path / "three")
@@ -262,6 +265,6 @@ def test_nothing_of_its_loading_is_saved(tokenizer: CompositeBertTokenizer, tmp_
     assert one == two == three
 
 
-def test_pieces_are_aligned_as_they_are_encoded(encoder: PieceTokenizer) -> None:
+def test_aligned_pieces_are_those_of_encoding(encoder: PieceTokenizer) -> None:
     for text in ("1,000,000, and 1,", "10,", ", ,1 ,", "в 1,5,"):
         assert [aligned.piece for aligned in encoder.align(text)] == encoder.tokenize(text)

@@ -17,7 +17,7 @@ SPECIAL = {"[CLS]": 0, "[SEP]": 1, "<pad>": 2, "[MASK]": 3}
 
 
 def encode_piece_by_piece(processor: sentencepiece.SentencePieceProcessor, text: str) -> list[int]:
-    """The rules of the original's tokenizer, spelt out one piece at a time, slowly."""
+    """The rules of the original's tokenizer, applied to one piece at a time."""
     size = processor.get_piece_size()
     ids = []
     for part in re.split(r"(\[CLS\]|\[SEP\]|<pad>|\[MASK\]|<unk>)", text):
@@ -59,7 +59,7 @@ fragments = st.one_of(
 
 @settings(max_examples=400, deadline=None)
 @given(st.lists(fragments, max_size=8).map("".join))
-def test_batches_encode_as_the_rules_do_one_piece_at_a_time(encoder: PieceTokenizer, text: str) -> None:
+def test_batches_are_encoded_by_the_rules_of_the_original(encoder: PieceTokenizer, text: str) -> None:
     expected = encode_piece_by_piece(encoder.processor, text)
     assert encoder.encode([text]) == [expected]
     assert encoder.encode(["Before [SEP] it", text]) == [*encoder.encode(["Before [SEP] it"]), expected]
@@ -69,7 +69,7 @@ def test_batches_encode_as_the_rules_do_one_piece_at_a_time(encoder: PieceTokeni
     assert lengths.tolist() == [len(part) for part in parts]
 
 
-def test_the_comma_digit_rule_is_exercised(encoder: PieceTokenizer) -> None:
+def test_no_encoded_piece_ends_in_a_digit_and_a_comma(encoder: PieceTokenizer) -> None:
     pieces = encoder.processor.encode("in 1900, it was 1,000, 10, and 5,", out_type=str)
     assert any(re.search(r"\d,$", piece) for piece in pieces), "the fixture's vocabulary joins no digit and comma"
     encoded = [
@@ -78,7 +78,7 @@ def test_the_comma_digit_rule_is_exercised(encoder: PieceTokenizer) -> None:
     assert not any(re.search(r"\d,$", piece) for piece in encoded)
 
 
-def test_a_comma_that_is_no_piece_of_its_own(tmp_path: Path) -> None:
+def test_a_vocabulary_without_a_comma_is_used_by_the_same_rules(tmp_path: Path) -> None:
     model = tmp_path / "no-comma"
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([f"a few words without it {word}" for word in ("one", "two", "three", "four")] * 20),
@@ -91,7 +91,7 @@ def test_a_comma_that_is_no_piece_of_its_own(tmp_path: Path) -> None:
         assert encoder.encode([text]) == [encode_piece_by_piece(encoder.processor, text)]
 
 
-def test_special_ids_follow_the_pieces(encoder: PieceTokenizer) -> None:
+def test_special_ids_follow_those_of_the_pieces(encoder: PieceTokenizer) -> None:
     assert (encoder.cls_id, encoder.sep_id, encoder.pad_id, encoder.mask_id) == (1000, 1001, 1002, 1003)
     assert (encoder.unk_id, len(encoder)) == (0, 1004)
     assert encoder.encode(["", " \t", "[MASK]"]) == [[], [], [1003]]
@@ -104,7 +104,7 @@ def test_pickled_encoders_encode_the_same(encoder: PieceTokenizer) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", b"\x00" * 200, "text, text\n".encode("utf-16")])
-def test_what_is_no_model_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_no_sentencepiece_model_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "spm.model"
     path.write_bytes(content)
     with pytest.raises(UsageError, match=r"spm\.model: not a SentencePiece model"):
@@ -121,7 +121,7 @@ def test_golden_ids() -> None:
     assert len(encoder) == golden["length"]
 
 
-def test_normalisation_takes_the_original_s_steps() -> None:
+def test_text_is_normalised_as_in_the_original() -> None:
     assert normalize("  The\tUNITED \u3000 States ``so'' \n") == 'the united states "so"'
     assert normalize("Café Ÿ Ångström ﬁn №5") == "cafe y angstrom fin no5"
     assert normalize("ΟΔΟΣ") == "οδοσ", "letter by letter: no final sigma"
@@ -129,7 +129,7 @@ def test_normalisation_takes_the_original_s_steps() -> None:
 
 
 @given(st.text())
-def test_neither_capitals_nor_accents_nor_outer_space_remain(text: str) -> None:
+def test_normalised_text_has_no_capitals_and_no_accents(text: str) -> None:
     normalized = normalize(text)
     assert normalized == normalized.lower()
     assert not any(unicodedata.combining(character) for character in normalized)
@@ -137,5 +137,5 @@ def test_neither_capitals_nor_accents_nor_outer_space_remain(text: str) -> None:
 
 
 @given(st.text(alphabet=st.characters(max_codepoint=127)))
-def test_ascii_takes_the_same_steps(text: str) -> None:
+def test_ascii_is_normalised_as_other_text(text: str) -> None:
     assert normalize(text) == normalize(text + " é")[:-1].rstrip(" ") or "`" in text or "'" in text

@@ -1,4 +1,4 @@
-"""Order, masking, packing and collation: pure functions, and layouts that change no number of the model."""
+"""Order, masking, packing and collation are pure functions, and layouts change no result of the model."""
 
 from dataclasses import replace
 
@@ -66,7 +66,7 @@ def test_masking_has_the_right_rates_and_spares_special_tokens():
     assert (masked[chosen] == 5).mean() == pytest.approx(0.1 + 0.1 / VOCABULARY, abs=0.01)
 
 
-def test_masking_depends_on_seed_epoch_and_sample_alone():
+def test_masking_depends_on_seed_epoch_and_sample_only():
     ids = np.arange(1, 50)
     first = MASKING(ids, 2, 7)[0]
     assert np.array_equal(first, MASKING(ids, 2, 7)[0])
@@ -79,7 +79,7 @@ def test_masking_depends_on_seed_epoch_and_sample_alone():
 
 
 @given(st.lists(st.integers(1, 64), max_size=60))
-def test_packing_overlaps_nothing_and_wastes_little(lengths):
+def test_packed_examples_do_not_overlap_and_little_space_is_left(lengths):
     places, rows = pack(lengths, 64)
     used = np.zeros((rows, 64), dtype=int)
     for place, length in zip(places, lengths, strict=True):
@@ -90,7 +90,7 @@ def test_packing_overlaps_nothing_and_wastes_little(lengths):
 
 
 def reference_batch(features, block_size, packed, sentence_order):
-    """The batch, made one example and one token at a time from the definition of the draws."""
+    """A batch made from the definition of the draws, one example and one token at a time."""
 
     def draw(counter, *keys):
         return int(mix(np.array([counter], dtype=np.uint64), MASKING.seed, *keys)[0])
@@ -139,9 +139,9 @@ def reference_batch(features, block_size, packed, sentence_order):
 
 @pytest.mark.parametrize("sentence_order", [False, True])
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_batch_is_that_of_one_example_at_a_time(packed, sentence_order):
+def test_a_batch_equals_one_made_token_by_token(packed, sentence_order):
     given = features(40)
-    for number, feature in enumerate(given):  # epochs and samples that differ, up to beyond 32 bits
+    for number, feature in enumerate(given):  # different epochs and samples, some beyond 32 bits
         feature["epoch"], feature["sample"] = number % 3, 7 * number + (2**33 if number % 2 else 0)
     batch = collator(block_size=48, pack=packed, sentence_order=sentence_order)(given)
     expected = reference_batch(given, 48, packed, sentence_order)
@@ -151,8 +151,8 @@ def test_a_batch_is_that_of_one_example_at_a_time(packed, sentence_order):
         assert value.dtype == torch.int64 and value.tolist() == expected[name], name
 
 
-def test_the_unknown_token_is_masked_as_any_other():
-    """It stands for text; the original spares [CLS] and [SEP] alone."""
+def test_the_unknown_token_can_be_masked():
+    """It stands for text; the original excludes only [CLS] and [SEP]."""
     roles = {"cls_token": CLS, "sep_token": SEP, "pad_token": PAD, "mask_token": MASK, "unk_token": 0}
 
     class Tokenizer:
@@ -192,7 +192,7 @@ def test_a_batch_holds_each_example_once():
         assert torch.equal(value, batch[name])
 
 
-def test_buckets_keep_shapes_few():
+def test_numbers_of_rows_and_of_masked_tokens_are_rounded_up_to_buckets():
     batch = collator(row_bucket=8, position_bucket=256)(features(20))
     assert batch["input_ids"].shape[0] % 8 == 0 and len(batch["labels"]) % 256 == 0
 

@@ -120,7 +120,9 @@ def test_plain_text_is_built_once(tmp_path: Path, tokenizer_dir: Path) -> None:
     assert len(first) == 2 and len(open_examples([text], line_by_line=True, **arguments)) == 1
 
 
-def test_what_cannot_be_opened_says_why(tmp_path: Path, folder: Path, tokenizer_dir: Path) -> None:
+def test_data_that_cannot_be_opened_are_refused_with_the_reason(
+    tmp_path: Path, folder: Path, tokenizer_dir: Path
+) -> None:
     text = tmp_path / "a.txt"
     text.write_text("the union\n", encoding="utf-8")
     for paths, options, message in [
@@ -136,7 +138,7 @@ def test_what_cannot_be_opened_says_why(tmp_path: Path, folder: Path, tokenizer_
 
 
 @pytest.mark.parametrize("form", ["line_by_line", "train_iterable"])
-def test_a_cache_that_cannot_be_made_is_named_by_its_flag(tmp_path: Path, tokenizer_dir: Path, form: str) -> None:
+def test_a_cache_that_cannot_be_made_is_refused_by_its_flag(tmp_path: Path, tokenizer_dir: Path, form: str) -> None:
     text = tmp_path / "a.txt"
     text.write_text("1 2\n3 4\n", encoding="utf-8")
     (tmp_path / "cache").touch()
@@ -176,7 +178,7 @@ def test_ids_files_equal_the_arrow_folder(
         (b"\n \n", "no example in the file"),
     ],
 )
-def test_bad_ids_files_are_refused_with_their_line(tmp_path: Path, content: bytes, message: str) -> None:
+def test_bad_ids_files_are_refused_with_the_line(tmp_path: Path, content: bytes, message: str) -> None:
     file = tmp_path / "bad.txt"
     file.write_bytes(content)
     with pytest.raises(UsageError, match=r"bad\.txt") as error:
@@ -190,7 +192,7 @@ def test_bad_ids_files_are_refused_with_their_line(tmp_path: Path, content: byte
     st.lists(st.one_of(st.binary(max_size=6), st.sampled_from([b"1", b"23", b" ", b"\n", b"\r", b"\r\n", b"7 8\n"])))
 )
 @example([b"0000000005"])
-def test_any_bytes_are_read_as_python_would_or_refused(
+def test_any_bytes_are_read_as_by_python_or_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: list[bytes]
 ) -> None:
     monkeypatch.setattr("bert_convolutions.data.store_ids._CHUNK_BYTES", 7)
@@ -210,7 +212,7 @@ def test_any_bytes_are_read_as_python_would_or_refused(
             write_line_index(file, index, 50)
 
 
-def overwritten(file: Path) -> None:
+def overwrite(file: Path) -> None:
     with file.open("r+b") as opened:
         opened.seek(len(file.read_bytes()) // 2)
         opened.write(bytes(200))
@@ -221,7 +223,7 @@ def overwritten(file: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        overwritten,
+        overwrite,
         lambda file: os.truncate(file, 100),  # a memory-mapped file would end the process by SIGBUS
         lambda file: os.truncate(file, 0),
         lambda file: (
@@ -254,7 +256,7 @@ def test_data_that_changes_during_training_is_refused(
         store[len(store) // 2]
 
 
-def test_a_fingerprint_tells_data_apart(build: Build, tmp_path: Path) -> None:
+def test_different_data_have_different_fingerprints_wherever_they_lie(build: Build, tmp_path: Path) -> None:
     texts = ["the union\nof states\nin years\nof war\n", "in years\nof war\nthe union\nof states\n"]
     arrow = [ArrowStore(build(text, f"folder-{number}")) for number, text in enumerate(texts)]
     files = [
@@ -274,7 +276,7 @@ def test_a_fingerprint_tells_data_apart(build: Build, tmp_path: Path) -> None:
     assert len({view.fingerprint for view in views}) == 3
 
 
-def test_an_ids_file_that_is_not_what_its_manifest_says_is_refused(
+def test_an_ids_file_that_does_not_match_its_manifest_is_refused(
     build: Build, tmp_path: Path, tokenizer_dir: Path
 ) -> None:
     file = build("a\nb\n" * 20, output_format="ids", output_file=str(tmp_path / "ids.txt"))
@@ -303,7 +305,9 @@ def test_an_ids_file_that_is_not_what_its_manifest_says_is_refused(
         ({"more": 1}, "more"),
     ],
 )
-def test_manifests_of_odd_types_are_refused_with_the_place(folder: Path, change: dict[str, object], place: str) -> None:
+def test_manifests_with_wrong_types_are_refused_with_the_field(
+    folder: Path, change: dict[str, object], place: str
+) -> None:
     file = folder / "manifest.json"
     content = json.loads(file.read_bytes())
     for path, value in change.items():
@@ -317,8 +321,8 @@ def test_manifests_of_odd_types_are_refused_with_the_place(folder: Path, change:
         ArrowStore(folder)
 
 
-def test_reading_a_store_knows_nothing_of_building_one() -> None:
-    """``data.build`` is called from training, and imports reading; never the other way round."""
+def test_code_that_reads_a_store_imports_none_that_builds_one() -> None:
+    """``data.build`` imports the code that reads, never the other way round."""
     folder = Path(data.__file__).parent
     for file in folder.glob("*.py"):
         assert "bert_convolutions.data.build" not in file.read_text(encoding="utf-8"), file

@@ -34,7 +34,7 @@ def test_batches_equal_single_calls_and_the_base_class(tokenizer: CompositeBertT
     assert [ids[1:-1] for ids in tokenizer(TEXTS)["input_ids"]] == slow
 
 
-def test_padding_and_tensors(tokenizer: CompositeBertTokenizer) -> None:
+def test_batches_are_padded_to_tensors(tokenizer: CompositeBertTokenizer) -> None:
     batch = tokenizer(TEXTS, padding=True, return_tensors="pt", pad_to_multiple_of=8)
     assert batch["input_ids"].shape == batch["attention_mask"].shape
     assert batch["input_ids"].shape[1] % 8 == 0
@@ -57,7 +57,7 @@ def test_truncation_is_longest_first(
     assert list(cut[:2]) == [text[len(text) - count :] for text, count in zip(texts, kept, strict=True)]
 
 
-def test_words_split_by_the_caller_and_added_tokens_take_the_base_class(tokenizer_dir: Path) -> None:
+def test_words_split_by_the_caller_and_added_tokens_are_encoded(tokenizer_dir: Path) -> None:
     tokenizer = load_tokenizer(tokenizer_dir)
     split = tokenizer(["the", "union"], is_split_into_words=True)["input_ids"]
     assert split == tokenizer("the union")["input_ids"]
@@ -80,7 +80,7 @@ def test_saved_tokenizers_load_by_their_class_name(tokenizer: CompositeBertToken
         assert loaded.get_vocab() == tokenizer.get_vocab() == tokenizer.vocab
 
 
-def test_added_tokens_go_every_road(tokenizer_dir: Path, tmp_path: Path) -> None:
+def test_added_tokens_survive_saving_pickling_and_copying(tokenizer_dir: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(tokenizer_dir)
     tokenizer.add_tokens(["NewTok", AddedToken("lone", single_word=True)])
     tokenizer.add_special_tokens({"additional_special_tokens": ["<e>"]})
@@ -88,27 +88,31 @@ def test_added_tokens_go_every_road(tokenizer_dir: Path, tmp_path: Path) -> None
     text = "the newtok alone lone <e>union"
     expected = tokenizer(text)["input_ids"]
     assert {1004, 1005, 1006} < set(expected)
-    roads = (load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path), pickle.loads(pickle.dumps(tokenizer)))
-    for loaded in (*roads, copy.deepcopy(tokenizer)):
+    copies = (load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path), pickle.loads(pickle.dumps(tokenizer)))
+    for loaded in (*copies, copy.deepcopy(tokenizer)):
         assert loaded(text)["input_ids"] == expected
         assert loaded.get_vocab() == tokenizer.get_vocab()
         assert loaded.all_special_tokens == tokenizer.all_special_tokens
         assert loaded.decode(expected, skip_special_tokens=True) == "the NewTok alone lone union"
 
 
-def test_decoding(tokenizer: CompositeBertTokenizer) -> None:
+def test_ids_are_decoded_to_text(tokenizer: CompositeBertTokenizer) -> None:
     ids = tokenizer("The Union, in 1,000 [MASK] years")["input_ids"]
     assert tokenizer.decode(ids) == "[CLS] the union, in 1,000 [MASK] years [SEP]"
     assert tokenizer.decode(ids, skip_special_tokens=True) == "the union, in 1,000 years"
-    assert tokenizer.decode([ids[1], len(tokenizer)]) == "the <unk>"  # of a model with more embeddings than tokens
+    assert (
+        tokenizer.decode([ids[1], len(tokenizer)]) == "the <unk>"
+    )  # an id of a model with more embeddings than tokens
 
 
-def test_a_hash_names_vocabulary_and_rules_not_the_path(tokenizer: CompositeBertTokenizer, tokenizer_dir: Path) -> None:
+def test_the_hash_depends_on_vocabulary_and_rules_and_not_on_the_path(
+    tokenizer: CompositeBertTokenizer, tokenizer_dir: Path
+) -> None:
     loaded = [load_tokenizer(path) for path in (tokenizer_dir, tokenizer_dir / "spm.model")]
     assert len({tokenizer_hash(each) for each in (tokenizer, *loaded)}) == 1
 
 
-def test_any_hugging_face_directory_loads(tmp_path: Path, tokenizer: CompositeBertTokenizer) -> None:
+def test_a_folder_of_another_tokenizer_can_be_loaded(tmp_path: Path, tokenizer: CompositeBertTokenizer) -> None:
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "union"]
     BertTokenizer(vocab={word: number for number, word in enumerate(words)}).save_pretrained(tmp_path)
     loaded = load_tokenizer(tmp_path)
@@ -138,15 +142,15 @@ def test_golden_pairs() -> None:
 
 
 @pytest.mark.parametrize(
-    "said",
+    "marked_by",
     [("config.json", "model_type", "deberta-v2"), ("tokenizer_config.json", "tokenizer_class", "DebertaV2Tokenizer")],
 )
-def test_debertas_file_of_the_same_name_is_not_ours(
-    tokenizer_dir: Path, tmp_path: Path, said: tuple[str, str, str]
+def test_debertas_file_of_the_same_name_is_not_taken_for_ours(
+    tokenizer_dir: Path, tmp_path: Path, marked_by: tuple[str, str, str]
 ) -> None:
     shutil.copy(tokenizer_dir / "spm.model", tmp_path)
     assert isinstance(load_tokenizer(tmp_path), CompositeBertTokenizer)
-    name, key, value = said
+    name, key, value = marked_by
     (tmp_path / name).write_text(json.dumps({key: value}))
     loaded = load_tokenizer(tmp_path)
     assert "Deberta" in type(loaded).__name__

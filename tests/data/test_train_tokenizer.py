@@ -28,7 +28,7 @@ def test_the_folder_loads_offline(tokenizer_dir: Path) -> None:
     assert sorted(file.name for file in tokenizer_dir.iterdir()) == names
 
 
-def test_it_learns_from_lower_case_without_accents(encoder: PieceTokenizer) -> None:
+def test_pieces_are_learnt_from_lower_case_text(encoder: PieceTokenizer) -> None:
     pieces = encoder.processor.id_to_piece(list(range(encoder.num_pieces)))
     assert all(piece == piece.lower() for piece in pieces)
     assert "▁the" in pieces
@@ -57,7 +57,7 @@ def test_lines_are_drawn_uniformly(tmp_path: Path) -> None:
     assert len(list(module._sample(sources, 10_000, options))) == 10_000
 
 
-def test_a_line_of_a_megabyte(tmp_path: Path) -> None:
+def test_a_line_of_a_megabyte_can_be_learnt_from(tmp_path: Path) -> None:
     file = tmp_path / "long.txt"
     file.write_text("of the several states " * 50_000 + "\nand 三国志" + "三国志" * 5000, encoding="utf-8")
     folder = train_tokenizer(TrainTokenizerOptions([str(file)], str(tmp_path / "out"), vocab_size=24))
@@ -74,7 +74,9 @@ def test_a_line_of_a_megabyte(tmp_path: Path) -> None:
         ({"input": ["missing.txt"]}, "missing.txt: no such file"),
     ],
 )
-def test_bad_options_leave_nothing(text: str, tmp_path: Path, options: dict[str, object], message: str) -> None:
+def test_bad_options_are_refused_and_leave_nothing(
+    text: str, tmp_path: Path, options: dict[str, object], message: str
+) -> None:
     arguments = {"input": [text], "output_dir": str(tmp_path / "out"), **options}
     with pytest.raises(UsageError) as error:
         train_tokenizer(TrainTokenizerOptions(**arguments))  # type: ignore[arg-type]
@@ -92,12 +94,12 @@ def test_an_output_that_cannot_be_made_is_refused_before_the_work(
             train_tokenizer(TrainTokenizerOptions([str(tmp_path / "other.txt")], output))
 
 
-def test_a_tokenizer_is_not_overwritten_unasked(text: str, tokenizer_dir: Path) -> None:
+def test_a_tokenizer_is_not_overwritten_without_the_flag(text: str, tokenizer_dir: Path) -> None:
     with pytest.raises(UsageError, match="already holds a tokenizer"):
         train_tokenizer(TrainTokenizerOptions([text], str(tokenizer_dir)))
 
 
-def test_bad_text(tmp_path: Path) -> None:
+def test_bad_text_is_refused_with_the_reason(tmp_path: Path) -> None:
     file = tmp_path / "bad.txt"
     for content, message in [(b"a\nb \xff", "line 2"), (b"\n \n", "the text has only blank lines"), (b"", "empty")]:
         file.write_bytes(content)
@@ -106,7 +108,7 @@ def test_bad_text(tmp_path: Path) -> None:
         assert message in str(error.value)
 
 
-def test_lines_end_where_a_text_file_s_do(tmp_path: Path) -> None:
+def test_lines_end_where_those_of_a_text_file_end(tmp_path: Path) -> None:
     file = tmp_path / "text.txt"
     file.write_bytes("one\u2028line\rtwo\x85\x0clines\r\n\r\nthree\n".encode())
     lines = list(module.text_lines(module.find_sources([str(file)]), "reading"))

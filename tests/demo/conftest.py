@@ -1,4 +1,4 @@
-"""The speeches, read once for all tests."""
+"""The speeches, which are read once for all tests."""
 
 import pytest
 

@@ -20,7 +20,7 @@ from bert_convolutions.demo.corpus import Speech, split_sentences, split_speeche
         (" \n", []),
     ],
 )
-def test_sentences(paragraph: str, sentences: list[str]) -> None:
+def test_paragraphs_are_split_into_sentences(paragraph: str, sentences: list[str]) -> None:
     assert split_sentences(paragraph) == sentences
 
 
@@ -42,7 +42,7 @@ def test_parts_are_disjoint_and_span_the_years(speeches: list[Speech]) -> None:
         assert part[0].year < 1800 and part[-1].year > 2010
 
 
-def test_text_is_a_sentence_a_line_and_a_blank_line_between_speeches(tmp_path: Path) -> None:
+def test_the_text_has_a_sentence_per_line_and_a_blank_line_between_speeches(tmp_path: Path) -> None:
     path = tmp_path / "new" / "text.txt"
     write_text([Speech("a", 1, ("One.", "Two.")), Speech("b", 2, ("Drei – ü.",))], path)
     assert path.read_bytes() == "One.\nTwo.\n\nDrei – ü.\n".encode()

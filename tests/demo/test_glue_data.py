@@ -1,4 +1,4 @@
-"""The GLUE-shaped data: exact layout, labels that can be re-derived, order tasks that a bag of words can't solve."""
+"""The demo's tasks have GLUE's layout, correct labels, and word orders that a bag of words can't tell apart."""
 
 import csv
 import re
@@ -49,7 +49,9 @@ COLUMNS = [
 
 
 @pytest.mark.parametrize(("task", "texts", "label", "test_texts", "labels"), COLUMNS)
-def test_layout(glue: Path, task: str, texts: tuple, label: int, test_texts: tuple, labels: set | None) -> None:
+def test_files_have_the_columns_of_glue(
+    glue: Path, task: str, texts: tuple, label: int, test_texts: tuple, labels: set | None
+) -> None:
     assert {path.name for path in (glue / task).iterdir()} == {"train.tsv", "dev.tsv", "test.tsv"}
     for split in ("train", "dev"):
         examples = rows(glue / task / f"{split}.tsv", header=task != "CoLA")
@@ -68,7 +70,7 @@ def test_layout(glue: Path, task: str, texts: tuple, label: int, test_texts: tup
 
 
 @pytest.mark.parametrize("name", ["train", "dev_matched", "dev_mismatched"])
-def test_layout_mnli(glue: Path, name: str) -> None:
+def test_files_of_mnli_have_the_columns_of_glue(glue: Path, name: str) -> None:
     examples = rows(glue / "MNLI" / f"{name}.tsv")
     assert len(examples[0]) == (12 if name == "train" else 16)
     counts = Counter(example[-1] for example in examples)
@@ -76,7 +78,7 @@ def test_layout_mnli(glue: Path, name: str) -> None:
     assert max(counts.values()) - min(counts.values()) <= 1
 
 
-def test_layout_without_labels(glue: Path) -> None:
+def test_test_files_have_no_labels(glue: Path) -> None:
     for name in ("test_matched", "test_mismatched"):
         assert {len(example) for example in rows(glue / "MNLI" / f"{name}.tsv")} == {10}
     assert {len(example) for example in rows(glue / "diagnostic" / "diagnostic.tsv")} == {3}
@@ -97,11 +99,11 @@ def test_a_bag_of_words_cannot_solve_the_order_tasks(glue: Path, task: str, text
 
 @pytest.fixture(scope="module")
 def dev_sentences(parts: Parts) -> dict[str, int]:
-    """Every sentence of the development speeches, with the year."""
+    """The year of every sentence of the development speeches."""
     return {sentence: speech.year for speech in parts["dev"] for sentence in speech.sentences}
 
 
-def test_labels_of_cola_and_sst2(glue: Path, dev_sentences: dict[str, int]) -> None:
+def test_labels_of_cola_and_sst2_are_correct(glue: Path, dev_sentences: dict[str, int]) -> None:
     for _, label, _, sentence in rows(glue / "CoLA" / "dev.tsv", header=False):
         assert (sentence in dev_sentences) == (label == "1")
         assert (exchange_neighbours(sentence) in dev_sentences) == (label == "0")
@@ -110,7 +112,7 @@ def test_labels_of_cola_and_sst2(glue: Path, dev_sentences: dict[str, int]) -> N
         assert (dev_sentences[sentence] < 1880) == (label == "0")
 
 
-def test_labels_of_mrpc_and_qqp(glue: Path, dev_sentences: dict[str, int]) -> None:
+def test_labels_of_mrpc_and_qqp_are_correct(glue: Path, dev_sentences: dict[str, int]) -> None:
     for label, *_, original, changed in rows(glue / "MRPC" / "dev.tsv"):
         assert original in dev_sentences
         (added,) = (Counter(changed.rstrip(".").split()) - Counter(original.rstrip(".").split())).elements()
@@ -122,13 +124,13 @@ def test_labels_of_mrpc_and_qqp(glue: Path, dev_sentences: dict[str, int]) -> No
         assert in_order == (label == "1")
 
 
-def test_scores_of_stsb(glue: Path) -> None:
+def test_scores_of_stsb_are_correct(glue: Path) -> None:
     for *_, changed, original, score in rows(glue / "STS-B" / "dev.tsv"):
         pairs = list(zip(original.split(), changed.split(), strict=True))
         assert float(score) == pytest.approx(5 * sum(a == b for a, b in pairs) / len(pairs), abs=6e-4)
 
 
-def test_labels_of_mnli_and_rte(glue: Path, dev_sentences: dict[str, int]) -> None:
+def test_labels_of_mnli_and_rte_are_correct(glue: Path, dev_sentences: dict[str, int]) -> None:
     wholes = {halves(sentence): year for sentence, year in dev_sentences.items()}
     for name in ("dev_matched", "dev_mismatched"):
         for *_, first, second, _l1, _l2, _l3, _l4, _l5, label in rows(glue / "MNLI" / f"{name}.tsv"):
@@ -140,7 +142,7 @@ def test_labels_of_mnli_and_rte(glue: Path, dev_sentences: dict[str, int]) -> No
         assert ((first, second) if label == "entailment" else (second, first)) in wholes
 
 
-def test_labels_of_qnli_and_wnli(glue: Path) -> None:
+def test_labels_of_qnli_and_wnli_are_correct(glue: Path) -> None:
     for _, question, sentence, label in rows(glue / "QNLI" / "dev.tsv"):
         assert bool(QUESTIONS[question].search(sentence)) == (label == "entailment")
     for _, sentence, claim, label in rows(glue / "WNLI" / "dev.tsv"):
@@ -150,7 +152,7 @@ def test_labels_of_qnli_and_wnli(glue: Path) -> None:
         assert (words.index(match.group(1)) < words.index(match.group(2))) == (label == "1")
 
 
-def test_parts_come_from_their_own_speeches(glue: Path, parts: Parts) -> None:
+def test_no_training_sentence_is_from_a_held_out_speech(glue: Path, parts: Parts) -> None:
     held_out = {sentence for part in ("dev", "test") for speech in parts[part] for sentence in speech.sentences}
     repeated = {sentence for speech in parts["train"] for sentence in speech.sentences} & held_out
     for task, column in (("CoLA", 3), ("SST-2", 0), ("MRPC", 3), ("QQP", 4), ("STS-B", 8)):
@@ -158,7 +160,7 @@ def test_parts_come_from_their_own_speeches(glue: Path, parts: Parts) -> None:
         assert not (training & held_out) - repeated
 
 
-def test_same_seed_same_bytes(glue: Path, parts: Parts, tmp_path: Path) -> None:
+def test_equal_seeds_give_equal_files(glue: Path, parts: Parts, tmp_path: Path) -> None:
     def contents(folder: Path) -> dict[str, bytes]:
         return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.tsv")}
 
@@ -173,8 +175,7 @@ def test_same_seed_same_bytes(glue: Path, parts: Parts, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_the_tasks_are_read_as_glue_is(glue: Path) -> None:
-    """The reader of ``bertconv glue`` takes every file."""
+def test_glue_reads_every_file(glue: Path) -> None:
     for task in TASKS:
         assert len(read_examples(glue / task.train, task)) > 10
         for dev_set in task.dev:

@@ -1,4 +1,4 @@
-"""Random models of several shapes beside the tokenizer of the data tests."""
+"""Random models of several architectures, and a tokenizer for them."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> CompositeBertTokenize
 
 @pytest.fixture(scope="session")
 def folders(tokenizer: CompositeBertTokenizer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Saved models by name, a classifier among them, each with the tokenizer."""
+    """The folders of saved models, one a classifier, each with the tokenizer."""
     torch.manual_seed(0)
     parent, found = tmp_path_factory.mktemp("models"), {}
     for name, options in (*MODELS.items(), ("classifier", MODELS["composite"])):

@@ -1,4 +1,4 @@
-"""What others' libraries do with our models: pipelines, collators, sentence-transformers, peft."""
+"""Other libraries work with our models: pipelines, collators, sentence-transformers, peft."""
 
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ LONG = "the cat sleeps " * 40
         ("zero-shot-classification", {"candidate_labels": ["a cat", "a dog"]}),
     ],
 )
-def test_pipelines(folders: dict[str, Path], task: str, more: dict[str, Any]) -> None:
+def test_pipelines_load_and_run_the_models(folders: dict[str, Path], task: str, more: dict[str, Any]) -> None:
     text = {"fill-mask": "the [MASK] sleeps", "token-classification": "The cat sleeps."}.get(task, LONG)
     found = pipeline(task, model=str(folders["composite"]))(text, **more)
     assert len(found)
@@ -39,7 +39,7 @@ def test_pipelines(folders: dict[str, Path], task: str, more: dict[str, Any]) ->
         assert "".join(text[group["start"] : group["end"]] for group in found).replace(" ", "") == text.replace(" ", "")
 
 
-def test_whole_words_are_masked(folders: dict[str, Path]) -> None:
+def test_the_collator_of_transformers_masks_whole_words(folders: dict[str, Path]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folders["composite"])
     options = {"whole_word_mask": True, "mlm_probability": 0.5, "random_replace_prob": 0}
     collate = DataCollatorForLanguageModeling(tokenizer, **options)

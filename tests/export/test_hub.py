@@ -1,4 +1,4 @@
-"""``bertconv export --format hub``: the folder, its card, and its way to the Hub, which is a stand-in here."""
+"""``bertconv export --format hub``: the folder, its model card, and publishing to a stand-in for the Hub."""
 
 import errno
 import hashlib
@@ -47,7 +47,7 @@ def trained(folders: dict[str, Path], tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("place", ["a mount point", "the working directory"])
-def test_a_folder_that_is_there_is_filled_and_not_replaced(
+def test_an_existing_folder_is_filled_and_not_replaced(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     out = tmp_path / "out"
@@ -66,7 +66,7 @@ def test_a_folder_that_is_there_is_filled_and_not_replaced(
     assert "# out\n" in (out / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_folder_and_its_card(trained: Path, tmp_path: Path) -> None:
+def test_the_folder_has_all_files_and_the_card_has_the_results(trained: Path, tmp_path: Path) -> None:
     assert export(trained, tmp_path / "out", "--license=cc-by-4.0") == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         *("README.md", "config.json", "model.safetensors", "kernels.png", "spm.model", "tokenizer_config.json"),
@@ -108,7 +108,7 @@ def test_a_card_says_what_is_not_recorded(folders: dict[str, Path], tmp_path: Pa
 @pytest.mark.parametrize(
     "fault", ["no model", "not ours", "damaged weights", "damaged results", "target", "into itself"]
 )
-def test_what_cannot_be_exported_leaves_nothing(
+def test_models_that_cannot_be_exported_are_refused_and_leave_nothing(
     fault: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = tmp_path / "out"
@@ -135,7 +135,7 @@ def test_what_cannot_be_exported_leaves_nothing(
 
 
 class Hub:
-    """What the Hub keeps: for each branch of each repository, the files that were uploaded to it."""
+    """A stand-in for the Hub that keeps the files uploaded to each branch of each repository."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, fault: Exception | None = None) -> None:
         self.branches: dict[tuple[str, str], dict[str, bytes]] = {}
@@ -158,7 +158,7 @@ class Hub:
 
     def upload_folder(self, *, repo_id: str, folder_path: Any, revision: str = "main", commit_message: str) -> None:
         files = {path.name: path.read_bytes() for path in Path(folder_path).iterdir()}
-        self.branches[repo_id, revision] |= files  # an error where there is no such branch
+        self.branches[repo_id, revision] |= files  # raises where there is no such branch
 
 
 def test_checkpoints_become_branches(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,14 +177,16 @@ def test_checkpoints_become_branches(trained: Path, tmp_path: Path, monkeypatch:
     assert b'from_pretrained("someone/small"' in hub.branches["someone/small", "main"]["README.md"]
 
 
-def test_publishing_again_is_the_same(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_publishing_again_makes_no_further_branches(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hub = Hub(monkeypatch)
     for name in ("first", "second"):
         assert export(trained, tmp_path / name, "--push_to_hub=someone/small", "--revisions") == 0
     assert len(hub.branches) == 3
 
 
-def test_a_hub_that_refuses_leaves_the_folder_and_says_how_to_go_on(
+def test_where_the_hub_refuses_the_folder_is_kept_and_the_upload_command_printed(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Hub(monkeypatch, OSError("Invalid user token."))
@@ -195,12 +197,12 @@ def test_a_hub_that_refuses_leaves_the_folder_and_says_how_to_go_on(
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
-def test_flags_that_need_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_revisions_need_push_to_hub(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert export(tmp_path, tmp_path / "out", "--revisions") == 2
     assert "--push_to_hub" in capsys.readouterr().err
 
 
-def test_every_format_has_its_function() -> None:
+def test_every_format_has_a_function() -> None:
     assert set(get_type_hints(ExportOptions)["format"].__args__) == set(FORMATS)
 
 
@@ -208,8 +210,8 @@ def commit(branch: str) -> str:
     return hashlib.sha1(branch.encode()).hexdigest()
 
 
-class _Shelf(BaseHTTPRequestHandler):
-    """What ``huggingface_hub`` asks of the Hub for one repository, whose branches are folders in ``root``."""
+class _LocalHub(BaseHTTPRequestHandler):
+    """Answers ``huggingface_hub`` for one repository, whose branches are the folders in ``root``."""
 
     root: Path
     asked: list[str]
@@ -249,15 +251,15 @@ class _Shelf(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def shelf(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_Shelf]]:
-    """A Hub of this machine with ``someone/small``: branch ``main`` composite, ``v2`` with positions alone."""
-    _Shelf.root, _Shelf.asked = tmp_path / "shelf", []
+def local_hub(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_LocalHub]]:
+    """A local Hub with the repository ``someone/small``: branch ``main`` is composite, ``v2`` convolved."""
+    _LocalHub.root, _LocalHub.asked = tmp_path / "local_hub", []
     for branch, name in (("main", "composite"), ("v2", "convolved")):
-        shutil.copytree(folders[name], _Shelf.root / branch)
-        (_Shelf.root / branch / "onnx").mkdir()
-        (_Shelf.root / branch / "onnx" / "big.json").write_text("{}")
-        (_Shelf.root / branch / "flax_model.msgpack").write_text("big")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Shelf)
+        shutil.copytree(folders[name], _LocalHub.root / branch)
+        (_LocalHub.root / branch / "onnx").mkdir()
+        (_LocalHub.root / branch / "onnx" / "big.json").write_text("{}")
+        (_LocalHub.root / branch / "flax_model.msgpack").write_text("big")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _LocalHub)
     Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
@@ -266,13 +268,13 @@ def shelf(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(
         "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
     )
-    yield _Shelf
+    yield _LocalHub
     server.shutdown()
     server.server_close()
 
 
-def test_a_name_of_the_hub_is_a_folder_of_its_cache(
-    shelf: type[_Shelf], folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_a_name_on_the_hub_becomes_a_folder_in_its_cache(
+    local_hub: type[_LocalHub], folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def names(folder: Path) -> set[str]:
         return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
@@ -290,14 +292,14 @@ def test_a_name_of_the_hub_is_a_folder_of_its_cache(
         local_folder("someone/small@v3")
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    asked = list(shelf.asked)
+    asked = list(local_hub.asked)
     assert local_folder("someone/small") == folder and local_folder("someone/small@v2") == newer
     monkeypatch.chdir(tmp_path)
-    for path in ("someone/small", "someone/small@v2"):  # a path of that name is meant first
+    for path in ("someone/small", "someone/small@v2"):  # an existing path of that name has precedence
         Path(path).mkdir(parents=True)
         assert local_folder(path) == Path(path)
     assert local_folder("./someone/large") == Path("someone/large") and local_folder("a/b/c") == Path("a/b/c")
-    assert shelf.asked == asked
+    assert local_hub.asked == asked
 
 
 @pytest.mark.parametrize(
@@ -314,8 +316,8 @@ def test_a_name_of_the_hub_is_a_folder_of_its_cache(
     ],
     ids=lambda command: command.split()[0],
 )
-@pytest.mark.usefixtures("shelf")
-def test_a_name_of_the_hub_is_good_for_every_command_that_reads_a_model(
+@pytest.mark.usefixtures("local_hub")
+def test_every_command_that_reads_a_model_takes_a_name_on_the_hub(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -336,8 +338,8 @@ def test_a_name_of_the_hub_is_good_for_every_command_that_reads_a_model(
     ],
     ids=lambda command: command.split()[0],
 )
-@pytest.mark.usefixtures("shelf")
-def test_its_folder_in_the_cache_is_an_input_like_any_other(
+@pytest.mark.usefixtures("local_hub")
+def test_the_folder_in_the_cache_is_refused_as_output(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -351,7 +353,7 @@ def test_its_folder_in_the_cache_is_an_input_like_any_other(
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-def test_a_model_in_a_folder_asks_nobody(
+def test_a_model_in_a_folder_is_used_without_any_request(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []

@@ -1,4 +1,4 @@
-"""Saved models load, and give the same, in an interpreter that can't import this package."""
+"""Saved models give the same results in an interpreter that can't import this package."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from bert_convolutions import CompositeBertConfig, CompositeBertForMaskedLM, Com
 from bert_convolutions.model.configuration import AUTO_CLASSES
 from bert_convolutions.self_contained import CODE_FILES, code, write_code
 
-STRANGER = """
+WITHOUT_THIS_PACKAGE = """
 import json, sys
 
 class Blocked:
@@ -91,22 +91,24 @@ def outputs(folder: Path) -> tuple[dict[str, Any], PreTrainedModel]:
     return found, model
 
 
-def test_a_stranger_gets_the_same(folders: dict[str, Path], tokenizer: CompositeBertTokenizer, tmp_path: Path) -> None:
-    """From saved models, and from a folder of ``train-tokenizer``."""
+def test_a_saved_model_needs_no_package_of_ours(
+    folders: dict[str, Path], tokenizer: CompositeBertTokenizer, tmp_path: Path
+) -> None:
+    """Nor does a tokenizer in a folder of ``train-tokenizer``."""
     trained = Path(tokenizer.vocab_file).parent
-    stranger = subprocess.run(
+    process = subprocess.run(
         [
             sys.executable,
             "-I",
             "-c",
-            STRANGER,
+            WITHOUT_THIS_PACKAGE,
             json.dumps([{k: str(v) for k, v in folders.items()}, str(trained), TEXTS, str(tmp_path / "again")]),
         ],
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
         cwd=tmp_path,
-        timeout=180,  # a lock that is copied to another process never opens there
+        timeout=180,  # a lock that is copied to another process is never released there
         env={
             **os.environ,
             "HF_MODULES_CACHE": str(tmp_path / "modules"),
@@ -114,8 +116,8 @@ def test_a_stranger_gets_the_same(folders: dict[str, Path], tokenizer: Composite
             "HF_HOME": str(tmp_path),
         },
     )
-    assert stranger.returncode == 0, stranger.stderr[-3000:]
-    theirs = json.loads(stranger.stdout.splitlines()[-1])
+    assert process.returncode == 0, process.stderr[-3000:]
+    theirs = json.loads(process.stdout.splitlines()[-1])
     assert "trust_remote_code=True" in theirs.pop("advice")
     assert "bert_convolutions[gpu]" in theirs.pop("kernels")
     assert theirs.pop("mapped") == theirs.pop("called")
@@ -136,7 +138,7 @@ def test_a_stranger_gets_the_same(folders: dict[str, Path], tokenizer: Composite
     assert torch.allclose(torch.tensor([score for _, score in filled]), scores[0])
 
 
-def test_the_code_asks_for_no_package_of_ours(tmp_path: Path) -> None:
+def test_the_saved_code_imports_no_package_of_ours(tmp_path: Path) -> None:
     allowed = {*sys.stdlib_module_names, "numpy", "pydantic", "sentencepiece", "tokenizers", "torch", "transformers"}
     for path in write_code(tmp_path, *CODE_FILES):
         assert set(get_imports(path)) <= allowed
@@ -145,7 +147,7 @@ def test_the_code_asks_for_no_package_of_ours(tmp_path: Path) -> None:
     assert "torch" not in get_imports(tmp_path / "tokenization_composite_bert.py")
 
 
-def test_what_auto_map_names_is_there(folders: dict[str, Path]) -> None:
+def test_the_classes_in_auto_map_are_in_the_saved_code(folders: dict[str, Path]) -> None:
     for folder in folders.values():
         auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
         assert set(auto_map) == set(AUTO_CLASSES)
@@ -155,7 +157,7 @@ def test_what_auto_map_names_is_there(folders: dict[str, Path]) -> None:
             assert f"\nclass {name}(" in (folder / f"{file}.py").read_text()
 
 
-def test_every_auto_class_knows_its_model() -> None:
+def test_every_auto_class_makes_its_model() -> None:
     for auto, name in AUTO_CLASSES.items():
         if auto != "AutoConfig":
             mapping = getattr(sys.modules["transformers"], auto)._model_mapping
@@ -163,7 +165,7 @@ def test_every_auto_class_knows_its_model() -> None:
 
 
 def test_a_configuration_is_the_same_before_and_after_saving(tmp_path: Path) -> None:
-    """What compares configurations, a resumed run's and its checkpoint's, sees no difference."""
+    """So the configuration of a resumed run equals that of its checkpoint."""
     config = CompositeBertConfig(attention_kernel="qk_convq 3")
     before = config.to_dict()
     config.save_pretrained(tmp_path)
@@ -173,7 +175,7 @@ def test_a_configuration_is_the_same_before_and_after_saving(tmp_path: Path) -> 
     assert "auto_map" not in BertConfig(**loaded.to_dict()).to_dict()
 
 
-def test_with_the_package_its_own_classes_are_taken(folders: dict[str, Path]) -> None:
+def test_where_this_package_is_imported_its_own_classes_are_used(folders: dict[str, Path]) -> None:
     for trust in (None, False, True):
         assert (
             type(AutoModel.from_pretrained(folders["composite"], trust_remote_code=trust))
@@ -185,8 +187,8 @@ def test_with_the_package_its_own_classes_are_taken(folders: dict[str, Path]) ->
         )
 
 
-def test_one_name_for_two_things_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file has one name space where the package has many."""
+def test_two_definitions_of_one_name_in_the_saved_code_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The saved code is one file with one name space."""
     needed = [*self_contained._needed("modeling_composite_bert"), ("attention.spec", "Dropout")]
     monkeypatch.setattr(self_contained, "_needed", lambda name: needed)
     monkeypatch.setattr(self_contained, "_IMPORTED_FROM", {})

@@ -1,4 +1,4 @@
-"""A GLUE folder of a few rows in exact layout, and a tiny BERT with a tokenizer for it."""
+"""A GLUE folder of a few rows in GLUE's own layout, and tiny models with a tokenizer for it."""
 
 import random
 from pathlib import Path
@@ -112,7 +112,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
-    """A pre-trained model as a pre-training run leaves it; its name must not be taken for a step to go on from."""
+    """A pre-trained BERT in a folder whose name must not be taken for a step to resume from."""
     folder = tmp_path_factory.mktemp("pretrained") / "checkpoint-1000"
     set_seed(0)
     BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **TINY, max_position_embeddings=64)).save_pretrained(folder)

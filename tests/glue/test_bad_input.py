@@ -1,4 +1,4 @@
-"""Each kind of bad input ends in one sentence before anything is written that a rerun would take for good."""
+"""Bad input is refused with one sentence, before anything is written that a second run would accept."""
 
 import json
 import shutil
@@ -40,14 +40,14 @@ def run(folder: Path, glue_dir: Path, model_dir: Path, options: dict, arguments:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_bad_flags(tmp_path: Path, glue_dir: Path, model_dir: Path, case: str):
+def test_bad_flags_are_refused(tmp_path: Path, glue_dir: Path, model_dir: Path, case: str):
     options, arguments, message = CASES[case]
     with pytest.raises(UsageError, match=message):
         run(tmp_path / "out", glue_dir, model_dir, options, arguments)
     assert not list((tmp_path / "out").rglob("*.*")) or not (tmp_path / "out" / "glue_state.json").exists()
 
 
-def test_a_tokenizer_of_another_size_is_named_with_both_numbers(tmp_path: Path, glue_dir: Path, model_dir: Path):
+def test_a_tokenizer_of_another_size_is_refused_with_both_numbers(tmp_path: Path, glue_dir: Path, model_dir: Path):
     other = tmp_path / "tokenizer"
     shutil.copytree(model_dir, other, ignore=shutil.ignore_patterns("model.safetensors", "config.json"))
     content = json.loads((other / "tokenizer.json").read_text())
@@ -67,7 +67,9 @@ def test_a_bad_line_of_the_last_task_stops_the_run_before_the_first(tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_of_something_else_is_not_written_into(tmp_path: Path, glue_dir: Path, model_dir: Path):
+def test_a_folder_with_other_files_is_refused_and_they_survive_an_overwrite(
+    tmp_path: Path, glue_dir: Path, model_dir: Path
+):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(UsageError, match="is not empty and was not made by bertconv glue"):
         run(tmp_path, glue_dir, model_dir, {}, {})
@@ -76,7 +78,7 @@ def test_a_folder_of_something_else_is_not_written_into(tmp_path: Path, glue_dir
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 
 
-def test_a_checkpoint_of_the_original_is_to_be_converted(tmp_path: Path, glue_dir: Path):
+def test_a_checkpoint_of_the_original_is_refused_with_the_command_to_convert_it(tmp_path: Path, glue_dir: Path):
     config = {"model_type": "bert", "attention_kernel": "qk 8", "vocab_size": 45}
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
@@ -84,7 +86,7 @@ def test_a_checkpoint_of_the_original_is_to_be_converted(tmp_path: Path, glue_di
         run(tmp_path / "out", glue_dir, tmp_path / "model", {"tokenizer_name": str(tmp_path / "none")}, {})
 
 
-def test_weights_of_another_shape_or_none(tmp_path: Path, glue_dir: Path, model_dir: Path):
+def test_weights_that_do_not_fit_the_configuration_are_refused(tmp_path: Path, glue_dir: Path, model_dir: Path):
     model = tmp_path / "model"
     shutil.copytree(model_dir, model)
     config = json.loads((model / "config.json").read_text())
@@ -102,7 +104,7 @@ def test_weights_of_another_shape_or_none(tmp_path: Path, glue_dir: Path, model_
         run(tmp_path / "c", glue_dir, model, {}, {})
 
 
-def test_a_damaged_state_is_named(tmp_path: Path, glue_dir: Path, model_dir: Path):
+def test_a_damaged_state_is_refused(tmp_path: Path, glue_dir: Path, model_dir: Path):
     (tmp_path / "glue_state.json").write_text("{")
     with pytest.raises(UsageError, match=r"glue_state.json is damaged"):
         run(tmp_path, glue_dir, model_dir, {}, {})
@@ -123,7 +125,7 @@ OUT_OF_RANGE = {
 
 
 @pytest.mark.parametrize("flag", OUT_OF_RANGE)
-def test_a_flag_out_of_range_ends_before_anything_old_goes(
+def test_a_flag_out_of_range_is_refused_before_an_overwrite_deletes_anything(
     tmp_path: Path, glue_dir: Path, model_dir: Path, flag: str, capsys
 ):
     run(tmp_path / "out", glue_dir, model_dir, {}, {})

@@ -58,7 +58,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
-def test_it_has_the_examples_of_the_files(glue_dir: Path, hub_dir: Path, tokenizer, task: Task):
+def test_the_data_set_has_the_examples_of_the_files(glue_dir: Path, hub_dir: Path, tokenizer, task: Task):
     of_files, of_hub = GlueData(glue_dir, 32), GlueData(None, 32)
     loaded = from_dataset(task, str(hub_dir))
 
@@ -77,7 +77,7 @@ def test_it_has_the_examples_of_the_files(glue_dir: Path, hub_dir: Path, tokeniz
         assert (content(found), found.indices) == (content(expected), expected.indices)
 
 
-def test_a_run_is_the_same_and_knows_changed_data(
+def test_a_run_equals_one_on_files_and_is_refused_after_the_data_changed(
     tmp_path: Path, glue_dir: Path, hub_dir: Path, model_dir: Path, capsys
 ):
     flags = {"do_train": True, "do_eval": True, "do_predict": True}
@@ -95,7 +95,7 @@ def test_a_run_is_the_same_and_knows_changed_data(
         run_glue(chosen, arguments(tmp_path / "hub", **flags))
 
 
-def test_what_is_missing_is_named(tmp_path: Path, glue_dir: Path, hub_dir: Path, model_dir: Path, monkeypatch):
+def test_missing_data_are_named(tmp_path: Path, glue_dir: Path, hub_dir: Path, model_dir: Path, monkeypatch):
     def run(**changes) -> None:
         given = {"data_dir": None, "task_name": "RTE", **changes}
         run_glue(options(glue_dir, model_dir, **given), arguments(tmp_path / "out", do_train=True))
@@ -109,5 +109,5 @@ def test_what_is_missing_is_named(tmp_path: Path, glue_dir: Path, hub_dir: Path,
     with pytest.raises(UsageError, match=r"--dataset nyu-mll/glue: rte/train can't be read"):
         run(dataset="nyu-mll/glue")  # offline
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ModuleNotFoundError, match="datasets"):  # of which the command makes a sentence
+    with pytest.raises(ModuleNotFoundError, match="datasets"):  # which the command rewrites
         run(dataset=str(hub_dir))

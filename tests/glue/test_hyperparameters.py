@@ -1,4 +1,4 @@
-"""The numbers of the paper, the YAML file, and what a batch is on several devices."""
+"""Hyper-parameters of the paper and of YAML files, and batch sizes on several devices."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def make(learning_rate: float, batch_size: int, steps: int) -> Hyperparameters:
 
 
 @pytest.mark.parametrize("name", TASK_NAMES)
-def test_hyperparameters_are_the_papers(name: str):
+def test_presets_have_the_hyperparameters_of_the_papers(name: str):
     batch = 128 if name in ("MNLI", "QQP") else 32
     rate = 1e-4 if name == "QNLI" else 3e-4
     steps = STEPS["electra"][name]
@@ -39,7 +39,9 @@ def test_hyperparameters_are_the_papers(name: str):
     ("maximum", "devices", "accumulation", "expected"),
     [(99999, 1, 1, 32), (16, 1, 1, 16), (16, 1, 2, 16), (99999, 8, 1, 4), (99999, 4, 2, 4), (99999, 64, 1, 1)],
 )
-def test_the_batch_is_shared_among_devices(maximum: int, devices: int, accumulation: int, expected: int):
+def test_the_batch_is_divided_among_devices_and_accumulated_steps(
+    maximum: int, devices: int, accumulation: int, expected: int
+):
     assert device_batch_size(32, maximum, devices, accumulation) == expected
 
 
@@ -57,7 +59,7 @@ def test_a_yaml_file_fills_tasks_from_its_default(tmp_path: Path):
     assert set(loaded) == set(TASK_NAMES)
 
 
-def test_only_the_tasks_that_run_must_be_covered(tmp_path: Path):
+def test_a_yaml_file_needs_only_the_tasks_that_are_run(tmp_path: Path):
     path = write(tmp_path, "RTE: {learning_rate: 0.001, batch_size: 16, steps: 50}\n")
     assert load_hyperparameters(path, parse_tasks("RTE"))["RTE"].steps == 50
     with pytest.raises(UsageError, match=r"mine.yaml: CoLA: learning_rate: Field required"):
@@ -95,7 +97,7 @@ def test_a_bad_yaml_file_is_refused(tmp_path: Path, content: str):
     assert "mine.yaml" in str(caught.value)
 
 
-def test_an_unknown_name_and_a_missing_file(tmp_path: Path):
+def test_an_unknown_name_and_a_missing_file_are_refused(tmp_path: Path):
     with pytest.raises(UsageError, match="'elektra'; choose electra, electra_base, stable, flags"):
         load_hyperparameters("elektra")
     with pytest.raises(UsageError, match=r"none.yaml can't be read: No such file"):

@@ -1,4 +1,4 @@
-"""Scores against scikit-learn and SciPy called directly, and against numbers worked out by hand."""
+"""Scores against scikit-learn, SciPy and values computed by hand."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
-def test_scores_of_every_task(task):
+def test_scores_of_every_task_equal_those_of_scikit_learn_and_scipy(task):
     generator = np.random.default_rng(1)
     logits = generator.normal(size=(50, task.num_outputs)).astype(np.float32)
     dev = task.dev[-1]
@@ -37,7 +37,7 @@ def test_scores_of_every_task(task):
     assert scores[dev.score] == pytest.approx(expected)
 
 
-def test_the_names_are_the_originals():
+def test_scores_have_the_names_of_the_original():
     logits, labels = np.eye(3), np.arange(3)
     assert set(dev_scores(logits, labels, MNLI, MNLI.dev[1])) == {"eval_loss", "eval_mnli-mm/acc"}
     mrpc = find_task("MRPC")
@@ -46,12 +46,12 @@ def test_the_names_are_the_originals():
     }
 
 
-def test_by_hand():
+def test_accuracy_and_f1_equal_values_by_hand():
     predictions, labels = np.array([1, 1, 1, 0]), np.array([1, 1, 0, 0])
     assert METRICS["accuracy_and_f1"](predictions, labels) == {"acc": 0.75, "f1": 0.8, "acc_and_f1": 0.775}
 
 
-def test_constant_predictions_count_as_zero():
+def test_constant_predictions_have_a_correlation_of_zero():
     constant = np.zeros(4)
     assert METRICS["matthews"](constant, np.array([0, 1, 1, 0])) == {"mcc": 0.0}
     assert correlation(constant, np.arange(4.0)) == {"pearson": 0.0, "spearmanr": 0.0, "corr": 0.0}

@@ -1,4 +1,4 @@
-"""One's own task from a YAML file: each format and kind of label, from file to scores; every mistake is named."""
+"""A task of the user's own from a YAML file: formats, kinds of labels, training, and refused mistakes."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ CLASSES = ["no", "yes"]
 
 
 def write_task(folder: Path, name: str, suffix: str, columns: str, rest: str) -> Path:
-    """The YAML file, in five lines."""
+    """Write the YAML file of the task."""
     path = folder / f"{name}.yaml"
     path.write_text(
         f"files: {{train: train{suffix}, dev: dev{suffix}, test: test{suffix}}}\ncolumns: {{{columns}}}\n{rest}\n"
@@ -56,10 +56,10 @@ def words(folder: Path, suffix: str) -> Path:
     for split in ("train", "dev", "test"):
         path = folder / f"{split}{suffix}"
         rows = [{"tokens": s, "tags": t} for s, t in zip(SENTENCES, WORD_TAGS, strict=True)]
-        if suffix in (".conll", ".tsv"):  # columns without names, whatever the file is called
+        if suffix in (".conll", ".tsv"):  # columns without names
             blocks = ["\n".join(f"{w} x\t{t}" for w, t in zip(*row.values(), strict=True)) for row in rows]
             path.write_text("-DOCSTART- -X- O\n\n" + "\n\n".join(blocks) + "\n")
-        elif suffix == ".parquet":  # as on the hub, with numbers for labels
+        elif suffix == ".parquet":  # as on the Hub, with numbers for labels
             numbered = [{"tokens": row["tokens"], "tags": [TAGS.index(t) for t in row["tags"]]} for row in rows]
             parquet.write_table(pa.Table.from_pylist(numbered), path)
         else:
@@ -83,7 +83,7 @@ def test_pairs_are_read_from_every_format(tmp_path: Path, suffix: str):
     assert (read(task, "test").labels, read(task, "test").indices) == (None, list(range(12)))
 
 
-def test_the_development_file_may_be_predicted_too(tmp_path: Path, model_dir: Path):
+def test_the_development_file_can_be_the_test_file_too(tmp_path: Path, model_dir: Path):
     path = classes(tmp_path, ".csv")
     path.write_text(path.read_text().replace("test: test", "test: dev"))
     flags = {"do_train": True, "do_eval": True, "do_predict": True}
@@ -98,7 +98,7 @@ def test_words_are_read_from_every_format(tmp_path: Path, suffix: str):
     assert examples.labels == [[TAGS.index(tag) for tag in tags] for tags in WORD_TAGS]
 
 
-def test_the_parts_of_conllu_that_are_no_words(tmp_path: Path):
+def test_comments_ranges_and_empty_nodes_of_conllu_are_no_words(tmp_path: Path):
     (tmp_path / "train.conllu").write_text("# text = a b\n1-2\tab\t_\n1\ta c\tDET\n2\tb\tNOUN\n2.1\te\tX\n")
     task = find_task(
         str(write_task(tmp_path, "pos", ".conllu", "tokens: 1, label: 2", "labels: [DET, NOUN]\nmetric: accuracy"))
@@ -106,7 +106,7 @@ def test_the_parts_of_conllu_that_are_no_words(tmp_path: Path):
     assert (read(task).texts, read(task).labels) == (([["a c", "b"]],), [[0, 1]])
 
 
-def test_quotes_and_line_breaks_of_csv(tmp_path: Path):
+def test_quotes_and_line_breaks_are_read_in_csv_and_kept_in_tsv(tmp_path: Path):
     (tmp_path / "train.csv").write_bytes(b'\xef\xbb\xbftext,y\r\n"one, ""two""\nthree",yes\r\nplain,no\r\n')
     (tmp_path / "train.tsv").write_text('text\ty\n"one\tyes\n')
     for suffix, texts in ((".csv", ['one, "two"\nthree', "plain"]), (".tsv", ['"one'])):
@@ -131,7 +131,7 @@ SUPERGLUE = {
 
 
 @pytest.mark.parametrize("name", SUPERGLUE)
-def test_superglue_in_its_own_layout(tmp_path: Path, name: str, model_dir: Path):
+def test_superglue_is_read_from_its_own_files(tmp_path: Path, name: str, model_dir: Path):
     row, texts, label = SUPERGLUE[name]
     data = tmp_path / "data"
     (data / name).mkdir(parents=True)
@@ -163,8 +163,10 @@ def test_entities_are_scored_whole():
 
 
 @pytest.mark.parametrize("kind, architecture", [("words", "composite_dir"), ("numbers", "model_dir")])
-def test_the_whole_way(tmp_path: Path, request, kind: str, architecture: str, capsys):
-    """Train two rounds, score, predict, do nothing again, refuse a changed task."""
+def test_a_task_is_trained_in_rounds_scored_and_predicted(
+    tmp_path: Path, request, kind: str, architecture: str, capsys
+):
+    """A second run has nothing to do, and a changed task is refused."""
     if kind == "words":
         pytest.importorskip("seqeval")
         path, score, cells = words(tmp_path, ".conll"), "eval_f1", TAGS
@@ -195,7 +197,7 @@ def test_the_whole_way(tmp_path: Path, request, kind: str, architecture: str, ca
 
 
 def test_the_first_piece_of_a_word_has_its_label(tokenizer, glue_dir: Path):
-    """A sentence too long goes on in another example; a word that is cut to nothing becomes unknown."""
+    """A sentence that is too long continues in another example; a word without pieces becomes unknown."""
     examples = Examples(Path(), ([["w1-w2", "w3"], ["w4", " ", "w5"]],), [[1, 2], [0, 1, 2]], None)
     encoded = encode_words(tokenizer, examples, max_seq_length=5)
     tokens = [tokenizer.convert_ids_to_tokens(encoded[i]["input_ids"]) for i in range(len(encoded))]
@@ -213,8 +215,8 @@ def test_the_first_piece_of_a_word_has_its_label(tokenizer, glue_dir: Path):
     assert by_sentence(list("abcde"), encoded.sentence_lengths) == [["a", "b"], ["c", "d", "e"]]
 
 
-def test_words_stand_where_the_tokenizer_puts_a_text():
-    """XLNet's special tokens, for one, all come after it."""
+def test_words_are_placed_where_the_tokenizer_places_a_text():
+    """For example before all special tokens, as by XLNet's."""
     tokenizer = make_tokenizer()
     names = [("[SEP]", 3), ("[CLS]", 2)]
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing("$A [SEP] [CLS]", None, names)
@@ -267,7 +269,7 @@ BAD_YAML = {
 
 
 @pytest.mark.parametrize("case", BAD_YAML)
-def test_a_mistake_in_the_yaml_file_is_named(tmp_path: Path, case: str):
+def test_a_mistake_in_the_yaml_file_is_refused_with_its_key(tmp_path: Path, case: str):
     content, message = BAD_YAML[case]
     if content is not None:
         (tmp_path / "mine.yaml").write_text(content)
@@ -290,8 +292,10 @@ BAD_ROWS = {
 @pytest.mark.parametrize(
     ("labels", "value", "word"), [([1, 2, 3], 0, "0"), ([-1, 0, 1], 2, "2"), (["None", "x"], None, "")]
 )
-def test_labels_that_are_numbers_have_no_others(tmp_path: Path, labels: list[object], value: object, word: str):
-    """Rows with 0, 1, 2 for three labels would be read as 1, 1, 2."""
+def test_numbers_outside_labels_that_are_numbers_are_refused(
+    tmp_path: Path, labels: list[object], value: object, word: str
+):
+    """Otherwise 0, 1, 2 would be read as 1, 1, 2 where the labels are 1, 2, 3."""
     path = write_task(tmp_path, "q", ".jsonl", "text: a, label: y", f"labels: {json.dumps(labels)}\nmetric: accuracy")
     (tmp_path / "train.jsonl").write_text(json.dumps({"a": "w1", "y": value}))
     with pytest.raises(UsageError, match=f"line 1: unknown label {word!r}"):
@@ -299,7 +303,7 @@ def test_labels_that_are_numbers_have_no_others(tmp_path: Path, labels: list[obj
 
 
 @pytest.mark.parametrize("words", [False, True])
-def test_numbers_mean_what_datasets_has_noted_in_the_file(tmp_path: Path, words: bool):
+def test_numbers_of_classes_are_read_by_the_names_noted_in_parquet(tmp_path: Path, words: bool):
     label = {"names": ["yes", "no"], "_type": "ClassLabel"}
     feature = {"feature": label, "_type": "List"} if words else label
     rows = {"a": [["w1"], ["w2"]], "y": [[0], [1]]} if words else {"a": ["w1", "w2"], "y": [0, 1]}
@@ -310,7 +314,7 @@ def test_numbers_mean_what_datasets_has_noted_in_the_file(tmp_path: Path, words:
     assert read(find_task(str(path))).labels == ([[1], [0]] if words else [1, 0])
 
 
-def test_damage_inside_a_parquet_file_and_a_name_twice_are_named(tmp_path: Path):
+def test_a_damaged_parquet_file_and_a_column_given_twice_are_refused(tmp_path: Path):
     table = pa.table({"text": pa.array([b"caf\xe9"]).view(pa.string()), "y": ["no"]})
     parquet.write_table(table, tmp_path / "train.parquet")
     (tmp_path / "train.csv").write_text("text,text,y\na,b,no\n")
@@ -321,7 +325,7 @@ def test_damage_inside_a_parquet_file_and_a_name_twice_are_named(tmp_path: Path)
 
 
 @pytest.mark.parametrize("case", BAD_ROWS)
-def test_a_mistake_in_a_file_is_named(tmp_path: Path, model_dir: Path, case: str):
+def test_a_mistake_in_a_row_is_refused_with_its_line(tmp_path: Path, model_dir: Path, case: str):
     content, message = BAD_ROWS[case]
     (tmp_path / "mine.yaml").write_text(YAML)
     (tmp_path / "t.jsonl").write_text(content)
@@ -331,7 +335,7 @@ def test_a_mistake_in_a_file_is_named(tmp_path: Path, model_dir: Path, case: str
     assert not (tmp_path / "out" / "glue_state.json").exists()
 
 
-def test_an_output_in_the_way_of_a_file_and_hyperparameters_that_lack_the_task(tmp_path: Path, model_dir: Path):
+def test_overlapping_outputs_and_missing_hyperparameters_and_test_files_are_refused(tmp_path: Path, model_dir: Path):
     path = str(classes(tmp_path, ".csv"))
     with pytest.raises(UsageError, match=r"--output_dir .* holds the input mine: files:"):
         run_glue(options(tmp_path, model_dir, path, data_dir=None), arguments(tmp_path, do_train=True))
@@ -347,7 +351,7 @@ def test_an_output_in_the_way_of_a_file_and_hyperparameters_that_lack_the_task(t
     run_glue(chosen, arguments(tmp_path / "out", do_train=True))
 
 
-def test_tasks_of_files_follow_those_of_glue_and_have_names_of_their_own(tmp_path: Path):
+def test_tasks_of_files_follow_those_of_glue_and_must_have_different_names(tmp_path: Path):
     path = classes(tmp_path, ".csv")
     assert [task.name for task in parse_tasks(f"{path},WiC,RTE,CoLA")] == ["CoLA", "RTE", "mine", "WiC"]
     (tmp_path / "b.yaml").write_text(path.read_text() + "name: mine\n")

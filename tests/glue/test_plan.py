@@ -1,4 +1,4 @@
-"""Which jobs there are, with which seeds and hyper-parameters, without running any."""
+"""The jobs of a command, with their seeds and hyper-parameters."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def test_hyperparameters_set_the_trainers_arguments(tmp_path: Path):
     assert rte.get_warmup_steps(rte.max_steps) == 2 * 155
 
 
-def test_flags_bound_the_hyperparameters(tmp_path: Path):
+def test_flags_limit_the_hyperparameters(tmp_path: Path):
     job = plan(tmp_path, "RTE", hyperparams="stable", max_steps=50, per_device_train_batch_size=4)[0]
     assert (job.arguments.max_steps, job.arguments.per_device_train_batch_size) == (50, 4)
     assert job.arguments.get_warmup_steps(50) == 5
@@ -53,14 +53,14 @@ def test_flags_bound_the_hyperparameters(tmp_path: Path):
     assert job.settings(128)["batch_size"] == 8
 
 
-def test_the_trainer_s_default_of_8_examples_is_no_bound(tmp_path: Path):
+def test_the_trainer_s_default_of_8_examples_is_no_limit(tmp_path: Path):
     job = plan(tmp_path, "RTE", hyperparams="electra", per_device_train_batch_size=None)[0]
     assert job.arguments.per_device_train_batch_size == 32
     assert "cut" not in describe_training(job, 9)
     assert plan(tmp_path, "RTE", per_device_train_batch_size=None)[0].arguments.per_device_train_batch_size == 8
 
 
-def test_one_task_runs_once_unless_told_otherwise(tmp_path: Path):
+def test_one_task_runs_once_unless_rounds_are_given(tmp_path: Path):
     assert [(job.round_number, job.folder) for job in plan(tmp_path, "rte")] == [(None, tmp_path)]
     assert [job.folder.name for job in plan(tmp_path, "rte", 3)] == ["RTE0", "RTE1", "RTE2"]
 
@@ -74,7 +74,7 @@ SEVERAL = {
 
 
 def planned(tmp_path: Path, argv: list[str], as_file: bool) -> list[Job]:
-    """The jobs of a command line, its flags given as such or in a configuration file."""
+    """The jobs of a command whose flags are on the command line or in a configuration file."""
     flags = {"data_dir": "data", "model_name_or_path": "model", "output_dir": str(tmp_path / "out")}
     flags |= {"do_train": "true", "use_cpu": "true", "per_device_train_batch_size": "99999"}
     words = " ".join(argv).replace("=", " ").split()
@@ -102,7 +102,7 @@ def test_several_tasks_or_rounds_take_electras_hyperparameters(tmp_path: Path, c
 
 
 @pytest.mark.parametrize("as_file", [False, True])
-def test_one_task_or_whoever_says_so_takes_the_flags(tmp_path: Path, as_file: bool):
+def test_one_task_takes_the_flags_of_the_trainer_and_so_do_several_on_request(tmp_path: Path, as_file: bool):
     flags = ["--learning_rate", "0.5", "--max_steps", "7"]
     for which in (["--task_name=RTE"], ["--task_name=RTE,rte"], ["--task_name=ALL", "--hyperparams=flags"]):
         for job in planned(tmp_path, [*which, *flags], as_file):

@@ -1,4 +1,4 @@
-"""How examples are batched and laid out changes no result; examples are cut and encoded as the tokenizer says."""
+"""Batches and layouts change no prediction; examples are truncated and encoded as by the tokenizer."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def many(glue_dir: Path, task: Task) -> Examples:
 @pytest.mark.parametrize("architecture", ["model_dir", "composite_dir"])
 @pytest.mark.parametrize("task", [MNLI, STSB], ids=lambda task: task.name)
 @pytest.mark.parametrize("batch_size", [1, 8, 1000])
-def test_logits_are_those_of_padding_everything(
+def test_logits_equal_those_of_padded_rows(
     tmp_path: Path, glue_dir: Path, request, tokenizer, architecture: str, task: Task, batch_size: int, monkeypatch
 ):
     model_dir = request.getfixturevalue(architecture)
@@ -48,7 +48,7 @@ def test_logits_are_those_of_padding_everything(
     np.testing.assert_allclose(logits, expected, atol=1e-6)
 
 
-def test_an_encoding_is_the_tokenizers(glue_dir: Path, tokenizer):
+def test_encoded_examples_equal_those_of_the_tokenizer(glue_dir: Path, tokenizer):
     examples = many(glue_dir, RTE)
     encoded = encode(tokenizer, examples, max_seq_length=16)
     expected = tokenizer(*examples.texts, truncation="longest_first", max_length=16)
@@ -63,13 +63,13 @@ def test_an_encoding_is_the_tokenizers(glue_dir: Path, tokenizer):
     assert encoded.lengths.tolist() == [len(ids) for ids in expected["input_ids"]]
 
 
-def test_whole_scores_of_stsb_stay_real_numbers(tokenizer):
+def test_whole_scores_of_stsb_are_encoded_as_floats(tokenizer):
     encoded = encode(tokenizer, Examples(Path(), (["w1"], ["w2"]), [5.0], None), 16)
     assert encoded.labels.dtype == np.float32
 
 
 def test_a_model_with_its_labels_in_another_order_is_scored_alike(tmp_path: Path, glue_dir: Path, model_dir, tokenizer):
-    """MNLI checkpoints of others have other label orders: only the words count."""
+    """As in others' checkpoints for MNLI; labels are compared by name."""
     model = load_pretrained(str(model_dir), MNLI)
     dev = {MNLI.dev[0]: encode(tokenizer, many(glue_dir, MNLI), 32)}
     layout = layout_for(model, tokenizer)
@@ -92,7 +92,7 @@ def test_scores_are_written_with_three_decimals(model_dir: Path):
     assert content == "index\tprediction\n0\t1.235\n1\t5.200\n"
 
 
-def test_encoded_examples_without_labels(tokenizer):
+def test_examples_without_labels_are_encoded_without_labels(tokenizer):
     encoded = encode(tokenizer, Examples(Path(), (["w1 w2"],), None, [0]), 16)
     assert isinstance(encoded, EncodedExamples)
     assert "labels" not in encoded[0]

@@ -1,4 +1,4 @@
-"""Readers against rows written by hand, and every kind of bad input."""
+"""GLUE's files are read as rows written by hand, and bad files are refused."""
 
 import gzip
 import logging
@@ -40,7 +40,7 @@ def test_cola_has_no_header_and_its_test_file_has(tmp_path: Path):
     assert read_examples(tmp_path / COLA.tests[0].path, COLA, COLA.tests[0]).texts == (["C d."],)
 
 
-def test_byte_order_mark_carriage_returns_and_quotes(tmp_path: Path):
+def test_byte_order_mark_and_carriage_returns_are_removed_and_quotes_kept(tmp_path: Path):
     rows = (
         '\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\r\n1\t7\t8\t"He said\t" \'x\' "\r\n0\t9\t10\ta\u2028b\tc\r\n'
     )
@@ -55,7 +55,7 @@ def test_the_last_column_of_mnli_is_the_label(glue_dir: Path):
     assert examples.labels[:4] == [0, 1, 2, 0]  # contradiction, entailment, neutral; its column label1 is all neutral
 
 
-def test_scores_are_numbers(glue_dir: Path):
+def test_scores_of_stsb_are_read_as_numbers(glue_dir: Path):
     assert read_examples(glue_dir / STSB.train, STSB).labels[:4] == [0.0, 1.25, 3.8, 5.0]
 
 
@@ -106,7 +106,7 @@ def test_a_bad_test_file_is_refused(tmp_path: Path, row: str, message: str):
         read_examples(tmp_path / RTE.tests[0].path, RTE, RTE.tests[0])
 
 
-def test_a_missing_file_is_named(tmp_path: Path):
+def test_a_missing_file_is_refused_by_name(tmp_path: Path):
     with pytest.raises(UsageError, match=r"RTE/train\.tsv: no such file; --data_dir"):
         read_examples(tmp_path / RTE.train, RTE)
     boolq = find_task("BoolQ")
@@ -122,7 +122,7 @@ def test_a_few_short_lines_of_qqp_are_skipped_and_counted(tmp_path: Path, caplog
     assert "skipped 1 lines with too few columns (first: line 11)" in caplog.text
 
 
-def test_many_short_lines_of_qqp_are_another_file(tmp_path: Path):
+def test_many_short_lines_of_qqp_are_refused(tmp_path: Path):
     write(tmp_path, "QQP/train.tsv", QQP_HEADER + "0\t1\t2\ta\tb\t1\n1\t2\n")
     with pytest.raises(UsageError, match="line 3: 2 tab-separated"):
         read_examples(tmp_path / QQP.train, QQP)
@@ -132,7 +132,6 @@ def test_many_short_lines_of_qqp_are_another_file(tmp_path: Path):
 @example(b"\xef\xbb\xbf")
 @example(b"h\th\th\n" + b"9" * 5000 + b"\ta\tb\n")
 def test_any_file_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes):
-    """No other error than ours comes out, whatever the file holds."""
     folder = tmp_path_factory.getbasetemp() / "fuzz"
     for task in (RTE, COLA, STSB):
         for path, test in ((task.train, None), (task.tests[0].path, task.tests[0])):

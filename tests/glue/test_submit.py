@@ -27,7 +27,7 @@ RTE, STSB = find_task("RTE"), find_task("STS-B")
 
 
 def write_round(folder: Path, task: Task, number: int, score: float, rows: int | None = 3) -> None:
-    """Dev scores and predictions as the original writes them; None rows are the official number."""
+    """Write dev scores and predictions as the original does; with ``rows`` None, as many as officially."""
     place = folder / f"{task.name}{number}"
     place.mkdir(parents=True, exist_ok=True)
     for dev in task.dev:
@@ -86,7 +86,7 @@ def test_the_official_test_set_is_accepted(tmp_path: Path, capsys):
             assert archive.read(name) == (tmp_path / "out" / name).read_bytes()
 
 
-def test_what_is_missing_is_told_and_the_rest_written(tmp_path: Path, capsys):
+def test_missing_files_are_named_and_the_others_written(tmp_path: Path, capsys):
     for task in TASKS[:-1]:
         for number in (0, 1):
             write_round(tmp_path / "in", task, number, 0.5 + number / 10)
@@ -108,13 +108,13 @@ def test_what_is_missing_is_told_and_the_rest_written(tmp_path: Path, capsys):
     assert len(list((tmp_path / "out").glob("*.tsv"))) == 9
 
 
-def test_brackets_in_a_path_are_no_markup(tmp_path: Path, capsys):
+def test_brackets_in_a_path_are_printed(tmp_path: Path, capsys):
     write_round(tmp_path / "runs[old]", RTE, 0, 0.5)
     printed, _ = run(tmp_path / "runs[old]", tmp_path / "out", capsys)
     assert f"Dev scores of {tmp_path}/runs[old], times 100" in printed
 
 
-def test_files_of_an_earlier_submission_do_not_stay(tmp_path: Path, capsys):
+def test_files_of_an_earlier_submission_are_deleted(tmp_path: Path, capsys):
     for task in TASKS:
         write_round(tmp_path / "in", task, 0, 0.5)
     run(tmp_path / "in", tmp_path / "out", capsys)
@@ -126,7 +126,7 @@ def test_files_of_an_earlier_submission_do_not_stay(tmp_path: Path, capsys):
     assert not (tmp_path / "out" / "RTE.tsv").exists()
 
 
-def test_without_predictions_there_is_a_table_and_no_archive(tmp_path: Path, capsys):
+def test_without_predictions_there_are_dev_scores_and_no_archive(tmp_path: Path, capsys):
     write_round(tmp_path / "in", RTE, 0, 0.5)
     (tmp_path / "in" / "RTE0" / "test_results_rte.txt").unlink()
     printed, _ = run(tmp_path / "in", tmp_path / "out", capsys)
@@ -158,7 +158,7 @@ def test_rows_of_a_submission_are_checked(content: str, problem: str):
     assert bool(check_rows(content, RTE)) == bool(problem)
 
 
-def test_damaged_results_are_named(tmp_path: Path):
+def test_damaged_results_are_refused_by_name(tmp_path: Path):
     write_round(tmp_path / "in", RTE, 0, 0.5)
     options = CompileGlueOptions(input=str(tmp_path / "in"), test_dir=str(tmp_path / "out"))
     results = tmp_path / "in" / "RTE0" / "eval_results_rte.txt"
@@ -187,7 +187,7 @@ def test_a_folder_without_results_is_refused(tmp_path: Path, make: bool):
         compile_glue(CompileGlueOptions(input=str(tmp_path / "in"), test_dir=str(tmp_path / "out")))
 
 
-def test_names_that_look_alike_are_no_rounds(tmp_path: Path):
+def test_folders_with_similar_names_are_no_rounds(tmp_path: Path):
     write_round(tmp_path, RTE, 0, 0.5)
     for name in ("RTE", "RTEx", "RTE1.bak", "QNLI2"):
         (tmp_path / name).mkdir()
@@ -196,12 +196,12 @@ def test_names_that_look_alike_are_no_rounds(tmp_path: Path):
     assert scores["QNLI"] == {}
 
 
-def test_of_equal_rounds_the_first_is_best():
+def test_the_first_of_equally_good_rounds_is_the_best():
     assert best_round({0: 0.1, 1: 0.7, 2: 0.7}) == 1
     assert statistics({0: 1.0}) == {"mean": 1.0, "std": None, "best": 1.0}
 
 
-def test_time_left_goes_by_what_a_task_took_before():
+def test_the_time_left_is_estimated_from_what_each_task_took():
     progress = Progress(make_console(quiet=True), {"MNLI0": 1000, "RTE0": 100, "MNLI1": 1000, "RTE1": 100}, 4)
     assert progress.time_left() == ""
     progress._seconds = {"MNLI0": 1000.0}
@@ -213,11 +213,11 @@ def test_time_left_goes_by_what_a_task_took_before():
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (3725, "1 h 2 min"), (100000, "1 d 3 h")]
 )
-def test_times_are_readable(seconds: float, text: str):
+def test_times_are_printed_in_two_units(seconds: float, text: str):
     assert duration(seconds) == text
 
 
-def test_an_archive_of_before_does_not_stay_where_nothing_is_predicted(tmp_path: Path, capsys):
+def test_an_earlier_archive_is_deleted_where_nothing_is_predicted(tmp_path: Path, capsys):
     write_round(tmp_path / "in", RTE, 0, 0.5)
     run(tmp_path / "in", tmp_path / "out", capsys)
     assert (tmp_path / "out" / "submission.zip").is_file()
@@ -228,7 +228,7 @@ def test_an_archive_of_before_does_not_stay_where_nothing_is_predicted(tmp_path:
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"dev_scores.json", "notes.txt"}
 
 
-def test_the_exit_code_says_whether_the_site_will_take_it(tmp_path: Path, capsys):
+def test_the_exit_code_says_whether_the_site_will_accept_the_archive(tmp_path: Path, capsys):
     command = ["compile-glue", "--input", str(tmp_path / "in"), "--test_dir", str(tmp_path / "out")]
     for task in TASKS:
         write_round(tmp_path / "in", task, 0, 0.5, rows=None)
@@ -242,11 +242,11 @@ def test_the_exit_code_says_whether_the_site_will_take_it(tmp_path: Path, capsys
     assert "RTE.tsv (3 rows, officially 3000)" in capsys.readouterr().err
     for path in (tmp_path / "in").glob("*/test_results*"):
         path.unlink()
-    assert main(command) == 0  # a table was asked for, and there is no archive to be refused
+    assert main(command) == 0  # only dev scores, without an archive that could be refused
 
 
 @pytest.mark.parametrize("name", ["eval_results_rte.txt", "test_results_rte.txt"])
-def test_files_that_are_no_text_are_named(tmp_path: Path, name: str):
+def test_files_that_are_not_text_are_refused_by_name(tmp_path: Path, name: str):
     write_round(tmp_path / "in", RTE, 0, 0.5)
     path = tmp_path / "in" / "RTE0" / name
     options = CompileGlueOptions(input=str(tmp_path / "in"), test_dir=str(tmp_path / "out"))
@@ -262,20 +262,20 @@ def test_files_that_are_no_text_are_named(tmp_path: Path, name: str):
 
 
 @pytest.mark.parametrize("score", ["nan", "inf", "-inf", "1e999"])
-def test_predicted_scores_are_finite(tmp_path: Path, score: str):
+def test_predicted_scores_that_are_not_finite_are_refused(tmp_path: Path, score: str):
     write_round(tmp_path / "in", STSB, 0, 0.5)
     (tmp_path / "in" / "STS-B0" / "test_results_sts-b.txt").write_text(f"index\tprediction\n0\t{score}\n")
     with pytest.raises(UsageError, match="is not a number"):
         compile_submission(CompileGlueOptions(input=str(tmp_path / "in"), test_dir=str(tmp_path / "out")))
 
 
-def test_correlations_may_be_negative(tmp_path: Path, capsys):
+def test_correlations_can_be_negative(tmp_path: Path, capsys):
     write_round(tmp_path / "in", STSB, 0, -0.25)
     _, scores = run(tmp_path / "in", tmp_path / "out", capsys)
     assert scores["dev"]["STS-B"]["best"] == -0.25
 
 
-def test_a_target_that_can_not_be_made(tmp_path: Path):
+def test_a_test_dir_that_cannot_be_made_is_refused(tmp_path: Path):
     write_round(tmp_path / "in", RTE, 0, 0.5)
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"--test_dir .*file/out can't be made"):

@@ -1,4 +1,4 @@
-"""The table of tasks and what is derived from it."""
+"""The table of tasks, and what is derived from it."""
 
 import pytest
 
@@ -11,13 +11,13 @@ def test_all_is_in_the_order_of_the_original():
     assert names == ["MNLI", "CoLA", "SST-2", "MRPC", "STS-B", "QQP", "QNLI", "RTE", "WNLI"]
 
 
-def test_names_are_found_in_any_case_and_each_runs_once():
+def test_names_are_read_in_any_case_and_each_task_runs_once():
     assert [task.name for task in parse_tasks("rte, mrpc,RTE")] == ["MRPC", "RTE"]
     assert parse_tasks("all") == parse_tasks("ALL")
 
 
 @pytest.mark.parametrize("name", ["RTX", "", "RTE,,CoLA", "AX"])
-def test_an_unknown_task_is_named_with_the_valid_ones(name: str):
+def test_an_unknown_task_is_refused_with_the_valid_ones(name: str):
     with pytest.raises(UsageError, match=", ".join(TASK_NAMES)):
         parse_tasks(name)
 
@@ -44,7 +44,7 @@ def test_the_submission_has_eleven_files_with_the_official_rows():
     }
 
 
-def test_every_test_set_is_chosen_by_a_development_set_of_its_task():
+def test_the_round_of_every_test_set_is_chosen_by_a_development_set_of_its_task():
     for task, test in all_test_sets():
         assert test.chosen_by in {dev.name for dev in task.dev}
     assert len({dev.name for _, dev in all_dev_sets()}) == 10

@@ -1,4 +1,4 @@
-"""A tracker gets each task of each round as a run of its own, that ends with the score."""
+"""A tracker gets each task of each round as a run of its own, which ends with the score."""
 
 import sys
 from pathlib import Path
@@ -17,17 +17,17 @@ from tests.glue.helpers import arguments, options
 def test_each_task_and_round_is_a_run_with_its_score(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, glue_dir: Path, model_dir: Path
 ) -> None:
-    said: list[tuple[str, Any]] = []
+    logged: list[tuple[str, Any]] = []
 
     class Tracker(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            said.append((args.run_name, logs.get("eval_acc")))
+            logged.append((args.run_name, logs.get("eval_acc")))
 
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "wandb", Tracker)
     monkeypatch.setattr(checked, "get_available_reporting_integrations", lambda: ["wandb"])
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(finish=lambda: said.append(("end", None))))
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(finish=lambda: logged.append(("end", None))))
     flags = {"do_train": True, "do_eval": True, "report_to": ["wandb"], "run_name": "mine", "logging_strategy": "no"}
     run_glue(options(glue_dir, model_dir, rounds=2, hyperparams="flags"), arguments(tmp_path, **flags))
-    runs = [[name for name, _ in said[:3]], [name for name, _ in said[3:]]]
+    runs = [[name for name, _ in logged[:3]], [name for name, _ in logged[3:]]]
     assert runs == [["mine-RTE0", "mine-RTE0", "end"], ["mine-RTE1", "mine-RTE1", "end"]]
-    assert 0 <= said[0][1] <= 1 and 0 <= said[3][1] <= 1
+    assert 0 <= logged[0][1] <= 1 and 0 <= logged[3][1] <= 1

@@ -1,4 +1,4 @@
-"""The paper's own numbers: thirteen small checkpoints in its format, with what its code computes from them."""
+"""Thirteen small checkpoints in the paper's format, and what the paper's code computes from them."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def load(name, tmp_path, implementation, device="cpu"):
 
 
 def relative(actual, expected):
-    """Error over the size of the tensor; biases whose true gradient is zero hold only rounding errors."""
+    """The error relative to the norm; biases whose true gradient is zero have only rounding errors."""
     return (actual - expected).norm() / expected.norm().clamp(min=1e-6)
 
 
@@ -53,18 +53,18 @@ def test_outputs_and_gradients_are_those_of_the_original(name, implementation, t
 
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("name", NAMES if GPU else ["composite", "remove_qk"])
-def test_the_same_with_triton(name, tmp_path):
+def test_outputs_and_gradients_with_triton_are_those_of_the_original(name, tmp_path):
     test_outputs_and_gradients_are_those_of_the_original(name, "triton", tmp_path, "cuda" if GPU else "cpu")
 
 
 @pytest.mark.skipif(not GPU, reason="no GPU")
 @pytest.mark.parametrize("name", NAMES)
-def test_the_same_with_sdpa_on_a_gpu(name, tmp_path):
+def test_outputs_and_gradients_with_sdpa_on_a_gpu_are_those_of_the_original(name, tmp_path):
     test_outputs_and_gradients_are_those_of_the_original(name, "sdpa", tmp_path, "cuda")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_hidden_states_and_attentions_of_real_tokens(name, tmp_path):
+def test_hidden_states_and_attentions_of_real_tokens_are_those_of_the_original(name, tmp_path):
     model, golden, inputs = load(name, tmp_path, "sdpa")
     with torch.no_grad():
         outputs = model(**inputs, output_hidden_states=True, output_attentions=True)

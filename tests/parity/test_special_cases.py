@@ -21,7 +21,7 @@ from bert_convolutions.attention.spec import parse_kernel
 BATCH, LENGTH, HIDDEN, HEADS, REACH = 2, 19, 24, 3, 4
 SIZE = HIDDEN // HEADS
 CLOSED = -1e4
-"""A weight that softmax turns into nothing: it closes the offsets from the reach on."""
+"""A weight whose softmax is zero: it closes the offsets from the reach on."""
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +53,7 @@ def copy_linear(target: nn.Module, source: nn.Module) -> None:
 
 
 def inner(tensor: Tensor) -> Tensor:
-    """The positions whose kernel lies inside the sequence; outside it a convolution sees zeros, attention nothing."""
+    """Positions whose kernel lies within the sequence; beyond it, a convolution has zeros and attention no keys."""
     return tensor[:, REACH:-REACH]
 
 

@@ -1,4 +1,4 @@
-"""A tiny tokenizer, and random models of ours and of others that share it."""
+"""A tiny tokenizer, and random models that use it."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""``bertconv minimal-pairs``: layouts, figures, resuming, bad input."""
+"""``bertconv minimal-pairs``: formats, accuracies, resuming and bad input."""
 
 import csv
 import json
@@ -42,12 +42,12 @@ def options(model_dir: Path, data: Path, folder: Path, **others: Any) -> Minimal
     return MinimalPairsOptions(model_name_or_path=str(model_dir), data_dir=data, output_dir=folder, **others)
 
 
-def test_the_three_layouts_are_the_same_pairs(data: Path) -> None:
+def test_the_three_formats_give_the_same_pairs(data: Path) -> None:
     (data / "agreement-zorro.txt").write_text("".join(f"{bad}\n{good}\n" for good, bad in PAIRS))
     rows = "".join(f"{bad}\tagreement\t{good}\n" for good, bad in PAIRS)
     (data / "own.tsv").write_text("sentence_bad\tlinguistics_term\tsentence_good\n" + rows)
     (data / "README.md").write_text("not a paradigm")
-    (data / "._one.jsonl").write_bytes(b"\0\5\x16\7")  # what macOS leaves on other disks
+    (data / "._one.jsonl").write_bytes(b"\0\5\x16\7")  # as macOS writes on other disks
     paradigms = {paradigm.name: paradigm for paradigm in read_paradigms(data)}
     assert list(paradigms) == ["agreement-zorro", "one", "own", "three", "two"]
     assert all(paradigm.pairs == tuple(PAIRS) for paradigm in paradigms.values())
@@ -56,14 +56,14 @@ def test_the_three_layouts_are_the_same_pairs(data: Path) -> None:
     assert read_paradigms(data / "own.tsv") == [paradigms["own"]]
 
 
-def test_blimps_two_spellings_of_a_field_are_one(tmp_path: Path) -> None:
+def test_blimps_two_spellings_of_a_field_are_read_as_one(tmp_path: Path) -> None:
     for name, field in (("one", "syntax/semantics"), ("two", "syntax_semantics")):
         row = {"sentence_good": "a", "sentence_bad": "b", "field": field}
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
     assert {paradigm.field for paradigm in read_paradigms(tmp_path)} == {"syntax_semantics"}
 
 
-def test_the_command_leaves_json_csv_and_a_table(
+def test_the_command_writes_json_and_csv_and_prints_a_table(
     model_dir: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "out"
@@ -113,7 +113,7 @@ def test_intervals_are_close_to_wilsons(share: float, pairs: int) -> None:
     assert both[1] - both[0] <= high - low
 
 
-def test_a_stopped_run_goes_on_and_gives_the_same(
+def test_a_stopped_run_resumes_and_gives_the_same_results(
     model_dir: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run.run_minimal_pairs(options(model_dir, data, tmp_path / "whole"))
@@ -136,7 +136,7 @@ def test_a_stopped_run_goes_on_and_gives_the_same(
     assert resumed == whole == read_model(ProbeResults, tmp_path / "parts" / "minimal_pairs.json")
 
 
-def test_results_of_another_question_are_not_taken_for_these(
+def test_results_of_other_pairs_models_or_tokenizers_are_refused(
     model_dir: Path, data: Path, tmp_path: Path, tokenizer: Any
 ) -> None:
     folder = tmp_path / "out"
@@ -163,13 +163,13 @@ def test_results_of_another_question_are_not_taken_for_these(
     with pytest.raises(UsageError, match="another model"):
         run.run_minimal_pairs(options(tmp_path / "other", data, folder))
     assert (folder / "minimal_pairs.json").read_bytes() == before
-    (tmp_path / "same").symlink_to(model_dir)  # the same model by another path is the same question
+    (tmp_path / "same").symlink_to(model_dir)  # the same model under another path is accepted
     run.run_minimal_pairs(options(tmp_path / "same", data, folder))
     run.run_minimal_pairs(options(model_dir, data, folder, pairs=1, overwrite_output_dir=True))
     assert read_model(ProbeResults, folder / "minimal_pairs.json").paradigms["one"].pairs == 1
 
 
-def test_some_pairs_are_spread_over_the_paradigm() -> None:
+def test_a_limited_number_of_pairs_is_spread_over_the_paradigm() -> None:
     pairs = tuple((f"good {number}", f"bad {number}") for number in range(101))
     chosen = Paradigm("name", "", "", pairs).first(5).pairs
     assert [good for good, _ in chosen] == ["good 0", "good 25", "good 50", "good 75", "good 100"]
@@ -192,19 +192,21 @@ def test_some_pairs_are_spread_over_the_paradigm() -> None:
         ("p.json", "{}", "holds no .jsonl"),
     ],
 )
-def test_bad_files_are_named(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
+def test_bad_files_are_refused_with_the_reason(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UsageError, match=message):
         read_paradigms(tmp_path)
 
 
-def test_two_files_of_the_same_name(data: Path) -> None:
+def test_two_files_of_the_same_name_are_refused(data: Path) -> None:
     (data / "one.txt").write_text("a\nb\n")
     with pytest.raises(UsageError, match="two files named one"):
         read_paradigms(data)
 
 
-def test_bad_models_and_flags(model_dir: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_models_and_flags_are_refused(
+    model_dir: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     argv = ["minimal-pairs", "--data_dir", str(data), "--output_dir", str(tmp_path / "out"), "--model_name_or_path"]
     assert main([*argv, str(tmp_path)]) == 2
     assert main([*argv, str(model_dir), "--pairs", "0"]) == 2
@@ -219,13 +221,13 @@ def test_bad_models_and_flags(model_dir: Path, data: Path, tmp_path: Path, capsy
     assert not (tmp_path / "out").exists()
 
 
-def test_a_sentence_longer_than_the_positions_is_named(model_dir: Path, data: Path, tmp_path: Path) -> None:
+def test_a_sentence_longer_than_the_positions_is_refused(model_dir: Path, data: Path, tmp_path: Path) -> None:
     (data / "long.txt").write_text(f"a cat\na dog\n{'cat ' * 70}\na dog\n")
     with pytest.raises(UsageError, match=r"pair 2 of long has .* positions"):
         run.run_minimal_pairs(options(model_dir, data, tmp_path / "out"))
 
 
-def test_positions_that_are_counted_from_the_paddings_on_are_fewer(tmp_path: Path) -> None:
+def test_robertas_positions_start_after_the_padding_index(tmp_path: Path) -> None:
     tokenizer = fast_tokenizer(models.WordLevel, pre_tokenizers.Whitespace(), ["cat", "dog"])
     config = RobertaConfig(vocab_size=len(tokenizer), **TINY, max_position_embeddings=8, pad_token_id=0)
     RobertaForMaskedLM(config).save_pretrained(tmp_path / "model")

@@ -1,4 +1,4 @@
-"""Pseudo-log-likelihood, against a loop that masks one token at a time."""
+"""Pseudo-log-likelihood against a loop that masks one token at a time."""
 
 from typing import Any
 
@@ -61,7 +61,7 @@ def by_loop(model: Any, tokenizer: Any, sentence: str, words: list[int] | None =
     ],
 )
 @pytest.mark.parametrize("batch_tokens", [20, 2048])
-def test_packed_copies_score_as_one_by_one(
+def test_packed_copies_have_the_scores_of_single_sentences(
     tokenizer: CompositeBertTokenizer, options: dict[str, Any], batch_tokens: int
 ) -> None:
     model = composite(tokenizer, **options)
@@ -83,11 +83,11 @@ OTHERS: dict[str, Any] = {
         DistilBertConfig(vocab_size=size, dim=16, n_layers=2, n_heads=2, hidden_dim=32)
     ),
     "electra": lambda size: ElectraForMaskedLM(ElectraConfig(vocab_size=size, embedding_size=8, **TINY)),
-    # Its last matrix is no module that is called: the positions are chosen afterwards.
+    # Its last matrix is not called as a module, so masked positions are selected after the head.
     "mobilebert": lambda size: MobileBertForMaskedLM(
         MobileBertConfig(vocab_size=size, embedding_size=8, intra_bottleneck_size=8, true_hidden_size=8, **TINY)
     ),
-    # It takes padding for text.
+    # It treats padding as text.
     "fnet": lambda size: FNetForMaskedLM(
         FNetConfig(vocab_size=size, hidden_size=16, num_hidden_layers=2, intermediate_size=32)
     ),
@@ -95,7 +95,7 @@ OTHERS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_any_masked_language_model(name: str) -> None:
+def test_masked_language_models_of_transformers_have_the_scores_of_single_sentences(name: str) -> None:
     set_seed(3)
     tokenizer = word_piece()
     model = OTHERS[name](len(tokenizer)).eval()
@@ -110,7 +110,7 @@ def test_any_masked_language_model(name: str) -> None:
         assert score.within_word == pytest.approx(by_loop(model, tokenizer, sentence, words), abs=1e-4)
 
 
-def test_only_masked_positions_go_through_the_head_and_each_copy_once(
+def test_the_head_computes_masked_positions_only_and_each_copy_once(
     tokenizer: CompositeBertTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = composite(tokenizer)
@@ -134,7 +134,7 @@ def test_half_precision_weights_are_scored_in_float32(tokenizer: CompositeBertTo
     assert PseudoLikelihood(model, tokenizer)(SENTENCES) == expected
 
 
-def test_words_of_pieces() -> None:
+def test_pieces_are_grouped_into_words() -> None:
     assert words_of_pieces(["▁the", "▁neigh", "bours", ",", "▁", "un", ".", '"']) == [1, 2, 2, 3, 4, 4, 5, 6]
     assert words_of_pieces(["the", "neigh", "##bours", "'", "s"]) == [1, 2, 2, 3, 4]
     assert words_of_pieces(["▁wait", "!", "what"]) == [1, 2, 3]

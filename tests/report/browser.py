@@ -1,4 +1,4 @@
-"""A page in a real browser: Debian's or any other Chromium, without a window."""
+"""Opens a page in Chromium without a window."""
 
 import html
 import json
@@ -15,7 +15,7 @@ _QUIET = (
     "--host-resolver-rules=MAP * ~NOTFOUND",
 )
 _BROWSERS_OWN = re.compile(r"https?://[a-z0-9.]*\.(google|googleapis|gvt1)\.com/")
-"""What it asks for by itself, whatever the page."""
+"""Addresses that Chromium requests for any page."""
 _ASK = """
 <script>
 addEventListener("load", () => {
@@ -35,7 +35,7 @@ _FRAME = """<!doctype html><style>body {{ margin: 0 }}</style><pre id="answer"><
 <script>addEventListener("message", said => document.getElementById("answer").textContent = said.data);</script>
 <iframe src="page.html" width="{width}" height="{height}" style="border: 0"></iframe>
 """
-"""A window is never narrower than 500 pixels; a frame in it is as narrow as a phone."""
+"""A window is at least 500 pixels wide; a frame in it can be as narrow as a phone."""
 
 
 def run(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -47,13 +47,13 @@ def run(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
 
 
 def look_at(page: Path, folder: Path, width: int, height: int = 900, screenshot: Path | None = None) -> dict[str, Any]:
-    """Open a page and tell what it shows and what it asked for.
+    """Open a page, and return what it shows and what it requests.
 
     Args:
         page: the HTML file.
-        folder: for a copy of it that tells, the browser's profile and its log of the network.
-        width, height: of the frame that it is shown in, in pixels.
-        screenshot: a PNG of it to write.
+        folder: for a copy of the page with a script, the browser's profile and its network log.
+        width, height: pixels of the frame that shows it.
+        screenshot: where to write a PNG of it.
 
     Returns:
         ``pictures`` (pixels, width, height, shown), ``width`` of the page's window, ``overflow`` (pixels by which the

@@ -1,4 +1,4 @@
-"""A finished sweep as its commands would leave it, and the report on it."""
+"""A finished sweep with the files that its commands write, and the report on it."""
 
 import json
 from pathlib import Path
@@ -21,10 +21,10 @@ KERNEL = "qk_convfixed_convq_convk 2"
 ACCURACY = {"interval": [0.4, 0.9], "accuracy_within_word": 0.5, "interval_within_word": [0.4, 0.9], "pairs": 10}
 
 
-def leave_run(
+def write_run(
     folder: Path, tokenizer: CompositeBertTokenizer, config: CompositeBertConfig, losses: list[float], accuracy: float
 ) -> None:
-    """What ``pretrain`` and ``minimal-pairs`` leave in the folder of a seed; 1,000 tokens a step."""
+    """Write what ``pretrain``, the probes and ``glue`` write for one seed; 1,000 tokens per step."""
     model = folder / "pretrain"
     CompositeBertForMaskedLM(config).save_pretrained(model)
     tokenizer.save_pretrained(model)
@@ -59,7 +59,7 @@ def leave_run(
 
 @pytest.fixture(scope="session")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Absolute positions fall by 0.5 in ten steps, composite attention by 1.0; three seeds."""
+    """A sweep in which the loss falls by 0.5 in ten steps, with composite attention by 1.0; three seeds."""
     folder = tmp_path_factory.mktemp("sweep")
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(TEXT.splitlines()), model_prefix=str(folder / "spm"), vocab_size=26, minloglevel=2
@@ -80,13 +80,13 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
         config = CompositeBertConfig(vocab_size=len(tokenizer), embedding_size=8, attention_kernel=kernel, **TINY)
         for seed in (1, 2, 3):
             losses = [8 + seed / 100 - fall * number for number in range(4)]
-            leave_run(folder / variant / f"seed{seed}", tokenizer, config, losses, 0.5 + fall / 4 + seed / 100)
+            write_run(folder / variant / f"seed{seed}", tokenizer, config, losses, 0.5 + fall / 4 + seed / 100)
     return folder
 
 
 @pytest.fixture(scope="session")
 def report(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the report on it, with a sentence."""
+    """The folder of the report on that sweep, with a sentence."""
     folder = tmp_path_factory.mktemp("report")
     (folder / "text.txt").write_text(TEXT)
     flags = ["--output_dir", str(folder), "--text", str(folder / "text.txt"), "--sentence", SENTENCE]

@@ -21,7 +21,7 @@ def model_of(kernel: str) -> CompositeBertForMaskedLM:
     return CompositeBertForMaskedLM(config).eval()
 
 
-def test_the_terms_add_up_to_what_softmax_is_taken_of(sweep: Path) -> None:
+def test_the_terms_add_up_to_the_scores(sweep: Path) -> None:
     model, tokenizer = load_model(str(sweep / "composite/seed1/pretrain"), None)
     model.eval()
     for parameter in model.parameters():
@@ -42,14 +42,14 @@ def test_the_terms_add_up_to_what_softmax_is_taken_of(sweep: Path) -> None:
     np.testing.assert_allclose(drawn["attention"], found.probabilities[:, 1])
 
 
-def test_shares_of_variance_say_which_term_decides() -> None:
+def test_the_term_that_decides_has_the_largest_share_of_variance() -> None:
     model = model_of("qk_convfixed 2")
     silent = measure(model, TEXTS)
     assert silent.terms == ["qk", "convfixed"]
-    np.testing.assert_allclose(silent.shares[..., 1], 0, atol=1e-12)  # the term begins with zeros
+    np.testing.assert_allclose(silent.shares[..., 1], 0, atol=1e-12)  # the term is initially zero
     for layer in model.bert.encoder.layer:
         kernel = layer.attention.self.convfixed_param.data
-        kernel[:] = 100.0  # the same for all keys, which softmax doesn't see
+        kernel[:] = 100.0  # the same for all keys, which changes no probability
         kernel[:, 1] += torch.arange(5.0) * 1000
     loud = measure(model, TEXTS)
     np.testing.assert_allclose(loud.shares.sum(-1), 1)
@@ -58,10 +58,10 @@ def test_shares_of_variance_say_which_term_decides() -> None:
     assert (loud.shares[:, 1, 1] > 0.99).all() and (loud.layer_shares[:, 1] > 0.99).all()
 
 
-def test_mean_attention_by_offset_by_hand() -> None:
+def test_mean_attention_by_offset_equals_values_by_hand() -> None:
     model = model_of("convfixed 1")
     for layer in model.bert.encoder.layer:
-        layer.attention.self.convfixed_param.data[..., 0] = 50.0  # all of it to the keys before the query
+        layer.attention.self.convfixed_param.data[..., 0] = 50.0  # all attention to the keys before the query
     found = measure(model, TEXTS)
     expected = np.zeros(2 * OFFSETS + 1)
     for offset in range(-OFFSETS, OFFSETS + 1):
@@ -72,12 +72,12 @@ def test_mean_attention_by_offset_by_hand() -> None:
     assert found.terms == ["convfixed"]
 
 
-def test_a_model_without_a_score_has_no_terms() -> None:
+def test_a_model_without_convolution_has_the_dot_product_only() -> None:
     assert measure(model_of("dot_product"), TEXTS).terms == ["qk"]
 
 
 @pytest.mark.parametrize(("flags", "said"), [(["--head", "3"], "the heads 1 to 2"), (["--text", "no.txt"], "no.txt")])
-def test_what_cannot_be_drawn(
+def test_bad_heads_and_texts_are_refused_before_a_report_is_written(
     sweep: Path, tmp_path: Path, flags: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["report", str(sweep), "--output_dir", str(tmp_path), "--sentence", SENTENCE, *flags]

@@ -1,4 +1,4 @@
-"""Loss curves and kernels drawn from the files of a run."""
+"""Loss curves, kernels and tables from the files of runs."""
 
 import json
 from pathlib import Path
@@ -54,20 +54,20 @@ def assert_png(path: Path) -> None:
     assert not list(path.parent.glob("*.tmp"))
 
 
-def test_history_of_a_finished_run(tmp_path: Path) -> None:
+def test_losses_of_a_finished_run_are_read(tmp_path: Path) -> None:
     history = read_loss_history(write_state(tmp_path / "run", 6.5))
     assert history.train == [(5, 7.5), (10, 6.5)]
     assert history.evaluation == [(10, 6.0)]
 
 
-def test_history_of_a_running_run_is_the_newest_checkpoint(tmp_path: Path) -> None:
+def test_losses_of_an_unfinished_run_are_those_of_its_newest_checkpoint(tmp_path: Path) -> None:
     write_state(tmp_path / "checkpoint-9", 6.5)
     write_state(tmp_path / "checkpoint-10", 5.5)
     (tmp_path / "checkpoint-11").mkdir()
     assert read_loss_history(tmp_path).train[-1] == (10, 5.5)
 
 
-def test_history_of_no_run(tmp_path: Path) -> None:
+def test_losses_of_a_folder_without_a_run_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not the output folder of a training run"):
         read_loss_history(tmp_path)
     (tmp_path / "trainer_state.json").write_text('{"log_hist')
@@ -75,7 +75,7 @@ def test_history_of_no_run(tmp_path: Path) -> None:
         read_loss_history(tmp_path)
 
 
-def test_curves(tmp_path: Path) -> None:
+def test_loss_curves_are_drawn(tmp_path: Path) -> None:
     runs = {name: write_state(tmp_path / name, loss) for name, loss in (("one", 6.5), ("two", 5.5))}
     plot_loss_curves(runs, tmp_path / "plots" / "curves.png")
     assert_png(tmp_path / "plots" / "curves.png")
@@ -90,7 +90,7 @@ def test_kernels_are_read_by_layer(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "terms", [("convfixed", "convq", "convk"), ("convfixed",), ("convq",), ("convk",), ("convfixed", "convk")]
 )
-def test_kernel_plot(tmp_path: Path, terms: tuple[str, ...]) -> None:
+def test_kernels_are_drawn(tmp_path: Path, terms: tuple[str, ...]) -> None:
     assert plot_kernels(write_model(tmp_path / "model", layers=5, terms=terms), tmp_path / "kernels.png")
     assert_png(tmp_path / "kernels.png")
 
@@ -111,12 +111,12 @@ def test_a_new_term_is_drawn_by_its_declaration(tmp_path: Path, monkeypatch: pyt
     assert_png(tmp_path / "kernels.png")
 
 
-def test_no_kernels_no_plot(tmp_path: Path) -> None:
+def test_a_model_without_kernels_has_no_plot(tmp_path: Path) -> None:
     assert not plot_kernels(write_model(tmp_path / "model", terms=()), tmp_path / "kernels.png")
     assert not (tmp_path / "kernels.png").exists()
 
 
-def test_kernels_of_no_model(tmp_path: Path) -> None:
+def test_kernels_of_a_folder_without_a_model_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not the output folder of a finished run"):
         plot_kernels(tmp_path, tmp_path / "kernels.png")
     (tmp_path / "model.safetensors").write_bytes(b"not a model")
@@ -129,7 +129,7 @@ def test_colors_are_distinct() -> None:
         assert len(set(line_colors(count))) == count
 
 
-def test_table(tmp_path: Path) -> None:
+def test_the_table_compares_finished_runs(tmp_path: Path) -> None:
     runs = {}
     for name, loss in (("one", 6.5), ("two", 5.5)):
         runs[name] = tmp_path / name

@@ -1,4 +1,4 @@
-"""``bertconv report`` and ``plot-kernels``: figures from a sweep's files, and a page that needs nothing else."""
+"""``bertconv report`` and ``plot-kernels``: statistics and figures of a sweep, in one self-contained page."""
 
 import csv
 import gzip
@@ -44,11 +44,11 @@ def test_values_and_curves_are_those_of_the_files(sweep: Path) -> None:
     assert run.flops[-1] == pytest.approx(4 * run.flops[0]) and run.parameters > 0
 
 
-def test_tokens_to_a_loss_by_hand(sweep: Path) -> None:
+def test_tokens_to_a_loss_equal_values_by_hand(sweep: Path) -> None:
     savings = token_savings(read_sweep(sweep), "composite")
     assert savings[0].level == pytest.approx(8.01) and savings[-1].level == pytest.approx(6.53)
     assert savings[0].at_least and savings[0].factor == pytest.approx(1.0, abs=0.02)
-    last = savings[-1]  # absolute is there after 4 x 10^4 tokens, composite between the second and the third evaluation
+    last = savings[-1]  # absolute reaches it after 4 x 10^4 tokens, composite between the second and third evaluations
     expected = []
     for seed in (1, 2, 3):
         share = (7 + seed / 100 - last.level) / 1.0
@@ -66,7 +66,7 @@ def test_runs_evaluated_once_have_no_losses_in_common(sweep: Path) -> None:
     assert token_savings(results, "composite") == []
 
 
-def test_differences_of_runs_that_are_evaluated_in_part(sweep: Path) -> None:
+def test_differences_are_of_the_tasks_that_all_runs_have(sweep: Path) -> None:
     results = read_sweep(sweep)
     first, *others = results.runs
     part = replace(results, runs=[first, *(replace(run, glue={"CoLA mcc": run.glue["CoLA mcc"]}) for run in others)])
@@ -83,7 +83,7 @@ def test_without_a_baseline_nothing_is_compared(sweep: Path, tmp_path: Path) -> 
     assert "95 % bootstrap" in "".join(page.parts) and "None" not in "".join(page.parts)
 
 
-def test_equal_flops_compare_at_the_cheapest_runs_end(sweep: Path) -> None:
+def test_at_equal_flops_runs_are_compared_at_the_end_of_the_cheapest(sweep: Path) -> None:
     results = read_sweep(sweep)
     flops, found = at_equal_flops(results)
     losses = found[LOSS]
@@ -94,7 +94,7 @@ def test_equal_flops_compare_at_the_cheapest_runs_end(sweep: Path) -> None:
 
 
 class Sources(HTMLParser):
-    """Everything a page would fetch."""
+    """Everything that a page loads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,12 +106,12 @@ class Sources(HTMLParser):
 
 
 def rows_of(folder: Path, name: str) -> list[dict[str, str]]:
-    """The rows of a CSV."""
+    """The rows of a CSV file."""
     with (folder / f"{name}.csv").open() as file:
         return list(csv.DictReader(file))
 
 
-def test_the_report_is_one_page_that_fetches_nothing(report: Path) -> None:
+def test_the_report_is_one_page_that_loads_nothing(report: Path) -> None:
     page = (report / "report.html").read_text()
     sources = Sources()
     sources.feed(page)
@@ -133,7 +133,7 @@ def test_the_report_is_one_page_that_fetches_nothing(report: Path) -> None:
     assert json.loads((report / "runs.json").read_text())[0]["variant"] == "absolute"
 
 
-def test_folders_that_are_no_sweep(sweep: Path, tmp_path: Path) -> None:
+def test_folders_that_are_no_sweep_are_refused(sweep: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"holds no experiment\.json"):
         read_sweep(tmp_path)
     (tmp_path / "experiment.json").write_bytes((sweep / "experiment.json").read_bytes())
@@ -149,13 +149,15 @@ def test_folders_that_are_no_sweep(sweep: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
-def test_kernels_of_one_checkpoint(sweep: Path, tmp_path: Path, suffix: str) -> None:
+def test_kernels_of_one_checkpoint_are_drawn_in_the_format_of_the_suffix(
+    sweep: Path, tmp_path: Path, suffix: str
+) -> None:
     output = tmp_path / f"k{suffix}"
     assert main(["plot-kernels", str(sweep / "composite/seed1/pretrain"), "--output", str(output)]) == 0
     assert output.read_bytes().startswith({".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}[suffix])
 
 
-def test_what_has_no_kernels_or_no_known_suffix(
+def test_models_without_kernels_and_unknown_suffixes_are_refused(
     sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["plot-kernels", str(sweep / "absolute/seed1/pretrain"), "--output", str(tmp_path / "k.png")]) == 2
@@ -169,8 +171,8 @@ THEIRS = sorted(Path(__file__).parents[3].glob("shared/golden/model/*conv*"))
 
 
 @pytest.mark.parametrize("original", [*OURS, *THEIRS], ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_kernels_of_the_originals_checkpoints(original: Path, tmp_path: Path) -> None:
-    """Some made up in its layout, and its own where they are at hand."""
+def test_kernels_of_the_originals_checkpoints_are_drawn(original: Path, tmp_path: Path) -> None:
+    """Made-up checkpoints in its format, and its own where they are available."""
     before = sorted(path.name for path in original.iterdir())
     weights = torch.load(original / "pytorch_model.bin", weights_only=True)
     names = {name for name in TERMS if any(key.endswith(f"{name}_param") for key in weights)}
@@ -183,17 +185,17 @@ def test_kernels_of_the_originals_checkpoints(original: Path, tmp_path: Path) ->
     )
 
 
-def test_what_was_run_is_told(report: Path) -> None:
+def test_the_report_has_versions_machine_data_and_options(report: Path) -> None:
     page = (report / "report.html").read_text()
-    for told in ("18 of 36 cells", "reported: versions Python", "reported: commit", "reported: machine", "data: "):
-        assert told in page
+    for words in ("18 of 36 cells", "reported: versions Python", "reported: commit", "reported: machine", "data: "):
+        assert words in page
     options = {row["option"]: row for row in rows_of(report, "options")}
     assert options["attention_kernel"]["composite"] == f'"{KERNEL}"'
     assert options["learning_rate"]["absolute"] == "0.001"
 
 
-def test_nothing_worse_is_bold(sweep: Path, tmp_path: Path) -> None:
-    """Composite attention as the baseline: absolute positions differ beyond their interval, and for the worse."""
+def test_a_variant_that_is_worse_is_not_bold(sweep: Path, tmp_path: Path) -> None:
+    """With composite attention as the baseline, absolute positions are worse beyond their interval."""
     shutil.copytree(sweep, tmp_path / "turned")
     experiment = json.loads((sweep / "experiment.json").read_text()) | {"baseline": "composite"}
     (tmp_path / "turned" / "experiment.json").write_text(json.dumps(experiment))
@@ -202,7 +204,7 @@ def test_nothing_worse_is_bold(sweep: Path, tmp_path: Path) -> None:
     assert not any(_score_table(LOSS, compare(results.values(LOSS), "composite", False), results)[1])
 
 
-def test_attention_is_measured_on_the_runs_own_text_in_any_form(sweep: Path, tmp_path: Path) -> None:
+def test_attention_is_measured_on_the_evaluation_text_of_the_runs_in_any_form(sweep: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt.gz").write_bytes(gzip.compress(TEXT.encode()))
     results, options = read_sweep(sweep), ReportOptions(sweep)
     tokenizer = load_tokenizer(results.runs[0].folder)
@@ -213,7 +215,7 @@ def test_attention_is_measured_on_the_runs_own_text_in_any_form(sweep: Path, tmp
         assert len(_texts(of_text, options, tokenizer)) == 3
 
 
-# The report in a real browser, at the widths of a desk and of a phone
+# The report in a real browser, at the widths of a desktop and of a phone
 
 in_chromium = pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium here")
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA="
@@ -221,7 +223,7 @@ PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA="
 
 @in_chromium
 @pytest.mark.parametrize("width", [1280, 390])
-def test_every_picture_is_seen_and_nothing_is_asked_for(report: Path, tmp_path: Path, width: int) -> None:
+def test_in_a_browser_every_picture_is_shown_and_nothing_requested(report: Path, tmp_path: Path, width: int) -> None:
     found = browser.look_at(report / "report.html", tmp_path, width)
     assert found["width"] == width and found["overflow"] <= 0, "wide pictures and tables scroll within themselves"
     assert len(found["pictures"]) > 10
@@ -231,7 +233,7 @@ def test_every_picture_is_seen_and_nothing_is_asked_for(report: Path, tmp_path: 
 
 
 @in_chromium
-def test_the_test_sees_what_is_wrong(tmp_path: Path) -> None:
+def test_the_browser_reports_hidden_pictures_overflow_errors_and_requests(tmp_path: Path) -> None:
     page = tmp_path / "bad.html"
     pictures = f'<img src="{PIXEL}" hidden><img src="http://example.invalid/x.png">'
     wrong = f'{pictures}<div style="width: 2000px">.</div><script>console.error("no")</script>'

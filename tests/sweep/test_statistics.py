@@ -1,4 +1,4 @@
-"""Figures over seeds, against values that can be worked out by hand or counted out."""
+"""Statistics over seeds against values by hand and full enumerations."""
 
 import itertools
 import math
@@ -14,7 +14,7 @@ def seeds(*values: float) -> dict[int, float]:
     return dict(enumerate(values, 1))
 
 
-def test_summaries_and_paired_differences() -> None:
+def test_means_intervals_and_paired_differences() -> None:
     compared = compare({"base": seeds(5.0, 6.0, 7.0), "other": seeds(4.0, 5.1, 5.9)}, "base", larger_is_better=False)
     base, other = compared["base"], compared["other"]
     assert (base.seeds, base.mean, base.deviation, base.best) == (3, 6.0, 1.0, 5.0)
@@ -27,7 +27,7 @@ def test_summaries_and_paired_differences() -> None:
     assert base.interval and base.interval[1] - base.interval[0] > 1
 
 
-def test_the_interval_is_that_of_all_resamples_counted_out() -> None:
+def test_the_interval_is_that_of_all_resamples() -> None:
     sample = [1.0, 2.0, 4.0, 8.0]
     means = [float(np.mean(resample)) for resample in itertools.product(sample, repeat=4)]
     low, high = np.percentile(means, [2.5, 97.5])
@@ -35,7 +35,7 @@ def test_the_interval_is_that_of_all_resamples_counted_out() -> None:
     assert found == pytest.approx((low, high), abs=0.26)  # one step between the means of resamples
 
 
-def test_too_few_seeds_are_no_evidence() -> None:
+def test_two_seeds_give_no_interval_and_five_no_p_value() -> None:
     two = compare({"base": seeds(1.0, 1.0), "other": seeds(9.0, 9.0)}, "base", larger_is_better=True)["other"]
     assert two.interval is two.difference_interval is two.p_value is None
     assert not two.differs
@@ -53,13 +53,13 @@ def test_the_permutation_test_is_exact() -> None:
     assert statistics.sign_permutation_p(np.arange(1.0, 7.0)) == pytest.approx(2 / 64)
 
 
-def test_holm_by_hand() -> None:
+def test_holms_correction_equals_values_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.9, 0.5]) == pytest.approx([1.0, 1.0])
     assert holm([]) == []
 
 
-def test_many_comparisons_make_a_winner_rarer() -> None:
+def test_more_comparisons_need_more_evidence() -> None:
     base = seeds(*[0.0] * 6)
     winner = seeds(1, 2, 3, 4, 5, 6)
     alone = compare({"base": base, "one": winner}, "base", larger_is_better=True)["one"]
@@ -73,7 +73,7 @@ def test_an_interval_across_zero_is_no_difference() -> None:
     assert not compared["other"].differs
 
 
-def test_three_differences_of_one_sign_are_no_evidence_by_themselves() -> None:
+def test_three_differences_of_one_sign_do_not_suffice() -> None:
     base, few = seeds(0, 0, 0), seeds(0.1, 0.2, 1.0)
     found = compare({"base": base, "other": few}, "base", larger_is_better=True)["other"]
     assert found.difference_interval and found.difference_interval[0] > 0
@@ -88,7 +88,7 @@ def test_differences_are_over_the_seeds_that_both_have() -> None:
     assert compare({"base": {}, "other": {1: 1.0}}, "base", larger_is_better=True)["other"].difference is None
 
 
-def test_tokens_to_a_loss() -> None:
+def test_tokens_to_a_loss_are_interpolated() -> None:
     tokens, losses = [100.0, 200.0, 400.0], [7.0, 6.0, 5.0]
     assert tokens_to_loss(tokens, losses, 6.0) == pytest.approx(200)
     assert tokens_to_loss(tokens, losses, 5.5) == pytest.approx(math.sqrt(200 * 400))

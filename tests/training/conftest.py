@@ -36,7 +36,7 @@ def store() -> list[np.ndarray]:
 
 @pytest.fixture
 def make_trainer(store: list[np.ndarray]) -> MakeTrainer:
-    """A trainer for a folder; what is not said is: 2 examples x 2 micro-batches, 30 steps, dropout, no reports."""
+    """Make a trainer for a folder, by default with 2 examples x 2 micro-batches, 30 steps and dropout."""
 
     def make(
         folder: Path,

@@ -1,4 +1,4 @@
-"""What the tests of training share beside fixtures: sizes, a collator, and what to compare."""
+"""What the tests of training share besides fixtures: sizes, a collator, and comparisons."""
 
 from collections.abc import Callable
 
@@ -26,7 +26,7 @@ def losses(trainer: PretrainingTrainer) -> list[float]:
 
 
 def assert_same_weights(one: PretrainingTrainer, other: PretrainingTrainer) -> None:
-    """Bit for bit."""
+    """The models' weights are equal bit for bit."""
     left, right = one.model.state_dict(), other.model.state_dict()
     assert left.keys() == right.keys()
     assert all(torch.equal(left[name], right[name]) for name in left)

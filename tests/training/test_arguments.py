@@ -53,21 +53,23 @@ def test_a_value_out_of_range_is_refused_by_name(name: str, value: float | str) 
 
 
 @pytest.mark.parametrize("named", CONTRADICTIONS)
-def test_what_the_libraries_would_refuse_later_is_refused_at_once(named: str) -> None:
+def test_arguments_that_libraries_would_refuse_later_are_refused_at_once(named: str) -> None:
     with pytest.raises(UsageError, match=f"--{named}"):
         BertTrainingArguments(output_dir="x", use_cpu=True, **CONTRADICTIONS[named])
 
 
 @pytest.mark.parametrize("command", ["pretrain", "glue"])
 @pytest.mark.parametrize("flag", ["learning_rate=-1", "seed=-1", "max_steps=0", "average_tokens_across_devices=false"])
-def test_every_sub_command_that_trains_checks_them(command: str, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_sub_command_that_trains_checks_the_arguments(
+    command: str, flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     required = ["--data_dir=nowhere", "--task_name=RTE"] if command == "glue" else []
     assert main([command, "--output_dir=x", f"--{flag}", *required]) == 2
     assert f"--{flag.replace('=', ' ')}" in capsys.readouterr().err
 
 
-def test_every_range_is_of_a_flag_and_holds_its_default() -> None:
-    """Of this version of transformers, or of another that is allowed."""
+def test_every_range_is_of_a_flag_and_includes_its_default() -> None:
+    """A flag of this version of transformers, or of another that is allowed."""
     defaults = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
     assert set(RANGES) - set(defaults) <= {"warmup_ratio"}
     BertTrainingArguments(output_dir="x", use_cpu=True)

@@ -1,4 +1,4 @@
-"""Checkpoints at numbers of words seen, and runs of given minutes, by every road into them."""
+"""Checkpoints at numbers of words seen, and runs of a given number of minutes."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ def results(folder: Path) -> dict[str, Any]:
 
 
 def cut_back(folder: Path, step: int) -> None:
-    """What was there when the run had just saved this step."""
+    """Delete what was written after the checkpoint of this step."""
     for path in folder.glob("checkpoint-*"):
         if int(path.name.rpartition("-")[2]) > step:
             shutil.rmtree(path)
@@ -58,8 +58,8 @@ def words_by_step(corner: Corner, counted: Path) -> list[int]:
     return np.cumsum([sum(words[sample] for sample in plan.samples_of_step(step)) for step in range(STEPS)]).tolist()
 
 
-def test_a_checkpoint_stands_at_each_number_of_words(counted: Path, words_by_step: list[int]) -> None:
-    """The weights after the first step by which so many words were seen; each loads by itself."""
+def test_a_checkpoint_is_saved_at_each_number_of_words(counted: Path, words_by_step: list[int]) -> None:
+    """With the weights after the first step by which so many words were seen; each can be loaded by itself."""
     assert results(counted)["words_seen"] == words_by_step[-1] > 100
     reached = [next(step for step, seen in enumerate(words_by_step, 1) if seen >= target) for target in (60, 100)]
     assert 0 < reached[0] < reached[1] < STEPS
@@ -73,7 +73,7 @@ def test_a_checkpoint_stands_at_each_number_of_words(counted: Path, words_by_ste
         assert not (place / "optimizer.pt").exists()
 
 
-def test_they_are_the_same_over_interruptions_and_never_thinned_out(corner: Corner, counted: Path) -> None:
+def test_a_resumed_run_saves_the_same_models_at_words_and_deletes_none(corner: Corner, counted: Path) -> None:
     folder = corner.folder / "interrupted"
     shutil.copytree(counted, folder)
     cut_back(folder, 1)
@@ -85,8 +85,10 @@ def test_they_are_the_same_over_interruptions_and_never_thinned_out(corner: Corn
     assert results(folder)["words_seen"] == results(counted)["words_seen"]
 
 
-def test_a_changed_run_writes_its_own(corner: Corner, counted: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With another rate what stood there is replaced; what can't be had any more is told."""
+def test_a_run_resumed_with_another_rate_replaces_later_models_at_words(
+    corner: Corner, counted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And names those for which it is too late, or which its text does not reach."""
     folder = corner.folder / "changed"
     shutil.copytree(counted, folder)
     of_the_last = (path for path in folder.glob("checkpoint-*") if same_weights(path, folder / "chck_100"))
@@ -101,7 +103,7 @@ def test_a_changed_run_writes_its_own(corner: Corner, counted: Path, capsys: pyt
     assert f"after {results(folder)['words_seen']:,} words, before chck_1M" in said
 
 
-def test_an_overwritten_run_leaves_none(corner: Corner, counted: Path) -> None:
+def test_an_overwrite_deletes_the_models_at_words_of_the_old_run(corner: Corner, counted: Path) -> None:
     folder = corner.folder / "overwritten"
     shutil.copytree(counted, folder)
     assert run(corner, folder.name, overwrite_output_dir="true", learning_rate=-1) != 0
@@ -110,7 +112,7 @@ def test_an_overwritten_run_leaves_none(corner: Corner, counted: Path) -> None:
     assert [path.name for path in folder.glob("chck_*")] == ["chck_100"]
 
 
-def test_a_checkpoint_that_does_not_say_is_refused(
+def test_a_checkpoint_without_a_word_count_is_refused(
     corner: Corner, counted: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = corner.folder / "uncounted"
@@ -130,26 +132,25 @@ def test_a_checkpoint_that_does_not_say_is_refused(
     assert "words_seen" not in results(folder)
 
 
-@pytest.mark.parametrize("road", ["text", "shards"])
-def test_words_are_those_of_the_text(corner: Corner, tmp_path: Path, road: str) -> None:
-    """An epoch sees as many words as the text has."""
+@pytest.mark.parametrize("source", ["text", "shards"])
+def test_an_epoch_sees_as_many_words_as_the_text_has(corner: Corner, tmp_path: Path, source: str) -> None:
     draw = np.random.default_rng(2)
     lines = [" ".join("".join(draw.choice(list("abcdefgh"), 3)) for _ in range(draw.integers(1, 5))) for _ in range(40)]
     text = tmp_path / "text.txt"
     text.write_text("\n".join(lines) + "\n")
     data: dict[str, Any] = {"train_data_file": text, "line_by_line": "true", "train_iterable": None}
-    if road == "shards":
+    if source == "shards":
         flags = [f"--train_data_file={text}", f"--tokenizer_name={corner.folder / 'spm.model'}"]
         assert main(["build-dataset", *flags, f"--output_dir={tmp_path / 'shards'}"]) == 0
         data = {"train_data_file": tmp_path / "shards", "train_iterable": None}
-    output = f"epoch-{road}"
+    output = f"epoch-{source}"
     changes = {"max_steps": None, "num_train_epochs": 1, "save_steps": 100, "block_size": 64, **data}
     assert run(corner, output, "50", **changes) == 0
     assert results(corner.folder / output)["words_seen"] == sum(len(line.split()) for line in lines)
     assert (corner.folder / output / "chck_50" / "model.safetensors").exists()
 
 
-def test_word_piece_counts_words_without_punctuation(tmp_path: Path) -> None:
+def test_with_word_piece_punctuation_counts_as_no_word(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text(
         "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "dog", "##s", ".", "a"])
     )
@@ -158,7 +159,7 @@ def test_word_piece_counts_words_without_punctuation(tmp_path: Path) -> None:
     assert int(starts[tokenizer("A dogs. a")["input_ids"]].sum()) == 3
 
 
-def test_numbers_of_words_and_their_names() -> None:
+def test_numbers_of_words_are_parsed_and_name_the_folders() -> None:
     assert [parse_words(text) for text in ("1M", "250k", "7", "1B")] == [1_000_000, 250_000, 7, 1_000_000_000]
     assert [checkpoint_name(words) for words in (10**6, 25 * 10**5, 7, 10**9)] == [
         *("chck_1M", "chck_2500K", "chck_7", "chck_1000M")
@@ -168,10 +169,10 @@ def test_numbers_of_words_and_their_names() -> None:
             parse_words(text)
 
 
-def test_minutes_fix_the_steps_and_the_run_is_that_of_the_steps(
+def test_a_run_of_minutes_equals_a_run_of_the_steps_that_it_measures(
     corner: Corner, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Measuring changes nothing, dropout's draws included; the steps stay fixed when the run is gone on with."""
+    """Measuring changes nothing, not even the draws of dropout, and a resumed run does not measure again."""
     config = json.loads((corner.folder / "config.json").read_text()) | {"hidden_dropout_prob": 0.1}
     (corner.folder / "dropout.json").write_text(json.dumps(config))
     common = {"config_name": corner.folder / "dropout.json", "max_steps": None, "save_steps": 2}
@@ -201,21 +202,21 @@ def test_minutes_fix_the_steps_and_the_run_is_that_of_the_steps(
     assert "was started with a number of steps" in capsys.readouterr().err
 
 
-def test_minutes_are_measured_without_evaluating(corner: Corner, capsys: pytest.CaptureFixture[str]) -> None:
+def test_minutes_are_measured_without_evaluation(corner: Corner, capsys: pytest.CaptureFixture[str]) -> None:
     evaluates = {"do_eval": "true", "eval_on_start": "true", "eval_data_file": corner.folder / "eval.ids"}
     assert run(corner, "timed-eval", max_steps=None, train_minutes=0.001, **evaluates) == 0
     assert capsys.readouterr().out.count("step 0: eval_loss") == 1, "in the run itself"
 
 
 @pytest.mark.parametrize("changes", [{"max_steps": 5}, {"num_train_epochs": 2}, {"train_minutes": 0}])
-def test_minutes_and_what_contradicts_them(
+def test_minutes_with_another_budget_are_refused(
     corner: Corner, changes: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(corner, "refused", **{"max_steps": None, "train_minutes": 1, **changes}) == 2
     assert "--train_minutes" in capsys.readouterr().err and not (corner.folder / "refused").exists()
 
 
-def test_some_steps_are_timed_and_others_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_are_timed_after_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     class Trainer:
         class collectives:  # noqa: N801
             from_first = staticmethod(lambda value: value)

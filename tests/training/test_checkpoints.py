@@ -35,7 +35,7 @@ def test_a_published_checkpoint_is_valid(tmp_path: Path) -> None:
     assert set(manifest.files) == {"model.safetensors", "part/state.json", "trainer_state.json"}
 
 
-def test_publishing_again_replaces(tmp_path: Path) -> None:
+def test_publishing_again_replaces_the_checkpoint(tmp_path: Path) -> None:
     publish(tmp_path, 10)
     place = publish(tmp_path, 10, "others")
     assert (place / "model.safetensors").read_text() == "others" and checkpoints.fault_in(place) is None
@@ -43,10 +43,10 @@ def test_publishing_again_replaces(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("at", [1, 2])
-def test_saved_anew_one_whole_checkpoint_is_found_at_every_instant(
+def test_while_a_checkpoint_is_replaced_a_complete_one_can_always_be_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    """Killed before either rename; what stood before is found without tidying up, and has its name back with it."""
+    """Killed before either rename: the old one is found at once, and under its own name after ``clean_up``."""
     place = publish(tmp_path, 10)
     publish(tmp_path, 9)
     genuine, calls = Path.rename, iter(range(1, 100))
@@ -102,7 +102,7 @@ def with_file(manifest: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 
 def with_state(place: Path, change: Callable[[Any], Any]) -> None:
-    """Change the state, and the manifest with it: the checksums are right, the content is not."""
+    """Change the state and its entry in the manifest: the checksums are right, the content is not."""
     rewrite(place / STATE, change)
     fact = {"size": (place / STATE).stat().st_size, "sha256": sha256(place / STATE)}
     rewrite(place / MANIFEST, lambda manifest: manifest | {"files": manifest["files"] | {STATE: fact}})
@@ -174,7 +174,7 @@ def test_rotation_keeps_the_newest_the_best_and_the_last_valid(tmp_path: Path) -
     assert len(checkpoints.list_checkpoints(tmp_path)) == 2
 
 
-def test_rotation_never_deletes_the_last_valid_one_for_a_damaged_one_of_a_later_step(tmp_path: Path) -> None:
+def test_rotation_keeps_the_last_valid_checkpoint_beside_a_damaged_later_one(tmp_path: Path) -> None:
     publish(tmp_path, 3)
     damaged, written = publish(tmp_path, 9), publish(tmp_path, 5)
     os.truncate(damaged / "model.safetensors", 1)
@@ -183,7 +183,7 @@ def test_rotation_never_deletes_the_last_valid_one_for_a_damaged_one_of_a_later_
     assert not (tmp_path / "checkpoint-3").exists()
 
 
-def test_sweeping_removes_leftovers_only(tmp_path: Path) -> None:
+def test_cleaning_up_removes_leftovers_only(tmp_path: Path) -> None:
     kept = publish(tmp_path, 3)
     for name in (".saving/checkpoint-4", ".deleting-checkpoint-1", ".replaced-checkpoint-2"):
         (tmp_path / name).mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What changes only the layout of the global batch changes no loss and no gradient."""
+"""The layout of the global batch changes no loss and no weight."""
 
 from pathlib import Path
 
@@ -8,11 +8,11 @@ import torch
 
 from tests.training.helpers import MakeTrainer, losses
 
-STEPS = 15  # more than an epoch of 13, of which the last step is full; so take 5 examples a step where it is not
-
 
 @pytest.mark.parametrize("sentence_order", [False, True])
-def test_accumulation_and_packing(make_trainer: MakeTrainer, tmp_path: Path, sentence_order: bool) -> None:
+def test_accumulation_and_packing_change_no_loss_and_no_weight(
+    make_trainer: MakeTrainer, tmp_path: Path, sentence_order: bool
+) -> None:
     layouts = (
         {"per_device_train_batch_size": 6, "gradient_accumulation_steps": 1, "pack": True},
         {"per_device_train_batch_size": 6, "gradient_accumulation_steps": 1, "pack": False},
@@ -30,16 +30,16 @@ def test_accumulation_and_packing(make_trainer: MakeTrainer, tmp_path: Path, sen
     for trainer in trainers[1:]:
         np.testing.assert_allclose(losses(trainer), reference, atol=1e-5)
         for one, other in zip(trainer.model.parameters(), trainers[0].model.parameters(), strict=True):
-            torch.testing.assert_close(one, other, atol=2e-3, rtol=1e-3)  # Adam enlarges what rounding leaves
+            torch.testing.assert_close(one, other, atol=2e-3, rtol=1e-3)  # Adam enlarges rounding errors
         assert trainer.throughput.seen == trainers[0].throughput.seen
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "triton"])
 @pytest.mark.usefixtures("small_tiles")
-def test_a_compiled_model_is_one_graph_for_all_steps_and_loses_the_same(
+def test_a_compiled_model_is_one_graph_for_all_steps_and_has_the_same_losses(
     make_trainer: MakeTrainer, tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")  # so that what the Trainer writes there is taken back
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")  # so that it is reset after the Trainer has set it
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     trainers = []
@@ -67,7 +67,7 @@ def test_tokens_are_counted_without_padding(make_trainer: MakeTrainer, store: li
     assert rate == pytest.approx(tokens / result.metrics["train_runtime"], rel=0.3)
 
 
-def test_evaluation_weighs_tokens_and_never_changes(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+def test_evaluation_is_the_same_for_any_batch_size_layout_and_seed(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     batches = [(21, True), (4, False), (8, True)]
     found = []
     for number, (size, pack) in enumerate(batches):

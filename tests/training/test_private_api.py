@@ -1,4 +1,4 @@
-"""Every private name of transformers, accelerate and torch that training, glue and model lean on is there, and named.
+"""Every private name of transformers, accelerate and torch that training, glue and model use exists, and is listed.
 
 An upgrade of one of these libraries fails here rather than in a user's run.
 """
@@ -24,7 +24,7 @@ STANDARD_LIBRARY = {"_exit", "_fields", "_asdict", "_replace"}
 SET_IN_THE_CONSTRUCTOR = {"transformers.TrainingArguments._n_gpu", "accelerate.Accelerator._models"} | {
     *("torch.optim.lr_scheduler.LambdaLR._last_lr", "torch.nn.Module._forward_pre_hooks")
 }
-LEANED_ON = {
+USED = {
     "transformers.Trainer._wrap_model": "evaluation without training",
     "transformers.Trainer._prepare_inputs": "evaluation",
     "transformers.Trainer._load_from_checkpoint": "the weights of a finished run",
@@ -45,7 +45,7 @@ LEANED_ON = {
     "torch.ops.mkldnn._is_mkldnn_bf16_supported": "whether this CPU multiplies bf16",
 }
 """Other private names of these libraries that ``training``, ``glue`` and ``model`` use."""
-NAMED = set(OVERRIDDEN) | {path.rpartition(".")[2] for path in LEANED_ON}
+LISTED = set(OVERRIDDEN) | {path.rpartition(".")[2] for path in USED}
 
 
 def sources() -> list[tuple[Path, ast.Module]]:
@@ -54,7 +54,7 @@ def sources() -> list[tuple[Path, ast.Module]]:
 
 
 def own_names() -> set[str]:
-    """Everything that a file of ours defines or assigns itself, which is then no one else's."""
+    """All names that our files define or assign themselves."""
     names = set()
     for path in ROOT.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -71,15 +71,15 @@ def is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__")
 
 
-def test_private_names_that_are_used_are_named() -> None:
-    mine = own_names() - {path.rpartition(".")[2] for path in LEANED_ON}
+def test_private_names_that_are_used_are_listed() -> None:
+    mine = own_names() - {path.rpartition(".")[2] for path in USED}
     for path, tree in sources():
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and is_private(node.attr):
                 if node.attr not in mine and node.attr not in STANDARD_LIBRARY:
-                    assert node.attr in NAMED, f"{path}:{node.lineno} uses {ast.unparse(node)}"
+                    assert node.attr in LISTED, f"{path}:{node.lineno} uses {ast.unparse(node)}"
                 if isinstance(node.value, ast.Call) and ast.unparse(node.value) == "super()":
-                    assert node.attr in NAMED, f"{path}:{node.lineno} calls {ast.unparse(node)}"
+                    assert node.attr in LISTED, f"{path}:{node.lineno} calls {ast.unparse(node)}"
             if isinstance(node, ast.ImportFrom) and not (node.module or "").startswith("bert_convolutions"):
                 assert not any(is_private(alias.name) for alias in node.names), f"{path}:{node.lineno}"
 
@@ -100,24 +100,24 @@ def foreign_bases(kind: type) -> list[type]:
     ]
 
 
-def test_what_is_overridden_is_named() -> None:
-    """Private members of any foreign class, and all members of the Trainer."""
+def test_members_that_are_overridden_are_listed() -> None:
+    """Private members of any class of these libraries, and all members of the Trainer."""
     mine = own_names()  # torch's metaclasses add some of their own
     for kind in our_classes():
         for name in [*vars(kind), *inspect.get_annotations(kind)]:
             bases = [base for base in foreign_bases(kind) if name in vars(base)]
             if bases and name in mine and (is_private(name) or (Trainer in bases and not name.startswith("__"))):
-                assert name in NAMED, f"{kind.__name__}.{name} overrides {bases[0].__name__}'s"
+                assert name in LISTED, f"{kind.__name__}.{name} overrides {bases[0].__name__}'s"
 
 
 @pytest.mark.parametrize("name", OVERRIDDEN)
-def test_the_trainer_has_what_is_overridden(name: str) -> None:
+def test_the_trainer_has_the_members_that_are_overridden(name: str) -> None:
     constructor = inspect.getsource(Trainer.__init__)
     assert hasattr(Trainer, name) or f"self.{name}" in constructor or name in inspect.getsource(Trainer)
 
 
-@pytest.mark.parametrize("path", LEANED_ON)
-def test_the_libraries_have_what_is_leaned_on(path: str) -> None:
+@pytest.mark.parametrize("path", USED)
+def test_the_libraries_have_the_private_names_that_are_used(path: str) -> None:
     owner, _, name = path.rpartition(".")
     found: Any = pkgutil.resolve_name(owner)
     if path in SET_IN_THE_CONSTRUCTOR:
@@ -126,7 +126,7 @@ def test_the_libraries_have_what_is_leaned_on(path: str) -> None:
         assert hasattr(found, name)
 
 
-def test_the_trainer_calls_what_is_overridden_with_what_is_read() -> None:
+def test_the_trainers_methods_have_the_parameters_that_overrides_read() -> None:
     assert "epoch" in inspect.signature(Trainer._run_epoch).parameters
     assert list(inspect.signature(Trainer._save_checkpoint).parameters) == ["self", "model", "trial"]
     assert list(inspect.signature(Trainer._init_training_state).parameters)[1] == "max_steps"

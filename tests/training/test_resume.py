@@ -1,4 +1,4 @@
-"""Stopped and resumed is the same as not stopped, bit for bit; nothing bad is ever kept."""
+"""A run that is stopped and resumed equals one that is not, bit for bit; nothing bad is ever saved."""
 
 import json
 import os
@@ -18,11 +18,11 @@ from bert_convolutions.training.output_folder import Start
 from bert_convolutions.training.trainer import PretrainingTrainer
 from tests.training.helpers import CLS, SEP, MakeTrainer, assert_same_weights, losses
 
-STEPS_AN_EPOCH = 13  # 52 examples, 4 a step
+STEPS_PER_EPOCH = 13  # 52 examples, 4 per step
 
 
 class At(TrainerCallback):
-    """Does something once, at an event of a step."""
+    """Does something once, at the given event of the given step."""
 
     def __init__(self, event: str, step: int, action: Callable[[Any], None]) -> None:
         self.event, self.step, self.action = event, step, action
@@ -43,7 +43,7 @@ def terminate(_: Any) -> None:
 
 
 def run(trainer: PretrainingTrainer, resume: bool = False, callback: TrainerCallback | None = None) -> None:
-    """Train with the signals watched, as the command does."""
+    """Train with signal handlers, as the command does."""
     if callback:
         trainer.add_callback(callback)
     found = checkpoints.newest_valid(Path(trainer.args.output_dir)).found if resume else None
@@ -59,12 +59,12 @@ def uninterrupted(make_trainer: MakeTrainer, tmp_path: Path) -> PretrainingTrain
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_stopped_three_times(
+def test_a_run_stopped_three_times_ends_with_the_same_weights(
     make_trainer: MakeTrainer, uninterrupted: PretrainingTrainer, tmp_path: Path, workers: int
 ) -> None:
-    """Mid-epoch, at an epoch's end, and in the next epoch; with accumulation, dropout and workers."""
+    """Stopped within an epoch, at its end, and in the next one; with accumulation, dropout and workers."""
     folder = tmp_path / "cut"
-    for step in (7, STEPS_AN_EPOCH, 20):
+    for step in (7, STEPS_PER_EPOCH, 20):
         trainer = make_trainer(folder, dataloader_num_workers=workers, save_total_limit=1)
         with pytest.raises(RunInterrupted, match=rf"SIGTERM after step {step}.*--resume_from_checkpoint true"):
             run(trainer, resume=True, callback=At("on_step_end", step, terminate))
@@ -76,10 +76,10 @@ def test_stopped_three_times(
     assert trainer.throughput.seen == uninterrupted.throughput.seen
 
 
-def test_the_signal_may_come_at_any_point_of_a_step(
+def test_a_run_stopped_in_the_middle_of_a_step_ends_with_the_same_weights(
     make_trainer: MakeTrainer, uninterrupted: PretrainingTrainer, tmp_path: Path
 ) -> None:
-    """In the middle of accumulation, while a checkpoint is saved, and in an evaluation."""
+    """Stopped during accumulation, while a checkpoint is saved, in an evaluation, and while logging."""
     folder = tmp_path / "cut"
     settings = {"save_strategy": "steps", "save_steps": 5, "eval_strategy": "steps", "eval_steps": 8}
     places = (("on_substep_end", 2, 3), ("on_save", 5, 5), ("on_prediction_step", 8, 8), ("on_log", 12, 12))
@@ -92,10 +92,10 @@ def test_the_signal_may_come_at_any_point_of_a_step(
     assert_same_weights(trainer, uninterrupted)
 
 
-def test_killed_and_resumed_from_an_older_checkpoint(
+def test_where_the_newest_checkpoint_is_damaged_a_run_resumes_from_the_one_before(
     make_trainer: MakeTrainer, uninterrupted: PretrainingTrainer, tmp_path: Path
 ) -> None:
-    """As after kill -9: the newest checkpoint is damaged, the one before it is taken, and the damaged one replaced."""
+    """As after kill -9; the damaged one is replaced."""
     folder = tmp_path / "cut"
     settings = {"save_strategy": "steps", "save_steps": 6}
     with pytest.raises(RunInterrupted):
@@ -107,13 +107,13 @@ def test_killed_and_resumed_from_an_older_checkpoint(
     assert_same_weights(trainer, uninterrupted)
 
 
-def test_saved_by_the_clock(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+def test_checkpoints_are_saved_by_the_clock(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, max_steps=3, trainer={"save_every_minutes": 1e-9})
     run(trainer)
     assert [checkpoints.step_of(path) for path in checkpoints.list_checkpoints(tmp_path)] == [1, 2, 3]
 
 
-def spoil(model: torch.nn.Module) -> None:
+def set_nan(model: torch.nn.Module) -> None:
     with torch.no_grad():
         model.bert.embeddings_project.weight[0, 0] = float("nan")
 
@@ -123,18 +123,18 @@ def test_a_bad_loss_stops_the_run_and_leaves_the_last_good_checkpoint(
 ) -> None:
     trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=4)
     with pytest.raises(TrainingDiverged) as caught:
-        run(trainer, callback=At("on_step_begin", 7, spoil))
+        run(trainer, callback=At("on_step_begin", 7, set_nan))
     assert "in step 8 (samples " in str(caught.value) and "checkpoint-4" in str(caught.value)
     facts = json.loads((tmp_path / "diverged.json").read_text())
     assert facts["step"] == 8 and facts["samples"] == trainer.samples_of_step(7) and len(facts["samples"]) == 4
     assert checkpoints.newest_valid(tmp_path).found == tmp_path / "checkpoint-4"
 
 
-def test_weights_spoilt_by_the_step_itself_are_not_saved(make_trainer: MakeTrainer, tmp_path: Path) -> None:
-    """The loss of the step was still finite."""
+def test_weights_that_become_nan_in_a_step_are_not_saved(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    """Though the loss of this step was finite."""
     trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=4)
     with pytest.raises(TrainingDiverged, match="weights are no longer finite in step 4"):
-        run(trainer, callback=At("on_step_end", 4, spoil))
+        run(trainer, callback=At("on_step_end", 4, set_nan))
     assert not checkpoints.list_checkpoints(tmp_path)
 
 
@@ -157,7 +157,7 @@ def test_a_full_disk_costs_one_checkpoint_and_no_step(
     assert_same_weights(trainer, uninterrupted)
 
 
-def test_new_flags_count_after_a_resume_and_other_weights_are_refused(
+def test_a_resumed_run_uses_new_flags_and_refuses_weights_of_another_model(
     make_trainer: MakeTrainer, tmp_path: Path
 ) -> None:
     run(make_trainer(tmp_path, max_steps=4, save_strategy="steps", save_steps=4))
@@ -168,7 +168,7 @@ def test_new_flags_count_after_a_resume_and_other_weights_are_refused(
         run(make_trainer(tmp_path, sentence_order=True), resume=True)
 
 
-def test_where_nothing_is_left_to_train_there_is_no_speed_and_the_first_process_speaks(
+def test_a_finished_run_has_no_speed_and_only_the_first_process_prints(
     make_trainer: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(make_trainer(tmp_path, max_steps=2, save_strategy="steps", save_steps=2))
@@ -185,13 +185,13 @@ def test_where_nothing_is_left_to_train_there_is_no_speed_and_the_first_process_
 
 
 class Store(list[np.ndarray]):
-    """Examples that can change under the run."""
+    """Examples that can change during a run."""
 
 
-def test_data_that_leave_nothing_to_predict_stop_the_run(
+def test_data_without_tokens_to_predict_stop_the_run(
     make_trainer: MakeTrainer, store: list[np.ndarray], tmp_path: Path
 ) -> None:
-    """A file overwritten while training would give a loss of 0 to the end."""
+    """As of a file that is overwritten during training; otherwise the loss would be 0 to the end."""
     trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=2)
     trainer.train_dataset = changing = Store(store)
 
@@ -203,9 +203,7 @@ def test_data_that_leave_nothing_to_predict_stop_the_run(
     assert trainer.state.global_step < 8
 
 
-def test_a_step_in_which_no_token_happens_to_be_masked_is_none_of_those(
-    make_trainer: MakeTrainer, tmp_path: Path
-) -> None:
+def test_a_step_in_which_no_token_happens_to_be_masked_stops_no_run(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, per_device_train_batch_size=1, gradient_accumulation_steps=1, max_steps=40)
     trainer.train_dataset = [np.array([CLS, 1, SEP, number, SEP]) for number in range(20)]
     run(trainer)

@@ -38,7 +38,7 @@ def epoch_by_step(steps: StepPlan, epoch: int) -> list[list[int]]:
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 120), layouts, st.integers(0, 3))
-def test_each_example_is_seen_once_an_epoch(num_examples: int, layout: tuple[int, int, int], epoch: int) -> None:
+def test_each_example_is_seen_once_per_epoch(num_examples: int, layout: tuple[int, int, int], epoch: int) -> None:
     steps = epoch_by_step(plan(num_examples, layout), epoch)
     assert sorted(sample for step in steps for sample in step) == list(range(num_examples))
 
@@ -52,7 +52,7 @@ def test_a_step_has_the_same_examples_in_every_layout(
     assert steps[0] == steps[1] == steps[2]
 
 
-def test_samples_of_a_step_counts_over_epochs() -> None:
+def test_samples_of_a_step_are_counted_over_epochs() -> None:
     steps = plan(10, (2, 1, 2))
     assert steps.steps_per_epoch == 3
     assert [len(steps.samples_of_step(step)) for step in range(6)] == [4, 4, 2, 4, 4, 2]
@@ -94,12 +94,12 @@ def test_workers_are_started_as_the_flag_says() -> None:
     assert loader.multiprocessing_context.get_start_method() == "forkserver"
 
 
-def test_a_worker_that_can_not_hand_its_batch_over_ends_the_run() -> None:
-    """As one without room in /dev/shm can't: its parent waited for ever."""
+def test_a_worker_that_cannot_hand_over_its_batch_ends_the_run() -> None:
+    """For example because /dev/shm is full; otherwise the main process would wait for ever."""
     batches: DataLoader[int] = DataLoader(
         range(4),  # type: ignore[arg-type]
         num_workers=1,
-        collate_fn=lambda numbers: (number for number in numbers),  # nor can a generator be
+        collate_fn=lambda numbers: (number for number in numbers),  # a generator can't be handed over
         worker_init_fn=start_worker,
         multiprocessing_context="fork",
         timeout=30,

@@ -1,4 +1,4 @@
-"""What a second run makes of a folder that holds something: go on, finish, refuse, replace, and never lose it."""
+"""A second run in a folder resumes, finishes, refuses or replaces the first, and never loses it."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ from tests.training.conftest import Corner
 
 
 class KilledError(BaseException):
-    """Ends a run as kill -9 would, where the test says."""
+    """Ends a run in place of kill -9."""
 
 
 def resume(corner: Corner, output: str, **changes: Any) -> int:
@@ -32,7 +32,7 @@ def steps_of_results(folder: Path) -> int:
 
 @pytest.fixture
 def kill(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """Have a function end the run instead of doing its work, at its n-th call of a kind."""
+    """Make a function end the run at its n-th call, or at the n-th call for which ``of`` is true."""
     with monkeypatch.context() as patch:
 
         def plan(owner: Any, name: str, call: int, of: Callable[..., bool] = lambda *_, **__: True) -> None:
@@ -53,7 +53,7 @@ def kill(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
 def test_a_longer_run_interrupted_at_its_end_is_finished_by_the_next(
     corner: Corner, kill: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The results of the shorter run don't pass for those of the longer one, and never stand beside another model."""
+    """The results of the shorter run are not taken for those of the longer one, nor put beside its model."""
     folder = corner.folder / "longer"
     assert corner.run("longer", max_steps=4) == 0
     shutil.copytree(folder, corner.folder / "shorter")
@@ -71,7 +71,7 @@ def test_a_longer_run_interrupted_at_its_end_is_finished_by_the_next(
 
 @pytest.mark.parametrize("call", [1, 3, 6])
 def test_results_and_model_are_installed_together(corner: Corner, kill: Any, call: int) -> None:
-    """Killed at each file that is moved in: what the next command finds is the new model with the new results."""
+    """Killed while their files are moved in, the next command completes the new model and the new results."""
     folder = corner.folder / f"together-{call}"
     assert corner.run(folder.name, max_steps=2, save_strategy="no") == 0
     shutil.copytree(folder, corner.folder / f"was-{call}")
@@ -101,7 +101,7 @@ def test_the_best_model_of_a_run_that_was_moved_is_found(corner: Corner) -> None
     assert same_weights(moved, moved / "checkpoint-2") and not same_weights(moved, moved / "checkpoint-4")
 
 
-def test_flags_of_the_optimizer_count_on_resume(corner: Corner) -> None:
+def test_a_resumed_run_uses_new_flags_of_the_optimizer(corner: Corner) -> None:
     assert corner.run("rates", max_steps=6, save_steps=3, learning_rate=0.01) == 0
     shutil.rmtree(corner.folder / "rates" / "checkpoint-6")
     settings = {"learning_rate": 0.002, "weight_decay": 0.3, "adam_beta2": 0.9, "adam_epsilon": 1e-5}
@@ -118,10 +118,10 @@ def state_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "trainer_state.json").read_text())
 
 
-def test_an_earlier_checkpoint_is_not_gone_on_from_beside_later_ones(
+def test_an_earlier_checkpoint_is_not_resumed_beside_later_ones(
     corner: Corner, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Stopped again, the run's own advice would take the later one, of the course that was given up."""
+    """Stopped again, the run would be resumed from a later one, which the user had gone back behind."""
     folder = corner.folder / "back"
     assert corner.run("back", save_steps=2, max_steps=6) == 0
     before = contents(folder)
@@ -135,7 +135,7 @@ def test_an_earlier_checkpoint_is_not_gone_on_from_beside_later_ones(
 
 
 def test_the_advice_after_a_divergence_works(corner: Corner, capsys: pytest.CaptureFixture[str]) -> None:
-    """Go on from the last good checkpoint with a lower rate; where there is none, start again with one."""
+    """Resume from the last good checkpoint with a lower rate, or without one, start again with a lower rate."""
     flags = {"save_steps": 2, "max_steps": 12, "max_grad_norm": 0}
     assert corner.run("wild", learning_rate=0.01, **{**flags, "max_steps": 2}) == 0
     assert resume(corner, "wild", learning_rate=1e30, **flags) == EXIT_DIVERGED
@@ -167,7 +167,7 @@ FAILS_LATE = {
 
 
 @pytest.mark.parametrize("case", FAILS_LATE)
-def test_a_run_to_be_replaced_is_whole_whatever_fails(corner: Corner, case: str) -> None:
+def test_a_run_to_be_replaced_is_kept_when_the_new_one_fails(corner: Corner, case: str) -> None:
     folder = corner.folder / "precious"
     if not folder.exists():
         assert corner.run("precious", max_steps=2) == 0
@@ -178,7 +178,7 @@ def test_a_run_to_be_replaced_is_whole_whatever_fails(corner: Corner, case: str)
     assert contents(folder) == before
 
 
-def test_a_run_to_be_replaced_comes_back_after_a_kill_and_goes_with_the_first_checkpoint(
+def test_a_run_to_be_replaced_is_restored_after_a_kill_until_the_first_new_checkpoint(
     corner: Corner, kill: Any
 ) -> None:
     folder = corner.folder / "kept"
@@ -206,8 +206,10 @@ def test_a_run_to_be_replaced_comes_back_after_a_kill_and_goes_with_the_first_ch
     assert not (folder / files.ASIDE_NAME).exists() and not (folder / "model.safetensors").exists()
 
 
-def test_what_changes_a_run_is_noticed_on_resume(corner: Corner, capsys: pytest.CaptureFixture[str]) -> None:
-    """The whole configuration, and other data of the same size."""
+def test_flags_and_data_that_make_another_run_are_refused_on_resume(
+    corner: Corner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Any field of the configuration, other data of the same size, and another optimizer."""
     assert corner.run("facts", max_steps=2) == 0
     config = json.loads((corner.folder / "config.json").read_text())
     for name, value in (("hidden_dropout_prob", 0.1), ("hidden_act", "relu"), ("layer_norm_eps", 1e-6)):
@@ -222,13 +224,13 @@ def test_what_changes_a_run_is_noticed_on_resume(corner: Corner, capsys: pytest.
     assert "the content of --train_data_file" in capsys.readouterr().err
     assert resume(corner, "facts", max_steps=4, optim="sgd") == 2
     assert "--optim" in capsys.readouterr().err
-    assert resume(corner, "facts", max_steps=4, optim="adamw_torch") == 0  # the same, by other kernels
+    assert resume(corner, "facts", max_steps=4, optim="adamw_torch") == 0  # the same optimizer with other kernels
 
 
 def test_a_model_without_checkpoints_is_not_replaced_by_a_resumed_run(
     corner: Corner, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Finished with this run's flags it is answered so; any other model, or a longer run, is refused."""
+    """A run that is finished by these flags is reported as finished; other models and longer runs are refused."""
     folder = corner.folder / "no-checkpoints"
     assert corner.run(folder.name, max_steps=2, save_strategy="no") == 0
     before = contents(folder)
@@ -277,7 +279,7 @@ def test_an_input_in_the_folder_that_would_be_cleared_is_refused(
     assert f"the input --{flag}" in capsys.readouterr().err and contents(folder) == before
 
 
-def test_a_checkpoint_without_its_optimizer_is_no_place_to_go_on_from(
+def test_a_checkpoint_without_its_optimizer_cannot_be_resumed(
     corner: Corner, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert corner.run("light", max_steps=2, save_steps=1, save_only_model="true") == 0

@@ -18,7 +18,7 @@ from tests.training.helpers import CLS, PIECES, SEP, make_collator
 
 
 class Tokens:
-    """As much of a tokenizer as a configuration asks for."""
+    """The parts of a tokenizer that a configuration is made from."""
 
     pad_token_id = 98
 
@@ -26,7 +26,7 @@ class Tokens:
         return 100
 
 
-def compose(**flags):
+def config_of(**flags):
     options = PretrainOptions(tokenizer_name="tokenizer", **flags)
     return make_config(options, cast(PreTrainedTokenizerBase, Tokens()))
 
@@ -40,25 +40,25 @@ def config_file(tmp_path):
 
 
 def test_a_preset_takes_the_size_of_the_tokenizer_and_of_the_block(tmp_path, monkeypatch):
-    """Also beside a run that is called like it."""
+    """Also where a folder has the name of the preset."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bert_small").mkdir()
     (tmp_path / "bert_small" / "config.json").write_text('{"vocab_size": 7}')
-    config = compose(config_name="bert_small", block_size=512, attention_kernel="convk_qk 4", num_hidden_layers=3)
+    config = config_of(config_name="bert_small", block_size=512, attention_kernel="convk_qk 4", num_hidden_layers=3)
     assert (config.vocab_size, config.pad_token_id, config.max_position_embeddings) == (100, 98, 512)
     assert (config.attention_kernel, config.num_hidden_layers, config.hidden_size) == ("qk_convk 4", 3, 256)
 
 
-def test_a_config_file_has_as_many_positions_as_it_says(config_file):
+def test_rows_longer_than_the_positions_of_a_config_file_are_refused(config_file):
     with pytest.raises(UsageError, match="block_size 65"):
-        compose(config_name=str(config_file), block_size=65)
-    assert compose(config_name=str(config_file), block_size=65, remove_position_embeddings=True)
+        config_of(config_name=str(config_file), block_size=65)
+    assert config_of(config_name=str(config_file), block_size=65, remove_position_embeddings=True)
 
 
 def test_a_config_file_of_another_vocabulary_is_refused(config_file):
     config_file.write_text(json.dumps({**json.loads(config_file.read_text()), "vocab_size": 101}))
     with pytest.raises(UsageError, match=r"101.*100"):
-        compose(config_name=str(config_file), block_size=64)
+        config_of(config_name=str(config_file), block_size=64)
 
 
 @pytest.mark.parametrize(
@@ -76,9 +76,9 @@ def test_a_config_file_of_another_vocabulary_is_refused(config_file):
         ({"model_name_or_path": "nowhere"}, "nowhere"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(flags, named):
+def test_bad_architectures_are_refused_by_name(flags, named):
     with pytest.raises(UsageError, match=named):
-        compose(**flags)
+        config_of(**flags)
 
 
 def test_architecture_flags_must_not_contradict_a_model(config_file, tmp_path):
@@ -86,12 +86,12 @@ def test_architecture_flags_must_not_contradict_a_model(config_file, tmp_path):
     CompositeBertForMaskedLM(config).save_pretrained(tmp_path / "model")
     model = str(tmp_path / "model")
     with pytest.raises(UsageError, match=r"attention_kernel qk_convk 2 contradicts"):
-        compose(model_name_or_path=model, attention_kernel="qk_convk 2", block_size=64)
-    again = compose(model_name_or_path=model, attention_kernel="convq_qk 2", block_size=64)
+        config_of(model_name_or_path=model, attention_kernel="qk_convk 2", block_size=64)
+    again = config_of(model_name_or_path=model, attention_kernel="convq_qk 2", block_size=64)
     assert make_model(PretrainOptions(model_name_or_path=model), again, seed=0).config.attention_kernel == "qk_convq 2"
 
 
-def test_weights_that_are_not_the_configurations_are_refused_by_name(config_file, tmp_path):
+def test_weights_that_do_not_fit_the_configuration_are_refused_by_name(config_file, tmp_path):
     values = json.loads(config_file.read_text())
     config = CompositeBertConfig(**values, vocab_size=100, attention_kernel="qk_convq 2")
     CompositeBertForMaskedLM(config).save_pretrained(tmp_path / "model")
@@ -111,7 +111,7 @@ def test_weights_that_are_not_the_configurations_are_refused_by_name(config_file
         path.write_text(saved)
 
 
-def test_few_shapes_occur_where_cuda_graphs_are_recorded_for_each():
+def test_batches_for_cuda_graphs_have_few_shapes():
     examples, draw = 256, np.random.default_rng(2)
     arguments = cast(TrainingArguments, SimpleNamespace(per_device_train_batch_size=examples))
     buckets = cuda_graph_buckets(PretrainOptions(block_size=32), arguments)

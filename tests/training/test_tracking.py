@@ -1,4 +1,4 @@
-"""TensorBoard gets the Trainer's figures and a picture of each kernel; what is missing is asked for by name."""
+"""TensorBoard gets the Trainer's figures and a picture of each kernel; a missing tracker is named."""
 
 import sys
 from pathlib import Path
@@ -53,7 +53,7 @@ def test_a_picture_shows_the_kernels(make_trainer: MakeTrainer, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("name", "install"), [("tensorboard", "'bert-convolutions[tensorboard]'"), ("wandb", "wandb")])
-def test_a_tracker_that_is_not_here_is_asked_for(
+def test_a_tracker_that_is_not_installed_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, install: str
 ) -> None:
     monkeypatch.setattr(arguments, "get_available_reporting_integrations", lambda: ["trackio"])
@@ -66,7 +66,7 @@ def test_a_tracker_that_is_not_here_is_asked_for(
     assert "pip" not in str(error.value), "a package of that name may be anything"
 
 
-def test_no_tracker_is_imported_unasked(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+def test_no_tracker_is_imported_without_the_flag(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     trainer: Any = make_trainer(tmp_path)
     assert not [callback for callback in trainer.callback_handler.callbacks if "Board" in type(callback).__name__]
     assert "wandb" not in sys.modules

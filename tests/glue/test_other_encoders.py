@@ -1,4 +1,4 @@
-"""Encoders of ``transformers`` through the same pipeline: every road that one of ours takes."""
+"""Encoders of ``transformers`` are fine-tuned as ours are."""
 
 import json
 import shutil
@@ -54,7 +54,7 @@ def electra(folder: Path) -> None:
 
 
 def roberta(folder: Path) -> None:
-    """Without token types, its positions counted from the padding's on, saved in bfloat16."""
+    """A model without token types, whose positions start after the padding index, saved in bfloat16."""
     bpe = ByteLevelBPETokenizer()
     specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     bpe.train_from_iterator([" ".join(WORDS)], vocab_size=320, show_progress=False, special_tokens=specials)
@@ -76,8 +76,8 @@ def distilbert(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(rules))
 
 
-def with_a_beginning_alone(folder: Path) -> None:
-    """Nothing but a token before a text, as EuroBERT has it."""
+def without_sep_token(folder: Path) -> None:
+    """A model whose tokenizer adds one token before a text and none after it, as EuroBERT's."""
     names = {"bos_token": "[CLS]", "pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]"}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=make_tokenizer().backend_tokenizer, **names)
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
@@ -91,17 +91,19 @@ KINDS = {"electra": electra, "roberta": roberta, "distilbert": distilbert}
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def foreign(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(request.param)
     set_seed(0)
     KINDS[request.param](folder)
     return folder
 
 
-@pytest.mark.parametrize("foreign", ["electra", "roberta"], indirect=True)
-def test_the_whole_way(tmp_path: Path, glue_dir: Path, foreign: Path, model_dir: Path, monkeypatch, capsys):
-    """Train, stop, go on, score, predict; a second run has nothing to do, and another model is refused."""
-    chosen, out = options(glue_dir, foreign), tmp_path / "out"
+@pytest.mark.parametrize("encoder", ["electra", "roberta"], indirect=True)
+def test_an_encoder_is_trained_stopped_resumed_scored_and_predicts(
+    tmp_path: Path, glue_dir: Path, encoder: Path, model_dir: Path, monkeypatch, capsys
+):
+    """A second run has nothing to do, and another model is refused."""
+    chosen, out = options(glue_dir, encoder), tmp_path / "out"
     flags = {"do_train": True, "do_eval": True, "do_predict": True, "max_steps": 4, "per_device_train_batch_size": 8}
     with monkeypatch.context() as patch:
         kill_in_step(patch, 2, signal.SIGTERM)
@@ -120,43 +122,43 @@ def test_the_whole_way(tmp_path: Path, glue_dir: Path, foreign: Path, model_dir:
         run_glue(options(glue_dir, model_dir), arguments(out, **flags))
 
 
-@pytest.mark.parametrize("foreign", ["electra"], indirect=True)
-def test_tasks_start_from_its_mnli_encoder(tmp_path: Path, glue_dir: Path, foreign: Path):
-    run_glue(options(glue_dir, foreign, "MNLI,RTE", rounds=1), arguments(tmp_path, do_train=True))
+@pytest.mark.parametrize("encoder", ["electra"], indirect=True)
+def test_tasks_start_from_the_encoder_of_mnli(tmp_path: Path, glue_dir: Path, encoder: Path):
+    run_glue(options(glue_dir, encoder, "MNLI,RTE", rounds=1), arguments(tmp_path, do_train=True))
     state = json.loads((tmp_path / "RTE0" / "glue_state.json").read_text())
     assert state["settings"]["model"].endswith("MNLI0/transformer_subgraph")
 
 
-@pytest.mark.parametrize("foreign", ["electra"], indirect=True)
-def test_its_batches_are_those_of_our_models(
-    tmp_path: Path, glue_dir: Path, foreign: Path, composite_dir: Path, monkeypatch
+@pytest.mark.parametrize("encoder", ["electra"], indirect=True)
+def test_batches_have_the_examples_that_our_models_get(
+    tmp_path: Path, glue_dir: Path, encoder: Path, composite_dir: Path, monkeypatch
 ):
-    """Drawn alike, though laid out in another way."""
+    """Though rows are padded instead of packed."""
     taken: list[list[list[int]]] = []
     train = GlueTrainer.train
 
-    def noted(self, *args, **kwargs):
+    def record_and_train(self, *args, **kwargs):
         taken.append([self.samples_of_step(step) for step in range(5)])
         return train(self, *args, **kwargs)
 
-    monkeypatch.setattr(GlueTrainer, "train", noted)
-    for number, model in enumerate((foreign, composite_dir)):
+    monkeypatch.setattr(GlueTrainer, "train", record_and_train)
+    for number, model in enumerate((encoder, composite_dir)):
         run_glue(options(glue_dir, model), arguments(tmp_path / str(number), do_train=True))
     assert taken[0] == taken[1]
 
 
-@pytest.mark.parametrize("foreign", ["electra"], indirect=True)
-def test_a_model_without_the_files_of_its_tokenizer_is_refused(tmp_path: Path, glue_dir: Path, foreign: Path):
-    """``transformers`` then makes one to which all words are unknown."""
-    shutil.copytree(foreign, tmp_path / "model", ignore=shutil.ignore_patterns("*token*", "vocab.txt"))
+@pytest.mark.parametrize("encoder", ["electra"], indirect=True)
+def test_a_model_without_the_files_of_its_tokenizer_is_refused(tmp_path: Path, glue_dir: Path, encoder: Path):
+    """``transformers`` would make a tokenizer to which every word is unknown."""
+    shutil.copytree(encoder, tmp_path / "model", ignore=shutil.ignore_patterns("*token*", "vocab.txt"))
     with pytest.raises(UsageError, match="no vocabulary, as"):
         run_glue(options(glue_dir, tmp_path / "model"), arguments(tmp_path / "out", do_train=True))
 
 
-def test_only_the_special_tokens_that_are_used_are_asked_for(tmp_path: Path, glue_dir: Path):
+def test_only_special_tokens_that_are_used_are_required(tmp_path: Path, glue_dir: Path):
     folder = tmp_path / "model"
     folder.mkdir()
-    with_a_beginning_alone(folder)
+    without_sep_token(folder)
     run_glue(options(glue_dir, folder), arguments(tmp_path / "out", do_train=True, do_eval=True, do_predict=True))
     model, tokenizer = load_model(str(folder), None)
     assert PseudoLikelihood(model, tokenizer)(["w1 w2"])[0].whole < 0
@@ -165,8 +167,8 @@ def test_only_the_special_tokens_that_are_used_are_asked_for(tmp_path: Path, glu
 
 
 @pytest.mark.parametrize("load", [load_config, load_model])
-def test_code_that_a_folder_brings_is_not_run_nor_is_the_user_asked(tmp_path: Path, monkeypatch, load):
-    with_a_beginning_alone(tmp_path)
+def test_custom_code_in_a_folder_is_refused_without_a_question(tmp_path: Path, monkeypatch, load):
+    without_sep_token(tmp_path)
     own = {"AutoConfig": "code.Config", "AutoModelForMaskedLM": "code.Model"}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "of_my_own", "auto_map": own}))
     (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
@@ -176,29 +178,29 @@ def test_code_that_a_folder_brings_is_not_run_nor_is_the_user_asked(tmp_path: Pa
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("foreign", ["electra", "roberta"], indirect=True)
-def test_a_classifier_of_other_labels_is_drawn_anew(tmp_path: Path, foreign: Path):
-    load_pretrained(foreign, find_task("MNLI")).save_pretrained(tmp_path)
+@pytest.mark.parametrize("encoder", ["electra", "roberta"], indirect=True)
+def test_a_classifier_for_other_labels_is_initialised_again(tmp_path: Path, encoder: Path):
+    load_pretrained(encoder, find_task("MNLI")).save_pretrained(tmp_path)
     model = load_pretrained(tmp_path, find_task("RTE"))
     assert model.num_labels == 2
     assert all(value.isfinite().all() for value in model.state_dict().values())
 
 
-def test_what_a_classifier_has_no_use_for_is_left_behind(tmp_path: Path):
-    """Funnel's decoder, which the models for masked tokens have."""
+def test_weights_that_a_classifier_does_not_have_are_left_out(tmp_path: Path):
+    """Such as Funnel's decoder, which the model for masked tokens has."""
     config = FunnelConfig(vocab_size=9, block_sizes=[1], num_decoder_layers=1, d_model=8, n_head=2, d_head=4, d_inner=8)
     FunnelForMaskedLM(config).save_pretrained(tmp_path)
     assert load_pretrained(tmp_path, find_task("RTE"))
 
 
-def test_a_model_of_any_length_takes_any(tmp_path: Path):
+def test_a_model_without_a_maximum_length_takes_any(tmp_path: Path):
     config = XLNetConfig(vocab_size=9, d_model=8, n_layer=1, n_head=2, d_inner=8)
     XLNetModel(config).save_pretrained(tmp_path)
     check_fit(load_pretrained(tmp_path, find_task("RTE")), range(9), True, 600)
 
 
-def test_it_is_trained_in_float32_and_with_the_positions_it_has(tmp_path: Path, glue_dir: Path, foreign: Path):
-    model = load_pretrained(foreign, find_task("RTE"))
+def test_an_encoder_is_trained_in_float32_and_within_its_positions(tmp_path: Path, glue_dir: Path, encoder: Path):
+    model = load_pretrained(encoder, find_task("RTE"))
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     with pytest.raises(UsageError, match="--max_seq_length 33 is above the model's 32 positions"):
-        run_glue(options(glue_dir, foreign, max_seq_length=33), arguments(tmp_path / "out", do_train=True))
+        run_glue(options(glue_dir, encoder, max_seq_length=33), arguments(tmp_path / "out", do_train=True))

@@ -1,4 +1,4 @@
-"""A second run in the same folder: what is done before, goes on, is refused, or takes the place of the first."""
+"""A second run in the same folder: what is skipped, resumed, refused, or replaces the first run."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def change_weights(model: Path) -> None:
 
 
 def flip_labels(data: Path, task: str = "RTE") -> None:
-    """Other labels in a file of the same size."""
+    """Exchange the labels in a training file, which keeps its size."""
     path = data / task / "train.tsv"
     text = path.read_text()
     a, b = "\tentailment\n", "\tnot_entailment\n"
@@ -35,15 +35,15 @@ def flip_labels(data: Path, task: str = "RTE") -> None:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory, glue_dir: Path, model_dir: Path) -> Path:
+def finished_once(tmp_path_factory: pytest.TempPathFactory, glue_dir: Path, model_dir: Path) -> Path:
     folder = tmp_path_factory.mktemp("done") / "out"
     run_glue(options(glue_dir, model_dir), arguments(folder, do_train=True, do_eval=True, do_predict=True))
     return folder
 
 
 @pytest.fixture
-def again(done: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(done, tmp_path / "out"))
+def finished(finished_once: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished_once, tmp_path / "out"))
 
 
 @pytest.fixture
@@ -75,39 +75,39 @@ OTHER_FLAGS = {
 
 
 @pytest.mark.parametrize("flag", OTHER_FLAGS)
-def test_results_of_other_flags_are_not_done_before(again: Path, glue_dir: Path, model_dir: Path, flag: str):
-    before = contents(again)
+def test_results_of_other_flags_are_refused(finished: Path, glue_dir: Path, model_dir: Path, flag: str):
+    before = contents(finished)
     named = "batch_size" if flag.startswith(("per_device", "gradient")) else flag
     with pytest.raises(UsageError, match=rf"RTE in .* was fine-tuned with {named} .*\(now .*--overwrite_output_dir"):
-        run_glue(options(glue_dir, model_dir), arguments(again, do_train=True, **{flag: OTHER_FLAGS[flag]}))
-    assert contents(again) == before
+        run_glue(options(glue_dir, model_dir), arguments(finished, do_train=True, **{flag: OTHER_FLAGS[flag]}))
+    assert contents(finished) == before
 
 
-def test_a_result_of_the_last_step_is_not_that_of_the_best(again: Path, glue_dir: Path, model_dir: Path):
+def test_results_of_the_last_step_are_refused_where_the_best_is_wanted(finished: Path, glue_dir: Path, model_dir: Path):
     best = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 9999999}
     with pytest.raises(UsageError, match=r"was fine-tuned with load_best_model_at_end False \(now True\)"):
-        run_glue(options(glue_dir, model_dir), arguments(again, do_train=True, **best))
+        run_glue(options(glue_dir, model_dir), arguments(finished, do_train=True, **best))
 
 
-def test_results_of_another_length_are_not_done_before(again: Path, glue_dir: Path, model_dir: Path):
+def test_results_of_another_length_are_refused(finished: Path, glue_dir: Path, model_dir: Path):
     with pytest.raises(UsageError, match=r"max_seq_length 32 \(now 16\)"):
-        run_glue(options(glue_dir, model_dir, max_seq_length=16), arguments(again, do_train=True))
+        run_glue(options(glue_dir, model_dir, max_seq_length=16), arguments(finished, do_train=True))
 
 
-def test_the_same_batch_in_other_parts_is_the_same_run(again: Path, glue_dir: Path, model_dir: Path, capsys):
+def test_the_same_batch_by_accumulation_is_the_same_run(finished: Path, glue_dir: Path, model_dir: Path, capsys):
     given = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
-    run_glue(options(glue_dir, model_dir), arguments(again, do_train=True, **given))
+    run_glue(options(glue_dir, model_dir), arguments(finished, do_train=True, **given))
     assert "RTE: done before" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("where", ["another path", "the same path"])
-def test_results_of_other_weights_are_not_done_before(
+def test_results_of_other_weights_are_refused(
     tmp_path: Path, glue_dir: Path, model: Path, where: str, capsys: pytest.CaptureFixture[str]
 ):
     out = tmp_path / "out"
     run_glue(options(glue_dir, model), arguments(out, do_train=True))
     other = model if where == "the same path" else Path(shutil.copytree(model, tmp_path / "other"))
-    if where == "another path":  # with the same weights it is the same model
+    if where == "another path":  # the same weights are the same model
         run_glue(options(glue_dir, other), arguments(out, do_train=True))
         assert "RTE: done before" in capsys.readouterr().out
     change_weights(other)
@@ -125,14 +125,16 @@ def test_another_dropout_is_another_model(tmp_path: Path, glue_dir: Path, model:
         run_glue(options(glue_dir, model), arguments(tmp_path / "out", do_train=True))
 
 
-def test_results_of_other_data_are_not_done_before(again: Path, data: Path, model_dir: Path):
+def test_results_of_other_data_are_refused(finished: Path, data: Path, model_dir: Path):
     flip_labels(data)
     with pytest.raises(UsageError, match=r"RTE in .* was fine-tuned with another training file"):
-        run_glue(options(data, model_dir), arguments(again, do_train=True))
+        run_glue(options(data, model_dir), arguments(finished, do_train=True))
 
 
-def test_a_task_that_started_from_another_encoder_of_mnli(tmp_path: Path, glue_dir: Path, model_dir: Path):
-    """RTE0 without MNLI, then with it: the paper's RTE starts from MNLI's encoder, so this one is not done."""
+def test_results_that_did_not_start_from_the_encoder_of_mnli_are_refused(
+    tmp_path: Path, glue_dir: Path, model_dir: Path
+):
+    """Run without MNLI, then with it: the paper's MRPC and RTE start from MNLI's encoder."""
     run_glue(options(glue_dir, model_dir, "RTE,MRPC", rounds=1), arguments(tmp_path, do_train=True))
     with pytest.raises(UsageError, match=r"MRPC0 in .*the weights of .*MNLI0/transformer_subgraph"):
         run_glue(options(glue_dir, model_dir, "MNLI,MRPC,RTE", rounds=1), arguments(tmp_path, do_train=True))
@@ -143,7 +145,7 @@ def test_a_task_that_started_from_another_encoder_of_mnli(tmp_path: Path, glue_d
     run_glue(options(glue_dir, model_dir, "MNLI,MRPC", rounds=1), arguments(tmp_path, do_train=True))
 
 
-def half_done(folder: Path, data: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+def stop_in_the_middle(folder: Path, data: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     """Stop a run of five steps after its second."""
     with monkeypatch.context() as patch:
         kill_in_step(patch, 2, signal.SIGTERM)
@@ -154,10 +156,10 @@ def half_done(folder: Path, data: Path, model: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("change", ["batch", "rate", "weights", "labels"])
-def test_a_half_done_run_is_neither_mixed_nor_deleted(
+def test_a_stopped_run_is_not_resumed_by_other_flags_and_is_kept(
     tmp_path: Path, data: Path, model: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ):
-    before = half_done(tmp_path / "out", data, model, monkeypatch)
+    before = stop_in_the_middle(tmp_path / "out", data, model, monkeypatch)
     given = {"max_steps": 5, "do_train": True}
     if change == "batch":
         given["per_device_train_batch_size"] = 4
@@ -172,10 +174,10 @@ def test_a_half_done_run_is_neither_mixed_nor_deleted(
     assert contents(tmp_path / "out") == before
 
 
-def test_a_half_done_run_goes_on_from_the_same_weights_by_another_path(
+def test_a_stopped_run_resumes_with_the_same_weights_under_another_path(
     tmp_path: Path, glue_dir: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
-    half_done(tmp_path / "out", glue_dir, model, monkeypatch)
+    stop_in_the_middle(tmp_path / "out", glue_dir, model, monkeypatch)
     monkeypatch.chdir(model.parent)
     run_glue(options(glue_dir, Path("model")), arguments(tmp_path / "out", do_train=True, max_steps=5))
     assert "resuming from" in capsys.readouterr().out
@@ -183,7 +185,7 @@ def test_a_half_done_run_goes_on_from_the_same_weights_by_another_path(
     assert same_weights(tmp_path / "whole", tmp_path / "out")
 
 
-def test_data_that_changes_under_a_run_is_refused(tmp_path: Path, data: Path, model_dir: Path, monkeypatch):
+def test_data_that_changes_during_a_run_is_refused(tmp_path: Path, data: Path, model_dir: Path, monkeypatch):
     from bert_convolutions.glue.examples import GlueData
 
     check = GlueData.check
@@ -199,21 +201,25 @@ def test_data_that_changes_under_a_run_is_refused(tmp_path: Path, data: Path, mo
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
-def test_nothing_is_predicted_by_what_was_not_saved(again: Path, glue_dir: Path, model_dir: Path, name: str, capsys):
-    for path in again.glob("test_results*"):
+def test_nothing_is_predicted_with_files_that_changed_after_training(
+    finished: Path, glue_dir: Path, model_dir: Path, name: str, capsys
+):
+    for path in finished.glob("test_results*"):
         path.unlink()
-    kept = json.loads((again / "glue_state.json").read_text())
-    (again / "glue_state.json").write_text(json.dumps(kept | {"predicted": {}}))
+    kept = json.loads((finished / "glue_state.json").read_text())
+    (finished / "glue_state.json").write_text(json.dumps(kept | {"predicted": {}}))
     if name == "model.safetensors":
-        change_weights(again)
+        change_weights(finished)
     else:
-        (again / name).write_text((again / name).read_text() + "\n")
+        (finished / name).write_text((finished / name).read_text() + "\n")
     with pytest.raises(UsageError, match=rf"{name} has changed since it was saved after training"):
-        run_glue(options(glue_dir, model_dir), arguments(again, do_predict=True))
-    assert not list(again.glob("test_results*"))
+        run_glue(options(glue_dir, model_dir), arguments(finished, do_predict=True))
+    assert not list(finished.glob("test_results*"))
 
 
-def test_the_rest_is_predicted_and_the_exit_says_what_was_not(tmp_path: Path, glue_dir: Path, model_dir: Path):
+def test_the_other_tasks_are_predicted_and_the_error_names_those_that_are_not(
+    tmp_path: Path, glue_dir: Path, model_dir: Path
+):
     run_glue(options(glue_dir, model_dir, "RTE,WNLI", rounds=1), arguments(tmp_path, do_train=True))
     change_weights(tmp_path / "RTE0")
     with pytest.raises(UsageError, match=r"RTE0/model\.safetensors has changed since it was saved"):
@@ -222,20 +228,20 @@ def test_the_rest_is_predicted_and_the_exit_says_what_was_not(tmp_path: Path, gl
     assert not (tmp_path / "RTE0" / "test_results_rte.txt").exists()
 
 
-def test_a_test_file_that_is_not_there_fails_no_second_run(tmp_path: Path, data: Path, model_dir: Path, capsys):
+def test_a_missing_test_file_is_left_out_of_both_runs(tmp_path: Path, data: Path, model_dir: Path, capsys):
     (data / "diagnostic" / "diagnostic.tsv").unlink()
     for _ in range(2):
         run_glue(options(data, model_dir, "MNLI"), arguments(tmp_path / "out", do_train=True, do_predict=True))
         assert "Left out: MNLI (diagnostic/diagnostic.tsv)" in capsys.readouterr().out
 
 
-def test_a_state_of_the_version_before_is_read(again: Path, glue_dir: Path, model_dir: Path, capsys):
-    kept = json.loads((again / "glue_state.json").read_text())
+def test_a_state_of_the_previous_version_is_read(finished: Path, glue_dir: Path, model_dir: Path, capsys):
+    kept = json.loads((finished / "glue_state.json").read_text())
     names = ("seed", "learning_rate", "batch_size", "max_steps", "num_train_epochs", "max_seq_length", "model")
     old = {name: kept["settings"][name] for name in names}
     del kept["saved"]
-    (again / "glue_state.json").write_text(json.dumps(kept | {"settings": old}))
-    run_glue(options(glue_dir, model_dir), arguments(again, do_train=True, do_eval=True, do_predict=True))
+    (finished / "glue_state.json").write_text(json.dumps(kept | {"settings": old}))
+    run_glue(options(glue_dir, model_dir), arguments(finished, do_train=True, do_eval=True, do_predict=True))
     assert "RTE: done before" in capsys.readouterr().out
 
 
@@ -250,18 +256,21 @@ BAD_STATES = {
 
 
 @pytest.mark.parametrize("case", BAD_STATES)
-def test_a_state_of_another_form_is_named_and_overwritten_if_told(again: Path, glue_dir: Path, model_dir: Path, case):
-    (again / "glue_state.json").write_text(json.dumps(BAD_STATES[case]))
-    before = contents(again)
+def test_a_damaged_state_is_refused_and_overwritten_with_the_flag(
+    finished: Path, glue_dir: Path, model_dir: Path, case
+):
+    (finished / "glue_state.json").write_text(json.dumps(BAD_STATES[case]))
+    before = contents(finished)
     with pytest.raises(UsageError, match=r"glue_state\.json is damaged: delete or move .* to run this task again"):
-        run_glue(options(glue_dir, model_dir), arguments(again, do_train=True))
-    assert contents(again) == before
-    run_glue(options(glue_dir, model_dir, overwrite_output_dir=True), arguments(again, do_train=True))
-    assert not (again / "eval_results_rte.txt").exists()
+        run_glue(options(glue_dir, model_dir), arguments(finished, do_train=True))
+    assert contents(finished) == before
+    run_glue(options(glue_dir, model_dir, overwrite_output_dir=True), arguments(finished, do_train=True))
+    assert not (finished / "eval_results_rte.txt").exists()
 
 
-def test_killed_while_the_first_state_was_written(tmp_path: Path, glue_dir: Path, model_dir: Path):
-    """The rerun just works, and finished tasks stay as they are."""
+def test_a_task_killed_while_its_first_state_was_written_is_run_and_others_are_kept(
+    tmp_path: Path, glue_dir: Path, model_dir: Path
+):
     chosen = options(glue_dir, model_dir, "RTE,WNLI", rounds=1)
     run_glue(chosen, arguments(tmp_path, do_train=True))
     before = contents(tmp_path / "RTE0")
@@ -274,14 +283,14 @@ def test_killed_while_the_first_state_was_written(tmp_path: Path, glue_dir: Path
     assert not list((tmp_path / "WNLI0").glob(".*.writing"))
 
 
-def test_a_strangers_folder_is_to_be_moved_and_finished_tasks_stay(tmp_path: Path, glue_dir: Path, model_dir: Path):
+def test_a_folder_that_glue_did_not_make_is_refused(tmp_path: Path, glue_dir: Path, model_dir: Path):
     (tmp_path / "RTE1").mkdir()
     (tmp_path / "RTE1" / "notes.txt").write_text("precious")
     with pytest.raises(UsageError, match=r"RTE1 is not empty and was not made by bertconv glue \(notes.txt\): move it"):
         run_glue(options(glue_dir, model_dir, rounds=2), arguments(tmp_path, do_train=True))
 
 
-# An overwrite
+# Overwriting
 
 
 def fail_before_the_first_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,52 +300,54 @@ def fail_before_the_first_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GlueTrainer, "create_optimizer", fail)
 
 
-def test_an_overwrite_that_fails_leaves_the_old_run(again: Path, glue_dir: Path, model_dir: Path, monkeypatch):
-    before = contents(again)
+def test_an_overwrite_that_fails_leaves_the_old_run(finished: Path, glue_dir: Path, model_dir: Path, monkeypatch):
+    before = contents(finished)
     fail_before_the_first_checkpoint(monkeypatch)
     with pytest.raises(RuntimeError, match="no such optimizer"):
-        run_glue(options(glue_dir, model_dir, overwrite_output_dir=True), arguments(again, do_train=True, seed=1))
-    assert contents(again) == before
+        run_glue(options(glue_dir, model_dir, overwrite_output_dir=True), arguments(finished, do_train=True, seed=1))
+    assert contents(finished) == before
 
 
-def test_an_overwrite_that_diverges_leaves_the_old_run(again: Path, glue_dir: Path, model_dir: Path):
-    before = contents(again)
+def test_an_overwrite_that_diverges_leaves_the_old_run(finished: Path, glue_dir: Path, model_dir: Path):
+    before = contents(finished)
     wild = {"learning_rate": 1e30, "max_grad_norm": 1e30, "max_steps": 4}
     with pytest.raises(TrainingDiverged):
-        run_glue(options(glue_dir, model_dir, overwrite_output_dir=True), arguments(again, do_train=True, **wild))
-    assert contents(again) == before
+        run_glue(options(glue_dir, model_dir, overwrite_output_dir=True), arguments(finished, do_train=True, **wild))
+    assert contents(finished) == before
 
 
-def test_an_overwrite_takes_the_place_of_the_old_run(again: Path, glue_dir: Path, model_dir: Path):
-    (again / "thesis.tex").write_text("precious")
-    before = contents(again)
-    run_glue(options(glue_dir, model_dir, overwrite_output_dir=True), arguments(again, do_train=True, seed=1))
-    after = contents(again)
+def test_an_overwrite_replaces_the_old_run_and_keeps_other_files(finished: Path, glue_dir: Path, model_dir: Path):
+    (finished / "thesis.tex").write_text("precious")
+    before = contents(finished)
+    run_glue(options(glue_dir, model_dir, overwrite_output_dir=True), arguments(finished, do_train=True, seed=1))
+    after = contents(finished)
     assert after["model.safetensors"] != before["model.safetensors"]
     assert after["thesis.tex"] == b"precious"
     assert not {"eval_results_rte.txt", "test_results_rte.txt"} & after.keys()
-    assert not (again / files.ASIDE_NAME).exists()
+    assert not (finished / files.ASIDE_NAME).exists()
 
 
-def test_the_old_run_goes_when_a_checkpoint_stands(again: Path, glue_dir: Path, model_dir: Path, monkeypatch):
+def test_the_old_run_is_deleted_after_the_first_new_checkpoint(
+    finished: Path, glue_dir: Path, model_dir: Path, monkeypatch
+):
     kill_in_step(monkeypatch, 2, signal.SIGTERM)
     changed = options(glue_dir, model_dir, overwrite_output_dir=True)
     with pytest.raises(RunInterrupted):
-        run_glue(changed, arguments(again, do_train=True, seed=1, max_steps=5))
-    assert not (again / files.ASIDE_NAME).exists()
-    run_glue(options(glue_dir, model_dir), arguments(again, do_train=True, seed=1, max_steps=5))
-    assert json.loads((again / "glue_state.json").read_text())["settings"]["seed"] == 1
+        run_glue(changed, arguments(finished, do_train=True, seed=1, max_steps=5))
+    assert not (finished / files.ASIDE_NAME).exists()
+    run_glue(options(glue_dir, model_dir), arguments(finished, do_train=True, seed=1, max_steps=5))
+    assert json.loads((finished / "glue_state.json").read_text())["settings"]["seed"] == 1
 
 
 class Killed(BaseException):
-    """Stands for a SIGKILL: nobody catches it in the functions under test."""
+    """In place of SIGKILL: the functions under test don't catch it."""
 
 
 def kill_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """Die before the change of the file system with this number, from 0."""
+    """Raise ``Killed`` before the change of the file system with this number, from 0."""
     seen = []
 
-    def dying(function):
+    def killing(function):
         def call(*args, **kwargs):
             seen.append(1)
             if len(seen) > number:
@@ -346,12 +357,12 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
         return call
 
     for name in ("rename", "replace", "unlink", "mkdir", "rmdir"):
-        monkeypatch.setattr(Path, name, dying(getattr(Path, name)))
-    monkeypatch.setattr(shutil, "rmtree", dying(shutil.rmtree))
+        monkeypatch.setattr(Path, name, killing(getattr(Path, name)))
+    monkeypatch.setattr(shutil, "rmtree", killing(shutil.rmtree))
 
 
-def survive(monkeypatch: pytest.MonkeyPatch, number: int, *steps) -> bool:
-    """Do steps until killed; whether they came to their end."""
+def run_until_killed(monkeypatch: pytest.MonkeyPatch, number: int, *steps) -> bool:
+    """Whether all steps ran without being killed."""
     with monkeypatch.context() as patch:
         kill_at(patch, number)
         try:
@@ -362,51 +373,55 @@ def survive(monkeypatch: pytest.MonkeyPatch, number: int, *steps) -> bool:
     return True
 
 
-@pytest.mark.parametrize("stands", [False, True])
-def test_an_overwrite_killed_anywhere_is_whole_again(again: Path, tmp_path: Path, monkeypatch, stands: bool):
-    """Killed while it sets aside or begins, and again while that is settled: the old run or the new one, all of it."""
-    old = contents(again)
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_an_overwrite_killed_at_any_change_leaves_either_the_old_or_the_new_run(
+    finished: Path, tmp_path: Path, monkeypatch, is_trained: bool
+):
+    """Killed while the old run is set aside or the new one begins, and again while that is settled."""
+    old = contents(finished)
     new_state = TaskState(task="RTE", settings={"seed": 1})
 
     def train() -> None:
-        (again / "tokenizer.json").write_text("new")
-        (again / "config.json").write_text("new")
-        if stands:
-            state.write_state(again, new_state.model_copy(update={"trained": True}))
+        (finished / "tokenizer.json").write_text("new")
+        (finished / "config.json").write_text("new")
+        if is_trained:
+            state.write_state(finished, new_state.model_copy(update={"trained": True}))
 
     killed = 0
     for first in range(100):
-        ended = survive(monkeypatch, first, lambda: state.start_anew(again, new_state), train)
+        ended = run_until_killed(monkeypatch, first, lambda: state.start_anew(finished, new_state), train)
         for second in range(100):
-            if survive(monkeypatch, second, lambda: state.settle_overwrite(again)):
+            if run_until_killed(monkeypatch, second, lambda: state.settle_overwrite(finished)):
                 break
             killed += 1
-        files.remove_temporaries(again)
-        if stands and state.read_state(again).settings == new_state.settings:  # killed after that was written, or not
-            assert contents(again).keys() == {"glue_state.json", "tokenizer.json", "config.json"}
+        files.remove_temporaries(finished)
+        if is_trained and state.read_state(finished).settings == new_state.settings:  # killed after it was written
+            assert contents(finished).keys() == {"glue_state.json", "tokenizer.json", "config.json"}
             break
-        assert contents(again) == old, first
+        assert contents(finished) == old, first
         if ended:
             break
     assert first > 8 and killed > 30
-    assert not (again / files.ASIDE_NAME).exists()
+    assert not (finished / files.ASIDE_NAME).exists()
 
 
-def test_a_killed_overwrite_is_settled_by_the_next_run(again: Path, glue_dir: Path, model_dir: Path, capsys):
-    before = contents(again)
-    state.start_anew(again, TaskState(task="RTE", settings={"seed": 1}))
-    assert contents(again) != before
-    run_glue(options(glue_dir, model_dir), arguments(again, do_train=True))
+def test_a_killed_overwrite_is_undone_by_the_next_run(finished: Path, glue_dir: Path, model_dir: Path, capsys):
+    before = contents(finished)
+    state.start_anew(finished, TaskState(task="RTE", settings={"seed": 1}))
+    assert contents(finished) != before
+    run_glue(options(glue_dir, model_dir), arguments(finished, do_train=True))
     assert "RTE: done before" in capsys.readouterr().out
-    assert contents(again) == before
+    assert contents(finished) == before
 
 
-# What is in the way
+# Outputs that are refused
 
 
 @pytest.mark.parametrize("relation", ["is", "holds", "lies in"])
 @pytest.mark.parametrize("flag", ["--model_name_or_path", "--data_dir", "--tokenizer_name", "--hyperparams"])
-def test_an_output_in_the_way_of_an_input(tmp_path: Path, data: Path, model: Path, tokenizer, flag: str, relation: str):
+def test_an_output_that_overlaps_an_input_is_refused(
+    tmp_path: Path, data: Path, model: Path, tokenizer, flag: str, relation: str
+):
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     yaml = tmp_path / "hyper" / "mine.yaml"
     yaml.parent.mkdir()
@@ -441,11 +456,11 @@ def test_an_overwrite_does_not_touch_a_model_that_glue_did_not_make(tmp_path: Pa
     assert contents(model) == before
 
 
-def test_predicting_may_name_the_output_as_the_model(again: Path, glue_dir: Path):
-    run_glue(options(glue_dir, again), arguments(again, do_predict=True))
+def test_for_prediction_the_output_can_be_the_model(finished: Path, glue_dir: Path):
+    run_glue(options(glue_dir, finished), arguments(finished, do_predict=True))
 
 
-def test_an_output_that_can_not_be_written(tmp_path: Path, glue_dir: Path, model_dir: Path, monkeypatch):
+def test_an_output_that_cannot_be_written_is_refused(tmp_path: Path, glue_dir: Path, model_dir: Path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"--output_dir .*file/out can't be made: Not a directory"):
         run_glue(options(glue_dir, model_dir), arguments(tmp_path / "file" / "out", do_train=True))
@@ -455,12 +470,12 @@ def test_an_output_that_can_not_be_written(tmp_path: Path, glue_dir: Path, model
         run_glue(options(glue_dir, model_dir), arguments(tmp_path / "ro", do_train=True))
 
 
-def test_scores_that_are_no_numbers_are_not_kept(again: Path, glue_dir: Path, model_dir: Path):
-    weights = load_file(again / "model.safetensors")
+def test_scores_that_are_not_finite_are_not_saved(finished: Path, glue_dir: Path, model_dir: Path):
+    weights = load_file(finished / "model.safetensors")
     weights["classifier.bias"] = torch.full_like(weights["classifier.bias"], float("nan"))
-    save_file(weights, again / "model.safetensors", metadata={"format": "pt"})
-    kept = json.loads((again / "glue_state.json").read_text())
-    kept |= {"dev": {}, "saved": {"model.safetensors": files.sha256(again / "model.safetensors")}}
-    (again / "glue_state.json").write_text(json.dumps(kept))
+    save_file(weights, finished / "model.safetensors", metadata={"format": "pt"})
+    kept = json.loads((finished / "glue_state.json").read_text())
+    kept |= {"dev": {}, "saved": {"model.safetensors": files.sha256(finished / "model.safetensors")}}
+    (finished / "glue_state.json").write_text(json.dumps(kept))
     with pytest.raises(TrainingDiverged, match="its scores on rte are not finite"):
-        run_glue(options(glue_dir, model_dir), arguments(again, do_eval=True))
+        run_glue(options(glue_dir, model_dir), arguments(finished, do_eval=True))
