@@ -48,7 +48,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Page]:
     result = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder],
         cwd=DOCS.parent,
-        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1", "BERT_CONVOLUTIONS_LAZY": "1"},
         capture_output=True,
         text=True,
         timeout=180,

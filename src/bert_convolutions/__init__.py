@@ -2,10 +2,11 @@
 
 Importing the package registers its classes with the Auto classes of ``transformers``, which loads PyTorch and takes
 seconds. The command line defers it until it is needed: ``bertconv`` sets ``BERT_CONVOLUTIONS_LAZY``, and ``python -m
-bert_convolutions`` is recognised.
+bert_convolutions`` and submitit's jobs, which only start commands, are recognised.
 """
 
 import importlib
+import itertools
 import os
 import sys
 from typing import Any
@@ -35,7 +36,8 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
 
 
-_is_the_command = ("-m", __name__) in zip(sys.orig_argv, sys.orig_argv[1:], strict=False)
-if not (os.environ.get("BERT_CONVOLUTIONS_LAZY") or _is_the_command):
+_COMMANDS = (("-m", __name__), ("-m", "submitit.core._submit"))
+_is_a_command = any(words in _COMMANDS for words in itertools.pairwise(sys.orig_argv))
+if not (os.environ.get("BERT_CONVOLUTIONS_LAZY") or _is_a_command):
     importlib.import_module(f"{__name__}.model")
     importlib.import_module(f"{__name__}.data.tokenizer")

@@ -1,5 +1,7 @@
 """Missing packages are named; the shell completes sub-commands, their flags and values."""
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -103,11 +105,10 @@ def test_doctor_checks_the_disk_of_the_output_folder(
 def complete(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
     """A function that returns bash's completions of the last word of a command line."""
     script = tmp_path_factory.mktemp("completion") / "bertconv.bash"
-    made = subprocess.run(
-        [sys.executable, "-m", "bert_convolutions", "completion", "bash"], capture_output=True, text=True, timeout=120
-    )
-    assert (made.returncode, made.stderr) == (0, "")
-    script.write_text(made.stdout)
+    with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.redirect_stderr(io.StringIO()) as said:
+        assert main(["completion", "bash"]) == 0
+    assert said.getvalue() == ""
+    script.write_text(printed.getvalue())
 
     def offered(*words: str) -> list[str]:
         ask = (

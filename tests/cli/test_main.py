@@ -83,11 +83,13 @@ def test_help_loads_neither_torch_nor_transformers(name: str) -> None:
     assert "--config FILE" in result.stdout
 
 
-def test_python_m_loads_no_torch_and_leaves_no_variable_in_the_environment() -> None:
+def test_python_m_and_a_job_of_submitit_load_no_torch_and_leave_no_variable_in_the_environment() -> None:
     result = python("-X", "importtime", "-m", "bert_convolutions", "convert", "--help")
     assert result.returncode == 0
     assert "bert_convolutions.cli.main" in result.stderr
     assert "torch" not in result.stderr
+    script = "import sys, bert_convolutions; print('torch' in sys.modules)"
+    assert python("-c", script, "-m", "submitit.core._submit", "job").stdout == "False\n"
     script = "import os, bertconv; bertconv.main(); print('BERT_CONVOLUTIONS_LAZY' in os.environ)"
     assert python("-c", script).stdout.endswith("False\n")
 
@@ -250,7 +252,9 @@ def test_closed_streams_change_no_exit_code(closed: str, tmp_path: Path) -> None
 
 def test_any_character_can_be_printed_to_an_ascii_output() -> None:
     script = "import bertconv; from bert_convolutions.cli import main; main.run = lambda argv: print('path: \u00f6')"
-    result = python("-c", f"{script}; raise SystemExit(bertconv.main())", PYTHONIOENCODING="ascii")
+    result = python(
+        "-c", f"{script}; raise SystemExit(bertconv.main())", PYTHONIOENCODING="ascii", BERT_CONVOLUTIONS_LAZY="1"
+    )
     assert (result.returncode, result.stdout, result.stderr) == (0, "path: \\xf6\n", "")
 
 

@@ -5,8 +5,8 @@ import os
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -283,7 +283,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "num_proc": 1,
             "save_steps": 1,
         },
-        variants={"absolute": {}, "broken": {"mlm_probability": 2}},
+        variants={"absolute": {}, "broken": {"eval_fraction": "most"}},
         seeds=[1],
         evaluate={"minimal_pairs": {"zorro": {"data_dir": str(folder / "zorro")}}},
     )
@@ -313,7 +313,7 @@ def test_real_commands(real: Path, swept: Path) -> None:
     assert (folder / "absolute" / "seed1" / "pretrain" / "model.safetensors").is_file()
     assert json.loads((folder / "absolute" / "seed1" / "zorro" / "minimal_pairs.json").read_text())["all"]["pairs"] == 1
     assert read_model(CellRecord, folder / "broken" / "seed1" / "pretrain.cell.json").exit_code == 2
-    assert "--mlm_probability" in (folder / "broken" / "seed1" / "pretrain.log").read_text()
+    assert "--eval_fraction" in (folder / "broken" / "seed1" / "pretrain.log").read_text()
     assert json.loads((folder / "experiment.json").read_text())["baseline"] == "absolute"
 
 
@@ -370,20 +370,32 @@ def test_a_job_that_submitit_requeues_ends_its_command_and_goes_on(
     assert isinstance(again.function, run._Job) and again.args == (cells,)
 
 
-def test_a_signal_reaches_the_command_which_saves(real: Path, tmp_path: Path) -> None:
-    argv = ["sweep", str(real / "e.yaml"), "--output_dir", str(tmp_path / "out"), "--only", "absolute/*"]
-    argv += ["--set", "max_steps=1000000", "logging_steps=1"]
-    process = subprocess.Popen([sys.executable, "-m", "bert_convolutions", *argv], stderr=subprocess.PIPE, text=True)
+def test_a_signal_reaches_the_command_which_saves(
+    real: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pretrain = tmp_path / "out" / "absolute" / "seed1" / "pretrain"
-    deadline = time.monotonic() + 60
-    while not list(pretrain.glob("checkpoint-*")) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert read_model(CellRecord, pretrain.with_name("pretrain.cell.json")).exit_code == 75  # should both be killed
-    process.send_signal(signal.SIGTERM)
-    error = process.communicate(timeout=60)[1]
-    assert process.returncode == 75, error
-    assert "resume with the same command" in error
+    codes: list[int] = []
+    over = threading.Event()
+
+    def stop() -> None:
+        deadline = time.monotonic() + 60
+        while not over.wait(0.1):
+            if list(pretrain.glob("checkpoint-*")) or time.monotonic() > deadline:
+                codes.append(read_model(CellRecord, pretrain.with_name("pretrain.cell.json")).exit_code)
+                return os.kill(os.getpid(), signal.SIGTERM)
+
+    argv = ["sweep", str(real / "e.yaml"), "--output_dir", str(tmp_path / "out"), "--only", "absolute/*"]
+    thread = threading.Thread(target=stop)
+    thread.start()
+    code = main([*argv, "--set", "max_steps=1000", "logging_steps=1"])
+    over.set()
+    thread.join()
+    assert code == 75
+    assert codes == [75]  # should both be killed
+    assert "resume with the same command" in capsys.readouterr().err
     assert read_model(CellRecord, pretrain.with_name("pretrain.cell.json")).exit_code == 75
+    assert list(pretrain.glob("checkpoint-*"))
+    assert "stopped by SIGTERM" in pretrain.with_name("pretrain.log").read_text()
 
 
 def test_dry_run_prints_costs_and_commands(real: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -425,19 +437,13 @@ def test_what_submitit_refuses_is_bad_input(
         sweep(write(tmp_path / "e.yaml"), tmp_path / "out", **flags)
 
 
-def test_submitit_runs_the_cells_in_jobs(real: Path, swept: Path, tmp_path: Path) -> None:
+def test_submitit_runs_the_cells_in_jobs(
+    real: Path, swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("submitit")
     shutil.copytree(swept, tmp_path / "out")
     shutil.rmtree(tmp_path / "out" / "absolute" / "seed1" / "zorro")  # what is left to do of this variant
     argv = ["sweep", str(real / "e.yaml"), "--output_dir", str(tmp_path / "out"), "--executor", "local"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [sys.executable, "-m", "bert_convolutions", *argv, "--executor_options", "timeout_min=5"],
-        capture_output=True,
-        text=True,
-        timeout=400,
-        env=environment,
-    )
-    assert result.returncode == 1, result.stderr
-    assert "1 of 2 jobs failed" in result.stderr
+    assert main([*argv, "--executor_options", "timeout_min=5"]) == 1
+    assert "1 of 2 jobs failed" in capsys.readouterr().err
     assert (tmp_path / "out" / "absolute" / "seed1" / "zorro" / "minimal_pairs.csv").is_file()
