@@ -3,8 +3,6 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from bert_convolutions.glue.submit import compile_submission
 from bert_convolutions.glue.tasks import TASKS, all_dev_sets, all_test_sets
 from tests.glue.helpers import arguments, kill_in_step, options
 from tests.helpers import same_weights, weights
+from tests.ranks import run_in_two_ranks
 
 
 @pytest.fixture(scope="module")
@@ -181,13 +180,12 @@ def test_accumulated_steps_are_whole_steps(tmp_path: Path, glue_dir: Path, calm_
 def test_two_processes_are_one(tmp_path: Path, glue_dir: Path, calm_model_dir: Path):
     """Same global batch: same weights; every file is written once. 24 examples in steps of 10, 10 and 4."""
     command = [
-        *("--data_dir", glue_dir, "--task_name", "MNLI,RTE", "--rounds", "1", "--max_seq_length", "32"),
+        *("glue", "--data_dir", glue_dir, "--task_name", "MNLI,RTE", "--rounds", "1", "--max_seq_length", "32"),
         *("--model_name_or_path", calm_model_dir, "--do_train", "--do_eval", "--do_predict", "--max_steps", "4"),
         *("--learning_rate", "1e-3", "--use_cpu", "--disable_tqdm", "true", "--output_dir", tmp_path / "two"),
         *("--per_device_train_batch_size", "5"),
     ]
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "bert_convolutions", "glue")
-    subprocess.run([sys.executable, *torchrun, *map(str, command)], check=True, timeout=200, capture_output=True)
+    run_in_two_ranks(list(map(str, command)))
     given = {"per_device_train_batch_size": 10, "max_steps": 4, "do_train": True, "do_eval": True, "do_predict": True}
     run_glue(options(glue_dir, calm_model_dir, "MNLI,RTE", rounds=1), arguments(tmp_path / "one", **given))
     for task in ("MNLI0", "RTE0"):

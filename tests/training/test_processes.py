@@ -1,4 +1,4 @@
-"""Two CPU processes under torchrun do what one does."""
+"""Two CPU processes do what one does, and end together under torchrun."""
 
 import json
 import os
@@ -13,30 +13,27 @@ import pytest
 
 from bert_convolutions.cli.main import main
 from bert_convolutions.training import checkpoints
+from tests.ranks import run_in_two_ranks
 from tests.training.conftest import Corner
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 COMMAND = ("-m", "bert_convolutions", "pretrain")
 
 
-def launch_two(flags: list[str]) -> None:
-    arguments = [sys.executable, *TORCHRUN, *COMMAND, *flags]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-
-
 def test_two_processes_and_one_give_the_same_losses_also_when_they_take_turns(corner: Corner) -> None:
     """15 steps of 8 are more than an epoch of 52 examples, whose last step is of 4."""
     common = {"max_steps": 15, "use_sop_head": "true", "do_eval": "true", "eval_data_file": corner.folder / "eval.ids"}
     assert main(["pretrain", *corner.flags("one", gradient_accumulation_steps=2, save_steps=6, **common)]) == 0
-    launch_two([*corner.flags("two", **common), "--save_at_words", "300"])
+    resumed = corner.flags("more", resume_from_checkpoint=corner.folder / "one" / "checkpoint-6", **common)
+    run_in_two_ranks(["pretrain", *corner.flags("two", **common), "--save_at_words", "300"], ["pretrain", *resumed])
     losses = corner.log("one")
     seen = [
         json.loads((corner.folder / name / "train_results.json").read_text())["words_seen"] for name in ("one", "two")
     ]
     assert seen[0] == seen[1] > 300 and (corner.folder / "two" / "chck_300" / "model.safetensors").exists()
     assert len(losses) == 15
-    np.testing.assert_allclose(corner.log("two"), losses, atol=1e-5)
+    for name in ("two", "more"):
+        np.testing.assert_allclose(corner.log(name), losses, atol=1e-5)
     lines = [(corner.folder / output / "eval_results_lm.txt").read_text().splitlines() for output in ("one", "two")]
     figures = [{line.split(" = ")[0]: float(line.split(" = ")[1]) for line in text} for text in lines]
     assert figures[0]["masked_tokens"] == figures[1]["masked_tokens"]
@@ -44,10 +41,6 @@ def test_two_processes_and_one_give_the_same_losses_also_when_they_take_turns(co
     saved = corner.folder / "two" / "checkpoint-15"
     assert checkpoints.fault_in(saved) is None  # one writer: else files would have changed after the manifest
     assert {path.name for path in saved.glob("rng*")} == {"rng_state_0.pth", "rng_state_1.pth"}
-
-    resumed = corner.flags("more", resume_from_checkpoint=corner.folder / "one" / "checkpoint-6", **common)
-    launch_two(resumed)
-    np.testing.assert_allclose(corner.log("more"), losses, atol=1e-5)
 
 
 def workers_of(launcher: int) -> list[int]:
