@@ -1,5 +1,6 @@
 """Settings of every test: offline, one thread (the tests run in parallel processes), the same seeds each time."""
 
+import gc
 import os
 import random
 import signal
@@ -21,6 +22,12 @@ for number in (signal.SIGHUP, signal.SIGINT):  # ignored under nohup and in the 
 torch.set_num_threads(1)
 if not torch.cuda.is_available():  # runs Triton's kernels on the CPU; read when they are first imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_collection_finish() -> None:
+    """Take what the imports made out of garbage collection: each training collects, which took most of its time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

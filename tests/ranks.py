@@ -1,5 +1,6 @@
 """Command lines in two processes each, as torchrun starts them, but forked from one that has imported PyTorch."""
 
+import gc
 import json
 import multiprocessing
 import os
@@ -28,6 +29,7 @@ if __name__ == "__main__":
     import bert_convolutions.glue.run
     import bert_convolutions.training.pretrain  # noqa: F401
 
+    gc.freeze()  # as in conftest
     context = multiprocessing.get_context("fork")
     for argv in json.loads(sys.argv[1]):
         with socket.socket() as probe:
