@@ -19,7 +19,7 @@ def run_in_two_ranks(*command_lines: list[str]) -> None:
 def run_rank(argv: list[str], rank: int, port: int) -> None:
     from bert_convolutions.cli.main import leave, main
 
-    signal.alarm(120)  # as it would wait forever for a rank that has failed
+    signal.alarm(120)  # a rank would wait for ever for one that has failed
     os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"})
     os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
     leave(main(argv))

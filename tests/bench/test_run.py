@@ -1,4 +1,4 @@
-"""The whole command with the smallest models, also with processes of its own."""
+"""``bertconv bench`` as a whole with tiny models, in threads and in processes."""
 
 import json
 import threading
@@ -20,12 +20,12 @@ from bert_convolutions.errors import UsageError
 
 
 class ThreadedWorker(Worker):
-    """A worker in a thread of this process, which starts at once."""
+    """A worker in a thread of this process, which starts faster."""
 
     def _start(self, *args: Any) -> Any:
         thread = threading.Thread(target=worker.serve, args=args, daemon=True)
         thread.start()
-        self._connection.poll(60)  # accelerate has one state a process, so no two may be built at a time
+        self._connection.poll(60)  # accelerate has one state per process, so workers can't be set up at the same time
         return thread
 
 
@@ -33,7 +33,7 @@ def read(flags: dict[str, Any]) -> dict[str, Any]:
     return json.loads((Path(flags["output_dir"]) / "results.json").read_text(encoding="utf-8"))
 
 
-def test_joined_sentences_keep_the_budget() -> None:
+def test_joined_sentences_have_at_most_the_given_length() -> None:
     class Words:
         def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
             return {"input_ids": [0] * len(text.split())}
@@ -42,7 +42,7 @@ def test_joined_sentences_keep_the_budget() -> None:
     assert list(join_sentences(iter(sentences), Words(), 4)) == ["a b c", "d e f", "g h i j k l m", "n"]
 
 
-def test_processes_from_the_command_line(bench_flags: dict[str, Any], tmp_path: Path, capfd: Any) -> None:
+def test_the_command_measures_in_processes(bench_flags: dict[str, Any], tmp_path: Path, capfd: Any) -> None:
     flags = {**bench_flags, "output_dir": str(tmp_path), "tasks": ["pretraining"], "sequence_lengths": [128]}
     flags |= {"contestants": ["composite", "electra"], "precision": ["float32"], "threads": 1}
     argv = ["bench"]
@@ -61,7 +61,7 @@ def test_processes_from_the_command_line(bench_flags: dict[str, Any], tmp_path: 
     assert "Traceback" not in printed.err
 
 
-def test_all_tasks_give_json_and_a_picture(
+def test_all_tasks_write_json_and_a_plot(
     bench_flags: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
     monkeypatch.setattr(run, "Worker", ThreadedWorker)
@@ -80,7 +80,7 @@ def test_all_tasks_give_json_and_a_picture(
     assert "Fastest here: --per_device_train_batch_size" in capfd.readouterr().out
 
 
-def test_a_failed_contestant_leaves_the_others(
+def test_a_failed_contestant_does_not_stop_the_others(
     bench_flags: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
     def fail(job: Any, setup: Any, turns: Any) -> None:
@@ -100,7 +100,7 @@ def test_a_failed_contestant_leaves_the_others(
     assert "is not measured: MemoryError: no room" in capfd.readouterr().out
 
 
-def test_a_path_with_brackets(
+def test_a_path_with_brackets_can_be_the_output(
     bench_flags: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
     monkeypatch.setattr(run, "Worker", ThreadedWorker)
@@ -111,19 +111,19 @@ def test_a_path_with_brackets(
     assert entry["medians"]["real_tokens_per_second"] > 0 and entry["failure"] is None
 
 
-def test_too_little_text(bench_flags: dict[str, Any]) -> None:
+def test_too_little_text_is_refused(bench_flags: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="fewer --rounds or --steps"):
         run_bench(BenchOptions(**{**bench_flags, "rounds": 1000}))
 
 
-def test_output_dir_is_a_file(bench_flags: dict[str, Any], tmp_path: Path) -> None:
+def test_an_output_that_is_a_file_is_refused(bench_flags: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.touch()
     with pytest.raises(UsageError, match="is a file"):
         run_bench(BenchOptions(**{**bench_flags, "output_dir": str(path)}))
 
 
-def test_unknown_contestant_from_the_command_line(capfd: Any) -> None:
+def test_an_unknown_contestant_is_refused(capfd: Any) -> None:
     assert main(["bench", "--contestants", "electrra"]) == 2
     assert "valid are composite" in capfd.readouterr().err
 
@@ -133,10 +133,10 @@ def test_a_cpu_without_bf16_is_measured_in_float32(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(run, "cpu_has_bf16", lambda: False)
     precisions: set[str] = set()
 
-    def look(bench: run.Bench) -> None:
+    def record_precisions(bench: run.Bench) -> None:
         precisions.update(job.precision for group in bench.groups for job in group.jobs)
 
-    monkeypatch.setattr(run.Bench, "run", look)
+    monkeypatch.setattr(run.Bench, "run", record_precisions)
     run_bench(BenchOptions(output_dir=str(tmp_path), quick=True))
     assert precisions == {"float32"}
     with pytest.raises(UsageError, match="--precision bf16"):

@@ -1,4 +1,4 @@
-"""The demonstration from end to end, at its quick scale."""
+"""The demo from end to end, on its quick scale."""
 
 import shlex
 import zipfile
@@ -31,7 +31,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory, speeches: list[Speech]) -> tu
     return places, printed.get()
 
 
-def test_everything_is_there(demo: tuple[DemoPaths, str]) -> None:
+def test_the_demo_writes_figures_models_scores_and_a_submission(demo: tuple[DemoPaths, str]) -> None:
     places, _ = demo
     for picture in (places.curves, places.kernels):
         assert picture.read_bytes().startswith(b"\x89PNG")
@@ -43,7 +43,7 @@ def test_everything_is_there(demo: tuple[DemoPaths, str]) -> None:
         assert list((places.finetuned / "composite" / f"{task}0").glob("eval_results_*.txt"))
 
 
-def test_it_says_what_it_does_and_where_things_are(demo: tuple[DemoPaths, str]) -> None:
+def test_the_demo_prints_its_steps_and_where_results_are(demo: tuple[DemoPaths, str]) -> None:
     places, printed = demo
     steps = [line for line in printed.splitlines() if line.startswith("[") and "since the start" in line]
     assert [line.split("]")[0] for line in steps] == [f"[{number}/12" for number in range(1, 13)]
@@ -53,8 +53,7 @@ def test_it_says_what_it_does_and_where_things_are(demo: tuple[DemoPaths, str]) 
         assert str(path) in printed
 
 
-def test_the_commands_it_shows_ask_for_what_it_does(demo: tuple[DemoPaths, str]) -> None:
-    """Each line after a ``$`` is read by the real command line without complaint."""
+def test_the_printed_commands_can_be_parsed_and_do_what_the_demo_does(demo: tuple[DemoPaths, str]) -> None:
     shown = [shlex.split(line[2:]) for line in demo[1].splitlines() if line.startswith("$ ")]
     assert {words[1] for words in shown} == {"train-tokenizer", "build-dataset", "pretrain", "glue", "compile-glue"}
     assert all(words[0] == "bertconv" for words in shown)
@@ -65,7 +64,7 @@ def test_the_commands_it_shows_ask_for_what_it_does(demo: tuple[DemoPaths, str])
             assert options.remove_position_embeddings == ("positions" not in argv[-1])
 
 
-def test_a_second_run_does_nothing_again(demo: tuple[DemoPaths, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_run_repeats_nothing(demo: tuple[DemoPaths, str], monkeypatch: pytest.MonkeyPatch) -> None:
     places, _ = demo
     models = {path: path.stat().st_mtime_ns for path in places.root.rglob("model.safetensors")}
     assert len(models) > 9
@@ -74,7 +73,7 @@ def test_a_second_run_does_nothing_again(demo: tuple[DemoPaths, str], monkeypatc
     assert {path: path.stat().st_mtime_ns for path in places.root.rglob("model.safetensors")} == models
 
 
-def test_a_stopped_demo_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_demo_prints_how_to_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(self: object) -> None:
         raise RunInterrupted("stopped by SIGTERM")
 
@@ -84,7 +83,7 @@ def test_a_stopped_demo_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.Mo
             run_demo(DemoOptions(output_dir=str(tmp_path / "new"), quick=True, overwrite_output_dir=overwrite))
 
 
-def test_an_overwrite_leaves_a_demo_alone_that_is_running(tmp_path: Path) -> None:
+def test_a_running_demo_is_not_overwritten(tmp_path: Path) -> None:
     places = DemoPaths(tmp_path)
     places.claim(DemoOptions())
     places.tokenizer.mkdir()
@@ -93,7 +92,7 @@ def test_an_overwrite_leaves_a_demo_alone_that_is_running(tmp_path: Path) -> Non
     assert places.tokenizer.exists() and '"seed": 42' in (tmp_path / "demo.json").read_text()
 
 
-def test_whose_folder_it_is(tmp_path: Path) -> None:
+def test_folders_of_other_files_and_other_demos_are_refused(tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("do not touch")

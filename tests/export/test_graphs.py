@@ -30,14 +30,14 @@ def config(**options):
 
 
 def without_layers(head):
-    """A model whose head alone is looked at, since each operation takes its time to export."""
+    """A model whose head alone is exported, since the export of each operation takes time."""
     model = getattr(bert_convolutions, f"CompositeBert{head}")(config(num_labels=3)).eval()
     model.base_model.encoder.layer = nn.ModuleList()
     return model
 
 
-def of_every_term():
-    """Two layers whose kernels have every term between them, the second with convolutional projections."""
+def with_every_term():
+    """A model of two layers that have every term between them, the second with convolutional projections."""
     kernels = ("convfixed_convk_convqhead_convspan 5", "qk_convq_convkhead_convolution_scaled 2")
     model = CompositeBertForMaskedLM(
         config(num_hidden_layers=2, attention_kernel=kernels[1], remove_position_embeddings=True)
@@ -54,8 +54,8 @@ def of_every_term():
     return model.eval()
 
 
-def exported(model, folder):
-    """Written in both formats, and compared."""
+def export_and_compare(model, folder):
+    """Write both formats, and compare their outputs with the model's."""
     program = graphs.export(model)
     torch.export.save(program, folder / "model.pt2")
     graphs.check(model, graphs.torch_run(folder / "model.pt2"), "model.pt2")
@@ -71,25 +71,27 @@ def test_a_model_saved_in_half_precision_is_written_in_float32(tmp_path):
     assert {value.dtype for value in program.state_dict.values()} == {torch.float32}
 
 
-def test_every_term(tmp_path):
-    exported(of_every_term(), tmp_path)
+def test_graphs_of_every_term_compute_what_the_model_does(tmp_path):
+    export_and_compare(with_every_term(), tmp_path)
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_every_head(head, tmp_path):
+def test_graphs_of_every_head_compute_what_the_model_does(head, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     model = without_layers(head)
-    exported(model, tmp_path)
+    export_and_compare(model, tmp_path)
     axes = ["batch", "choices", "length"] if head == "ForMultipleChoice" else ["batch", "length"]
     inputs = onnxruntime.InferenceSession(tmp_path / "model.onnx").get_inputs()
     assert {item.name: item.shape for item in inputs} == {
         name: axes for name in ("input_ids", "attention_mask", "token_type_ids")
     }
     with pytest.raises(CommandError, match=r"model\.onnx: \w+ differs from the model.s by .* in 1 rows of 1 tokens"):
-        graphs.check(without_layers(head), graphs.onnx_run(tmp_path / "model.onnx"), "model.onnx")  # other weights
+        graphs.check(
+            without_layers(head), graphs.onnx_run(tmp_path / "model.onnx"), "model.onnx"
+        )  # a model with other weights
 
 
-def test_what_int8_loses_is_measured_without_padding():
+def test_the_error_of_int8_is_measured_without_padding():
     exact = torch.tensor([[[0.0, 2.0], [1.0, 0.0], [5.0, 0.0]]])
     inexact = torch.tensor([[[0.5, 2.0], [1.0, 1.5], [0.0, 9.0]]])
     batch = {"attention_mask": torch.tensor([[1, 1, 0]])}
@@ -102,7 +104,7 @@ def test_what_int8_loses_is_measured_without_padding():
     assert "most probable" not in graphs.difference(hidden, hidden, batch)
 
 
-def test_the_command_writes_what_other_programs_read(folders, tokenizer, tmp_path, capsys):
+def test_the_exported_folder_can_be_used_by_onnxruntime_and_transformers(folders, tokenizer, tmp_path, capsys):
     onnxruntime = pytest.importorskip("onnxruntime")
     text = tmp_path / "text.txt"
     text.write_text("The cat sleeps.\n\nA dog barked, loudly.\n")
@@ -129,13 +131,13 @@ def test_the_command_writes_what_other_programs_read(folders, tokenizer, tmp_pat
         (("--format", "onnx", "--revisions", "--push_to_hub", "a/b"), "--revisions needs --format hub"),
     ],
 )
-def test_flags_that_need_another(flags, message, tmp_path, capsys):
+def test_flags_without_the_flag_they_need_are_refused(flags, message, tmp_path, capsys):
     argv = ["export", "--model_name_or_path", "model", "--output_dir", str(tmp_path / "out"), *flags]
     assert main(argv) == 2
     assert message in capsys.readouterr().err
 
 
-def test_a_text_that_is_missing_is_refused_before_the_work(folders, tmp_path, monkeypatch, capsys):
+def test_a_missing_text_is_refused_before_the_export(folders, tmp_path, monkeypatch, capsys):
     pytest.importorskip("onnxruntime")
     monkeypatch.setattr(graphs, "export", lambda model: pytest.fail("exported"))
     argv = ["export", "--model_name_or_path", str(folders["classifier"]), "--output_dir", str(tmp_path / "out")]
@@ -143,7 +145,7 @@ def test_a_text_that_is_missing_is_refused_before_the_work(folders, tmp_path, mo
     assert "missing.txt: no such file" in capsys.readouterr().err
 
 
-def test_a_graph_that_computes_something_else_leaves_nothing(folders, tmp_path, monkeypatch, capsys):
+def test_a_graph_with_other_outputs_is_refused_and_leaves_nothing(folders, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(graphs, "export", lambda model: torch.export.export(nn.Identity(), (torch.ones(1),)))
     wrong = {"logits": torch.zeros(1, 1, 1)}
     monkeypatch.setattr(graphs, "torch_run", lambda path: lambda batch: wrong)

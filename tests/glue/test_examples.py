@@ -1,4 +1,4 @@
-"""Steps draw from a uniform shuffle, rows are packed, and neither the rows nor the processes change a result."""
+"""Steps are drawn from a uniform shuffle, and packed rows and several processes change no result."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ LENGTHS = st.lists(st.integers(1, 128), min_size=1, max_size=300).map(np.array)
 
 
 def random_examples(lengths: np.ndarray, labels: np.ndarray | None = None) -> EncodedExamples:
-    """Examples of the tests' tokenizer: [CLS] first, random words, both token types."""
+    """Examples of random words after [CLS], with both token types."""
     generator = np.random.default_rng(0)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     ids = generator.integers(5, 45, lengths.sum()).astype(np.int32)
@@ -34,7 +34,7 @@ def random_examples(lengths: np.ndarray, labels: np.ndarray | None = None) -> En
 
 
 @given(LENGTHS, st.data())
-def test_a_selection_is_item_by_item_the_same(lengths: np.ndarray, data: st.DataObject):
+def test_a_selection_has_the_selected_items(lengths: np.ndarray, data: st.DataObject):
     examples = random_examples(lengths, np.arange(len(lengths)))
     indices = np.array(data.draw(st.lists(st.integers(0, len(lengths) - 1), max_size=20)), dtype=np.int64)
     chosen = examples.select(indices)
@@ -42,7 +42,7 @@ def test_a_selection_is_item_by_item_the_same(lengths: np.ndarray, data: st.Data
 
 
 @given(LENGTHS)
-def test_every_token_has_its_place(lengths: np.ndarray):
+def test_packed_rows_have_every_token_once_with_its_position(lengths: np.ndarray):
     examples = random_examples(lengths, np.arange(len(lengths)))
     batch = PackedRows(pad_id=0)(examples)
     assert int((batch["attention_mask"] > 0).sum()) == lengths.sum()
@@ -61,8 +61,8 @@ def test_every_token_has_its_place(lengths: np.ndarray):
     assert batch["examples_per_row"] == int(batch["attention_mask"].max())
 
 
-def test_little_is_padded_in_a_uniform_batch():
-    """The lengths of QNLI's training set, roughly; padded to the longest of 32, half of the tokens would be padding."""
+def test_packed_rows_of_uniform_batches_have_little_padding():
+    """With lengths like those of QNLI; padded to the longest of 32, half of the tokens would be padding."""
     generator = np.random.default_rng(0)
     lengths = np.minimum(generator.lognormal(3.5, 0.6, size=3200).astype(int) + 4, 128)
     examples = random_examples(lengths)
@@ -79,8 +79,8 @@ def plan_of(num_examples: int, seed: int, batch: int, processes: int = 1, micro_
 
 
 @pytest.mark.parametrize("batch", [16, 32])
-def test_batches_are_as_mixed_as_those_of_a_uniform_shuffle(batch: int):
-    """Labels that go with length, as in QQP and STS-B: batches of like length had 1.6 times the spread of labels.
+def test_batches_vary_as_those_of_a_uniform_shuffle(batch: int):
+    """Labels depend on the length, as in QQP and STS-B; batches of similar lengths would vary 1.6 times as much.
 
     Drawn without replacement, the mean of B of N labels has the variance s^2 / B x (N - B) / (N - 1).
     """
@@ -122,7 +122,7 @@ def test_epochs_and_seeds_differ():
     assert len(orders) == 4
 
 
-def test_a_process_without_examples_makes_a_batch_that_counts_as_none():
+def test_a_process_without_examples_makes_a_batch_of_zero_examples():
     examples = random_examples(np.array([3, 5]), np.array([0, 1]))
     counted = CountingCollator(PackedRows(0), examples.select(np.array([0])))
     assert counted(examples)["num_examples"] == 2
@@ -139,10 +139,10 @@ def test_token_budgets_are_kept(lengths: np.ndarray, budget: int):
 
 
 @pytest.mark.parametrize("task", [MNLI, find_task("STS-B")], ids=lambda task: task.name)
-def test_packed_rows_have_the_loss_and_the_gradients_of_padded_ones(composite_dir: Path, tokenizer, task):
+def test_packed_rows_give_the_loss_and_gradients_of_padded_ones(composite_dir: Path, tokenizer, task):
     from transformers import DataCollatorWithPadding
 
-    model = load_pretrained(composite_dir, task).eval()  # without dropout, whose masks go by the layout
+    model = load_pretrained(composite_dir, task).eval()  # without dropout, whose masks depend on the layout
     lengths = np.random.default_rng(1).integers(3, 40, size=24)
     labels = np.arange(24) % 3 if task.labels else np.linspace(0, 5, 24, dtype=np.float32)
     examples = random_examples(lengths, labels)
@@ -166,7 +166,7 @@ def test_packed_rows_have_the_loss_and_the_gradients_of_padded_ones(composite_di
         assert (grads[name] - grad).norm() <= 1e-4 * grad.norm() + 1e-7, name
 
 
-def test_models_of_others_get_padded_rows(model_dir: Path, tokenizer):
+def test_models_of_transformers_get_padded_rows(model_dir: Path, tokenizer):
     model = load_pretrained(model_dir, MNLI)
     batch = layout_for(model, tokenizer)(random_examples(np.array([3, 7, 5]), np.array([0, 1, 2])))
     assert batch["input_ids"].shape == (3, 7)

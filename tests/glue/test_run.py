@@ -1,4 +1,4 @@
-"""The command's work end to end with a tiny random model on a tiny GLUE: train, predict, compile, stop and go on."""
+"""``bertconv glue`` end to end with a tiny random model on a tiny GLUE: train, predict, compile, stop and resume."""
 
 import json
 import shutil
@@ -49,7 +49,7 @@ def test_every_task_has_its_results(finished: Path):
         assert not list(folder.rglob("*.bin"))
 
 
-def test_labels_are_smoothed_where_there_are_classes(glue_dir: Path, model_dir: Path, tmp_path: Path):
+def test_labels_of_classes_are_smoothed_and_scores_are_not(glue_dir: Path, model_dir: Path, tmp_path: Path):
     for smoothing in (0.0, 0.2):
         flags = {"do_train": True, "label_smoothing_factor": smoothing}
         chosen = options(glue_dir, model_dir, "CoLA,STS-B", rounds=1, hyperparams="flags")
@@ -58,14 +58,14 @@ def test_labels_are_smoothed_where_there_are_classes(glue_dir: Path, model_dir: 
     assert same_weights(tmp_path / "0.0" / "STS-B0", tmp_path / "0.2" / "STS-B0")
 
 
-def test_models_know_their_labels(finished: Path):
+def test_saved_models_have_the_names_of_their_labels(finished: Path):
     config = json.loads((finished / "RTE0" / "config.json").read_text())
     assert config["id2label"] == {"0": "entailment", "1": "not_entailment"}
     assert config["label2id"] == {"entailment": 0, "not_entailment": 1}
     assert json.loads((finished / "STS-B0" / "config.json").read_text())["problem_type"] == "regression"
 
 
-def test_three_tasks_start_from_mnli_of_their_round(finished: Path, model_dir: Path):
+def test_three_tasks_start_from_the_mnli_encoder_of_their_round(finished: Path, model_dir: Path):
     for task in TASKS:
         state = json.loads((finished / f"{task.name}0" / "glue_state.json").read_text())
         from_mnli = task.name in ("MRPC", "STS-B", "RTE")
@@ -75,7 +75,7 @@ def test_three_tasks_start_from_mnli_of_their_round(finished: Path, model_dir: P
         assert state["settings"]["max_steps"] == 2
 
 
-def test_the_encoder_of_mnli_is_the_fine_tuned_one(finished: Path, model_dir: Path):
+def test_the_saved_encoder_of_mnli_is_fine_tuned(finished: Path, model_dir: Path):
     encoder = load_file(finished / "MNLI0" / "transformer_subgraph" / "model.safetensors")
     whole = weights(finished / "MNLI0")
     assert all(torch.equal(value, whole[f"bert.{name}"]) for name, value in encoder.items())
@@ -84,7 +84,9 @@ def test_the_encoder_of_mnli_is_the_fine_tuned_one(finished: Path, model_dir: Pa
     assert not torch.equal(encoder[name], load_file(model_dir / "model.safetensors")[f"bert.{name}"])
 
 
-def test_the_submission_of_it(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_submission_is_compiled_from_the_finished_run(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     compile_submission(CompileGlueOptions(input=str(finished), test_dir=str(tmp_path)))
     printed = capsys.readouterr().out
     assert "MNLI-mm" in printed and "Not the official test set" in printed
@@ -98,7 +100,7 @@ def modified(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-def test_what_is_finished_is_not_run_again(finished: Path, glue_dir: Path, model_dir: Path, tmp_path: Path, capsys):
+def test_finished_tasks_are_not_run_again(finished: Path, glue_dir: Path, model_dir: Path, tmp_path: Path, capsys):
     folder = tmp_path / "copy"
     shutil.copytree(finished, folder)
     before = modified(folder)
@@ -117,7 +119,7 @@ def test_what_is_finished_is_not_run_again(finished: Path, glue_dir: Path, model
     assert modified(folder) == after
 
 
-def test_composite_attention_starts_from_its_mnli_encoder(tmp_path: Path, glue_dir: Path, composite_dir: Path):
+def test_tasks_of_a_composite_model_start_from_its_mnli_encoder(tmp_path: Path, glue_dir: Path, composite_dir: Path):
     given = arguments(tmp_path, do_train=True, do_eval=True, do_predict=True)
     run_glue(options(glue_dir, composite_dir, "MNLI,STS-B", rounds=1), given)
     assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "STS-B0").config.model_type == "composite_bert"
@@ -128,7 +130,7 @@ def test_composite_attention_starts_from_its_mnli_encoder(tmp_path: Path, glue_d
         assert (folder / "modeling_composite_bert.py").is_file()
 
 
-def test_a_task_alone_runs_straight_in_the_output_folder(tmp_path: Path, glue_dir: Path, model_dir: Path):
+def test_a_single_task_runs_directly_in_the_output_folder(tmp_path: Path, glue_dir: Path, model_dir: Path):
     run_glue(options(glue_dir, model_dir), arguments(tmp_path, do_train=True, do_eval=True, seed=7))
     state = json.loads((tmp_path / "glue_state.json").read_text())
     assert (state["settings"]["seed"], state["settings"]["max_steps"]) == (7, 2)
@@ -137,7 +139,9 @@ def test_a_task_alone_runs_straight_in_the_output_folder(tmp_path: Path, glue_di
         run_glue(options(glue_dir, model_dir, "CoLA"), arguments(tmp_path, do_train=True))
 
 
-def test_equal_seeds_give_equal_weights_and_overwriting_runs_again(tmp_path: Path, glue_dir: Path, model_dir: Path):
+def test_equal_seeds_give_equal_weights_and_another_seed_needs_an_overwrite(
+    tmp_path: Path, glue_dir: Path, model_dir: Path
+):
     for name in ("a", "b"):
         run_glue(options(glue_dir, model_dir), arguments(tmp_path / name, do_train=True))
     assert same_weights(tmp_path / "a", tmp_path / "b")
@@ -157,7 +161,7 @@ def test_a_list_without_mnli_starts_from_the_model_and_says_so(tmp_path: Path, g
 
 
 @pytest.fixture(scope="module")
-def calm_model_dir(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Path:
+def model_dir_without_dropout(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Path:
     """The pre-trained model without dropout."""
     folder = tmp_path_factory.mktemp("calm") / "model"
     shutil.copytree(model_dir, folder)
@@ -167,27 +171,35 @@ def calm_model_dir(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) ->
     return folder
 
 
-def test_accumulated_steps_are_whole_steps(tmp_path: Path, glue_dir: Path, calm_model_dir: Path):
-    """24 examples in steps of 10, 10 and 4, which micro-batches of 5 cut evenly only in part."""
+def test_accumulated_steps_equal_whole_steps(tmp_path: Path, glue_dir: Path, model_dir_without_dropout: Path):
+    """24 examples in steps of 10, 10 and 4; the last is not a multiple of the micro-batch of 5."""
     for name, size, accumulation in (("whole", 10, 1), ("parts", 5, 2)):
         given = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation, "max_steps": 4}
-        run_glue(options(glue_dir, calm_model_dir), arguments(tmp_path / name, do_train=True, **given))
+        run_glue(options(glue_dir, model_dir_without_dropout), arguments(tmp_path / name, do_train=True, **given))
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, atol=2e-5, rtol=0)
 
 
-def test_two_processes_are_one(tmp_path: Path, glue_dir: Path, calm_model_dir: Path):
+def test_two_processes_equal_one(tmp_path: Path, glue_dir: Path, model_dir_without_dropout: Path):
     """Same global batch: same weights; every file is written once. 24 examples in steps of 10, 10 and 4."""
     command = [
         *("glue", "--data_dir", glue_dir, "--task_name", "MNLI,RTE", "--rounds", "1", "--max_seq_length", "32"),
-        *("--model_name_or_path", calm_model_dir, "--do_train", "--do_eval", "--do_predict", "--max_steps", "4"),
+        *(
+            "--model_name_or_path",
+            model_dir_without_dropout,
+            "--do_train",
+            "--do_eval",
+            "--do_predict",
+            "--max_steps",
+            "4",
+        ),
         *("--learning_rate", "1e-3", "--use_cpu", "--disable_tqdm", "true", "--output_dir", tmp_path / "two"),
         *("--per_device_train_batch_size", "5"),
     ]
     run_in_two_ranks(list(map(str, command)))
     given = {"per_device_train_batch_size": 10, "max_steps": 4, "do_train": True, "do_eval": True, "do_predict": True}
-    run_glue(options(glue_dir, calm_model_dir, "MNLI,RTE", rounds=1), arguments(tmp_path / "one", **given))
+    run_glue(options(glue_dir, model_dir_without_dropout, "MNLI,RTE", rounds=1), arguments(tmp_path / "one", **given))
     for task in ("MNLI0", "RTE0"):
         one, two = weights(tmp_path / "one" / task), weights(tmp_path / "two" / task)
         for name, value in one.items():
@@ -200,10 +212,10 @@ def test_two_processes_are_one(tmp_path: Path, glue_dir: Path, calm_model_dir: P
 
 
 @pytest.mark.parametrize("step", [2, 3, 5])
-def test_a_stopped_task_goes_on_to_the_same_weights(
+def test_a_stopped_task_resumes_and_ends_with_the_same_weights(
     tmp_path: Path, glue_dir: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ):
-    """24 examples in batches of 8: stops within an epoch, at its end, and in the last step; with dropout."""
+    """24 examples in batches of 8: stopped within an epoch, at its end, and in the last step; with dropout."""
     given = {"do_train": True, "do_eval": True, "max_steps": 5, "per_device_train_batch_size": 8}
     run_glue(options(glue_dir, model_dir), arguments(tmp_path / "whole", **given))
     stopped = arguments(tmp_path / "stopped", **given)
@@ -217,8 +229,8 @@ def test_a_stopped_task_goes_on_to_the_same_weights(
     assert not list((tmp_path / "stopped").glob("checkpoint-*"))
 
 
-def test_debris_of_a_killed_task_is_not_taken_for_good(tmp_path: Path, glue_dir: Path, model_dir: Path):
-    """Killed while the model was being saved: files are there, the state says untrained, there is no checkpoint."""
+def test_files_of_a_killed_task_are_not_taken_for_results(tmp_path: Path, glue_dir: Path, model_dir: Path):
+    """Killed while the model was saved: its files exist, the state says untrained, and no checkpoint is complete."""
     run_glue(options(glue_dir, model_dir), arguments(tmp_path / "whole", do_train=True))
     folder = tmp_path / "killed"
     shutil.copytree(tmp_path / "whole", folder)
@@ -233,7 +245,7 @@ def test_debris_of_a_killed_task_is_not_taken_for_good(tmp_path: Path, glue_dir:
     assert not (folder / "checkpoint-1").exists()
 
 
-def test_prediction_goes_on_without_a_missing_task(finished: Path, glue_dir: Path, tmp_path: Path, capsys):
+def test_other_tasks_are_predicted_where_one_is_missing(finished: Path, glue_dir: Path, tmp_path: Path, capsys):
     folder, data = tmp_path / "copy", tmp_path / "data"
     shutil.copytree(finished, folder)
     shutil.copytree(glue_dir, data)
@@ -252,13 +264,13 @@ def test_prediction_goes_on_without_a_missing_task(finished: Path, glue_dir: Pat
         assert (folder / test).read_text() == (finished / test).read_text()
 
 
-def test_scores_during_training(tmp_path: Path, glue_dir: Path, model_dir: Path):
+def test_a_task_can_be_evaluated_during_training(tmp_path: Path, glue_dir: Path, model_dir: Path):
     given = arguments(tmp_path, do_train=True, eval_strategy="steps", eval_steps=1, save_strategy="no")
     run_glue(options(glue_dir, model_dir), given)
     assert (tmp_path / "model.safetensors").is_file()
 
 
-def test_of_mnlis_two_losses_the_matched_one_chooses_the_best_step(
+def test_the_best_step_of_mnli_is_that_of_the_matched_loss(
     tmp_path: Path, glue_dir: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ):
     losses = iter([(1.0, 4.0), (2.0, 3.0)])

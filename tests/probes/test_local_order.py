@@ -1,4 +1,4 @@
-"""``bertconv local-order``: what the pairs are, and that a model without positions can't tell them apart."""
+"""``bertconv local-order``: its pairs, and that a model without positions can't tell them apart."""
 
 import gzip
 from pathlib import Path
@@ -23,7 +23,7 @@ WORDS = ["bat", "cow", "dog", "eel", "fox", "gnu", "hen", "jay", "kid", "owl", "
 
 
 def sentences(count: int, seed: int) -> list[str]:
-    """Stretches of the words in a circle: the neighbours of a word say all about it, the others little."""
+    """Sections of a circle of words, in which a word is determined by its neighbours."""
     generator = np.random.default_rng(seed)
     starts = generator.integers(len(WORDS), size=count)
     lengths = generator.integers(8, 16, size=count)
@@ -34,7 +34,7 @@ def sentences(count: int, seed: int) -> list[str]:
 
 
 @pytest.mark.parametrize("distance", [1, 2, 5])
-def test_one_word_is_moved_by_k_and_the_ends_stay(distance: int) -> None:
+def test_one_word_is_moved_by_k_and_first_and_last_stay(distance: int) -> None:
     texts = sentences(60, seed=0)
     (paradigm,) = make_moved_word_pairs(texts, [distance], pairs=40, seed=0)
     assert paradigm.name == f"moved_by_{distance}"
@@ -57,13 +57,13 @@ def test_one_word_is_moved_by_k_and_the_ends_stay(distance: int) -> None:
 
 
 @pytest.mark.parametrize("line", ["a b c d e f", " ".join(map(str, range(25)))])
-def test_text_whose_sentences_are_too_short_or_paragraphs_is_refused(line: str) -> None:
+def test_text_with_too_short_sentences_or_with_paragraphs_is_refused(line: str) -> None:
     with pytest.raises(UsageError, match=r"no line of 7 to 24 words, which --distances 4 needs: one sentence each"):
         make_moved_word_pairs([line], [4], pairs=10, seed=0)
 
 
 def train(tokenizer: CompositeBertTokenizer, folder: Path, kernel: str) -> None:
-    """A tiny model without positions, on masked words, for some seconds."""
+    """Train a tiny model without positions on masked words, and save it."""
     set_seed(0)
     config = CompositeBertConfig(
         vocab_size=len(tokenizer),
@@ -90,7 +90,7 @@ def train(tokenizer: CompositeBertTokenizer, folder: Path, kernel: str) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def test_without_positions_and_convolutions_order_is_chance_and_composite_attention_sees_it(tmp_path: Path) -> None:
+def test_word_order_is_at_chance_without_positions_and_learnt_by_composite_attention(tmp_path: Path) -> None:
     text = tmp_path / "heldout.txt"
     text.write_text("\n".join(sentences(100, seed=2)))
     folder = trained_tokenizer(tmp_path, "\n".join(sentences(400, seed=1)), vocab_size=36)
@@ -104,12 +104,12 @@ def test_without_positions_and_convolutions_order_is_chance_and_composite_attent
         results[name] = read_model(ProbeResults, output / "local_order.json").paradigms
     assert list(results["none"]) == ["moved_by_1", "moved_by_3", "moved_by_6"]
     for result in results["none"].values():
-        assert result.accuracy == result.accuracy_within_word == 0.5  # sentences of the same words: all are ties
+        assert result.accuracy == result.accuracy_within_word == 0.5  # both have the same words, so all pairs are ties
     for result in results["composite"].values():
         assert result.interval[0] > 0.8
 
 
-def test_the_form_of_the_text_is_no_part_of_it(model_dir: Path, tmp_path: Path) -> None:
+def test_line_endings_byte_order_mark_and_compression_change_no_result(model_dir: Path, tmp_path: Path) -> None:
     texts = sentences(20, seed=3)
     (tmp_path / "unix.txt").write_bytes("\n".join(texts).encode())
     (tmp_path / "windows.txt").write_bytes("\r\n".join(["\ufeff" + texts[0], *texts[1:], ""]).encode())
@@ -122,7 +122,7 @@ def test_the_form_of_the_text_is_no_part_of_it(model_dir: Path, tmp_path: Path) 
     assert found[0] == found[1] == found[2]
 
 
-def test_bad_text_and_flags(model_dir: Path, tmp_path: Path) -> None:
+def test_bad_text_and_flags_are_refused(model_dir: Path, tmp_path: Path) -> None:
     def options(text: Path, **others: object) -> LocalOrderOptions:
         return LocalOrderOptions(
             model_name_or_path=str(model_dir),

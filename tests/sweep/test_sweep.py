@@ -42,7 +42,7 @@ def write(path: Path, **changes: Any) -> Path:
 
 
 def finish(cell: Cell) -> CellRecord:
-    """Leave what a cell leaves."""
+    """Write what a cell writes."""
     cell.folder.mkdir(parents=True, exist_ok=True)
     for name in ("config.json", "eval_results.json", "minimal_pairs.csv", "local_order.csv"):
         (cell.folder / name).write_text("{}")
@@ -53,7 +53,7 @@ def finish(cell: Cell) -> CellRecord:
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The labels of cells that are run; nothing is run in truth."""
+    """The labels of the cells that are run; here they only write their files."""
     labels: list[str] = []
 
     def run_cell(cell: Cell) -> CellRecord:
@@ -68,7 +68,7 @@ def sweep(experiment: Path, folder: Path, **others: Any) -> None:
     run.run_sweep(SweepOptions(experiment=experiment, output_dir=folder, **others))
 
 
-def test_cells_are_plain_commands_in_folders_of_their_own(tmp_path: Path) -> None:
+def test_each_cell_is_a_command_with_its_own_folder(tmp_path: Path) -> None:
     cells = plan_cells(read_experiment(write(tmp_path / "e.yaml")), tmp_path / "out")
     assert [cell.label for cell in cells][:4] == [
         "absolute/seed1/pretrain",
@@ -83,7 +83,7 @@ def test_cells_are_plain_commands_in_folders_of_their_own(tmp_path: Path) -> Non
     assert f"--model_name_or_path={tmp_path}/out/absolute/seed1/pretrain" in cells[1].argv
 
 
-def test_only_what_is_missing_is_run(tmp_path: Path, ran: list[str]) -> None:
+def test_only_missing_cells_are_run(tmp_path: Path, ran: list[str]) -> None:
     experiment, folder = write(tmp_path / "e.yaml"), tmp_path / "out"
     sweep(experiment, folder, only=["composite/seed1/*"])
     assert ran == ["composite/seed1/pretrain", "composite/seed1/blimp", "composite/seed1/local_order"]
@@ -98,7 +98,7 @@ def test_only_what_is_missing_is_run(tmp_path: Path, ran: list[str]) -> None:
         sweep(experiment, folder, only=["nothing/*"])
 
 
-def test_results_without_a_record_count_and_those_of_other_flags_are_refused(tmp_path: Path, ran: list[str]) -> None:
+def test_results_without_a_record_are_accepted_and_those_of_other_flags_refused(tmp_path: Path, ran: list[str]) -> None:
     experiment, folder = write(tmp_path / "e.yaml"), tmp_path / "out"
     sweep(experiment, folder)
     for record in folder.rglob("*.cell.json"):
@@ -108,19 +108,19 @@ def test_results_without_a_record_count_and_those_of_other_flags_are_refused(tmp
     assert ran == []
     for cell in plan_cells(read_experiment(experiment), folder):
         finish(cell)
-    trainer_parser("pretrain", BertTrainingArguments)  # which leaves other types in the fields of its class
+    trainer_parser("pretrain", BertTrainingArguments)  # changes the types of the fields of the class
     sweep(
         experiment, folder, set=["bf16=true", "save_steps=1", "report_to=[tensorboard]"]
-    )  # speed and saving make no other run
+    )  # flags of speed and saving make no other run
     with pytest.raises(UsageError, match=r"was run with .*--max_steps=2.* now says --max_steps=3"):
         sweep(experiment, folder, set=["max_steps=3"])
     ran.clear()
-    moved = folder.rename(tmp_path / "moved")  # or the same folder, spelt otherwise
+    moved = folder.rename(tmp_path / "moved")  # or the same folder under another path
     sweep(experiment, moved)
     assert ran == []
 
 
-def test_evaluations_of_a_model_that_is_no_more_are_run_again(tmp_path: Path, ran: list[str]) -> None:
+def test_evaluations_of_a_model_that_was_replaced_are_run_again(tmp_path: Path, ran: list[str]) -> None:
     experiment, folder = write(tmp_path / "e.yaml"), tmp_path / "out"
     cells = {cell.label: cell for cell in plan_cells(read_experiment(experiment), folder)}
     pretrain, blimp = (cells[f"absolute/seed1/{name}"] for name in ("pretrain", "blimp"))
@@ -134,7 +134,7 @@ def test_evaluations_of_a_model_that_is_no_more_are_run_again(tmp_path: Path, ra
     assert ran == ["absolute/seed1/blimp"]
 
 
-def test_a_cell_that_has_begun_is_not_gone_on_with_by_other_flags(tmp_path: Path, ran: list[str]) -> None:
+def test_an_unfinished_cell_is_not_resumed_with_other_flags(tmp_path: Path, ran: list[str]) -> None:
     experiment, folder = write(tmp_path / "e.yaml"), tmp_path / "out"
     cell = plan_cells(read_experiment(experiment), folder)[0]
     cell.folder.mkdir(parents=True)
@@ -147,7 +147,7 @@ def test_a_cell_that_has_begun_is_not_gone_on_with_by_other_flags(tmp_path: Path
         sweep(experiment, folder)
 
 
-def test_a_failed_cell_does_not_stop_the_others_and_is_told(
+def test_a_failed_cell_is_reported_and_does_not_stop_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ran: list[str] = []
@@ -163,7 +163,7 @@ def test_a_failed_cell_does_not_stop_the_others_and_is_told(
     monkeypatch.setattr(run, "run_cell", run_cell)
     argv = ["sweep", str(write(tmp_path / "e.yaml")), "--output_dir", str(tmp_path / "out")]
     assert main(argv) == 1
-    assert len(ran) == 12 - 2  # its evaluations are not tried without a model
+    assert len(ran) == 12 - 2  # its two evaluations are not run without a model
     error = capsys.readouterr().err
     assert "absolute/seed1/pretrain failed with exit code 2: bertconv: error: it broke" in error
     assert "3 of 12 cells failed" in error and "absolute/seed1/blimp (there is no model to evaluate)" in error
@@ -225,7 +225,7 @@ def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
         sweep(write(tmp_path / "e.yaml"), tmp_path / "out")
 
 
-def test_files_that_are_no_experiment(tmp_path: Path) -> None:
+def test_files_that_are_no_experiment_are_refused(tmp_path: Path) -> None:
     for content in ("- a\n", "a: [", "extends: e.yaml\n", ""):
         (tmp_path / "e.yaml").write_text(content)
         with pytest.raises(UsageError, match=r"e\.yaml"):
@@ -234,7 +234,7 @@ def test_files_that_are_no_experiment(tmp_path: Path) -> None:
         read_experiment(tmp_path / "missing.yaml")
 
 
-def test_an_experiment_extends_others(tmp_path: Path) -> None:
+def test_an_experiment_can_extend_others(tmp_path: Path) -> None:
     write(tmp_path / "parent.yaml")
     (tmp_path / "small.yaml").write_text("base: {max_steps: 1}\nseeds: [5]\n")
     (tmp_path / "e.yaml").write_text("extends: [parent.yaml, small.yaml]\nbase: {learning_rate: 0.1}\n")
@@ -244,12 +244,12 @@ def test_an_experiment_extends_others(tmp_path: Path) -> None:
     assert experiment.seeds == [5] and list(experiment.variants) == ["absolute", "composite"]
 
 
-SHARED = ("small", "glue")  # what the others of their folder extend or name
+SHARED = ("small", "glue")  # extended or named by the others
 EXPERIMENTS = sorted(path for path in (ROOT / "experiments").rglob("*.yaml") if path.stem not in SHARED)
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
-def test_the_shipped_experiments_are_read(path: Path) -> None:
+def test_the_experiments_of_the_repository_can_be_read(path: Path) -> None:
     experiment = read_experiment(path)
     assert experiment.baseline in experiment.variants and len(experiment.seeds) == 3
     assert len({json.dumps(effective_flags(flags)) for flags in experiment.variants.values()}) == len(
@@ -259,8 +259,8 @@ def test_the_shipped_experiments_are_read(path: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An experiment of a tiny model on a little text that can be run."""
+def small_experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an experiment that can be run: a tiny model on a little text."""
     folder = tmp_path_factory.mktemp("real")
     lines = [f"the {a} {b} the {c} ." for a in ("cat", "dog", "cow") for b in ("sees", "eats") for c in ("cat", "dog")]
     tokenizer = trained_tokenizer(folder, "\n\n".join("\n".join(lines) for _ in range(20)), vocab_size=17)
@@ -291,25 +291,33 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def swept(real: Path) -> Path:
-    """The folder after a sweep, run beside a script that Python must not import; ``error.txt`` says what failed."""
-    folder = real / "out"
-    (real / "tokenize.py").write_text("raise SystemExit('a script of the user, and not the standard library')")
+def swept(small_experiment: Path) -> Path:
+    """The folder of its finished sweep, run beside a script that Python must not import; ``error.txt`` is its error."""
+    folder = small_experiment / "out"
+    (small_experiment / "tokenize.py").write_text(
+        "raise SystemExit('a script of the user, and not the standard library')"
+    )
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(real)
+        patch.chdir(small_experiment)
         with pytest.raises(CommandError) as error:
-            sweep(real / "e.yaml", folder)
-    (real / "error.txt").write_text(str(error.value))
+            sweep(small_experiment / "e.yaml", folder)
+    (small_experiment / "error.txt").write_text(str(error.value))
     return folder
 
 
-def test_real_commands(real: Path, swept: Path) -> None:
+def test_a_sweep_runs_its_commands_and_records_them(small_experiment: Path, swept: Path) -> None:
     folder = swept
-    assert "2 of 4 cells failed" in (real / "error.txt").read_text()
+    assert "2 of 4 cells failed" in (small_experiment / "error.txt").read_text()
     record = read_model(CellRecord, folder / "absolute" / "seed1" / "pretrain.cell.json")
     assert record.exit_code == 0 and record.seconds > 0 and record.model is None
-    judging = next(cell for cell in plan_cells(read_experiment(real / "e.yaml"), folder) if cell.name == "zorro")
-    assert judging.is_finished() and judging.record() and judging.record().model == judging.model_key() is not None
+    evaluation = next(
+        cell for cell in plan_cells(read_experiment(small_experiment / "e.yaml"), folder) if cell.name == "zorro"
+    )
+    assert (
+        evaluation.is_finished()
+        and evaluation.record()
+        and evaluation.record().model == evaluation.model_key() is not None
+    )
     assert (folder / "absolute" / "seed1" / "pretrain" / "model.safetensors").is_file()
     assert json.loads((folder / "absolute" / "seed1" / "zorro" / "minimal_pairs.json").read_text())["all"]["pairs"] == 1
     assert read_model(CellRecord, folder / "broken" / "seed1" / "pretrain.cell.json").exit_code == 2
@@ -317,7 +325,7 @@ def test_real_commands(real: Path, swept: Path) -> None:
     assert json.loads((folder / "experiment.json").read_text())["baseline"] == "absolute"
 
 
-def test_a_signal_before_there_is_a_command_is_passed_on_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_while_a_command_is_started_ends_that_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     terminated: list[bool] = []
 
     class Process:
@@ -336,7 +344,7 @@ def test_a_signal_before_there_is_a_command_is_passed_on_too(tmp_path: Path, mon
     assert run.run_cell(cell).exit_code == 75 and terminated == [True]
 
 
-def test_a_job_that_submitit_requeues_ends_its_command_and_goes_on(
+def test_a_job_that_submitit_requeues_ends_its_command_and_can_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("submitit")
@@ -359,7 +367,7 @@ def test_a_job_that_submitit_requeues_ends_its_command_and_goes_on(
     monkeypatch.setattr(run.subprocess, "Popen", Process)
     monkeypatch.setattr(run, "environment", dict)
     job = run._Job()
-    signal.signal(signal.SIGUSR2, lambda number, frame: sys.exit(-1))  # as submitit has it since its start
+    signal.signal(signal.SIGUSR2, lambda number, frame: sys.exit(-1))  # as submitit sets it
     try:
         with pytest.raises(SystemExit):
             job(cells)
@@ -370,8 +378,8 @@ def test_a_job_that_submitit_requeues_ends_its_command_and_goes_on(
     assert isinstance(again.function, run._Job) and again.args == (cells,)
 
 
-def test_a_signal_reaches_the_command_which_saves(
-    real: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_signal_to_a_sweep_makes_its_command_save_and_end(
+    small_experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pretrain = tmp_path / "out" / "absolute" / "seed1" / "pretrain"
     codes: list[int] = []
@@ -384,22 +392,24 @@ def test_a_signal_reaches_the_command_which_saves(
                 codes.append(read_model(CellRecord, pretrain.with_name("pretrain.cell.json")).exit_code)
                 return os.kill(os.getpid(), signal.SIGTERM)
 
-    argv = ["sweep", str(real / "e.yaml"), "--output_dir", str(tmp_path / "out"), "--only", "absolute/*"]
+    argv = ["sweep", str(small_experiment / "e.yaml"), "--output_dir", str(tmp_path / "out"), "--only", "absolute/*"]
     thread = threading.Thread(target=stop)
     thread.start()
     code = main([*argv, "--set", "max_steps=1000", "logging_steps=1"])
     over.set()
     thread.join()
     assert code == 75
-    assert codes == [75]  # should both be killed
+    assert codes == [75]  # in case both are killed
     assert "resume with the same command" in capsys.readouterr().err
     assert read_model(CellRecord, pretrain.with_name("pretrain.cell.json")).exit_code == 75
     assert list(pretrain.glob("checkpoint-*"))
     assert "stopped by SIGTERM" in pretrain.with_name("pretrain.log").read_text()
 
 
-def test_dry_run_prints_costs_and_commands(real: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["sweep", "--output_dir", str(tmp_path / "out"), str(real / "e.yaml"), "--dry_run"]
+def test_dry_run_prints_costs_and_commands(
+    small_experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["sweep", "--output_dir", str(tmp_path / "out"), str(small_experiment / "e.yaml"), "--dry_run"]
     assert main(argv) == 0
     output = capsys.readouterr().out
     assert "parameters" in output and "absolute" in output and "GFLOP/s on this machine" in output
@@ -407,13 +417,13 @@ def test_dry_run_prints_costs_and_commands(real: Path, tmp_path: Path, capsys: p
     lines = capsys.readouterr().out.splitlines()
     assert [shlex.split(line)[:2] for line in lines] == [["bertconv", "pretrain"], ["bertconv", "minimal-pairs"]]
     assert not (tmp_path / "out").exists()
-    assert main(["sweep", str(real / "e.yaml"), "--output_dir", "x", "--format", "commands"]) == 2
+    assert main(["sweep", str(small_experiment / "e.yaml"), "--output_dir", "x", "--format", "commands"]) == 2
 
 
-def test_the_estimate_counts_what_the_model_has(real: Path, tmp_path: Path) -> None:
+def test_costs_are_estimated_from_the_parameters_of_the_model(small_experiment: Path, tmp_path: Path) -> None:
     from bert_convolutions.sweep.estimate import estimate, meta_model
 
-    cell = plan_cells(read_experiment(real / "e.yaml", ["max_steps=10"]), tmp_path)[0]
+    cell = plan_cells(read_experiment(small_experiment / "e.yaml", ["max_steps=10"]), tmp_path)[0]
     cost = estimate(cell, 1e6)
     assert cost.parameters == meta_model(cell.flags).num_parameters()
     assert cost.tokens == 10 * 4 * 32
@@ -428,7 +438,7 @@ def test_the_estimate_counts_what_the_model_has(real: Path, tmp_path: Path) -> N
         ({"executor": "local", "executor_options": ["timeout=5"]}, "--executor_options: Parameter 'timeout'"),
     ],
 )
-def test_what_submitit_refuses_is_bad_input(
+def test_errors_of_submitit_about_its_options_are_bad_input(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: dict[str, Any], message: str
 ) -> None:
     pytest.importorskip("submitit")
@@ -438,12 +448,12 @@ def test_what_submitit_refuses_is_bad_input(
 
 
 def test_submitit_runs_the_cells_in_jobs(
-    real: Path, swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_experiment: Path, swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("submitit")
     shutil.copytree(swept, tmp_path / "out")
-    shutil.rmtree(tmp_path / "out" / "absolute" / "seed1" / "zorro")  # what is left to do of this variant
-    argv = ["sweep", str(real / "e.yaml"), "--output_dir", str(tmp_path / "out"), "--executor", "local"]
+    shutil.rmtree(tmp_path / "out" / "absolute" / "seed1" / "zorro")  # left to do for this variant
+    argv = ["sweep", str(small_experiment / "e.yaml"), "--output_dir", str(tmp_path / "out"), "--executor", "local"]
     assert main([*argv, "--executor_options", "timeout_min=5"]) == 1
     assert "1 of 2 jobs failed" in capsys.readouterr().err
     assert (tmp_path / "out" / "absolute" / "seed1" / "zorro" / "minimal_pairs.csv").is_file()

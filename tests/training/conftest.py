@@ -81,8 +81,8 @@ def make_trainer(store: list[np.ndarray]) -> MakeTrainer:
 
 
 @dataclass(frozen=True)
-class Corner:
-    """What the command needs, in a folder: ``spm.model``, ``config.json`` (no dropout), ``train.ids``, ``eval.ids``."""
+class Workspace:
+    """A folder of what the command needs: ``spm.model``, ``config.json`` (no dropout), ``train.ids``, ``eval.ids``."""
 
     folder: Path
 
@@ -117,7 +117,7 @@ class Corner:
 
 
 @pytest.fixture(scope="session")
-def corner(tmp_path_factory: pytest.TempPathFactory, store: list[np.ndarray]) -> Corner:
+def workspace(tmp_path_factory: pytest.TempPathFactory, store: list[np.ndarray]) -> Workspace:
     folder = tmp_path_factory.mktemp("corner")
     draw = np.random.default_rng(1)
     words = ["".join(draw.choice(list("abcdefgh"), 4)) for _ in range(300)]
@@ -130,4 +130,4 @@ def corner(tmp_path_factory: pytest.TempPathFactory, store: list[np.ndarray]) ->
     (folder / "config.json").write_text(json.dumps({**SIZES, **NO_DROPOUT, "max_position_embeddings": 64}))
     for name, examples in (("train", store), ("eval", store[:21])):
         (folder / f"{name}.ids").write_text("".join(" ".join(map(str, ids)) + "\n" for ids in examples))
-    return Corner(folder)
+    return Workspace(folder)

@@ -1,4 +1,4 @@
-"""``bertconv pretrain`` as a whole: what it leaves, what it refuses, and a real process that is killed."""
+"""``bertconv pretrain`` as a whole: what it writes and refuses, and a process that is stopped and killed."""
 
 import io
 import json
@@ -19,7 +19,7 @@ from bert_convolutions.data.loading import load_tokenizer
 from bert_convolutions.self_contained import CODE_FILES
 from bert_convolutions.training import arguments, checkpoints, progress, setup
 from bert_convolutions.training.trainer import PretrainingTrainer
-from tests.training.conftest import Corner
+from tests.training.conftest import Workspace
 
 
 def test_a_cpu_without_bf16_computes_in_float32_and_says_so(
@@ -33,7 +33,7 @@ def test_a_cpu_without_bf16_computes_in_float32_and_says_so(
         assert ("computing in float32" in capsys.readouterr().err) != available
 
 
-def test_half_precision_is_left_to_gpus_and_a_low_perplexity_is_better(capsys: pytest.CaptureFixture[str]) -> None:
+def test_fp16_is_for_gpus_only_and_a_lower_perplexity_is_better(capsys: pytest.CaptureFixture[str]) -> None:
     made = arguments.BertTrainingArguments(output_dir="x", use_cpu=True, fp16=True, fp16_full_eval=True)
     assert made.mixed_precision == "no"
     assert not made.fp16 and not made.fp16_full_eval and "--fp16 is for GPUs" in capsys.readouterr().err
@@ -43,24 +43,28 @@ def test_half_precision_is_left_to_gpus_and_a_low_perplexity_is_better(capsys: p
         )
 
 
-def test_the_precision_of_evaluation_is_the_flags(corner: Corner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flags_of_precision_apply_to_evaluation(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arguments, "cpu_has_bf16", lambda: True)
     perplexity = {}
     for flag in ("bf16_full_eval", "bf16", None):
-        changes = {"do_eval": "true", "eval_data_file": corner.folder / "eval.ids", **({flag: "true"} if flag else {})}
-        assert corner.run(f"precision-{flag}", max_steps=1, learning_rate=1e-9, **changes) == 0
-        results = json.loads((corner.folder / f"precision-{flag}" / "eval_results.json").read_text())
+        changes = {
+            "do_eval": "true",
+            "eval_data_file": workspace.folder / "eval.ids",
+            **({flag: "true"} if flag else {}),
+        }
+        assert workspace.run(f"precision-{flag}", max_steps=1, learning_rate=1e-9, **changes) == 0
+        results = json.loads((workspace.folder / f"precision-{flag}" / "eval_results.json").read_text())
         perplexity[flag] = results["eval_perplexity"]
     assert perplexity["bf16_full_eval"] == perplexity["bf16"] != perplexity[None]
 
 
-def test_a_run_leaves_model_and_results_and_can_be_gone_on_from(
-    corner: Corner, capsys: pytest.CaptureFixture[str]
+def test_a_run_writes_model_and_results_and_a_finished_one_is_recognised(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = {"use_sop_head": "true", "bf16": "true"}
-    evaluation = {"do_eval": "true", "eval_data_file": corner.folder / "eval.ids", "eval_steps": 6}
-    assert corner.run("whole", eval_strategy="steps", **flags, **evaluation) == 0
-    folder = corner.folder / "whole"
+    evaluation = {"do_eval": "true", "eval_data_file": workspace.folder / "eval.ids", "eval_steps": 6}
+    assert workspace.run("whole", eval_strategy="steps", **flags, **evaluation) == 0
+    folder = workspace.folder / "whole"
     results = json.loads((folder / "train_results.json").read_text())
     assert results["steps"] == 12 and results["non_padding_tokens_seen"] > 500 and results["real_tokens_per_second"] > 0
     lines = dict(line.split(" = ") for line in (folder / "eval_results_lm.txt").read_text().splitlines())
@@ -74,30 +78,30 @@ def test_a_run_leaves_model_and_results_and_can_be_gone_on_from(
     assert {path.name for path in folder.glob("*.py")} == {f"{name}.py" for name in CODE_FILES}
 
     before = (folder / "model.safetensors").read_bytes()
-    assert corner.run("whole", **flags, resume_from_checkpoint="true") == 0
+    assert workspace.run("whole", **flags, resume_from_checkpoint="true") == 0
     assert "the run is finished, 12 of 12 steps" in capsys.readouterr().err
     (folder / "train_results.json").unlink()  # as if killed between the last checkpoint and the model
     (folder / "model.safetensors").unlink()
-    assert corner.run("whole", **flags, resume_from_checkpoint="true") == 0
+    assert workspace.run("whole", **flags, resume_from_checkpoint="true") == 0
     assert (folder / "model.safetensors").read_bytes() == before and (folder / "train_results.json").exists()
 
-    assert corner.run("next", config_name=None, tokenizer_name=None, model_name_or_path=folder, max_steps=2) == 0
-    assert json.loads((corner.folder / "next" / "train_results.json").read_text())["steps"] == 2
+    assert workspace.run("next", config_name=None, tokenizer_name=None, model_name_or_path=folder, max_steps=2) == 0
+    assert json.loads((workspace.folder / "next" / "train_results.json").read_text())["steps"] == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_before_training_ends_the_run_with_its_message(
-    corner: Corner, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+    workspace: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    """While the data are built, for instance; the command to give again is the same one, also where it overwrites."""
+    """For example while data are built. The message asks for the same command, also where it overwrites."""
     output = f"before-{number.name}"
-    assert corner.run(output, max_steps=1) == 0
-    held = sorted((corner.folder / output).iterdir())
+    assert workspace.run(output, max_steps=1) == 0
+    held = sorted((workspace.folder / output).iterdir())
     monkeypatch.setattr(setup, "open_corpus", lambda *_: os.kill(os.getpid(), number))
-    assert corner.run(output, overwrite_output_dir="true") == 75
+    assert workspace.run(output, overwrite_output_dir="true") == 75
     said = capsys.readouterr().err
     assert f"stopped by {number.name}" in said and "run the same command again" in said
-    assert sorted((corner.folder / output).iterdir()) == held
+    assert sorted((workspace.folder / output).iterdir()) == held
 
 
 class FullDisk(io.StringIO):
@@ -110,11 +114,11 @@ class FullDisk(io.StringIO):
 
 
 @pytest.mark.parametrize("cause", ["a full disk under the log", "SIGHUP"])
-def test_a_lost_terminal_or_log_costs_no_step(
-    corner: Corner, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, cause: str
+def test_a_run_whose_terminal_or_log_is_lost_is_saved_and_resumes_with_equal_weights(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, cause: str
 ) -> None:
     output = cause.replace(" ", "-")
-    assert corner.run(f"no-{output}") == 0
+    assert workspace.run(f"no-{output}") == 0
     with monkeypatch.context() as patch:
         if cause == "SIGHUP":
             genuine = PretrainingTrainer.training_step
@@ -125,41 +129,41 @@ def test_a_lost_terminal_or_log_costs_no_step(
             )
         else:
             patch.setattr(sys, "stdout", FullDisk())
-        assert corner.run(output) == 75
+        assert workspace.run(output) == 75
     said = capsys.readouterr().err
     assert ("SIGHUP" if cause == "SIGHUP" else "an output that failed (No space left on device)") in said
-    assert len(checkpoints.list_checkpoints(corner.folder / output)) == 1
-    assert corner.run(output, resume_from_checkpoint="true") == 0
-    one, other = (load_file(corner.folder / name / "model.safetensors") for name in (output, f"no-{output}"))
+    assert len(checkpoints.list_checkpoints(workspace.folder / output)) == 1
+    assert workspace.run(output, resume_from_checkpoint="true") == 0
+    one, other = (load_file(workspace.folder / name / "model.safetensors") for name in (output, f"no-{output}"))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 TIMES = r", [^:]* left|real_tokens_per_second [0-9,]+|eval_\w+_second [0-9.]+|eval_runtime [0-9.]+"
 
 
-def test_logs_read_the_same_with_and_without_a_progress_line(
-    corner: Corner, capsys: pytest.CaptureFixture[str]
+def test_log_lines_are_the_same_with_and_without_a_progress_bar(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = []
     for disable in ("true", "false"):
-        changes = {"disable_tqdm": disable, "do_eval": "true", "eval_data_file": corner.folder / "eval.ids"}
-        assert corner.run(f"lines-{disable}", max_steps=3, eval_strategy="steps", eval_steps=3, **changes) == 0
+        changes = {"disable_tqdm": disable, "do_eval": "true", "eval_data_file": workspace.folder / "eval.ids"}
+        assert workspace.run(f"lines-{disable}", max_steps=3, eval_strategy="steps", eval_steps=3, **changes) == 0
         said = capsys.readouterr()
         assert ("3/3" in said.err) == (disable == "false")
         found = [line for line in said.out.splitlines() if line.startswith("step ")]
         lines.append([re.sub(TIMES, "", line) for line in found])
-    assert lines[0] == lines[1] and len(lines[0]) == 5  # the last of the evaluation at the end
+    assert lines[0] == lines[1] and len(lines[0]) == 5  # the last is of the evaluation at the end
     assert re.fullmatch(r"step 1 of 3: loss \d\.\d+, grad_norm .*, learning_rate 0\.01, .*", lines[0][0])
     assert re.match(r"step 3 of 3: eval_loss \d", lines[0][3])
 
 
 def test_a_log_file_has_no_bar_but_a_line_a_minute(
-    corner: Corner, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes = {"disable_tqdm": None, "max_steps": 3, "logging_steps": 100}
-    assert corner.run("soon", **changes) == 0
+    assert workspace.run("soon", **changes) == 0
     monkeypatch.setattr(progress, "_QUIET_SECONDS", -1)
-    assert corner.run("slow", **changes) == 0
+    assert workspace.run("slow", **changes) == 0
     said = capsys.readouterr()
     assert "3/3" not in said.err and said.out.count("step 2 of 3") == 1
     assert re.search(r"step 2 of 3, .* left: [\d,]+ tokens, [\d,]+ tokens/s", said.out)
@@ -205,59 +209,59 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_bad_input_is_one_sentence_and_leaves_nothing(
-    corner: Corner, capsys: pytest.CaptureFixture[str], case: str
+def test_bad_input_is_refused_with_one_sentence_and_leaves_nothing(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str], case: str
 ) -> None:
     changes, message = WRONG[case]
-    assert corner.run("wrong", **changes) == 2
+    assert workspace.run("wrong", **changes) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.startswith("bertconv: error: ") and message in said
-    left = corner.folder / "wrong"
+    left = workspace.folder / "wrong"
     assert not left.exists() or not [path for path in left.iterdir() if not path.name.startswith(".")]
 
 
-def test_a_tokenizer_of_another_size_is_refused(corner: Corner, capsys: pytest.CaptureFixture[str]) -> None:
-    config = json.loads((corner.folder / "config.json").read_text())
-    (corner.folder / "other.json").write_text(json.dumps(config | {"vocab_size": 30004}))
-    assert corner.run("wrong", config_name=corner.folder / "other.json") == 2
+def test_a_tokenizer_of_another_size_is_refused(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    config = json.loads((workspace.folder / "config.json").read_text())
+    (workspace.folder / "other.json").write_text(json.dumps(config | {"vocab_size": 30004}))
+    assert workspace.run("wrong", config_name=workspace.folder / "other.json") == 2
     assert "has a vocabulary of 30004 and the tokenizer" in capsys.readouterr().err
 
 
-def test_a_used_folder_is_left_alone_resumed_or_replaced(corner: Corner, capsys: pytest.CaptureFixture[str]) -> None:
-    assert corner.run("used", max_steps=4, save_steps=2) == 0
-    assert corner.run("used", max_steps=4) == 2
+def test_a_used_folder_is_kept_resumed_or_replaced(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    assert workspace.run("used", max_steps=4, save_steps=2) == 0
+    assert workspace.run("used", max_steps=4) == 2
     said = capsys.readouterr().err
     assert "--resume_from_checkpoint true" in said and "--overwrite_output_dir" in said
     for changes, reason in (
         ({"seed": 7}, "--seed was 42 and is now 7"),
         ({"per_device_train_batch_size": 2}, "the global batch"),
         ({"value_forward": "convolution_depth 2 1"}, "value_forward"),
-        ({"train_data_file": corner.folder / "eval.ids"}, "the number of examples"),
+        ({"train_data_file": workspace.folder / "eval.ids"}, "the number of examples"),
     ):
-        assert corner.run("used", max_steps=8, resume_from_checkpoint="true", **changes) == 2
+        assert workspace.run("used", max_steps=8, resume_from_checkpoint="true", **changes) == 2
         assert reason in capsys.readouterr().err
-    source = corner.folder / "used" / "checkpoint-4"
+    source = workspace.folder / "used" / "checkpoint-4"
     start = {"config_name": None, "model_name_or_path": source, "max_steps": 2}
-    assert corner.run("used", overwrite_output_dir="true", **start) == 2
+    assert workspace.run("used", overwrite_output_dir="true", **start) == 2
     assert "used holds the input --model_name_or_path" in capsys.readouterr().err and source.exists()
-    assert corner.run("from", remove_position_embeddings="true", **start) == 2
+    assert workspace.run("from", remove_position_embeddings="true", **start) == 2
     assert "--remove_position_embeddings True contradicts" in capsys.readouterr().err
-    pieces = (corner.folder / "spm.model").read_bytes()
+    pieces = (workspace.folder / "spm.model").read_bytes()
     longest = max((piece for piece in load_tokenizer(source).get_vocab() if piece[0] == "▁"), key=len).encode()
-    (corner.folder / "other.model").write_bytes(pieces.replace(longest, longest.swapcase()))
-    assert corner.run("from", tokenizer_name=corner.folder / "other.model", **start) == 2
+    (workspace.folder / "other.model").write_bytes(pieces.replace(longest, longest.swapcase()))
+    assert workspace.run("from", tokenizer_name=workspace.folder / "other.model", **start) == 2
     assert "other.model has other tokens than the tokenizer saved in" in capsys.readouterr().err
-    assert corner.run("used", overwrite_output_dir="true", max_steps=3, seed=7) == 0
-    left = checkpoints.list_checkpoints(corner.folder / "used")
+    assert workspace.run("used", overwrite_output_dir="true", max_steps=3, seed=7) == 0
+    left = checkpoints.list_checkpoints(workspace.folder / "used")
     assert [checkpoints.step_of(path) for path in left] == [3]
 
 
-def test_a_real_process_stopped_and_killed_ends_with_the_same_weights(corner: Corner) -> None:
+def test_a_process_that_is_stopped_and_killed_ends_with_the_same_weights(workspace: Workspace) -> None:
     """First Ctrl-C, which reaches its DataLoader workers too, then kill -9 at a random moment."""
     changes = {"max_steps": 150, "save_steps": 7, "save_total_limit": 2, "gradient_accumulation_steps": 2}
-    assert corner.run("unharmed", **changes) == 0
-    flags = corner.flags("killed", resume_from_checkpoint="true", dataloader_num_workers=2, **changes)
-    folder = corner.folder / "killed"
+    assert workspace.run("unharmed", **changes) == 0
+    flags = workspace.flags("killed", resume_from_checkpoint="true", dataloader_num_workers=2, **changes)
+    folder = workspace.folder / "killed"
     for number in (signal.SIGINT, signal.SIGKILL):
         process = subprocess.Popen(
             [sys.executable, "-m", "bert_convolutions", "pretrain", *flags],
@@ -277,6 +281,6 @@ def test_a_real_process_stopped_and_killed_ends_with_the_same_weights(corner: Co
         if number == signal.SIGINT:
             assert process.returncode == 75, said
             assert "resume with: bertconv pretrain" in said and "Traceback" not in said
-    assert corner.run("killed", resume_from_checkpoint="true", **changes) == 0
-    one, other = (load_file(corner.folder / name / "model.safetensors") for name in ("unharmed", "killed"))
+    assert workspace.run("killed", resume_from_checkpoint="true", **changes) == 0
+    one, other = (load_file(workspace.folder / name / "model.safetensors") for name in ("unharmed", "killed"))
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

@@ -14,37 +14,43 @@ import pytest
 from bert_convolutions.cli.main import main
 from bert_convolutions.training import checkpoints
 from tests.ranks import run_in_two_ranks
-from tests.training.conftest import Corner
+from tests.training.conftest import Workspace
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 COMMAND = ("-m", "bert_convolutions", "pretrain")
 
 
-def test_two_processes_and_one_give_the_same_losses_also_when_they_take_turns(corner: Corner) -> None:
-    """15 steps of 8 are more than an epoch of 52 examples, whose last step is of 4."""
-    common = {"max_steps": 15, "use_sop_head": "true", "do_eval": "true", "eval_data_file": corner.folder / "eval.ids"}
-    assert main(["pretrain", *corner.flags("one", gradient_accumulation_steps=2, save_steps=6, **common)]) == 0
-    resumed = corner.flags("more", resume_from_checkpoint=corner.folder / "one" / "checkpoint-6", **common)
-    run_in_two_ranks(["pretrain", *corner.flags("two", **common), "--save_at_words", "300"], ["pretrain", *resumed])
-    losses = corner.log("one")
+def test_two_processes_and_one_give_the_same_losses_also_when_one_run_is_resumed_by_two(workspace: Workspace) -> None:
+    """15 steps of 8 examples are more than an epoch of 52, whose last step has 4."""
+    common = {
+        "max_steps": 15,
+        "use_sop_head": "true",
+        "do_eval": "true",
+        "eval_data_file": workspace.folder / "eval.ids",
+    }
+    assert main(["pretrain", *workspace.flags("one", gradient_accumulation_steps=2, save_steps=6, **common)]) == 0
+    resumed = workspace.flags("more", resume_from_checkpoint=workspace.folder / "one" / "checkpoint-6", **common)
+    run_in_two_ranks(["pretrain", *workspace.flags("two", **common), "--save_at_words", "300"], ["pretrain", *resumed])
+    losses = workspace.log("one")
     seen = [
-        json.loads((corner.folder / name / "train_results.json").read_text())["words_seen"] for name in ("one", "two")
+        json.loads((workspace.folder / name / "train_results.json").read_text())["words_seen"]
+        for name in ("one", "two")
     ]
-    assert seen[0] == seen[1] > 300 and (corner.folder / "two" / "chck_300" / "model.safetensors").exists()
+    assert seen[0] == seen[1] > 300 and (workspace.folder / "two" / "chck_300" / "model.safetensors").exists()
     assert len(losses) == 15
     for name in ("two", "more"):
-        np.testing.assert_allclose(corner.log(name), losses, atol=1e-5)
-    lines = [(corner.folder / output / "eval_results_lm.txt").read_text().splitlines() for output in ("one", "two")]
+        np.testing.assert_allclose(workspace.log(name), losses, atol=1e-5)
+    lines = [(workspace.folder / output / "eval_results_lm.txt").read_text().splitlines() for output in ("one", "two")]
     figures = [{line.split(" = ")[0]: float(line.split(" = ")[1]) for line in text} for text in lines]
     assert figures[0]["masked_tokens"] == figures[1]["masked_tokens"]
     assert figures[0]["perplexity"] == pytest.approx(figures[1]["perplexity"], rel=1e-4)
-    saved = corner.folder / "two" / "checkpoint-15"
-    assert checkpoints.fault_in(saved) is None  # one writer: else files would have changed after the manifest
+    saved = workspace.folder / "two" / "checkpoint-15"
+    assert checkpoints.fault_in(saved) is None  # with two writers, files would have changed after the manifest
     assert {path.name for path in saved.glob("rng*")} == {"rng_state_0.pth", "rng_state_1.pth"}
 
 
 def workers_of(launcher: int) -> list[int]:
-    """Process ids of the two workers, once both train."""
+    """The process ids of the two workers."""
     children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
     return [int(child) for child in children]
 
@@ -57,14 +63,16 @@ def wait_for(path: Path, seconds: float = 60) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, "died"), (signal.SIGTERM, "saved")])
-def test_a_rank_that_dies_or_is_told_to_stop_ends_the_others(corner: Corner, number: signal.Signals, code: str) -> None:
+def test_a_rank_that_dies_or_gets_a_signal_ends_the_others(
+    workspace: Workspace, number: signal.Signals, code: str
+) -> None:
     output = f"rank-{code}"
-    flags = corner.flags(output, max_steps=1_000_000, save_steps=50, logging_steps=1000, save_total_limit=2)
+    flags = workspace.flags(output, max_steps=1_000_000, save_steps=50, logging_steps=1000, save_total_limit=2)
     launcher = subprocess.Popen(
         [sys.executable, *TORCHRUN, *COMMAND, *flags], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     try:
-        wait_for(corner.folder / output / "checkpoint-50")
+        wait_for(workspace.folder / output / "checkpoint-50")
         os.kill(workers_of(launcher.pid)[1], number)
         begun = time.monotonic()
         _, said = launcher.communicate(timeout=60)
@@ -72,7 +80,7 @@ def test_a_rank_that_dies_or_is_told_to_stop_ends_the_others(corner: Corner, num
     finally:
         if launcher.poll() is None:
             os.killpg(launcher.pid, signal.SIGKILL)
-    assert checkpoints.newest_valid(corner.folder / output).found is not None
+    assert checkpoints.newest_valid(workspace.folder / output).found is not None
     if code == "died":
         assert "another process of this run has ended" in said and "exitcode  : -9" in said
     else:

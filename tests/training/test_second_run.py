@@ -15,15 +15,15 @@ from bert_convolutions.errors import EXIT_DIVERGED
 from bert_convolutions.training import checkpoints
 from bert_convolutions.training.trainer import PretrainingTrainer
 from tests.helpers import contents, same_weights
-from tests.training.conftest import Corner
+from tests.training.conftest import Workspace
 
 
 class KilledError(BaseException):
     """Ends a run in place of kill -9."""
 
 
-def resume(corner: Corner, output: str, **changes: Any) -> int:
-    return corner.run(output, resume_from_checkpoint="true", **changes)
+def resume(workspace: Workspace, output: str, **changes: Any) -> int:
+    return workspace.run(output, resume_from_checkpoint="true", **changes)
 
 
 def steps_of_results(folder: Path) -> int:
@@ -51,62 +51,62 @@ def kill(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
 
 
 def test_a_longer_run_interrupted_at_its_end_is_finished_by_the_next(
-    corner: Corner, kill: Any, capsys: pytest.CaptureFixture[str]
+    workspace: Workspace, kill: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The results of the shorter run are not taken for those of the longer one, nor put beside its model."""
-    folder = corner.folder / "longer"
-    assert corner.run("longer", max_steps=4) == 0
-    shutil.copytree(folder, corner.folder / "shorter")
+    folder = workspace.folder / "longer"
+    assert workspace.run("longer", max_steps=4) == 0
+    shutil.copytree(folder, workspace.folder / "shorter")
     kill(PretrainingTrainer, "save_model", call=2)  # the first is the checkpoint's
     with pytest.raises(KilledError):
-        resume(corner, "longer", max_steps=6)
+        resume(workspace, "longer", max_steps=6)
     kill.undo()
     assert checkpoints.newest_valid(folder).found == folder / "checkpoint-6"
-    assert steps_of_results(folder) == 4 and same_weights(folder, corner.folder / "shorter")
-    assert resume(corner, "longer", max_steps=6) == 0
+    assert steps_of_results(folder) == 4 and same_weights(folder, workspace.folder / "shorter")
+    assert resume(workspace, "longer", max_steps=6) == 0
     assert steps_of_results(folder) == 6 and same_weights(folder, folder / "checkpoint-6")
-    assert resume(corner, "longer", max_steps=6) == 0
+    assert resume(workspace, "longer", max_steps=6) == 0
     assert "the run is finished, 6 of 6 steps" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("call", [1, 3, 6])
-def test_results_and_model_are_installed_together(corner: Corner, kill: Any, call: int) -> None:
+def test_results_and_model_are_installed_together(workspace: Workspace, kill: Any, call: int) -> None:
     """Killed while their files are moved in, the next command completes the new model and the new results."""
-    folder = corner.folder / f"together-{call}"
-    assert corner.run(folder.name, max_steps=2, save_strategy="no") == 0
-    shutil.copytree(folder, corner.folder / f"was-{call}")
+    folder = workspace.folder / f"together-{call}"
+    assert workspace.run(folder.name, max_steps=2, save_strategy="no") == 0
+    shutil.copytree(folder, workspace.folder / f"was-{call}")
     kill(Path, "replace", call, of=lambda source, target: source.parent.name == ".installing")
     with pytest.raises(KilledError):
-        corner.run(folder.name, max_steps=3, overwrite_output_dir="true", save_strategy="no")
+        workspace.run(folder.name, max_steps=3, overwrite_output_dir="true", save_strategy="no")
     kill.undo()
-    assert resume(corner, folder.name, max_steps=3, save_strategy="no") == 0
+    assert resume(workspace, folder.name, max_steps=3, save_strategy="no") == 0
     assert steps_of_results(folder) == 3
-    assert not same_weights(folder, corner.folder / f"was-{call}")
+    assert not same_weights(folder, workspace.folder / f"was-{call}")
     assert not [path.name for path in folder.iterdir() if path.name.startswith(".") and path.name != files.LOCK_NAME]
 
 
-def test_the_best_model_of_a_run_that_was_moved_is_found(corner: Corner) -> None:
+def test_the_best_model_of_a_run_that_was_moved_is_found(workspace: Workspace) -> None:
     best = {
         "load_best_model_at_end": "true",
         "metric_for_best_model": "loss",
         "eval_strategy": "steps",
         "eval_steps": 2,
     }
-    best |= {"eval_data_file": corner.folder / "eval.ids", "save_steps": 2, "max_steps": 4}
-    assert corner.run("before", **best) == 0
-    moved = (corner.folder / "before").rename(corner.folder / "after")
+    best |= {"eval_data_file": workspace.folder / "eval.ids", "save_steps": 2, "max_steps": 4}
+    assert workspace.run("before", **best) == 0
+    moved = (workspace.folder / "before").rename(workspace.folder / "after")
     for path in (moved / "model.safetensors", moved / "train_results.json"):
         path.unlink()  # as if it had been killed after its last checkpoint
-    assert corner.run("after", **best, resume_from_checkpoint="true") == 0
+    assert workspace.run("after", **best, resume_from_checkpoint="true") == 0
     assert same_weights(moved, moved / "checkpoint-2") and not same_weights(moved, moved / "checkpoint-4")
 
 
-def test_a_resumed_run_uses_new_flags_of_the_optimizer(corner: Corner) -> None:
-    assert corner.run("rates", max_steps=6, save_steps=3, learning_rate=0.01) == 0
-    shutil.rmtree(corner.folder / "rates" / "checkpoint-6")
+def test_a_resumed_run_uses_new_flags_of_the_optimizer(workspace: Workspace) -> None:
+    assert workspace.run("rates", max_steps=6, save_steps=3, learning_rate=0.01) == 0
+    shutil.rmtree(workspace.folder / "rates" / "checkpoint-6")
     settings = {"learning_rate": 0.002, "weight_decay": 0.3, "adam_beta2": 0.9, "adam_epsilon": 1e-5}
-    assert resume(corner, "rates", max_steps=6, save_steps=3, **settings) == 0
-    folder = corner.folder / "rates"
+    assert resume(workspace, "rates", max_steps=6, save_steps=3, **settings) == 0
+    folder = workspace.folder / "rates"
     rates = [entry["learning_rate"] for entry in state_of(folder)["log_history"] if "learning_rate" in entry]
     assert rates == pytest.approx([0.01, 0.01 * 5 / 6, 0.01 * 4 / 6, 0.002 * 3 / 6, 0.002 * 2 / 6, 0.002 / 6])
     groups = torch.load(folder / "checkpoint-6" / "optimizer.pt", weights_only=True)["param_groups"]
@@ -119,37 +119,39 @@ def state_of(folder: Path) -> dict[str, Any]:
 
 
 def test_an_earlier_checkpoint_is_not_resumed_beside_later_ones(
-    corner: Corner, capsys: pytest.CaptureFixture[str]
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Stopped again, the run would be resumed from a later one, which the user had gone back behind."""
-    folder = corner.folder / "back"
-    assert corner.run("back", save_steps=2, max_steps=6) == 0
+    folder = workspace.folder / "back"
+    assert workspace.run("back", save_steps=2, max_steps=6) == 0
     before = contents(folder)
     earlier = {"resume_from_checkpoint": folder / "checkpoint-4", "max_steps": 6, "learning_rate": 0.001}
-    assert corner.run("back", **earlier) == 2
+    assert workspace.run("back", **earlier) == 2
     assert f"would take {folder / 'checkpoint-6'}" in capsys.readouterr().err and contents(folder) == before
-    assert corner.run("back-elsewhere", **earlier) == 0
-    (folder / "checkpoint-6").rename(corner.folder / "elsewhere")
-    assert corner.run("back", **earlier) == 0
-    assert same_weights(folder, corner.folder / "back-elsewhere")
+    assert workspace.run("back-elsewhere", **earlier) == 0
+    (folder / "checkpoint-6").rename(workspace.folder / "elsewhere")
+    assert workspace.run("back", **earlier) == 0
+    assert same_weights(folder, workspace.folder / "back-elsewhere")
 
 
-def test_the_advice_after_a_divergence_works(corner: Corner, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_advice_after_a_divergence_works(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     """Resume from the last good checkpoint with a lower rate, or without one, start again with a lower rate."""
     flags = {"save_steps": 2, "max_steps": 12, "max_grad_norm": 0}
-    assert corner.run("wild", learning_rate=0.01, **{**flags, "max_steps": 2}) == 0
-    assert resume(corner, "wild", learning_rate=1e30, **flags) == EXIT_DIVERGED
+    assert workspace.run("wild", learning_rate=0.01, **{**flags, "max_steps": 2}) == 0
+    assert resume(workspace, "wild", learning_rate=1e30, **flags) == EXIT_DIVERGED
     said = capsys.readouterr().err
     assert "resume from it with --resume_from_checkpoint true and a lower --learning_rate" in said
-    assert (corner.folder / "wild" / "diverged.json").exists()
-    assert resume(corner, "wild", learning_rate=0.001, **flags) == 0
-    assert steps_of_results(corner.folder / "wild") == 12 and not (corner.folder / "wild" / "diverged.json").exists()
-    rates = [entry.get("learning_rate", 0) for entry in state_of(corner.folder / "wild")["log_history"]]
+    assert (workspace.folder / "wild" / "diverged.json").exists()
+    assert resume(workspace, "wild", learning_rate=0.001, **flags) == 0
+    assert (
+        steps_of_results(workspace.folder / "wild") == 12 and not (workspace.folder / "wild" / "diverged.json").exists()
+    )
+    rates = [entry.get("learning_rate", 0) for entry in state_of(workspace.folder / "wild")["log_history"]]
     assert max(rates[2:]) <= 0.001
 
-    assert corner.run("wild-start", learning_rate=1e30, **flags) == EXIT_DIVERGED
+    assert workspace.run("wild-start", learning_rate=1e30, **flags) == EXIT_DIVERGED
     assert "start again with a lower --learning_rate" in capsys.readouterr().err
-    assert resume(corner, "wild-start", learning_rate=0.001, **flags) == 0
+    assert resume(workspace, "wild-start", learning_rate=0.001, **flags) == 0
 
 
 FAILS_LATE = {
@@ -167,105 +169,105 @@ FAILS_LATE = {
 
 
 @pytest.mark.parametrize("case", FAILS_LATE)
-def test_a_run_to_be_replaced_is_kept_when_the_new_one_fails(corner: Corner, case: str) -> None:
-    folder = corner.folder / "precious"
+def test_a_run_to_be_replaced_is_kept_when_the_new_one_fails(workspace: Workspace, case: str) -> None:
+    folder = workspace.folder / "precious"
     if not folder.exists():
-        assert corner.run("precious", max_steps=2) == 0
+        assert workspace.run("precious", max_steps=2) == 0
     before = contents(folder)
-    changes = {"eval_data_file": corner.folder / "eval.ids"} | FAILS_LATE[case]
-    assert corner.run("precious", overwrite_output_dir="true", seed=7, **changes) != 0
+    changes = {"eval_data_file": workspace.folder / "eval.ids"} | FAILS_LATE[case]
+    assert workspace.run("precious", overwrite_output_dir="true", seed=7, **changes) != 0
     (folder / "diverged.json").unlink(missing_ok=True)
     assert contents(folder) == before
 
 
 def test_a_run_to_be_replaced_is_restored_after_a_kill_until_the_first_new_checkpoint(
-    corner: Corner, kill: Any
+    workspace: Workspace, kill: Any
 ) -> None:
-    folder = corner.folder / "kept"
-    assert corner.run("kept", max_steps=4, save_steps=2) == 0
+    folder = workspace.folder / "kept"
+    assert workspace.run("kept", max_steps=4, save_steps=2) == 0
     before = contents(folder)
     kill(PretrainingTrainer, "training_step", call=1)
     real_settle = files.settle_aside
     files.settle_aside = lambda *args, **kwargs: None  # what a killed process can't do any more
     try:
         with pytest.raises(KilledError):
-            corner.run("kept", max_steps=3, seed=7, overwrite_output_dir="true")
+            workspace.run("kept", max_steps=3, seed=7, overwrite_output_dir="true")
     finally:
         files.settle_aside = real_settle
         kill.undo()
     assert not checkpoints.list_checkpoints(folder) and (folder / files.ASIDE_NAME).exists()
-    assert corner.run("kept", max_steps=4) == 2  # not taken for an empty folder
-    assert resume(corner, "kept", max_steps=4, save_steps=2) == 0
+    assert workspace.run("kept", max_steps=4) == 2  # not taken for an empty folder
+    assert resume(workspace, "kept", max_steps=4, save_steps=2) == 0
     assert contents(folder) == before
 
     kill(PretrainingTrainer, "training_step", call=3)
     with pytest.raises(KilledError):
-        corner.run("kept", max_steps=3, save_steps=1, seed=7, overwrite_output_dir="true")
+        workspace.run("kept", max_steps=3, save_steps=1, seed=7, overwrite_output_dir="true")
     kill.undo()
     assert [path.name for path in checkpoints.list_checkpoints(folder)] == ["checkpoint-1", "checkpoint-2"]
     assert not (folder / files.ASIDE_NAME).exists() and not (folder / "model.safetensors").exists()
 
 
 def test_flags_and_data_that_make_another_run_are_refused_on_resume(
-    corner: Corner, capsys: pytest.CaptureFixture[str]
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Any field of the configuration, other data of the same size, and another optimizer."""
-    assert corner.run("facts", max_steps=2) == 0
-    config = json.loads((corner.folder / "config.json").read_text())
+    assert workspace.run("facts", max_steps=2) == 0
+    config = json.loads((workspace.folder / "config.json").read_text())
     for name, value in (("hidden_dropout_prob", 0.1), ("hidden_act", "relu"), ("layer_norm_eps", 1e-6)):
-        (corner.folder / "changed.json").write_text(json.dumps(config | {name: value}))
-        assert resume(corner, "facts", max_steps=4, config_name=corner.folder / "changed.json") == 2
+        (workspace.folder / "changed.json").write_text(json.dumps(config | {name: value}))
+        assert resume(workspace, "facts", max_steps=4, config_name=workspace.folder / "changed.json") == 2
         said = capsys.readouterr().err
         assert f"{name} {value}" in said and "the model (--config_name" in said
-    lines = (corner.folder / "train.ids").read_text().splitlines()
+    lines = (workspace.folder / "train.ids").read_text().splitlines()
     lines[7] = " ".join([*lines[7].split()[:1], "5", *lines[7].split()[2:]])
-    (corner.folder / "other.ids").write_text("\n".join(lines) + "\n")
-    assert resume(corner, "facts", max_steps=4, train_data_file=corner.folder / "other.ids") == 2
+    (workspace.folder / "other.ids").write_text("\n".join(lines) + "\n")
+    assert resume(workspace, "facts", max_steps=4, train_data_file=workspace.folder / "other.ids") == 2
     assert "the content of --train_data_file" in capsys.readouterr().err
-    assert resume(corner, "facts", max_steps=4, optim="sgd") == 2
+    assert resume(workspace, "facts", max_steps=4, optim="sgd") == 2
     assert "--optim" in capsys.readouterr().err
-    assert resume(corner, "facts", max_steps=4, optim="adamw_torch") == 0  # the same optimizer with other kernels
+    assert resume(workspace, "facts", max_steps=4, optim="adamw_torch") == 0  # the same optimizer with other kernels
 
 
 def test_a_model_without_checkpoints_is_not_replaced_by_a_resumed_run(
-    corner: Corner, capsys: pytest.CaptureFixture[str]
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A run that is finished by these flags is reported as finished; other models and longer runs are refused."""
-    folder = corner.folder / "no-checkpoints"
-    assert corner.run(folder.name, max_steps=2, save_strategy="no") == 0
+    folder = workspace.folder / "no-checkpoints"
+    assert workspace.run(folder.name, max_steps=2, save_strategy="no") == 0
     before = contents(folder)
-    assert resume(corner, folder.name, max_steps=2, save_strategy="no") == 0
+    assert resume(workspace, folder.name, max_steps=2, save_strategy="no") == 0
     assert "the run is finished, 2 of 2 steps" in capsys.readouterr().err
-    evaluation = {"do_eval": "true", "eval_data_file": corner.folder / "eval.ids"}
-    assert resume(corner, folder.name, max_steps=2, save_strategy="no", **evaluation) == 0
+    evaluation = {"do_eval": "true", "eval_data_file": workspace.folder / "eval.ids"}
+    assert resume(workspace, folder.name, max_steps=2, save_strategy="no", **evaluation) == 0
     for name in ("eval_results.json", "eval_results_lm.txt"):
         (folder / name).unlink()
-    assert resume(corner, folder.name, max_steps=2, seed=7) == 2
+    assert resume(workspace, folder.name, max_steps=2, seed=7) == 2
     assert "--seed was 42 and is now 7" in capsys.readouterr().err
-    assert resume(corner, folder.name, max_steps=3) == 2
+    assert resume(workspace, folder.name, max_steps=3) == 2
     assert "holds a model (model.safetensors) and no checkpoint to resume from" in capsys.readouterr().err
     assert contents(folder) == before
-    shutil.copytree(folder, corner.folder / "converted")
-    (corner.folder / "converted" / "train_results.json").unlink()
-    for changes in ({}, {"resume_from_checkpoint": corner.folder / "other-run" / "checkpoint-2"}):
+    shutil.copytree(folder, workspace.folder / "converted")
+    (workspace.folder / "converted" / "train_results.json").unlink()
+    for changes in ({}, {"resume_from_checkpoint": workspace.folder / "other-run" / "checkpoint-2"}):
         if changes:
-            assert corner.run("other-run", max_steps=2) == 0
-        assert corner.run("converted", max_steps=2, **({"resume_from_checkpoint": "true"} | changes)) == 2
+            assert workspace.run("other-run", max_steps=2) == 0
+        assert workspace.run("converted", max_steps=2, **({"resume_from_checkpoint": "true"} | changes)) == 2
         assert "no checkpoint to resume from" in capsys.readouterr().err
-    assert same_weights(corner.folder / "converted", folder)
+    assert same_weights(workspace.folder / "converted", folder)
 
 
 @pytest.mark.parametrize(
     "flag", ["config_name", "tokenizer_name", "train_data_file", "eval_data_file", "model_name_or_path"]
 )
 def test_an_input_in_the_folder_that_would_be_cleared_is_refused(
-    corner: Corner, capsys: pytest.CaptureFixture[str], flag: str
+    workspace: Workspace, capsys: pytest.CaptureFixture[str], flag: str
 ) -> None:
-    folder = corner.folder / "holding"
+    folder = workspace.folder / "holding"
     if not folder.exists():
-        assert corner.run(folder.name, max_steps=1) == 0
+        assert workspace.run(folder.name, max_steps=1) == 0
         for name in ("train.ids", "eval.ids"):
-            shutil.copy(corner.folder / name, folder / name)
+            shutil.copy(workspace.folder / name, folder / name)
     inside = {
         "config_name": "config.json", "tokenizer_name": "", "train_data_file": "train.ids",
         "eval_data_file": "eval.ids", "model_name_or_path": "checkpoint-1",
@@ -274,15 +276,15 @@ def test_an_input_in_the_folder_that_would_be_cleared_is_refused(
     changes: dict[str, Any] = {flag: folder / inside[flag]}
     if flag == "model_name_or_path":
         changes["config_name"] = None
-    changes = {"eval_data_file": corner.folder / "eval.ids", **changes}
-    assert corner.run(folder.name, overwrite_output_dir="true", do_eval="true", **changes) == 2
+    changes = {"eval_data_file": workspace.folder / "eval.ids", **changes}
+    assert workspace.run(folder.name, overwrite_output_dir="true", do_eval="true", **changes) == 2
     assert f"the input --{flag}" in capsys.readouterr().err and contents(folder) == before
 
 
 def test_a_checkpoint_without_its_optimizer_cannot_be_resumed(
-    corner: Corner, capsys: pytest.CaptureFixture[str]
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert corner.run("light", max_steps=2, save_steps=1, save_only_model="true") == 0
-    assert resume(corner, "light", max_steps=4) == 2
+    assert workspace.run("light", max_steps=2, save_steps=1, save_only_model="true") == 0
+    assert resume(workspace, "light", max_steps=4) == 2
     assert "--save_only_model" in capsys.readouterr().err
-    assert AutoModelForMaskedLM.from_pretrained(corner.folder / "light")
+    assert AutoModelForMaskedLM.from_pretrained(workspace.folder / "light")

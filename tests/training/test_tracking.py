@@ -13,17 +13,22 @@ from bert_convolutions.errors import UsageError
 from bert_convolutions.training import arguments
 from bert_convolutions.training.arguments import BertTrainingArguments
 from bert_convolutions.training.progress import kernel_pictures
-from tests.training.conftest import Corner
+from tests.training.conftest import Workspace
 from tests.training.helpers import MakeTrainer
 
 
-def test_kernels_are_drawn_at_each_evaluation(corner: Corner) -> None:
+def test_kernels_are_drawn_at_each_evaluation(workspace: Workspace) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    changes = {"eval_data_file": corner.folder / "eval.ids", "eval_strategy": "steps", "eval_steps": 2, "max_steps": 4}
-    assert main(["pretrain", *corner.flags("board", report_to="tensorboard", **changes)]) == 0
-    events = [path.parent for path in (corner.folder / "board").rglob("events.out.tfevents.*")]
+    changes = {
+        "eval_data_file": workspace.folder / "eval.ids",
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "max_steps": 4,
+    }
+    assert main(["pretrain", *workspace.flags("board", report_to="tensorboard", **changes)]) == 0
+    events = [path.parent for path in (workspace.folder / "board").rglob("events.out.tfevents.*")]
     assert len(set(events)) == 1
     board = EventAccumulator(str(events[0])).Reload()
     assert sorted(board.Tags()["images"]) == ["kernels/convfixed", "kernels/convk", "kernels/convq"]
