@@ -1,15 +1,20 @@
 """The wheel and the sdist have all files that the code reads, and no tests."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import textwrap
 import zipfile
 from email import message_from_bytes
 from pathlib import Path
 
+import mypy.api
 import pytest
+
+import bert_convolutions
 
 ROOT = Path(__file__).parents[1]
 
@@ -52,3 +57,22 @@ def test_the_sdist_has_the_licence_and_what_the_wheel_was_built_from(built: Path
     with tarfile.open(next(built.glob("*.tar.gz"))) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
     assert {"LICENSE", "README.md", "pyproject.toml", "src/bertconv.py"} <= names
+
+
+def test_a_type_checker_knows_what_the_package_exports(tmp_path: Path) -> None:
+    settings = f"""[mypy]
+    mypy_path = {ROOT / "src"}
+    follow_imports = skip
+    [mypy-bert_convolutions.*]
+    follow_imports = silent
+    """
+    (tmp_path / "mypy.ini").write_text(textwrap.dedent(settings))
+    names = [name for name in bert_convolutions.__all__ if name != "__version__"]
+    lines = [f"from bert_convolutions import {', '.join(names)}", *(f"reveal_type({name})" for name in names)]
+    options = ("--strict", f"--config-file={tmp_path / 'mypy.ini'}", f"--cache-dir={os.devnull}")
+    lines += ["import bert_convolutions", "bert_convolutions.Misspelt"]
+    said = mypy.api.run([*options, "-c", "\n".join(lines)])[0]
+    for line, name in zip(said.splitlines(), names, strict=False):
+        assert re.search(rf'Revealed type is "def \(.*\) -> bert_convolutions\.[\w.]+\.{name}"', line), line
+    assert 'Module has no attribute "Misspelt"' in said
+    assert {*names} <= {*dir(bert_convolutions)}

@@ -9,35 +9,45 @@ import importlib
 import itertools
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-
-_EXPORTS = {
-    "CompositeBertConfig": "model",
-    "CompositeBertForMaskedLM": "model",
-    "CompositeBertForMultipleChoice": "model",
-    "CompositeBertForNextSentencePrediction": "model",
-    "CompositeBertForPreTraining": "model",
-    "CompositeBertForQuestionAnswering": "model",
-    "CompositeBertForSequenceClassification": "model",
-    "CompositeBertForTokenClassification": "model",
-    "CompositeBertModel": "model",
-    "CompositeBertTokenizer": "data.tokenizer",
-    "CompositeAttention": "attention.composite",
-}
-__all__ = [*_EXPORTS, "__version__"]
-
-
-def __getattr__(name: str) -> Any:
-    """Import an exported class at its first use (PEP 562)."""
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
-
+__all__ = [
+    "CompositeAttention",
+    "CompositeBertConfig",
+    "CompositeBertForMaskedLM",
+    "CompositeBertForMultipleChoice",
+    "CompositeBertForNextSentencePrediction",
+    "CompositeBertForPreTraining",
+    "CompositeBertForQuestionAnswering",
+    "CompositeBertForSequenceClassification",
+    "CompositeBertForTokenClassification",
+    "CompositeBertModel",
+    "CompositeBertTokenizer",
+    "__version__",
+]
 
 _COMMANDS = (("-m", __name__), ("-m", "submitit.core._submit"))
 _is_a_command = any(words in _COMMANDS for words in itertools.pairwise(sys.orig_argv))
-if not (os.environ.get("BERT_CONVOLUTIONS_LAZY") or _is_a_command):
-    importlib.import_module(f"{__name__}.model")
-    importlib.import_module(f"{__name__}.data.tokenizer")
+if TYPE_CHECKING or not (os.environ.get("BERT_CONVOLUTIONS_LAZY") or _is_a_command):
+    from bert_convolutions.attention.composite import CompositeAttention
+    from bert_convolutions.data.tokenizer import CompositeBertTokenizer
+    from bert_convolutions.model import (
+        CompositeBertConfig,
+        CompositeBertForMaskedLM,
+        CompositeBertForMultipleChoice,
+        CompositeBertForNextSentencePrediction,
+        CompositeBertForPreTraining,
+        CompositeBertForQuestionAnswering,
+        CompositeBertForSequenceClassification,
+        CompositeBertForTokenClassification,
+        CompositeBertModel,
+    )
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Import an exported class at its first use (PEP 562)."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        modules = {"CompositeAttention": "attention.composite", "CompositeBertTokenizer": "data.tokenizer"}
+        return getattr(importlib.import_module(f"{__name__}.{modules.get(name, 'model')}"), name)
