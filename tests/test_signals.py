@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from pathlib import Path
 from bert_convolutions.signals import SignalWatch
 watch = SignalWatch()
 scratch = Path(sys.argv[1])
+sys.argv[0] = sys.argv[2]
 scratch.mkdir()
 with watch.finish_step_on_signal(), watch.removed_on_exit(scratch):
     os.kill(os.getpid(), signal.SIGINT)
@@ -41,11 +43,20 @@ def test_a_second_ctrl_c_ends_the_run_at_once_but_not_under_a_launcher(tmp_path:
     environment = {**os.environ, "BERT_CONVOLUTIONS_LAZY": "1"} | ({"TORCHELASTIC_RUN_ID": "x"} if launched else {})
     scratch = tmp_path / "scratch"
     done = subprocess.run(
-        [sys.executable, "-c", TWICE, str(scratch)], capture_output=True, text=True, env=environment, check=False
+        [sys.executable, "-c", TWICE, str(scratch), "bertconv"], capture_output=True, text=True, env=environment, check=False
     )
     assert done.returncode == (0 if launched else 130)
     assert done.stdout.split("\n")[0] == "SIGINT" and ("still here" in done.stdout) == launched
     assert scratch.exists() == launched
+
+
+def test_a_second_ctrl_c_ends_no_process_but_the_command(tmp_path: Path) -> None:
+    """A notebook's kernel holds more than this run, and Python's own ``finally`` cleans up."""
+    program = f"try:\n{textwrap.indent(TWICE, '    ')}\nexcept KeyboardInterrupt:\n    print('kept')"
+    command = [sys.executable, "-c", program, str(tmp_path / "scratch"), "ipykernel_launcher.py"]
+    environment = {**os.environ, "BERT_CONVOLUTIONS_LAZY": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout) == (0, "SIGINT\nkept\n")
 
 
 def test_the_resume_command_is_the_command_itself_with_resume_from_checkpoint() -> None:
@@ -57,6 +68,9 @@ def test_the_resume_command_is_the_command_itself_with_resume_from_checkpoint() 
     more = ["--resume_from_checkpoint", "out/checkpoint-3", "--overwrite_output_dir", "--overwrite-output-dir=true"]
     assert resume_command(argv + more) == expected
     assert resume_command([*argv[:2], "--overwrite_output_dir", *argv[2:]]) == expected
+    assert resume_command(["/site-packages/bert_convolutions/__main__.py", *argv[1:]]) == expected
+    kernel = ["/site-packages/ipykernel_launcher.py", "-f", "kernel.json"]
+    assert resume_command(kernel) == "the same call and resume_from_checkpoint=True"
 
 
 def test_with_nothing_to_save_a_signal_ends_the_run_at_once() -> None:

@@ -125,8 +125,10 @@ class SignalWatch:
         is_echo = "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self._since < LAUNCHER_ECHO_SECONDS
         if self.received is None:
             self._note(signal.Signals(number))
-            _say(f"{self.cause}: finishing this step and saving; a second Ctrl-C exits at once")
+            _say(f"{self.cause}: finishing this step and saving; a second Ctrl-C stops at once")
         elif number == signal.SIGINT and not is_echo:
+            if not _is_the_command(sys.argv[0]):
+                raise KeyboardInterrupt  # a notebook keeps its variables
             _say("second Ctrl-C: exiting at once; the last checkpoint is kept")
             for folder in self._scratch:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -206,8 +208,13 @@ def _say(message: str) -> None:
 
 
 def resume_command(argv: Sequence[str] | None = None) -> str:
-    """The command line (default: this process's), launcher included, that resumes from the newest checkpoint."""
+    """The command line (default: this process's), launcher included, that resumes from the newest checkpoint.
+
+    Or words for it, if the process is no command of this package but, for example, a notebook.
+    """
     argv = sys.argv if argv is None else argv
+    if not _is_the_command(argv[0]):
+        return "the same call and resume_from_checkpoint=True"
     words = _program(argv[1:])
     drops_value = False
     for word in argv[1:]:
@@ -220,6 +227,12 @@ def resume_command(argv: Sequence[str] | None = None) -> str:
         if not drops:
             words.append(word)
     return shlex.join([*words, "--resume_from_checkpoint", "true"])
+
+
+def _is_the_command(program: str) -> bool:
+    """Whether ``sys.argv[0]`` is that of ``bertconv`` or ``python -m bert_convolutions``."""
+    path = Path(program)
+    return path.stem == "bertconv" or path.parts[-2:] == ("bert_convolutions", "__main__.py")
 
 
 def _program(arguments: Sequence[str]) -> list[str]:

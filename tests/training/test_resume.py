@@ -66,7 +66,7 @@ def test_a_run_stopped_three_times_ends_with_the_same_weights(
     folder = tmp_path / "cut"
     for step in (7, STEPS_PER_EPOCH, 20):
         trainer = make_trainer(folder, dataloader_num_workers=workers, save_total_limit=1)
-        with pytest.raises(RunInterrupted, match=rf"SIGTERM after step {step}.*--resume_from_checkpoint true"):
+        with pytest.raises(RunInterrupted, match=rf"SIGTERM after step {step}.*; resume with: the same call"):
             run(trainer, resume=True, callback=At("on_step_end", step, terminate))
         assert [checkpoints.step_of(path) for path in checkpoints.list_checkpoints(folder)] == [step]
     trainer = make_trainer(folder, dataloader_num_workers=workers)
