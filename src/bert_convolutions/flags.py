@@ -2,8 +2,44 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import os
+import typing
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from bert_convolutions.errors import UsageError, brief
+
+
+@dataclasses.dataclass
+class Options:
+    """The base of the dataclasses of flags: values from Python are converted as those of the command line are.
+
+    So a path may be a string, and one value stands for a list of one.
+
+    Raises:
+        UsageError: a value is not of its field's type; the message names the flag.
+    """
+
+    def __post_init__(self) -> None:
+        """Convert and check all fields."""
+        import pydantic  # slow to import, and not needed for --help
+
+        hints = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value, hint = getattr(self, field.name), hints[field.name]
+            if typing.get_origin(hint) is list:
+                several = isinstance(value, Iterable) and not isinstance(value, str)
+                value = [_without_path(item) for item in (value if several else [value])]
+            adapter = pydantic.TypeAdapter[Any](hint, config=pydantic.ConfigDict(coerce_numbers_to_str=True))
+            try:
+                setattr(self, field.name, adapter.validate_python(_without_path(value)))
+            except pydantic.ValidationError as error:
+                fault = error.errors(include_url=False)[0]
+                raise UsageError(f"--{field.name}: {fault['msg']}, not {brief(fault['input'])}") from error
+
+
+def _without_path(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def flag(default: Any, help: str, **metadata: Any) -> Any:

@@ -8,14 +8,14 @@ from typing import Any, Literal
 
 import pytest
 
-from bert_convolutions import files
+from bert_convolutions import files, flags
 from bert_convolutions.cli.commands import COMMANDS, Command
 from bert_convolutions.cli.trainer_flags import TrainerFlags
 from bert_convolutions.errors import UsageError
 
 
 @dataclass
-class Options:
+class Options(flags.Options):
     train_data_file: list[str] = field(metadata={"help": "text, 100 % of it"})
     name: str = "bert"
     block_size: int = field(default=128, metadata={"help": "longest example"})
@@ -28,6 +28,7 @@ class Options:
     seeds: list[int] = field(default_factory=lambda: [1, 2])
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.block_size < 1:
             raise ValueError("--block_size must be at least 1")
 
@@ -59,6 +60,29 @@ def refusal(*argv: str, trainer: bool = False) -> str:
 
 def test_defaults_are_those_of_the_dataclass() -> None:
     assert options() == Options(train_data_file=["a.txt"])
+
+
+def test_values_from_python_are_converted_as_those_of_a_command_line() -> None:
+    given: Any = {"train_data_file": Path("a.txt"), "name": 3, "cache_dir": "cache", "line_by_line": "yes", "seeds": "7"}
+    words = ("--train_data_file", "a.txt", "--name=3", "--cache_dir=cache", "--line_by_line", "--seeds=7")
+    assert Options(**given) == read(*words)[0]
+    assert Options([Path("a.txt"), "b.txt"], seeds=range(2)) == options("b.txt", "--seeds", "0", "1")  # type: ignore[arg-type]
+    assert all(issubclass(command.options_class, flags.Options) for command in COMMANDS.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("order", "random", "--order: Input should be 'sorted' or 'shuffled', not 'random'"),
+        ("block_size", 2.5, "--block_size: Input should be a valid integer, got a number with a fractional part, not 2.5"),
+        ("train_data_file", None, "--train_data_file: Input should be a valid string, not None"),
+        ("name", ["a"], "--name: Input should be a valid string, not ['a']"),
+    ],
+)
+def test_a_value_from_python_that_no_flag_takes(name: str, value: object, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        Options(**{"train_data_file": ["a.txt"], name: value})  # type: ignore[arg-type]
+    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize(

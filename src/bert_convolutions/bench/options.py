@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from bert_convolutions.flags import flag
+from bert_convolutions.flags import Options, flag
 
 TaskName = Literal["pretraining", "settings", "loading", "inference", "onnx", "attention"]
 TASK_NAMES: tuple[TaskName, ...] = get_args(TaskName)
@@ -12,7 +12,7 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 @dataclass
-class BenchOptions:
+class BenchOptions(Options):
     """What is measured, on which text, and how often. Each field is the flag of its name."""
 
     output_dir: str = flag(

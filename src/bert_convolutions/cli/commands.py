@@ -12,6 +12,7 @@ from bert_convolutions.cli.config_file import ConfigFile, read_config_file
 from bert_convolutions.cli.flags import make_options, options_parser, refuse_left_over, with_underscores
 from bert_convolutions.cli.trainer_flags import COMMON_TRAINER_FLAGS, TrainerFlags, trainer_parser
 from bert_convolutions.errors import UsageError, with_flag_names
+from bert_convolutions.flags import Options
 from bert_convolutions.signals import SignalWatch
 
 
@@ -145,7 +146,7 @@ def _is_argument_error(error: ValueError) -> bool:
 
 
 @dataclass
-class CompletionOptions:
+class CompletionOptions(Options):
     """The shell for which to print the completion of sub-commands, flags and values."""
 
     shell: Literal["bash", "zsh", "fish"] = field(

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bert_convolutions.flags import flag
+from bert_convolutions.flags import Options, flag
 
 
 @dataclass
-class ConvertOptions:
+class ConvertOptions(Options):
     """The checkpoint to convert and the output folder."""
 
     input: Path = field(

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bert_convolutions.flags import flag
+from bert_convolutions.flags import Options, flag
 
 
 @dataclass
-class TrainTokenizerOptions:
+class TrainTokenizerOptions(Options):
     """The text to learn a SentencePiece vocabulary from, and its size."""
 
     input: list[str] = field(
@@ -23,7 +23,7 @@ class TrainTokenizerOptions:
 
 
 @dataclass
-class BuildDatasetOptions:
+class BuildDatasetOptions(Options):
     """The text to turn into shuffled sentence pairs ``[CLS] a [SEP] b [SEP]``, and where to write them."""
 
     tokenizer_name: str = field(metadata={"help": "an spm.model, or the folder of any Hugging Face tokenizer"})

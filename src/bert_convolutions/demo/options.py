@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from bert_convolutions.flags import flag
+from bert_convolutions.flags import Options, flag
 
 
 @dataclass
-class DemoOptions:
+class DemoOptions(Options):
     """The output folder and the size of the demo."""
 
     output_dir: str = flag("demo-output", "folder for all files of the demo; run again, it continues there")

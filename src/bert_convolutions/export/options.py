@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from bert_convolutions.flags import flag
+from bert_convolutions.flags import Options, flag
 
 
 @dataclass
-class ExportOptions:
+class ExportOptions(Options):
     """The model to export, the format and the output folder."""
 
     model_name_or_path: Path = field(
@@ -37,6 +37,7 @@ class ExportOptions:
         Raises:
             ValueError: names the flags.
         """
+        super().__post_init__()
         if not self.push_to_hub and (self.revisions or self.private):
             raise ValueError("--revisions and --private need --push_to_hub USER/NAME")
         if self.revisions and self.format != "hub":

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, field
 
-from bert_convolutions.flags import flag
+from bert_convolutions.flags import Options, flag
 
 
 @dataclass
-class GlueOptions:
+class GlueOptions(Options):
     """The tasks, the model and the rounds of fine-tuning; the Trainer's own flags are added to these."""
 
     task_name: str = field(
@@ -53,7 +53,7 @@ class GlueOptions:
 
 
 @dataclass
-class CompileGlueOptions:
+class CompileGlueOptions(Options):
     """The folders of the fine-tuned tasks and of the submission."""
 
     input: str = field(metadata={"help": "the --output_dir of bertconv glue, with <TASK><round> folders"})

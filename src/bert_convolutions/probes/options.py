@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bert_convolutions.errors import UsageError
-from bert_convolutions.flags import flag
+from bert_convolutions.flags import Options, flag
 
 
 @dataclass(kw_only=True)
-class ProbeOptions:
+class ProbeOptions(Options):
     """The flags of both probes."""
 
     model_name_or_path: str = field(
@@ -22,6 +22,7 @@ class ProbeOptions:
 
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""
+        super().__post_init__()
         for name in ("pairs", "batch_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bert_convolutions.flags import flag
+from bert_convolutions.flags import Options, flag
 
 
 @dataclass
-class ReportOptions:
+class ReportOptions(Options):
     """The sweep to report on and the output folder."""
 
     sweep: Path = field(metadata={"help": "the --output_dir of bertconv sweep; --sweep may be omitted", "bare": True})
@@ -20,7 +20,7 @@ class ReportOptions:
 
 
 @dataclass
-class PlotKernelsOptions:
+class PlotKernelsOptions(Options):
     """The model whose kernels are drawn and the output file."""
 
     checkpoint: Path = field(

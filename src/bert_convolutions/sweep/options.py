@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Literal
 
 from bert_convolutions.errors import UsageError
-from bert_convolutions.flags import flag
+from bert_convolutions.flags import Options, flag
 
 
 @dataclass
-class SweepOptions:
+class SweepOptions(Options):
     """The experiment to run and its output folder."""
 
     experiment: Path = field(metadata={"help": "experiment file (YAML); --experiment may be omitted", "bare": True})
@@ -29,6 +29,7 @@ class SweepOptions:
 
     def __post_init__(self) -> None:
         """Refuse flags that contradict."""
+        super().__post_init__()
         if self.format != "table" and not self.dry_run:
             raise UsageError("--format belongs to --dry_run; give both")
         for option in self.executor_options:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bert_convolutions.flags import flag
+from bert_convolutions.flags import Options, flag
 
 ARCHITECTURE_FLAGS = (
     "attention_kernel",
@@ -20,7 +20,7 @@ ARCHITECTURE_FLAGS = (
 
 
 @dataclass
-class PretrainOptions:
+class PretrainOptions(Options):
     """What ``bertconv pretrain`` trains and on which text. Each field is the flag of its name."""
 
     tokenizer_name: str | None = flag(
