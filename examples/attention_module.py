@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from bert_convolutions import CompositeAttention
-from bert_convolutions.attention.spec import parse_kernel
 
 
 class Reader(nn.Module):
@@ -18,7 +17,7 @@ class Reader(nn.Module):
     def __init__(self, kernel: str, size: int = 32) -> None:
         super().__init__()
         self.embeddings = nn.Embedding(20, size)
-        self.attention = CompositeAttention(size, num_heads=4, kernel=parse_kernel(kernel))
+        self.attention = CompositeAttention(size, num_heads=4, kernel=kernel)
         self.classifier = nn.Sequential(nn.Linear(size, size), nn.GELU(), nn.Linear(size, 2))
 
     def forward(self, tokens: Tensor) -> Tensor:

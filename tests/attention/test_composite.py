@@ -339,6 +339,36 @@ def test_under_autocast_the_bias_has_the_dtype_of_the_dot_product():
 
 
 @pytest.mark.parametrize("attend", [attend_eager, attend_fused])
+@pytest.mark.parametrize("kernel", ["qk_convfixed_convq_convk 2", "convqhead_convkhead 3"])
+def test_with_a_causal_mask_nothing_of_the_future_is_seen(kernel, attend):
+    module = make(kernel)
+    hidden = torch.randn(2, 7, 16, dtype=torch.float64)
+    causal = torch.ones(1, 7, 7).tril()
+    short, _ = module(hidden[:, :4], causal[:, :4, :4].bool(), attend=attend)
+    assert torch.allclose(module(hidden, causal.bool(), attend=attend)[0][:, :4], short)
+
+
+@pytest.mark.parametrize("kernel", ["qk_convolution 2", "qk_convspan 2", "qk_convq 2"])
+def test_convolutions_over_tokens_refuse_a_mask_of_pairs(kernel):
+    value = parse_projection("convolution 2 1" if "convq" in kernel else "feedforward", "value_forward")
+    with pytest.raises(ValueError, match="a convolution over tokens can't follow a mask of pairs, such as a causal"):
+        make(kernel, value=value)(torch.randn(2, 7, 16, dtype=torch.float64), torch.ones(1, 7, 7).tril())
+
+
+def test_a_mask_of_pairs_of_two_dimensions_is_refused():
+    with pytest.raises(
+        ValueError, match=r"has shape \(7, 7\), not \(B, S\) = \(2, 7\); a mask of pairs is \(1, S, S\)"
+    ):
+        make("qk_convq 2")(torch.randn(2, 7, 16, dtype=torch.float64), torch.ones(7, 7).tril())
+
+
+def test_the_kernel_may_be_its_option_string():
+    assert CompositeAttention(16, 2, "qk_convq 3").kernel == parse_kernel("qk_convq 3")
+    with pytest.raises(ValueError, match='unknown term "convx"'):
+        CompositeAttention(16, 2, "qk_convx 3")
+
+
+@pytest.mark.parametrize("attend", [attend_eager, attend_fused])
 def test_a_floating_point_mask_of_pairs_is_added_whatever_its_values(attend):
     module = make("qk_convfixed 2")
     hidden = torch.randn(1, 6, 16, dtype=torch.float64)

@@ -26,7 +26,7 @@ from bert_convolutions.attention.offsets import crop_offsets, expand_offsets
 from bert_convolutions.attention.projections import check_projection, depthwise_convolution, project, projection_parts
 from bert_convolutions.attention.segments import Segments
 from bert_convolutions.attention.span import SpanConvolution
-from bert_convolutions.attention.spec import AttentionKernel, Projection
+from bert_convolutions.attention.spec import AttentionKernel, Projection, parse_kernel
 from bert_convolutions.attention.terms import TERMS, Term
 
 
@@ -118,7 +118,7 @@ class CompositeAttention(nn.Module):
     Args:
         hidden_size: D.
         num_heads: H.
-        kernel: the terms of the score, their reach, and the convolution beside attention.
+        kernel: the terms of the score, their reach, and the convolution beside attention; or its option string.
         head_size: d, by default D/H.
         query_key, value: the projections of queries and keys, and of values.
         remove_query_key: use the hidden states, unprojected, as queries and keys (then H*d must be D).
@@ -126,10 +126,10 @@ class CompositeAttention(nn.Module):
         activation: activation inside depthwise-separable projections, by default GELU.
 
     Raises:
-        ValueError: the sizes are inconsistent.
+        ValueError: the sizes are inconsistent, or the option string is invalid.
 
     Examples:
-        >>> attention = CompositeAttention(256, 4, parse_kernel("qk_convfixed_convq_convk 8"))
+        >>> attention = CompositeAttention(256, 4, "qk_convfixed_convq_convk 8")
         >>> output, probabilities = attention(hidden)  # (B, S, 256) -> (B, S, 256), (B, 4, S, S)
     """
 
@@ -137,7 +137,7 @@ class CompositeAttention(nn.Module):
         self,
         hidden_size: int,
         num_heads: int,
-        kernel: AttentionKernel,
+        kernel: AttentionKernel | str,
         head_size: int | None = None,
         query_key: Projection = LINEAR,
         value: Projection = LINEAR,
@@ -153,7 +153,7 @@ class CompositeAttention(nn.Module):
         size = num_heads * self.head_size
         if remove_query_key and size != hidden_size:
             raise ValueError(f"remove_query_key needs num_heads x head_size = {size} to be hidden_size {hidden_size}")
-        self.kernel = kernel
+        self.kernel = kernel = parse_kernel(kernel) if isinstance(kernel, str) else kernel
         self.dropout = nn.Dropout(dropout)  # a module, so that code that disables dropout finds it
         self.activation = activation or nn.GELU()
         self.remove_query_key = remove_query_key
@@ -231,15 +231,26 @@ class CompositeAttention(nn.Module):
 
         Args:
             hidden: (B, S, D), floating point.
-            segments: an attention mask (B, S), 0 for padding and k > 0 for the k-th example of the row; or
-                ``Segments``, which cache what the layers of a model share.
-            attend: the backend.
+            segments: an attention mask (B, S), 0 for padding and k > 0 for the k-th example of the row; a mask of
+                pairs, such as a causal one, (1 or B, S, S) or (1 or B, 1 or H, S, S), 0 where i may not attend to j or
+                floating point and added to the scores; or ``Segments``, which cache what the layers of a model share.
+            attend: the backend, by default the equation step by step; ``model.backends.attention_backend("sdpa")`` is
+                the fastest on the device.
 
         Returns:
             Output (B, S, H*d), or (B, S, 2*H*d) with ``convspan``; and the probabilities (B, H, S, S) before dropout,
             or None if the backend doesn't keep them.
+
+        Raises:
+            ValueError: the mask is not of this shape, or one of pairs and there are convolutions over tokens.
         """
         if not isinstance(segments, Segments):
+            size = hidden.shape[:2]
+            if segments is not None and segments.dim() == 2 and segments.shape not in (size, (1, size[1])):
+                raise ValueError(
+                    f"the attention mask has shape {tuple(segments.shape)}, not (B, S) = {tuple(size)}; a mask of "
+                    "pairs is (1, S, S) or (B, S, S)"
+                )
             segments = Segments.from_mask(segments)
         query, key, value = (self.project(name, hidden, segments) for name in ("query", "key", "value"))
         assert value is not None

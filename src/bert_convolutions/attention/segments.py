@@ -41,7 +41,7 @@ class Segments:
             attention_mask: (B, S) of any dtype, the numbers of the examples; or a mask of pairs, (B, S, S) or
                 (B, 1 or H, S, S), as in ``torch.nn.functional.scaled_dot_product_attention``: boolean or integer, 0
                 where a pair may not attend, or floating point, added to the scores whatever its values. Convolutions
-                over tokens ignore a mask of pairs and see the whole row.
+                over tokens refuse a mask of pairs.
             examples_per_row: upper bound on the numbers in a mask (B, S), which only convolutions over tokens need. If
                 None, they read it from the device, once per forward pass.
 
@@ -142,7 +142,15 @@ class Segments:
 
         Returns:
             (B, S, C out).
+
+        Raises:
+            ValueError: there is a mask of pairs, and the convolution would read tokens that it excludes.
         """
+        if self.pairs is not None:
+            raise ValueError(
+                "a convolution over tokens can't follow a mask of pairs, such as a causal one; give a mask (B, S), or "
+                "leave out convolution, convspan and convolutional projections"
+            )
         examples, most = self.examples, self.with_count().examples_per_row
         if examples is not None:
             hidden = hidden * (examples > 0).unsqueeze(-1)
