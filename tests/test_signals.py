@@ -43,7 +43,11 @@ def test_a_second_ctrl_c_ends_the_run_at_once_but_not_under_a_launcher(tmp_path:
     environment = {**os.environ, "BERT_CONVOLUTIONS_LAZY": "1"} | ({"TORCHELASTIC_RUN_ID": "x"} if launched else {})
     scratch = tmp_path / "scratch"
     done = subprocess.run(
-        [sys.executable, "-c", TWICE, str(scratch), "bertconv"], capture_output=True, text=True, env=environment, check=False
+        [sys.executable, "-c", TWICE, str(scratch), "bertconv"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
     )
     assert done.returncode == (0 if launched else 130)
     assert done.stdout.split("\n")[0] == "SIGINT" and ("still here" in done.stdout) == launched

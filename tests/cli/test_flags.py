@@ -63,7 +63,13 @@ def test_defaults_are_those_of_the_dataclass() -> None:
 
 
 def test_values_from_python_are_converted_as_those_of_a_command_line() -> None:
-    given: Any = {"train_data_file": Path("a.txt"), "name": 3, "cache_dir": "cache", "line_by_line": "yes", "seeds": "7"}
+    given: Any = {
+        "train_data_file": Path("a.txt"),
+        "name": 3,
+        "cache_dir": "cache",
+        "line_by_line": "yes",
+        "seeds": "7",
+    }
     words = ("--train_data_file", "a.txt", "--name=3", "--cache_dir=cache", "--line_by_line", "--seeds=7")
     assert Options(**given) == read(*words)[0]
     assert Options([Path("a.txt"), "b.txt"], seeds=range(2)) == options("b.txt", "--seeds", "0", "1")  # type: ignore[arg-type]
@@ -74,7 +80,11 @@ def test_values_from_python_are_converted_as_those_of_a_command_line() -> None:
     ("name", "value", "message"),
     [
         ("order", "random", "--order: Input should be 'sorted' or 'shuffled', not 'random'"),
-        ("block_size", 2.5, "--block_size: Input should be a valid integer, got a number with a fractional part, not 2.5"),
+        (
+            "block_size",
+            2.5,
+            "--block_size: Input should be a valid integer, got a number with a fractional part, not 2.5",
+        ),
         ("train_data_file", None, "--train_data_file: Input should be a valid string, not None"),
         ("name", ["a"], "--name: Input should be a valid string, not ['a']"),
     ],

@@ -104,3 +104,15 @@ def test_lora_is_trained_saved_and_merged(folders: dict[str, Path], tmp_path: Pa
     loaded.merge_and_unload().save_pretrained(tmp_path / "merged")
     merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
     assert torch.allclose(merged(**inputs).logits, trained, atol=1e-5)
+
+
+def test_a_prompt_is_trained(folders: dict[str, Path]) -> None:
+    """``peft`` takes a token for as wide as the hidden states."""
+    model = AutoModelForSequenceClassification.from_pretrained(folders["composite"])
+    sizes = {"num_virtual_tokens": 3, "token_dim": model.config.embedding_size}
+    prompted = peft.get_peft_model(model, peft.PromptTuningConfig(task_type="SEQ_CLS", **sizes))
+    inputs = AutoTokenizer.from_pretrained(folders["composite"])(
+        ["a cat", "the dogs"], padding=True, return_tensors="pt"
+    )
+    prompted(**inputs, labels=torch.tensor([0, 1])).loss.backward()
+    assert prompted.prompt_encoder.default.embedding.weight.grad.abs().sum() > 0
