@@ -93,7 +93,7 @@ def test_with_nothing_to_save_a_signal_ends_the_run_at_once() -> None:
     assert signal.getsignal(signal.SIGHUP) == before
 
 
-def test_what_nohup_ignores_stays_ignored() -> None:
+def test_signals_that_nohup_ignores_stay_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with SignalWatch().finish_step_on_signal() as watch:

@@ -122,7 +122,7 @@ def test_a_folder_of_another_tokenizer_can_be_loaded(tmp_path: Path, tokenizer: 
     assert tokenizer_hash(loaded) == before == tokenizer_hash(load_tokenizer(tmp_path)) != tokenizer_hash(tokenizer)
 
 
-def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="bert-base-uncased: no such tokenizer on this machine"):
         load_tokenizer("bert-base-uncased")
     with pytest.raises(UsageError, match="no tokenizer can be loaded"):

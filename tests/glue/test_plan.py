@@ -53,7 +53,7 @@ def test_flags_limit_the_hyperparameters(tmp_path: Path):
     assert job.settings(128)["batch_size"] == 8
 
 
-def test_the_trainer_s_default_of_8_examples_is_no_limit(tmp_path: Path):
+def test_the_trainers_default_of_8_examples_is_no_limit(tmp_path: Path):
     job = plan(tmp_path, "RTE", hyperparams="electra", per_device_train_batch_size=None)[0]
     assert job.arguments.per_device_train_batch_size == 32
     assert "cut" not in describe_training(job, 9)

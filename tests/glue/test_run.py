@@ -18,7 +18,7 @@ from bert_convolutions.glue.run import run_glue
 from bert_convolutions.glue.submit import compile_submission
 from bert_convolutions.glue.tasks import TASKS, all_dev_sets, all_test_sets
 from tests.glue.helpers import arguments, kill_in_step, options
-from tests.helpers import same_weights, weights
+from tests.helpers import NO_DROPOUT, same_weights, weights
 from tests.ranks import run_in_two_ranks
 
 
@@ -166,8 +166,7 @@ def model_dir_without_dropout(tmp_path_factory: pytest.TempPathFactory, model_di
     folder = tmp_path_factory.mktemp("calm") / "model"
     shutil.copytree(model_dir, folder)
     config = json.loads((folder / "config.json").read_text())
-    off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    (folder / "config.json").write_text(json.dumps(config | off))
+    (folder / "config.json").write_text(json.dumps(config | NO_DROPOUT))
     return folder
 
 

@@ -14,7 +14,7 @@ from bert_convolutions.errors import UsageError
 from bert_convolutions.model import backends
 from bert_convolutions.model.configuration import CompositeBertConfig
 from bert_convolutions.model.modeling import CompositeBertForMaskedLM
-from tests.helpers import random_attention
+from tests.helpers import NO_DROPOUT, random_attention
 
 triton = pytest.mark.usefixtures("small_tiles")  # which skips where Triton is not installed
 PACKED = torch.tensor([[1] * 9 + [2] * 5 + [3] * 3, [1] * 13 + [0] * 4])
@@ -23,8 +23,7 @@ PACKED = torch.tensor([[1] * 9 + [2] * 5 + [3] * 3, [1] * 13 + [0] * 4])
 def config(**options):
     sizes = {"vocab_size": 40, "embedding_size": 8, "hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 24}
     heads = {"num_attention_heads": 2, "attention_kernel": "qk_convfixed_convq_convk 3"}
-    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    return CompositeBertConfig(**sizes, **heads, **no_dropout, **options)
+    return CompositeBertConfig(**sizes, **heads, **NO_DROPOUT, **options)
 
 
 def ways_to_set_it(folder):

@@ -32,6 +32,7 @@ from bert_convolutions import model as model_package
 from bert_convolutions.errors import UsageError
 from bert_convolutions.model import backends
 from bert_convolutions.model.presets import PRESETS, load_config
+from tests.helpers import NO_DROPOUT
 
 SIZES = {
     "vocab_size": 61,
@@ -102,8 +103,7 @@ def test_classification_and_regression_equal_berts(labels, count):
 
 @pytest.mark.parametrize("model_class", [CompositeBertForMaskedLM, CompositeBertForPreTraining])
 def test_the_head_runs_on_masked_tokens_only(model_class):
-    options = {**COMPOSITE, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    model = model_class(config(**options))
+    model = model_class(config(**COMPOSITE, **NO_DROPOUT))
     ids = tokens()
     labels = torch.where(torch.rand(ids.shape) < 0.2, ids, -100)
     order = {"next_sentence_label": torch.tensor([0, 1, 1])} if model_class is CompositeBertForPreTraining else {}
@@ -349,8 +349,7 @@ class _GradientRecorder(TrainerCallback):
 
 @pytest.mark.parametrize("model_class", [CompositeBertForSequenceClassification, CompositeBertForPreTraining])
 def test_accumulation_in_transformers_trainer_changes_no_gradient(model_class, tmp_path):
-    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    start = model_class(config(**COMPOSITE, **dropout))
+    start = model_class(config(**COMPOSITE, **NO_DROPOUT))
     examples = [{"input_ids": tokens(1, 8)[0], "labels": torch.tensor(number % 2)} for number in range(8)]
     if model_class is CompositeBertForPreTraining:
         for example in examples:
@@ -454,12 +453,7 @@ def test_an_exported_or_traced_model_takes_any_length(options):
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_a_step_on_packed_rows_reads_no_value_from_the_device(implementation, no_device_read):
-    options = {
-        **OVER_TOKENS,
-        "qk": "convolution_depth 2 1",
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-    }
+    options = {**OVER_TOKENS, **NO_DROPOUT, "qk": "convolution_depth 2 1"}
     model = CompositeBertForMaskedLM(config(**options, attn_implementation=implementation)).train()
     ids = tokens()
     with no_device_read:
