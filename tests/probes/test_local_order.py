@@ -117,7 +117,7 @@ def test_line_endings_byte_order_mark_and_compression_change_no_result(model_dir
     found = []
     for name in ("unix.txt", "windows.txt", "packed.txt.gz"):
         places = {"text": tmp_path / name, "output_dir": tmp_path / f"out-{name}"}
-        options = LocalOrderOptions(model_name_or_path=str(model_dir), pairs=20, distances=[2], **places)
+        options = LocalOrderOptions(model_name_or_path=str(model_dir), pairs=5, distances=[2], **places)
         found.append(run_local_order(options))
     assert found[0] == found[1] == found[2]
 
