@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 from transformers import BertTokenizer
 
 from bert_convolutions.data.build import pipeline as build_module
+from bert_convolutions.data.build import shards
 from bert_convolutions.data.build import sources as build_sources
 from bert_convolutions.data.build.sentences import split_sentences
 from bert_convolutions.data.options import BuildDatasetOptions
@@ -73,6 +75,33 @@ def test_consecutive_lines_are_paired_across_blank_lines_and_blocks(
     expected = expected_pairs(encoder, [[line for line in text.splitlines() if line.strip()]])
     assert sorted(built) == sorted(expected)
     assert built != expected, "not shuffled"
+
+
+def test_files_of_few_pairs_beside_large_ones(
+    build: Build, encoder: PieceTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have no pair for most shards, and a shard opens the work file of every block, unless they are joined."""
+    opened: list[Path] = []
+    open_arrays = shards.open_arrays
+    monkeypatch.setattr(shards, "open_arrays", lambda path: opened.append(path) or open_arrays(path))
+    texts = ["of " * 400_000 + "\nthe union" * 3, *(f"in {n}\nit was\n" for n in range(20))] * 2
+    files = [tmp_path / f"{number:02}.txt" for number in range(len(texts))]
+    for file, text in zip(files, texts, strict=True):
+        file.write_text(text)
+    apart = examples(build(files, shard_size_mb=1))
+    assert sorted(apart) == sorted(pair for text in texts for pair in expected_pairs(encoder, [lines_of(text)]))
+    assert len(opened) == len(files) * 2, "shards"
+    monkeypatch.setattr(build_module, "_MAX_OPENINGS", 10)
+    monkeypatch.setattr(build_module, "_JOINED_BYTES", 1 << 20)
+    opened.clear()
+    finish = build_module.Target.finish
+    monkeypatch.setattr(build_module.Target, "finish", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(RunInterrupted):
+        build(files, "joined", shard_size_mb=1)
+    monkeypatch.setattr(build_module.Target, "finish", finish)
+    (tmp_path / "joined" / ".building" / "000001.shard.json").unlink()
+    assert examples(build(files, "joined", shard_size_mb=1)) == apart
+    assert len(opened) == len(files) * 2 + 2 * 2 + 2, "twice to join them, then twice 2 runs, and once more"
 
 
 def test_pair_within_documents_pairs_nothing_across_a_blank_line(

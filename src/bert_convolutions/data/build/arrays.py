@@ -34,8 +34,9 @@ def open_arrays(path: Path) -> Iterator[Callable[..., np.ndarray]]:
 
         def read(name: str, first: int | None = None, last: int | None = None) -> np.ndarray:
             part = file.get_slice(name)
-            is_whole = first is None or not part.get_shape()[0]  # safetensors can't slice an empty array
-            return file.get_tensor(name) if is_whole else part[first:last]
+            if first is None or not part.get_shape()[0]:  # safetensors can't slice an empty array
+                return file.get_tensor(name)
+            return part[first:last] if first != last else part[:0]  # nor take nothing from the end
 
         yield read
 

@@ -47,6 +47,10 @@ from bert_convolutions.terminal import make_bar
 
 _MERGE_PROCESSES = 3
 """Number of shards merged at a time; each takes about five times its size in memory."""
+_MAX_OPENINGS = 100_000
+"""A shard opens every run. Where all of them do so more often than this, runs are joined first, up to ..."""
+_JOINED_BYTES = 32 << 20
+"""... this many bytes of ids, plus a block."""
 TaskT = TypeVar("TaskT")
 
 
@@ -156,14 +160,18 @@ class _Build:
         facts = read_model(FileFacts, facts_file).root
         block_facts = [block for file in facts for block in file]
         id_type = sentences.smallest_id_type(len(self._tokenizer))
-        id_bytes = sum(block.num_tokens for block in block_facts) * np.dtype(id_type).itemsize
-        num_shards = -(-id_bytes // (self._settings.shard_size_mb << 20)) or 1
+        id_bytes = np.dtype(id_type).itemsize
+        total_bytes = sum(block.num_tokens for block in block_facts) * id_bytes
+        num_shards = -(-total_bytes // (self._settings.shard_size_mb << 20)) or 1
         files = [[self._sentence_file(i, j) for j in range(len(file))] for i, file in enumerate(facts)]
         special_ids = self._tokenizer.cls_id, self._tokenizer.sep_id
         pairing = Pairing(self._settings.pair_within_documents, self._settings.seed, num_shards, *special_ids)
         tasks, num_documents = plan_pairs(files, facts, pairing)
         self._pair(tasks)
-        records = self._merge([task.runs for task in tasks], num_shards)
+        runs = [task.runs for task in tasks]
+        if len(runs) * num_shards > _MAX_OPENINGS:
+            runs = self._join(runs, [block.num_tokens * id_bytes for block in block_facts if block.num_sentences])
+        records = self._merge(runs, num_shards)
         counts = CorpusCounts(
             examples=sum(record.num_examples for record in records),
             tokens=sum(record.num_tokens for record in records),
@@ -215,12 +223,25 @@ class _Build:
             self._run(
                 "pairing", "block", write_runs, [task for task in tasks if not task.runs.exists()], self._num_proc
             )
+            if not any(read_facts(task.runs)["num_pairs"] for task in tasks):
+                path = (self._settings.dataset or self._settings.sources[0]).path
+                raise UsageError(
+                    f"{path}: the text has no pair of sentences; give more text, one sentence per line, or "
+                    "--split_sentences if a line is a paragraph"
+                )
             write_json(done, True)
         for file in self._target.work.glob("*.sentences"):
             file.unlink()
-        if not any(read_facts(task.runs)["num_pairs"] for task in tasks):
-            path = (self._settings.dataset or self._settings.sources[0]).path
-            raise UsageError(f"{path}: the text has no pair of sentences; give more text")
+
+    def _join(self, runs: list[Path], sizes: list[int]) -> list[Path]:
+        """Join consecutive runs, which have about ``sizes`` bytes; return the paths of the joined ones."""
+        tasks: dict[int, shards.JoinTask] = {}
+        for run, group in zip(runs, (np.cumsum(sizes) // _JOINED_BYTES).tolist(), strict=True):
+            path = self._target.work / f"{group:06}.joined"
+            tasks.setdefault(group, shards.JoinTask([], path)).runs.append(run)
+        missing = [task for task in tasks.values() if not task.path.exists()]
+        self._run("joining", "run", shards.join_runs, missing, min(self._num_proc, _MERGE_PROCESSES))
+        return [task.path for task in tasks.values()]
 
     def _merge(self, runs: list[Path], num_shards: int) -> list[ShardRecord]:
         """Write the missing shards; return the records of all."""

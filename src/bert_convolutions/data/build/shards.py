@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bert_convolutions.data.build.arrays import open_arrays, take_rows
+from bert_convolutions.data.build.arrays import open_arrays, take_rows, write_arrays
 from bert_convolutions.files import sha256, whole_file, write_json
 from bert_convolutions.schemas import ShardRecord
 
@@ -23,13 +23,31 @@ class ShardTask:
     output_format: str
 
 
+@dataclass(frozen=True)
+class JoinTask:
+    """Runs to merge into one file of the same form."""
+
+    runs: list[Path]
+    path: Path
+
+
+def join_runs(task: JoinTask) -> None:
+    """Merge whole runs, since a shard opens every run; then delete them."""
+    starts: Any = 0
+    for run in task.runs:
+        with open_arrays(run) as read:
+            starts = starts + np.stack([read("pair_starts"), read("id_starts")])
+    pair_starts, id_starts = starts
+    keys, documents, lengths, ids = _merge(task.runs, 0, pair_starts.size - 1)
+    arrays = {"keys": keys, "documents": documents, "lengths": lengths.astype(np.uint32), "ids": ids}
+    write_arrays(task.path, {"pair_starts": pair_starts, "id_starts": id_starts, **arrays}, {"num_pairs": keys.size})
+    for run in task.runs:
+        run.unlink()
+
+
 def write_shard(task: ShardTask) -> None:
     """Merge the runs of a shard by shuffle key; write the shard and its record."""
-    runs = zip(*(_read_run(path, task.shard) for path in task.runs), strict=True)
-    keys, documents, lengths, ids = map(np.concatenate, runs)
-    order = np.argsort(keys, kind="stable")
-    ids = take_rows(ids, (np.cumsum(lengths) - lengths)[order], lengths[order])
-    lengths, documents = lengths[order], documents[order]
+    _, documents, lengths, ids = _merge(task.runs, task.shard, task.shard + 1)
     if task.output_format == "arrow":
         _write_arrow(task.path, ids, lengths, documents)
     else:
@@ -48,12 +66,21 @@ def record_of(path: Path, num_examples: int, num_tokens: int) -> ShardRecord:
     )
 
 
-def _read_run(path: Path, shard: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The pairs of a block that belong to a shard: keys, documents, lengths (int64) and ids."""
+def _merge(runs: list[Path], first: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The pairs of the shards ``first`` to ``stop`` (exclusive), by key: keys, documents, lengths (int64) and ids."""
+    parts = zip(*(_read_run(path, first, stop) for path in runs), strict=True)
+    keys, documents, lengths, ids = map(np.concatenate, parts)
+    order = np.argsort(keys, kind="stable")
+    ids = take_rows(ids, (np.cumsum(lengths) - lengths)[order], lengths[order])
+    return keys[order], documents[order], lengths[order], ids
+
+
+def _read_run(path: Path, first: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The pairs of a run that belong to the shards: keys, documents, lengths (int64) and ids."""
     with open_arrays(path) as read:
-        first, last = read("pair_starts", shard, shard + 2).tolist()
-        first_id, last_id = read("id_starts", shard, shard + 2).tolist()
-        keys, documents, lengths = (read(name, first, last) for name in ("keys", "documents", "lengths"))
+        begin, end = read("pair_starts", first, stop + 1)[[0, -1]].tolist()
+        first_id, last_id = read("id_starts", first, stop + 1)[[0, -1]].tolist()
+        keys, documents, lengths = (read(name, begin, end) for name in ("keys", "documents", "lengths"))
         return keys, documents, lengths.astype(np.int64), read("ids", first_id, last_id)
 
 
