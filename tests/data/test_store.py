@@ -102,6 +102,18 @@ def test_documents_are_held_out_whole(build: Build, encoder: PieceTokenizer) -> 
         store.split_by_document(1e-6, seed=3)
 
 
+def test_a_part_is_held_out_without_a_list_of_all_others(build: Build) -> None:
+    store = ArrowStore(build("".join(f"{number}\n\n" for number in range(2000)), pair_within_documents=False))
+    train, held_out = store.split_by_document(0.05, seed=3)
+    texts = [view[index].tobytes() for view in (train, held_out) for index in range(len(view))]
+    assert sorted(texts) == sorted(store[index].tobytes() for index in range(1000)) and 20 < len(held_out) < 80
+    assert len(pickle.dumps(train)) - len(pickle.dumps(store)) < 2 * len(train)
+    held = np.array([0, 3, 4, 999])
+    listed, others = ExampleView(store, np.delete(np.arange(1000), held)), ExampleView(store, held, others=True)
+    assert others.fingerprint == listed.fingerprint and len(others) == len(listed) == 996
+    assert all((others[index] == listed[index]).all() for index in range(996))
+
+
 def test_text_without_blank_lines_counts_as_documents_of_a_thousand_sentences(build: Build) -> None:
     store = ArrowStore(build("".join(f"{number}\n" for number in range(20_000))))
     train, held_out = store.split_by_document(0.3, seed=0)

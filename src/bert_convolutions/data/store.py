@@ -24,6 +24,9 @@ _VERIFIED_BYTES = 512 << 20
 _MAX_OPEN_SHARDS = 512
 """Maximum number of open shards, each with a file descriptor; also at most a quarter of those a process may have."""
 
+_HASHED_INDICES = 1 << 20
+"""Number of indices that are hashed at a time, which bounds the memory."""
+
 
 class ExampleStore:
     """A sequence of untruncated examples ``[CLS] a [SEP] b [SEP]``; workers reopen it when it is unpickled.
@@ -59,19 +62,32 @@ class ExampleStore:
 
 
 class ExampleView(ExampleStore):
-    """The examples of a store at ``indices`` (n,)."""
+    """The examples of a store at ``listed`` (n,), or with ``others`` all but those, which then are sorted.
 
-    def __init__(self, store: ExampleStore, indices: np.ndarray) -> None:
-        self._store = store
-        self._indices = indices
-        self.description = f"{indices.size:,} examples of {store.description}"
-        self.fingerprint = hashlib.sha256(store.fingerprint.encode() + indices.tobytes()).hexdigest()
+    Only the listed indices are in memory, which are few where a small part is held out.
+    """
+
+    def __init__(self, store: ExampleStore, listed: np.ndarray, others: bool = False) -> None:
+        self._store, self._listed, self._others = store, listed, others
+        self._others_before = listed - np.arange(listed.size) if others else listed[:0]
+        self.description = f"{len(self):,} examples of {store.description}"
+        digest = hashlib.sha256(store.fingerprint.encode())
+        for start in range(0, len(self), _HASHED_INDICES):
+            positions = np.arange(start, min(start + _HASHED_INDICES, len(self)))
+            digest.update(self._indices(positions).astype(listed.dtype).tobytes())
+        self.fingerprint = digest.hexdigest()
 
     def __len__(self) -> int:
-        return int(self._indices.size)
+        return len(self._store) - self._listed.size if self._others else self._listed.size
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return self._store[int(self._indices[index])]
+        return self._store[int(self._indices(np.array(index)))]
+
+    def _indices(self, positions: np.ndarray) -> np.ndarray:
+        """The store's indices of the examples at ``positions`` of this view, of the same shape."""
+        if not self._others:
+            return self._listed[positions]
+        return positions + np.searchsorted(self._others_before, positions, side="right")
 
 
 class WatchedFile:
@@ -194,23 +210,19 @@ class ArrowStore(ExampleStore):
     def split_by_document(self, fraction: float, seed: int) -> tuple[ExampleView, ExampleView]:
         """Hold out documents, which end at blank lines of the text or, if it has none, after every 1000 sentences."""
         threshold = np.uint64(min(int(fraction * 2.0**64), 2**64 - 1))
-        train, held_out = [], []
+        parts = []
         for number, start in enumerate(self._starts[:-1]):
             file, layout = self._shard(number)
             documents = np.frombuffer(file.read(layout.documents_at, 4 * self._shards[number].num_examples), np.uint32)
-            is_held_out = mix(documents, seed, Stream.HELD_OUT) < threshold
-            held_out.append(np.flatnonzero(is_held_out) + start)
-            train.append(np.flatnonzero(~is_held_out) + start)
+            parts.append(np.flatnonzero(mix(documents, seed, Stream.HELD_OUT) < threshold) + start)
         smallest = np.uint32 if len(self) < 1 << 32 else np.int64
-        train_view, held_out_view = (
-            ExampleView(self, np.concatenate(parts, dtype=smallest, casting="unsafe")) for parts in (train, held_out)
-        )
-        if not len(train_view) or not len(held_out_view):
+        held_out = np.concatenate(parts, dtype=smallest, casting="unsafe")
+        if not 0 < held_out.size < len(self):
             raise UsageError(
                 f"{self.folder}: {self._manifest.counts.documents} documents are too few to hold out a fraction "
                 f"of {fraction}; give another --eval_fraction, or --eval_data_file"
             )
-        return train_view, held_out_view
+        return ExampleView(self, held_out, others=True), ExampleView(self, held_out)
 
     def verify(self) -> None:
         """Compare the checksum of every shard with the manifest, which reads all data.
