@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from bert_convolutions.data.build.train_tokenizer import train_tokenizer
 from bert_convolutions.data.options import TrainTokenizerOptions
 from bert_convolutions.data.pieces import PieceTokenizer
 from bert_convolutions.data.tokenizer import CompositeBertTokenizer
-from bert_convolutions.errors import UsageError
+from bert_convolutions.errors import EXIT_INTERRUPTED, UsageError
 
 
 @pytest.fixture
@@ -129,3 +131,33 @@ def test_text_that_changes_while_it_is_read_is_refused(
     with pytest.raises(UsageError, match=r"text\.txt: has changed while it was read"):
         train_tokenizer(TrainTokenizerOptions([text], str(tmp_path / "out"), vocab_size=100))
     assert not (tmp_path / "out").exists()
+
+
+LEARN_FOR_EVER = """
+import hashlib, os, signal, sys, threading
+import sentencepiece
+from bert_convolutions.cli.main import main
+
+def learn(**_):
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # like SentencePiece's C++: takes long, and sees no signal
+
+sentencepiece.SentencePieceTrainer.train = learn
+sys.exit(main(["train-tokenizer", "--input", sys.argv[1], "--output_dir", sys.argv[2]]))
+"""
+
+
+def test_a_signal_ends_the_learning(text: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LEARN_FOR_EVER, text, str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == EXIT_INTERRUPTED and "stopped by SIGTERM" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "share"),
+    [("น้ำ อยู่ ที่", "33%"), ("がぎぐ かき", "50%"), ("한국어 텍스트", None), ("中文", None), ("plain English", None)],
+)
+def test_marks_that_are_stripped_are_named(line: str, share: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert module._count_lines(iter([line] * 3)) == 3
+    said = capsys.readouterr().err
+    assert (f"{share} of the characters" in said) if share else not said

@@ -279,6 +279,11 @@ def _span(text: str, origins: list[tuple[int, int]], begin: int, end: int) -> tu
     return index, index
 
 
+def stripped_marks(text: str) -> str:
+    """The accents and other combining marks that ``normalize`` removes from a text."""
+    return "".join(_combining_characters().findall(unicodedata.normalize("NFKD", text)))
+
+
 def _without_accents(text: str) -> str:
     return _combining_characters().sub("", unicodedata.normalize("NFKD", text))
 

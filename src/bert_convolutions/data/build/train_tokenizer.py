@@ -3,7 +3,11 @@
 import contextlib
 import io
 import re
+import threading
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import Future
 from itertools import islice
 from pathlib import Path
 
@@ -12,12 +16,13 @@ import sentencepiece
 
 from bert_convolutions.data.build.sources import find_sources, refuse_changed, text_lines
 from bert_convolutions.data.options import TrainTokenizerOptions
-from bert_convolutions.data.pieces import AUTO_MAP, CODE_FILE, MODEL_FILE, SPECIAL_TOKENS, normalize
+from bert_convolutions.data.pieces import AUTO_MAP, CODE_FILE, MODEL_FILE, SPECIAL_TOKENS, normalize, stripped_marks
 from bert_convolutions.data.randomness import Stream, mix
 from bert_convolutions.errors import UsageError
 from bert_convolutions.files import make_folder, refuse_overlap, write_bytes, write_json
 from bert_convolutions.schemas import TextRecord
 from bert_convolutions.self_contained import write_code
+from bert_convolutions.terminal import say
 
 _MAX_LINE_BYTES = 4192
 """SentencePiece skips longer lines, so they are split."""
@@ -25,6 +30,8 @@ _MAX_LINE_CHARACTERS = _MAX_LINE_BYTES // 4
 _MIN_SAMPLE = 101
 """The smallest sample size that SentencePiece accepts."""
 _BATCH_LINES = 1 << 16
+_INSPECTED_LINES, _NOTED_SHARE = 1000, 0.01
+"""Lines whose accents and marks are counted, and the share of their characters from which on they are reported."""
 
 
 def train_tokenizer(options: TrainTokenizerOptions) -> Path:
@@ -45,7 +52,7 @@ def train_tokenizer(options: TrainTokenizerOptions) -> Path:
     sources = find_sources(options.input)
     make_folder(folder, "--output_dir")  # early, since learning takes long
     try:
-        num_lines = sum(1 for _ in text_lines(sources, "counting"))
+        num_lines = _count_lines(text_lines(sources, "counting"))
         if not num_lines:
             raise UsageError(f"{options.input[0]}: the text has only blank lines")
         model = _train_sentencepiece(_sample(sources, num_lines, options), options)
@@ -71,6 +78,23 @@ def _check_options(options: TrainTokenizerOptions, folder: Path) -> None:
         raise UsageError(
             f"--output_dir {folder}: already holds a tokenizer; choose another folder or give --overwrite_output_dir"
         )
+
+
+def _count_lines(lines: Iterator[str]) -> int:
+    """Count the lines, and say if what normalisation strips from the first of them is a notable part of the text."""
+    num_lines = num_characters = 0
+    stripped: list[str] = []
+    for num_lines, line in enumerate(lines, 1):
+        if num_lines <= _INSPECTED_LINES:
+            num_characters += len(line)
+            stripped += stripped_marks(line)
+    if len(stripped) > _NOTED_SHARE * num_characters:
+        names = ", ".join(unicodedata.name(mark, hex(ord(mark))) for mark, _ in Counter(stripped).most_common(3))
+        say(
+            f"the tokenizer strips accents and marks, {len(stripped) / num_characters:.0%} of the characters of this "
+            f"text ({names}, ...); docs/howto/own-language.md makes one that keeps them"
+        )
+    return num_lines
 
 
 def _sample(sources: list[TextRecord], num_lines: int, options: TrainTokenizerOptions) -> Iterator[str]:
@@ -102,22 +126,35 @@ def _split_long_line(line: str) -> Iterator[str]:
 
 def _train_sentencepiece(lines: Iterator[str], options: TrainTokenizerOptions) -> bytes:
     """Train the model with SentencePiece's default number of threads, which affects the rounding of float sums."""
-    model = io.BytesIO()
-    sentencepiece.set_random_generator_seed(options.seed & 0xFFFFFFFF)
+    model: Future[bytes] = Future()
+
+    def train() -> None:
+        writer = io.BytesIO()
+        sentencepiece.set_random_generator_seed(options.seed & 0xFFFFFFFF)
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=lines,
+                model_writer=writer,
+                model_type="unigram",
+                vocab_size=options.vocab_size,
+                input_sentence_size=max(options.input_sentence_size, _MIN_SAMPLE),
+                shuffle_input_sentence=True,
+                max_sentence_length=_MAX_LINE_BYTES,
+                minloglevel=2,
+            )
+            model.set_result(writer.getvalue())
+        except BaseException as error:
+            model.set_exception(error)
+
+    # Python handles no signals while C++ runs in its main thread, which here may take hours.
+    thread = threading.Thread(target=train, daemon=True)
+    thread.start()
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines,
-            model_writer=model,
-            model_type="unigram",
-            vocab_size=options.vocab_size,
-            input_sentence_size=max(options.input_sentence_size, _MIN_SAMPLE),
-            shuffle_input_sentence=True,
-            max_sentence_length=_MAX_LINE_BYTES,
-            minloglevel=2,
-        )
+        while thread.is_alive():
+            thread.join(timeout=1.0)  # of two signals at once, one may not wake it
+        return model.result()
     except (RuntimeError, ValueError) as error:
         raise UsageError(_explain_error(str(error), options)) from error
-    return model.getvalue()
 
 
 def _explain_error(message: str, options: TrainTokenizerOptions) -> str:
