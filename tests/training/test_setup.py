@@ -13,7 +13,7 @@ from bert_convolutions import CompositeBertForMaskedLM
 from bert_convolutions.errors import UsageError
 from bert_convolutions.model import CompositeBertConfig
 from bert_convolutions.training.options import PretrainOptions
-from bert_convolutions.training.setup import cuda_graph_buckets, make_config, make_model
+from bert_convolutions.training.setup import cuda_graph_buckets, make_config, make_model, report_lost_text
 from tests.training.helpers import CLS, PIECES, SEP, make_collator
 
 
@@ -130,3 +130,20 @@ def test_batches_for_cuda_graphs_have_few_shapes():
         )
         seen.add((len(batch["input_ids"]), len(batch["labels"])))
     assert len(seen) <= 8
+
+
+@pytest.mark.parametrize(
+    ("example", "said"),
+    [
+        ([1] * 1000, ["--block_size 100 cuts off 90% of the tokens"]),
+        ([1] * 105, []),
+        ([1] * 9 + [0], ["10% of the tokens of --train_data_file are <unk>"]),
+        ([0] * 1000, ["cuts off 90%", "100% of the tokens"]),
+    ],
+)
+def test_text_that_is_lost_is_reported(example, said, capsys):
+    """A corpus of one document a line, or one that the tokenizer was not made for, would be lost without a word."""
+    tokenizer = SimpleNamespace(unk_token="<unk>", unk_token_id=0)
+    report_lost_text([np.array(example)] * 5, tokenizer, 100)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == len(said) and all(part in line for part, line in zip(said, lines, strict=True))

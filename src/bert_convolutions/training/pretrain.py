@@ -153,6 +153,8 @@ def _train(trainer: PretrainingTrainer, start: Start, folder: Path) -> None:
             return
         metrics = {}
     else:
+        if trainer.is_world_process_zero():
+            setup.report_lost_text(trainer.train_dataset, trainer.processing_class, trainer.data_collator.block_size)
         metrics = trainer.train(resume_from_checkpoint=str(start.source) if start.source else None).metrics
     trainer.check_before_saving()
     metrics |= trainer.throughput_metrics()

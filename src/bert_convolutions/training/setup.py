@@ -24,6 +24,7 @@ from bert_convolutions.model.loading import load_strictly, set_max_length
 from bert_convolutions.model.presets import PRESETS, load_config, read_config
 from bert_convolutions.parsing import read_json
 from bert_convolutions.signals import SignalWatch
+from bert_convolutions.terminal import say
 from bert_convolutions.training.arguments import BertTrainingArguments
 from bert_convolutions.training.options import ARCHITECTURE_FLAGS, PretrainOptions
 from bert_convolutions.training.progress import WordCounter, parse_words, word_starts
@@ -36,6 +37,8 @@ EVALUATION_SEED = 0
 HELD_OUT_SEED = 0
 """Seed that selects the documents of ``--eval_fraction``, independent of ``--seed`` so that runs compare."""
 _SNIFFED_BYTES = 4096
+_INSPECTED_EXAMPLES, _NOTED_CUT, _NOTED_UNKNOWN = 1000, 0.1, 0.02
+"""Of the lost text: the number of examples to judge by, and the shares from which on it is reported."""
 
 WITH_CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
 """Values of ``--torch_compile_mode`` that record a CUDA graph for each number of rows and of masked positions."""
@@ -164,6 +167,28 @@ def open_corpus(options: PretrainOptions, arguments: TrainingArguments, tokenize
     elif arguments.do_eval:
         evaluation = opened(options.eval_data_file, _evaluates_on_ids(options))
     return Corpus(train if arguments.do_train else None, evaluation if arguments.do_eval else None)
+
+
+def report_lost_text(examples: ExampleStore, tokenizer: Any, block_size: int) -> None:
+    """Say if much of the text is cut off by ``block_size``, or unknown to the tokenizer, judged by the first examples.
+
+    Their order is random, unless an ids file was made elsewhere.
+    """
+    tokens = cut = unknown = 0
+    for number in range(min(len(examples), _INSPECTED_EXAMPLES)):
+        ids = examples[number]
+        tokens, cut = tokens + len(ids), cut + max(len(ids) - block_size, 0)
+        unknown += int((ids == tokenizer.unk_token_id).sum())
+    if cut > _NOTED_CUT * tokens:
+        say(
+            f"--block_size {block_size} cuts off {cut / tokens:.0%} of the tokens of --train_data_file, which are "
+            "never seen: an example is a pair of lines; shorten the lines (--split_sentences, or cut them), or raise it"
+        )
+    if unknown > _NOTED_UNKNOWN * tokens:
+        say(
+            f"{unknown / tokens:.0%} of the tokens of --train_data_file are {tokenizer.unk_token}: the tokenizer does "
+            "not know their characters; train one on this text"
+        )
 
 
 def _evaluates_on_ids(options: PretrainOptions) -> bool:

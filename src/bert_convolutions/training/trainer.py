@@ -46,6 +46,7 @@ class PretrainingTrainer(ResumableTrainer):
     """
 
     eval_dataset: Any
+    data_collator: Any
     loss_is_scaled_for_ga = True  # the model divides by the masked tokens of the whole global batch
 
     def __init__(
