@@ -12,8 +12,10 @@ SOURCES := src tests benchmarks docs examples
 demo: $(INSTALLED)  # the whole path on public-domain speeches, in under ten minutes
 	$(BIN)/bertconv demo
 
-test: $(INSTALLED)  # the test suite; a file is one process's, so that what its tests share is made once
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+# A file is one process's, so that what its tests share is made once. The order is that of the names, since xdist's own,
+# by the number of tests, leaves the slowest file, of three tests, to the end.
+test: $(INSTALLED)  # the test suite
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-oldest: $(OLDEST)/.installed  # the test suite with the lowest versions that pyproject.toml allows
 	$(OLDEST)/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile

@@ -32,14 +32,14 @@ class ScriptedConnection:
 
 @pytest.fixture(scope="session")
 def bench_flags(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Flags of a tiny bench: text of random words, a tokenizer of it, and a model of two layers."""
+    """Flags of a tiny bench: text of random words, a tokenizer of it, and a model of one layer."""
     folder = tmp_path_factory.mktemp("bench")
     generator = random.Random(0)
     words = ["".join(generator.choices("abcdefghij", k=generator.randint(2, 7))) for _ in range(200)]
     lines = [" ".join(generator.choices(words, k=generator.randint(2, 12))) for _ in range(400)]
     tokenizer = trained_tokenizer(folder, "".join(f"{line}\n" for line in lines), vocab_size=120)
     config = folder / "config.json"
-    config.write_text(json.dumps(TINY | {"embedding_size": 8, "vocab_size": 300}))
+    config.write_text(json.dumps(TINY | {"num_hidden_layers": 1, "embedding_size": 8, "vocab_size": 300}))
     return {
         "train_data_file": [str(folder / "text.txt")],
         "tokenizer_name": str(tokenizer),

@@ -30,10 +30,10 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> CompositeBertTokenize
 
 @pytest.fixture(scope="session")
 def folders(tokenizer: CompositeBertTokenizer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The folders of saved models, one a classifier, each with the tokenizer."""
+    """The folders of saved models, one a classifier of one layer, each with the tokenizer."""
     torch.manual_seed(0)
     parent, found = tmp_path_factory.mktemp("models"), {}
-    for name, options in (*MODELS.items(), ("classifier", MODELS["composite"])):
+    for name, options in (*MODELS.items(), ("classifier", {**MODELS["composite"], "num_hidden_layers": 1})):
         model_class = CompositeBertForSequenceClassification if name == "classifier" else CompositeBertForMaskedLM
         config = CompositeBertConfig(
             vocab_size=len(tokenizer),
@@ -41,8 +41,7 @@ def folders(tokenizer: CompositeBertTokenizer, tmp_path_factory: pytest.TempPath
             intermediate_size=48,
             max_position_embeddings=64,
             initializer_range=0.3,
-            **SIZES,
-            **options,
+            **{**SIZES, **options},
         )
         found[name] = parent / name
         model_class(config).save_pretrained(found[name])
