@@ -105,10 +105,11 @@ def test_files_of_few_pairs_beside_large_ones(
 
 
 def test_pair_within_documents_pairs_nothing_across_a_blank_line(
-    build: Build, encoder: PieceTokenizer, small_blocks: None
+    build: Build, encoder: PieceTokenizer, small_blocks: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = "one\n\n\nfirst of two\nsecond of two\n \na\nb\nc\n" * 30
     built = examples(build(text, pair_within_documents=True))
+    assert "; 2 sentences without a second one" in capsys.readouterr().out
     assert sorted(built) == sorted(expected_pairs(encoder, documents_of(text)))
 
 

@@ -154,8 +154,11 @@ def test_equal_seeds_give_equal_weights_and_another_seed_needs_an_overwrite(
 
 
 def test_a_list_without_mnli_starts_from_the_model_and_says_so(tmp_path: Path, glue_dir: Path, model_dir: Path, capsys):
-    run_glue(options(glue_dir, model_dir, "rte,Mrpc", rounds=1), arguments(tmp_path, do_train=True))
+    """Also that the examples are too long."""
+    chosen = options(glue_dir, model_dir, "rte,Mrpc", rounds=1, max_seq_length=6)
+    run_glue(chosen, arguments(tmp_path, do_train=True))
     printed = capsys.readouterr().out
+    assert "RTE0: 100% of the examples are cut off at --max_seq_length 6" in printed
     assert "MRPC0: no encoder fine-tuned on MNLI" in printed and "RTE0: no encoder fine-tuned on MNLI" in printed
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["MRPC0", "RTE0"]
 

@@ -34,6 +34,8 @@ Finetuned = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 """A fine-tuned model and the tokenizer it was trained with."""
 _NEEDS = ("pad_token",)
 """Of the special tokens, the one without which there are no batches; a tokenizer puts the others where it has them."""
+_NOTED_CUT = 0.1
+"""Share of the training examples from which on it is reported that they are cut off."""
 
 
 def run_glue(options: GlueOptions, arguments: TrainingArguments) -> None:
@@ -214,6 +216,10 @@ class _GlueRun:
         train = self.data.encoded(tokenizer, job.task, job.task.train)
         dev = self.data.dev(tokenizer, job.task) if job.reads_dev else {}
         self.progress.start(job.name, f"{describe_training(job, len(train))}, from {settings['model']}")
+        longest = self.options.max_seq_length
+        cut = float((train.offsets[1:] - train.offsets[:-1] == longest).mean())
+        if cut > _NOTED_CUT and not job.task.per_token:  # where the rest of a sentence is another example
+            self.progress.say(f"{job.name}: {cut:.0%} of the examples are cut off at --max_seq_length {longest}")
         if job.mnli_encoder not in (None, start):
             self.progress.say(
                 f"{job.name}: no encoder fine-tuned on MNLI in this round ({job.mnli_encoder} is not there): starts "

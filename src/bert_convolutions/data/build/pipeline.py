@@ -185,7 +185,9 @@ class _Build:
             shards.write_datasets_files(self._target.result, records, id_type.__name__)
         self._target.finish(DatasetManifest(settings=self._settings, counts=counts, shards=records))
         sizes = f"{counts.examples:,} pairs, {counts.tokens:,} tokens from {counts.bytes:,} bytes"
-        print(f"{self._target.result}: {sizes}")
+        unpaired = counts.sentences - 2 * counts.examples
+        lost = f"; {unpaired:,} sentences without a second one in their file or document are lost" if unpaired else ""
+        print(f"{self._target.result}: {sizes}{lost}")
 
     def _sentence_file(self, source: int, block: int) -> Path:
         return self._target.work / f"{source:06}-{block:06}.sentences"
