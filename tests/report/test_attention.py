@@ -9,6 +9,7 @@ import torch
 from bert_convolutions import CompositeBertConfig, CompositeBertForMaskedLM
 from bert_convolutions.cli.main import main
 from bert_convolutions.probes.run import load_model
+from bert_convolutions.report import page
 from bert_convolutions.report.attention import OFFSETS, attention_of, measure, sentence_values
 from tests.helpers import TINY
 from tests.report.conftest import SENTENCE
@@ -78,8 +79,14 @@ def test_a_model_without_convolution_has_the_dot_product_only() -> None:
 
 @pytest.mark.parametrize(("flags", "said"), [(["--head", "3"], "the heads 1 to 2"), (["--text", "no.txt"], "no.txt")])
 def test_bad_heads_and_texts_are_refused_before_a_report_is_written(
-    sweep: Path, tmp_path: Path, flags: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    sweep: Path,
+    tmp_path: Path,
+    flags: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(page, "save_figure", lambda figure, path: path.write_bytes(b""))  # drawing takes seconds
     command = ["report", str(sweep), "--output_dir", str(tmp_path), "--sentence", SENTENCE, *flags]
     assert main(command) == 2
     assert said in capsys.readouterr().err
