@@ -2,13 +2,18 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 from transformers import TrainingArguments
 
+from bert_convolutions import CompositeBertConfig, CompositeBertForMaskedLM
 from bert_convolutions.cli.main import main
 from bert_convolutions.errors import UsageError
+from bert_convolutions.training import arguments
 from bert_convolutions.training.arguments import RANGES, BertTrainingArguments
+from bert_convolutions.training.resumable import ResumableTrainer
+from tests.helpers import TINY
 
 OUT_OF_RANGE = [
     *((name, value) for name in ("per_device_train_batch_size", "gradient_accumulation_steps") for value in (0, -1)),
@@ -77,3 +82,11 @@ def test_every_range_is_of_a_flag_and_includes_its_default() -> None:
 
 def test_one_process_needs_no_backend_to_talk_by() -> None:
     assert BertTrainingArguments(output_dir="x", ddp_backend="gloo").world_size == 1
+
+
+def test_runs_of_several_precisions_may_be_prepared_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arguments, "cpu_has_bf16", lambda: True)
+    prepared = [BertTrainingArguments(output_dir=str(tmp_path), use_cpu=True, bf16=bf16) for bf16 in (False, True)]
+    for each in prepared:
+        trainer = ResumableTrainer(CompositeBertForMaskedLM(CompositeBertConfig(vocab_size=9, **TINY)), each)
+        assert trainer.accelerator.mixed_precision == ("bf16" if each.bf16 else "no")

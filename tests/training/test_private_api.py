@@ -37,6 +37,7 @@ USED = {
     "transformers.PreTrainedModel._init_weights": "overridden: what the original draws",
     "transformers.PreTrainedModel._can_set_attn_implementation": "overridden: so can the code saved beside a model",
     "transformers.PretrainedConfig._attn_implementation": "the backend chosen",
+    "accelerate.state.AcceleratorState._reset_state": "runs of several precisions in one process",
     "accelerate.Accelerator._models": "whether autocast is set up yet",
     "torch.optim.lr_scheduler.LambdaLR._last_lr": "the rate that is logged",
     "torch.nn.Module._forward_pre_hooks": "pruning and spectral norm, which make a weight before each forward pass",

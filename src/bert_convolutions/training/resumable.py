@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from accelerate.state import AcceleratorState
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerControl
@@ -103,6 +104,7 @@ class ResumableTrainer(Trainer):
         self._published_step = -1
         self._last_saved = time.monotonic()
         self._must_stop = False
+        AcceleratorState._reset_state()  # else an earlier trainer's precision would be the only one of this process
         try:
             super().__init__(*args, **kwargs)
         except (ValueError, ImportError) as error:  # contradicting flags, or a package that isn't installed
