@@ -369,6 +369,17 @@ def test_bad_options_are_refused(build: Build, tmp_path: Path) -> None:
         build(tmp_path / "missing.txt")
 
 
+def test_workers_do_not_run_the_script_that_called(tmp_path: Path) -> None:
+    """One that doesn't test ``__name__``, of which each worker would start workers of its own."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from bert_convolutions.data.build.parallel import run_tasks\nprint(sorted(run_tasks(abs, [-1, -2, -3], 2)))\n"
+    )
+    environment = {**os.environ, "BERT_CONVOLUTIONS_LAZY": "1"}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("[1, 2, 3]\n", "")
+
+
 @pytest.fixture
 def corpus(tmp_path: Path, speeches: list[str]) -> Iterator[Path]:
     file = tmp_path / "corpus.txt"
@@ -384,9 +395,8 @@ def test_a_killed_build_resumes_where_it_stopped(
     program = (
         "import sys\nfrom bert_convolutions.data.build.pipeline import build_dataset\n"
         "from bert_convolutions.data.options import BuildDatasetOptions\n"
-        "if __name__ == '__main__':\n"
-        "    places = dict(tokenizer_name=sys.argv[2], train_data_file=[sys.argv[1]], output_dir=sys.argv[3])\n"
-        "    build_dataset(BuildDatasetOptions(**places, num_proc=2, shard_size_mb=1))\n"
+        "places = dict(tokenizer_name=sys.argv[2], train_data_file=[sys.argv[1]], output_dir=sys.argv[3])\n"
+        "build_dataset(BuildDatasetOptions(**places, num_proc=2, shard_size_mb=1))\n"
     )
     script = tmp_path / "build.py"
     script.write_text(program, encoding="utf-8")

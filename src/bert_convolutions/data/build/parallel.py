@@ -6,7 +6,9 @@ import itertools
 import multiprocessing
 import multiprocessing.connection
 import os
+import sys
 import threading
+import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -45,7 +47,8 @@ def run_tasks(
         try:
             waiting: set[concurrent.futures.Future[ResultT]] = set()
             for task in tasks:
-                waiting.add(pool.submit(function, task))
+                with _without_main_module():
+                    waiting.add(pool.submit(function, task))
                 if len(waiting) > num_proc:
                     done, waiting = concurrent.futures.wait(waiting, return_when=concurrent.futures.FIRST_COMPLETED)
                     yield from (future.result() for future in done)
@@ -71,6 +74,17 @@ def _end_with_parent() -> None:
     if parent is not None:
         multiprocessing.connection.wait([parent.sentinel])
         os._exit(1)
+
+
+@contextlib.contextmanager
+def _without_main_module() -> Iterator[None]:
+    """A process that is started here doesn't run the user's script again, whether or not it tests ``__name__``."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 @contextlib.contextmanager
