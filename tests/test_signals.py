@@ -63,6 +63,14 @@ def test_a_second_ctrl_c_ends_no_process_but_the_command(tmp_path: Path) -> None
     assert (done.returncode, done.stdout) == (0, "SIGINT\nkept\n")
 
 
+def test_impatience_while_a_build_is_cleaned_up_ends_no_notebook() -> None:
+    with pytest.raises(RunInterrupted, match="a build: stopped by SIGINT"), interruptible("a build"):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_the_resume_command_is_the_command_itself_with_resume_from_checkpoint() -> None:
     argv = ["/usr/bin/bertconv", "pretrain", "--do_train", "--attention_kernel", "qk_convq 8", "--output_dir=out"]
     expected = (

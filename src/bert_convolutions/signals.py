@@ -44,14 +44,15 @@ def exit_on_signal(advice: str) -> Iterator[None]:
 
 @contextmanager
 def interruptible(what: str) -> Iterator[None]:
-    """Let any signal interrupt this context as Ctrl-C does; a second one ends the process at once.
+    """Let any signal interrupt this context as Ctrl-C does; a second one ends a command at once.
 
     Raises:
         RunInterrupted: a signal was received; the message names ``what`` was stopped.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
+        if _is_the_command(sys.argv[0]):
+            signal.signal(number, signal.SIG_DFL)
         raise KeyboardInterrupt(signal.Signals(number).name)
 
     try:
