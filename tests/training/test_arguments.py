@@ -36,6 +36,8 @@ OUT_OF_RANGE = [
     ("torch_compile_mode", "fastest"),
 ]
 CONTRADICTIONS = {
+    "fsdp: fsdp is not supported": {"fsdp": "full_shard"},
+    "deepspeed: deepspeed is not supported": {"deepspeed": "zero2.json"},
     "average_tokens_across_devices": {"average_tokens_across_devices": False},
     "optim lomo": {"optim": "lomo"},
     "optim sgd": {"optim": "sgd", "optim_args": "momentum=-3"},
@@ -90,3 +92,9 @@ def test_runs_of_several_precisions_may_be_prepared_together(tmp_path: Path, mon
     for each in prepared:
         trainer = ResumableTrainer(CompositeBertForMaskedLM(CompositeBertConfig(vocab_size=9, **TINY)), each)
         assert trainer.accelerator.mixed_precision == ("bf16" if each.bf16 else "no")
+
+
+def test_a_launcher_that_would_divide_the_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UsageError, match="accelerate launch: fsdp is not supported"):
+        BertTrainingArguments(output_dir="x", use_cpu=True)

@@ -121,6 +121,7 @@ class BertTrainingArguments(TrainingArguments):
             if value is not None and not is_right(value):
                 raise UsageError(f"--{name} {value} {fault}")
         _refuse_missing_trackers(self.report_to)
+        _refuse_sharding(self)
         super().__post_init__()
         if self.device.type == "cpu":
             self._use_float32_if_faster_on_cpu()
@@ -183,6 +184,18 @@ def _refuse_missing_trackers(report_to: str | list[str] | None) -> None:
             f"--report_to {name}: not installed or not set up (installed: {', '.join(here) or 'none'}); "
             f"{install}, or leave the flag out"
         )
+
+
+def _refuse_sharding(arguments: TrainingArguments) -> None:
+    """Refuse to divide the model among processes: checkpoints are written by the first, from a whole model."""
+    for name in ("fsdp", "deepspeed"):
+        by_launcher = os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower() in ("1", "true", "yes")
+        if getattr(arguments, name) or by_launcher:
+            source = "the configuration of accelerate launch" if by_launcher else f"--{name}"
+            raise UsageError(
+                f"{source}: {name} is not supported: each process holds the whole model, and gradients are averaged; "
+                f"start torchrun or accelerate launch without it"
+            )
 
 
 _REQUIRED_VALUES: dict[str, tuple[bool | str, str]] = {
