@@ -22,20 +22,28 @@ class Options:
 
     def __post_init__(self) -> None:
         """Convert and check all fields."""
-        import pydantic  # slow to import, and not needed for --help
-
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
-            value, hint = getattr(self, field.name), hints[field.name]
-            if typing.get_origin(hint) is list:
-                several = isinstance(value, Iterable) and not isinstance(value, str)
-                value = [_without_path(item) for item in (value if several else [value])]
-            adapter = pydantic.TypeAdapter[Any](hint, config=pydantic.ConfigDict(coerce_numbers_to_str=True))
-            try:
-                setattr(self, field.name, adapter.validate_python(_without_path(value)))
-            except pydantic.ValidationError as error:
-                fault = error.errors(include_url=False)[0]
-                raise UsageError(f"--{field.name}: {fault['msg']}, not {brief(fault['input'])}") from error
+            setattr(self, field.name, convert(field.name, hints[field.name], getattr(self, field.name)))
+
+
+def convert(name: str, hint: Any, value: Any) -> Any:
+    """A flag's value as one of the type ``hint``.
+
+    Raises:
+        UsageError: it is not of this type; the message names the flag.
+    """
+    import pydantic  # slow to import, and not needed for --help
+
+    if typing.get_origin(hint) is list:
+        several = isinstance(value, Iterable) and not isinstance(value, str)
+        value = [_without_path(item) for item in (value if several else [value])]
+    adapter = pydantic.TypeAdapter[Any](hint, config=pydantic.ConfigDict(coerce_numbers_to_str=True))
+    try:
+        return adapter.validate_python(_without_path(value))
+    except pydantic.ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        raise UsageError(f"--{name}: {fault['msg']}, not {brief(fault['input'])}") from error
 
 
 def _without_path(value: Any) -> Any:

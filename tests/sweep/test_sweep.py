@@ -202,6 +202,9 @@ def test_an_interrupted_cell_stops_the_sweep(tmp_path: Path, monkeypatch: pytest
         ({"base": ["max_steps"]}, r"e\.yaml: base: "),
         ({"evaluate": {"minimal_pairs": {"pretrain": {"data_dir": "x"}}}}, "can't be named pretrain"),
         ({"evaluate": {"local_order": {"txt": "x"}}}, "local_order: there is no flag txt"),
+        ({"base": {"mlm_probability": "often"}}, r"base: --mlm_probability: .*number.*, not 'often'"),
+        ({"variants": {"a": {"max_steps": "long"}}}, r"a: --max_steps: .*integer.*, not 'long'"),
+        ({"evaluate": {"glue": {"task_name": "RTE", "rounds": 1.5}}}, "glue: --rounds: .*, not 1.5"),
         (
             {"evaluate": {"glue": {"task_name": ["CoLA", "RTE"]}}},
             "glue: task_name takes one value.* task_name: CoLA,RTE",
@@ -283,7 +286,7 @@ def small_experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "num_proc": 1,
             "save_steps": 1,
         },
-        variants={"absolute": {}, "broken": {"eval_fraction": "most"}},
+        variants={"absolute": {}, "broken": {"eval_fraction": 1.5}},
         seeds=[1],
         evaluate={"minimal_pairs": {"zorro": {"data_dir": str(folder / "zorro")}}},
     )

@@ -14,7 +14,7 @@ import yaml
 from bert_convolutions import files
 from bert_convolutions.attention.spec import parse_kernel, parse_projection
 from bert_convolutions.errors import UsageError
-from bert_convolutions.flags import as_argv, as_text
+from bert_convolutions.flags import as_argv, as_text, convert
 from bert_convolutions.glue.options import GlueOptions
 from bert_convolutions.parsing import parse, read_model, read_yaml
 from bert_convolutions.probes.options import LocalOrderOptions, MinimalPairsOptions
@@ -240,7 +240,7 @@ def _refuse_equal_variants(path: Path, experiment: Experiment) -> None:
 
 
 def _check_flags(path: Path, experiment: Experiment) -> None:
-    """Refuse unknown flags, and lists for flags with one value; the commands check the values."""
+    """Refuse unknown flags, and values of another type; the commands check their ranges."""
     from bert_convolutions.training.arguments import BertTrainingArguments
 
     trainer = _flag_types(BertTrainingArguments)
@@ -259,15 +259,20 @@ def _check_flags(path: Path, experiment: Experiment) -> None:
                 raise UsageError(
                     f"{path}: {part}: there is no flag {flag}{f', did you mean {hint[0]}?' if hint else ''}"
                 )
-            if isinstance(value, list) and "list" not in known[flag].lower():
+            if isinstance(value, list) and "list" not in str(known[flag]).lower():
                 joined = ",".join(map(as_text, value))
                 raise UsageError(f"{path}: {part}: {flag} takes one value, not a list; did you mean {flag}: {joined}?")
+            try:
+                if value is not None:  # which leaves the flag out
+                    convert(flag, known[flag], value)
+            except UsageError as error:
+                raise UsageError(f"{path}: {part}: {error}") from error
 
 
-def _flag_types(options: type) -> dict[str, str]:
-    """The types of flags, as strings."""
+def _flag_types(options: type) -> dict[str, Any]:
+    """The types of flags."""
     hints = typing.get_type_hints(options)  # HfArgumentParser changes the fields' own types
-    return {field.name: str(hints[field.name]) for field in dataclasses.fields(options)}
+    return {field.name: hints[field.name] for field in dataclasses.fields(options)}
 
 
 def _effective_words(argv: Sequence[str]) -> Iterable[str]:
