@@ -348,6 +348,13 @@ def test_with_a_causal_mask_nothing_of_the_future_is_seen(kernel, attend):
     assert torch.allclose(module(hidden, causal.bool(), attend=attend)[0][:, :4], short)
 
 
+@pytest.mark.parametrize("kernel", ["qk_convq 2", "qk_convolution 2", "qk_convspan 2"])
+def test_a_mask_of_one_row_is_that_of_all_rows(kernel):
+    module, hidden = make(kernel), torch.randn(3, 7, 16, dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 1, 2, 2, 3, 0]])
+    assert torch.allclose(module(hidden, mask)[0], module(hidden, mask.expand(3, -1))[0])
+
+
 @pytest.mark.parametrize("kernel", ["qk_convolution 2", "qk_convspan 2", "qk_convq 2"])
 def test_convolutions_over_tokens_refuse_a_mask_of_pairs(kernel):
     value = parse_projection("convolution 2 1" if "convq" in kernel else "feedforward", "value_forward")

@@ -232,8 +232,8 @@ class CompositeAttention(nn.Module):
         Args:
             hidden: (B, S, D), floating point.
             segments: an attention mask (B, S), 0 for padding and k > 0 for the k-th example of the row; a mask of
-                pairs, such as a causal one, (1 or B, S, S) or (1 or B, 1 or H, S, S), 0 where i may not attend to j or
-                floating point and added to the scores; or ``Segments``, which cache what the layers of a model share.
+                pairs, such as a causal one, (1 or B, S, S) or (1 or B, 1 or H, S, S): boolean or integer, 0 where i may
+                not attend to j, or floating point, added to the scores; or ``Segments``, which layers share.
             attend: the backend, by default the equation step by step; ``model.backends.attention_backend("sdpa")`` is
                 the fastest on the device.
 

@@ -161,4 +161,4 @@ class Segments:
         spread = hidden.new_zeros(hidden.shape[0], hidden.shape[1] + reach * (most + 1), hidden.shape[2])
         spread = spread.scatter(1, slots.unsqueeze(-1).expand_as(hidden), hidden)
         output = convolution(spread.transpose(1, 2)).transpose(1, 2)  # (B, S + n (most - 1), C out)
-        return output.gather(1, (slots - reach).unsqueeze(-1).expand(-1, -1, output.shape[2]))
+        return output.gather(1, (slots - reach).unsqueeze(-1).expand(hidden.shape[0], -1, output.shape[2]))
