@@ -133,24 +133,32 @@ def test_text_that_changes_while_it_is_read_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-LEARN_FOR_EVER = """
-import hashlib, os, signal, sys, threading
+STOPPED = """
+import hashlib, itertools, os, signal, sys, threading
 import sentencepiece
 from bert_convolutions.cli.main import main
+from bert_convolutions.data.build import train_tokenizer as module
 
 def learn(**_):
-    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # like SentencePiece's C++: takes long, and sees no signal
 
-sentencepiece.SentencePieceTrainer.train = learn
+def sample(*_):
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    return itertools.repeat("a line")
+
+module._sample = sample
+if sys.argv[3] == "learning":
+    sentencepiece.SentencePieceTrainer.train = learn
 sys.exit(main(["train-tokenizer", "--input", sys.argv[1], "--output_dir", sys.argv[2]]))
 """
 
 
-def test_a_signal_ends_the_learning(text: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", LEARN_FOR_EVER, text, str(tmp_path / "out")]
+@pytest.mark.parametrize("stage", ["sampling", "learning"])
+def test_a_signal_ends_the_learning(stage: str, text: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", STOPPED, text, str(tmp_path / "out"), stage]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == EXIT_INTERRUPTED and "stopped by SIGTERM" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import threading
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from itertools import islice
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def train_tokenizer(options: TrainTokenizerOptions) -> Path:
             raise UsageError(f"{options.input[0]}: the text has only blank lines")
         model = _train_sentencepiece(_sample(sources, num_lines, options), options)
         refuse_changed(sources)
-    except UsageError:
+    except BaseException:
         with contextlib.suppress(OSError):  # it may hold other files
             folder.rmdir()
         raise
@@ -127,13 +127,20 @@ def _split_long_line(line: str) -> Iterator[str]:
 def _train_sentencepiece(lines: Iterator[str], options: TrainTokenizerOptions) -> bytes:
     """Train the model with SentencePiece's default number of threads, which affects the rounding of float sums."""
     model: Future[bytes] = Future()
+    stopped = threading.Event()
+
+    def lines_until_stopped() -> Iterator[str]:
+        for line in lines:
+            if stopped.is_set():
+                raise InterruptedError
+            yield line
 
     def train() -> None:
         writer = io.BytesIO()
         sentencepiece.set_random_generator_seed(options.seed & 0xFFFFFFFF)
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=lines,
+                sentence_iterator=lines_until_stopped(),
                 model_writer=writer,
                 model_type="unigram",
                 vocab_size=options.vocab_size,
@@ -147,14 +154,16 @@ def _train_sentencepiece(lines: Iterator[str], options: TrainTokenizerOptions) -
             model.set_exception(error)
 
     # Python handles no signals while C++ runs in its main thread, which here may take hours.
-    thread = threading.Thread(target=train, daemon=True)
-    thread.start()
+    threading.Thread(target=train, daemon=True).start()
     try:
-        while thread.is_alive():
-            thread.join(timeout=1.0)  # of two signals at once, one may not wake it
+        while not wait([model], timeout=1.0).done:  # of two signals at once, one may not wake it
+            pass
         return model.result()
     except (RuntimeError, ValueError) as error:
         raise UsageError(_explain_error(str(error), options)) from error
+    finally:
+        stopped.set()
+        wait([model], timeout=2.0)  # Python aborts if it ends while C++ is given lines
 
 
 def _explain_error(message: str, options: TrainTokenizerOptions) -> str:
