@@ -73,7 +73,9 @@ def test_values_from_python_are_converted_as_those_of_a_command_line() -> None:
     words = ("--train_data_file", "a.txt", "--name=3", "--cache_dir=cache", "--line_by_line", "--seeds=7")
     assert Options(**given) == read(*words)[0]
     assert Options([Path("a.txt"), "b.txt"], seeds=range(2)) == options("b.txt", "--seeds", "0", "1")  # type: ignore[arg-type]
-    assert all(issubclass(command.options_class, flags.Options) for command in COMMANDS.values())
+    assert all(
+        issubclass(command.options_class, flags.Options) for command in COMMANDS.values() if command.name != "doctor"
+    )
 
 
 @pytest.mark.parametrize(

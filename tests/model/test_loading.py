@@ -44,7 +44,7 @@ def test_weights_of_another_configuration_are_refused_by_name(folder, change, na
         load_strictly(model_class, folder, config, new_head=True)
 
 
-def test_a_head_may_be_missing_only_where_that_is_allowed(folder, capfd):
+def test_a_head_may_be_missing_only_where_that_is_allowed(folder, capfd, monkeypatch):
     config = CompositeBertConfig(**SIZES, **KERNEL)
     for model_class in (CompositeBertForPreTraining, AutoModelForSequenceClassification):
         assert load_strictly(model_class, folder, config, new_head=True)
@@ -53,6 +53,9 @@ def test_a_head_may_be_missing_only_where_that_is_allowed(folder, capfd):
         assert told.count("\n") <= 1  # not transformers' report, which calls such a folder corrupted
         with pytest.raises(UsageError, match=r"lacks bert.pooler|lacks classifier|lacks cls"):
             load_strictly(model_class, folder, config)
+    monkeypatch.setenv("RANK", "1")
+    assert load_strictly(CompositeBertForPreTraining, folder, config, new_head=True)
+    assert not capfd.readouterr().err
 
 
 def test_position_ids_in_old_checkpoints_are_ignored(folder):

@@ -82,6 +82,20 @@ def test_every_range_is_of_a_flag_and_includes_its_default() -> None:
     BertTrainingArguments(output_dir="x", use_cpu=True)
 
 
+@pytest.mark.filterwarnings("error:None of the inputs")
+def test_checking_reentrant_checkpointing_warns_of_nothing() -> None:
+    BertTrainingArguments(output_dir="x", use_cpu=True, gradient_checkpointing_kwargs={"use_reentrant": True})
+
+
+@pytest.mark.parametrize(("level", "terminal", "hidden"), [(30, True, False), (40, True, True), (30, False, True)])
+def test_bars_are_hidden_in_log_files_and_at_the_log_level_of_errors(
+    level: int, terminal: bool, hidden: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arguments, "shows_bars", lambda: terminal)
+    monkeypatch.setattr("transformers.training_args.logger.getEffectiveLevel", lambda: level)
+    assert BertTrainingArguments(output_dir="x", use_cpu=True).disable_tqdm is hidden
+
+
 def test_one_process_needs_no_backend_to_talk_by() -> None:
     assert BertTrainingArguments(output_dir="x", ddp_backend="gloo").world_size == 1
 

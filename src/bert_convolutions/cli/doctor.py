@@ -15,7 +15,7 @@ from rich.text import Text
 
 from bert_convolutions.environment import processor, usable_cores
 from bert_convolutions.errors import EXTRAS, CommandError, install_command
-from bert_convolutions.flags import Options, flag
+from bert_convolutions.flags import flag
 from bert_convolutions.terminal import make_console
 
 PACKAGE = "bert_convolutions"
@@ -24,7 +24,7 @@ _MIN_FREE_BYTES = 2 << 30
 
 
 @dataclass
-class DoctorOptions(Options):
+class DoctorOptions:  # no Options: the command runs where pydantic is missing, too
     """The folder that a run would write to."""
 
     output_dir: Path = flag(Path(), "folder that runs would be written to; its disk is checked")

@@ -145,8 +145,8 @@ class BertTrainingArguments(TrainingArguments):
         self.batch_size_is_given = self.per_device_train_batch_size is not None
         if not self.batch_size_is_given:
             self.per_device_train_batch_size = DEFAULT_BATCH_SIZE
-        if self.disable_tqdm is None:
-            self.disable_tqdm = not shows_bars()
+        if self.disable_tqdm is None and not shows_bars():
+            self.disable_tqdm = True
         if self.greater_is_better is None and str(self.metric_for_best_model).endswith("perplexity"):
             self.greater_is_better = False
         if not torch.accelerator.is_available():
@@ -224,7 +224,7 @@ def _check_checkpointing(arguments: TrainingArguments) -> None:
             raise ValueError("every_n_layers is below 1")
         if own.pop("offload", False) and arguments.device.type == "cpu":
             raise ValueError("offload is for GPUs")
-        checkpoint(torch.nn.Identity(), torch.zeros(1), **{"use_reentrant": False, **own})
+        checkpoint(torch.nn.Identity(), torch.zeros(1, requires_grad=True), **{"use_reentrant": False, **own})
     except (TypeError, ValueError) as error:
         name = "activation" if hasattr(arguments, "activation_checkpointing_kwargs") else "gradient"
         raise UsageError(f"--{name}_checkpointing_kwargs {given}: {first_line(error)}") from error
