@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from transformers import BertTokenizer
 from bert_convolutions.data.build import pipeline as build_module
 from bert_convolutions.data.build import shards
 from bert_convolutions.data.build import sources as build_sources
+from bert_convolutions.data.build.parallel import run_tasks
 from bert_convolutions.data.build.sentences import split_sentences
 from bert_convolutions.data.options import BuildDatasetOptions
 from bert_convolutions.data.pieces import PieceTokenizer
@@ -109,7 +111,7 @@ def test_pair_within_documents_pairs_nothing_across_a_blank_line(
 ) -> None:
     text = "one\n\n\nfirst of two\nsecond of two\n \na\nb\nc\n" * 30
     built = examples(build(text, pair_within_documents=True))
-    assert "; 2 sentences without a second one" in capsys.readouterr().out
+    assert "file or document: 2 sentences" in capsys.readouterr().out
     assert sorted(built) == sorted(expected_pairs(encoder, documents_of(text)))
 
 
@@ -303,7 +305,7 @@ def test_damaged_archives_are_refused(build: Build, tmp_path: Path, suffix: str)
 
 
 def test_a_small_text_starts_no_process(build: Build, speeches: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Starting one takes longer than the work, and fails in a script without ``if __name__ == "__main__"``."""
+    """Starting one takes longer than the work."""
     monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor", None)
     build("\n".join(speeches[:50]), num_proc=2)
 
@@ -378,6 +380,13 @@ def test_workers_do_not_run_the_script_that_called(tmp_path: Path) -> None:
     environment = {**os.environ, "BERT_CONVOLUTIONS_LAZY": "1"}
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("[1, 2, 3]\n", "")
+
+
+def test_builds_in_several_threads_leave_the_process_as_it_was() -> None:
+    before = sys.modules["__main__"], dict(os.environ)
+    with ThreadPoolExecutor() as pool:
+        assert list(pool.map(lambda _: sorted(run_tasks(abs, [-1, -2], 2)), range(2))) == [[1, 2]] * 2
+    assert (sys.modules["__main__"], dict(os.environ)) == before
 
 
 @pytest.fixture

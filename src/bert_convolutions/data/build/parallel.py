@@ -17,6 +17,8 @@ from bert_convolutions.signals import ignore_signals
 TaskT = TypeVar("TaskT")
 ResultT = TypeVar("ResultT")
 _WORKER_ENVIRONMENT = {"BERT_CONVOLUTIONS_LAZY": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+_STARTING = threading.Lock()
+"""Held while what the whole process shares is changed, as builds may run in several threads."""
 
 
 def run_tasks(
@@ -39,27 +41,26 @@ def run_tasks(
         initializer(*initargs)
         yield from map(function, tasks)
         return
-    with _worker_environment():
-        # "spawn": workers must not inherit this process's memory, nor the threads of PyTorch.
-        pool = concurrent.futures.ProcessPoolExecutor(
-            num_proc, multiprocessing.get_context("spawn"), _start_worker, (initializer, initargs)
-        )
-        try:
-            waiting: set[concurrent.futures.Future[ResultT]] = set()
-            for task in tasks:
-                with _without_main_module():
-                    waiting.add(pool.submit(function, task))
-                if len(waiting) > num_proc:
-                    done, waiting = concurrent.futures.wait(waiting, return_when=concurrent.futures.FIRST_COMPLETED)
-                    yield from (future.result() for future in done)
-            for future in concurrent.futures.as_completed(waiting):
-                yield future.result()
-        except BaseException:
-            for process in list((pool._processes or {}).values()):
-                process.kill()  # safe, as they write files atomically
-            raise
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    # "spawn": workers must not inherit this process's memory, nor the threads of PyTorch.
+    pool = concurrent.futures.ProcessPoolExecutor(
+        num_proc, multiprocessing.get_context("spawn"), _start_worker, (initializer, initargs)
+    )
+    try:
+        waiting: set[concurrent.futures.Future[ResultT]] = set()
+        for task in tasks:
+            with _for_workers():
+                waiting.add(pool.submit(function, task))
+            if len(waiting) > num_proc:
+                done, waiting = concurrent.futures.wait(waiting, return_when=concurrent.futures.FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        for future in concurrent.futures.as_completed(waiting):
+            yield future.result()
+    except BaseException:
+        for process in list((pool._processes or {}).values()):
+            process.kill()  # safe, as they write files atomically
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _start_worker(initializer: Callable[..., object], initargs: tuple[Any, ...]) -> None:
@@ -77,22 +78,15 @@ def _end_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def _without_main_module() -> Iterator[None]:
-    """A process that is started here doesn't run the user's script again, whether or not it tests ``__name__``."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
-@contextlib.contextmanager
-def _worker_environment() -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.update(_WORKER_ENVIRONMENT)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+def _for_workers() -> Iterator[None]:
+    """Start processes with ``_WORKER_ENVIRONMENT``, and without the user's script, which they would run again."""
+    with _STARTING:
+        main, environment = sys.modules["__main__"], dict(os.environ)
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        os.environ.update(_WORKER_ENVIRONMENT)
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
+            os.environ.clear()
+            os.environ.update(environment)
