@@ -17,7 +17,7 @@ def say(message: str) -> None:
 
 def shows_bars() -> bool:
     """Whether to draw a progress bar: on a terminal and in a notebook, but not in a log file, which it would fill."""
-    return "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
+    return "ipykernel" in sys.modules or bool(getattr(sys.stderr, "isatty", bool)())
 
 
 def make_bar(name: str | None, total: int | None, unit: str, shown: bool = True) -> "tqdm[Any]":

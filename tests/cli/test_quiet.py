@@ -1,10 +1,13 @@
-"""Which messages of libraries are silenced."""
+"""Which messages of libraries are silenced, and where progress bars are drawn."""
 
+import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 
 from bert_convolutions.cli.main import silence_libraries
+from bert_convolutions.terminal import shows_bars
 
 
 def test_only_irrelevant_warnings_are_silenced() -> None:
@@ -29,3 +32,12 @@ def test_variables_that_the_user_has_set_are_kept(monkeypatch: pytest.MonkeyPatc
     assert os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] == "1"
     assert "HF_HUB_OFFLINE" not in os.environ, "or what the user names on the Hub could not be fetched"
     assert os.environ["TOKENIZERS_PARALLELISM"] == "false"
+
+
+@pytest.mark.parametrize("stream", [None, SimpleNamespace(write=len)])
+def test_bars_are_drawn_on_no_stream_but_a_terminal(
+    stream: SimpleNamespace | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that embeds Python may give a stream without ``isatty``."""
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert not shows_bars()
