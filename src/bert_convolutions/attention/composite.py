@@ -242,7 +242,7 @@ class CompositeAttention(nn.Module):
             or None if the backend doesn't keep them.
 
         Raises:
-            ValueError: the mask is not of this shape, or one of pairs and there are convolutions over tokens.
+            ValueError: the mask has other sizes than (B, S), or is one of pairs and there are convolutions over tokens.
         """
         if not isinstance(segments, Segments):
             size = hidden.shape[:2]
