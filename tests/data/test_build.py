@@ -111,7 +111,7 @@ def test_pair_within_documents_pairs_nothing_across_a_blank_line(
 ) -> None:
     text = "one\n\n\nfirst of two\nsecond of two\n \na\nb\nc\n" * 30
     built = examples(build(text, pair_within_documents=True))
-    assert "file or document: 2 sentences" in capsys.readouterr().out
+    assert "partner in their file or document: 2" in capsys.readouterr().out
     assert sorted(built) == sorted(expected_pairs(encoder, documents_of(text)))
 
 

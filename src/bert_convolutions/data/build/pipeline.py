@@ -186,7 +186,7 @@ class _Build:
         self._target.finish(DatasetManifest(settings=self._settings, counts=counts, shards=records))
         sizes = f"{counts.examples:,} pairs, {counts.tokens:,} tokens from {counts.bytes:,} bytes"
         unpaired = counts.sentences - 2 * counts.examples
-        lost = f"; lost for want of a second in their file or document: {unpaired:,} sentences" if unpaired else ""
+        lost = f"; sentences without a partner in their file or document: {unpaired:,}" if unpaired else ""
         print(f"{self._target.result}: {sizes}{lost}")
 
     def _sentence_file(self, source: int, block: int) -> Path:
