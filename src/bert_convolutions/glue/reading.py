@@ -72,7 +72,7 @@ def read_examples(path: Path, task: Task, test: TestSet | None = None) -> Exampl
     else:
         content = path.read_bytes()
         digest = hashlib.sha256(content).hexdigest()
-        if content.startswith((b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
+        if content.startswith((b"\x1f\x8b", b"PK\x03\x04", b"BZh91AY&SY", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
             raise UsageError(f"{path}: is compressed; unpack it")
         numbered = task.per_token and isinstance(task.label_column, int)  # columns without names are CoNLL's
         own_rows = _conll_rows if numbered else _FORMATS.get(path.suffix.lower(), _conll_rows)

@@ -81,12 +81,14 @@ def _end_with_parent() -> None:
 def _for_workers() -> Iterator[None]:
     """Start processes with ``_WORKER_ENVIRONMENT``, and without the user's script, which they would run again."""
     with _STARTING:
-        main, environment = sys.modules["__main__"], dict(os.environ)
+        main = sys.modules["__main__"]
+        replaced = {name: os.environ[name] for name in _WORKER_ENVIRONMENT if name in os.environ}
         sys.modules["__main__"] = types.ModuleType("__main__")
         os.environ.update(_WORKER_ENVIRONMENT)
         try:
             yield
         finally:
             sys.modules["__main__"] = main
-            os.environ.clear()
-            os.environ.update(environment)
+            for name in _WORKER_ENVIRONMENT:
+                del os.environ[name]
+            os.environ.update(replaced)
