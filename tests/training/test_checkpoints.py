@@ -1,14 +1,18 @@
 import json
 import os
 import pickle
+import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from safetensors.torch import save_file
 from transformers import TrainerState
+from transformers.trainer_pt_utils import safe_globals
 
 from bert_convolutions.errors import UsageError
 from bert_convolutions.files import sha256
@@ -204,3 +208,18 @@ def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
     (tmp_path / "scheduler.pt").write_bytes(pickle.dumps(Harmful()))
     with pytest.raises(UsageError, match=r"scheduler\.pt is refused"):
         checkpoints.refuse_unsafe_files(tmp_path)
+
+
+@pytest.mark.parametrize("package", [b"numpy.core", b"numpy._core"])
+def test_a_random_state_is_loaded_whichever_numpy_saved_it(tmp_path: Path, package: bytes) -> None:
+    """NumPy 2 renamed the package that a pickled array names."""
+    state = numpy.random.get_state()
+    torch.save({"numpy": state}, tmp_path / "current.zip")
+    with zipfile.ZipFile(tmp_path / "current.zip") as saved, zipfile.ZipFile(tmp_path / "rng_state.pth", "w") as other:
+        for name in saved.namelist():
+            other.writestr(name, re.sub(rb"numpy\._?core(?=\.multiarray)", package, saved.read(name)))
+        assert any(package + b".multiarray" in other.read(name) for name in other.namelist())
+    checkpoints.refuse_unsafe_files(tmp_path)
+    with checkpoints.safe_globals(), safe_globals():  # as the Trainer loads it
+        loaded = torch.load(tmp_path / "rng_state.pth", weights_only=True)["numpy"]
+    assert loaded[0] == state[0] and (loaded[1] == state[1]).all()

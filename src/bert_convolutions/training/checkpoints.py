@@ -195,6 +195,19 @@ def clean_up(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def safe_globals() -> contextlib.AbstractContextManager[None]:
+    """Let ``torch.load(weights_only=True)`` read NumPy's random state, whether NumPy 1 or 2 wrote it.
+
+    ``transformers`` allows only the names of the installed NumPy, and a checkpoint may be older than it.
+    """
+    import numpy
+    import torch
+
+    reconstruct: Any = numpy.empty(0).__reduce__()[0]
+    names = [(reconstruct, f"numpy.{package}.multiarray._reconstruct") for package in ("core", "_core")]
+    return torch.serialization.safe_globals([*names, numpy.ndarray, numpy.dtype, numpy.dtypes.UInt32DType])
+
+
 def refuse_unsafe_files(checkpoint: Path) -> None:
     """Check that PyTorch's files in a checkpoint hold only tensors and plain values before the Trainer loads them.
 
@@ -202,7 +215,6 @@ def refuse_unsafe_files(checkpoint: Path) -> None:
         UsageError: loading a file would run code, or it is not one that PyTorch wrote.
     """
     import torch
-    from transformers.trainer_pt_utils import safe_globals
 
     for path in sorted([*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth"), *checkpoint.glob("pytorch_model*.bin")]):
         try:

@@ -346,7 +346,8 @@ class ResumableTrainer(Trainer):
             return
         saved = len(list(Path(checkpoint).glob("rng_state*.pth")))
         if saved == self.args.world_size:
-            super()._load_rng_state(checkpoint)
+            with checkpoints.safe_globals():
+                super()._load_rng_state(checkpoint)
             return
         logger.warning(
             f"{checkpoint} was saved by {saved} processes and is resumed with {self.args.world_size}: "
