@@ -358,3 +358,6 @@ def test_tasks_of_files_follow_those_of_glue_and_must_have_different_names(tmp_p
     (tmp_path / "b.yaml").write_text((tmp_path / "b.yaml").read_text().replace("text: [a, b]", "text: a"))
     with pytest.raises(UsageError, match="two tasks are called mine"):
         parse_tasks(f"{path},{tmp_path / 'b.yaml'}")
+    (tmp_path / "b.yaml").write_text(path.read_text() + "name: MINE\n")  # the same folder on disks that ignore case
+    with pytest.raises(UsageError, match="two tasks are called MINE"):
+        parse_tasks(f"{path},{tmp_path / 'b.yaml'}")

@@ -201,6 +201,8 @@ def test_an_interrupted_cell_stops_the_sweep(tmp_path: Path, monkeypatch: pytest
         ({"base": None}, r"e\.yaml: base: "),
         ({"base": ["max_steps"]}, r"e\.yaml: base: "),
         ({"evaluate": {"minimal_pairs": {"pretrain": {"data_dir": "x"}}}}, "can't be named pretrain"),
+        ({"evaluate": {"minimal_pairs": {"GLUE": {"data_dir": "x"}}}}, "minimal_pairs can't be named GLUE"),
+        ({"variants": {"a": {}, "A": {"remove_position_embeddings": True}}}, "variants can't be named A"),
         ({"evaluate": {"local_order": {"txt": "x"}}}, "local_order: there is no flag txt"),
         ({"base": {"mlm_probability": "often"}}, r"base: --mlm_probability: .*number.*, not 'often'"),
         ({"variants": {"a": {"max_steps": "long"}}}, r"a: --max_steps: .*integer.*, not 'long'"),

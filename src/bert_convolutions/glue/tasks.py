@@ -304,7 +304,7 @@ def parse_tasks(task_name: str, dataset: str | None = None) -> tuple[Task, ...]:
     found: dict[str, Task] = {}
     for word in words:
         task = find_task(word.strip())
-        if found.setdefault(task.name, task) != task:
+        if found.setdefault(task.name.lower(), task) != task:  # some disks ignore case
             raise UsageError(f"--task_name: two tasks are called {task.name}; give one another name: in its YAML file")
     tasks = sorted(found.values(), key=lambda task: TASK_NAMES.index(task.name) if not task.named else len(TASKS))
     return tuple(from_dataset(task, dataset) if dataset else task for task in tasks)

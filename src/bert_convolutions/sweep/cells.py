@@ -140,9 +140,11 @@ def read_experiment(path: Path, changes: Sequence[str] = ()) -> Experiment:
         raise UsageError(f"{path}: baseline {experiment.baseline} is not one of the variants")
     if len(set(experiment.seeds)) < len(experiment.seeds):
         raise UsageError(f"{path}: a seed is given twice")
-    reserved = {PRETRAIN, "local_order", GLUE} & set(experiment.evaluate.minimal_pairs)
-    if reserved:
-        raise UsageError(f"{path}: minimal_pairs can't be named {reserved.pop()}, the name of another cell")
+    cells = [PRETRAIN, "local_order", GLUE, *experiment.evaluate.minimal_pairs]
+    for key, names in (("variants", list(experiment.variants)), ("minimal_pairs", cells)):
+        folders = [name.lower() for name in names]
+        if taken := [name for number, name in enumerate(names) if name.lower() in folders[:number]]:
+            raise UsageError(f"{path}: {key} can't be named {taken[0]}: some disks ignore case, and another has that name")
     return experiment
 
 
