@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -135,6 +136,36 @@ def test_files_can_be_written_to_a_disk_without_modes_and_without_syncing_of_fol
     files.write_text(tmp_path / "text", "written")
     files.sync_tree(tmp_path)
     assert texts(tmp_path) == {"text": "written"}
+
+
+def test_on_windows_files_are_written_and_read_and_runs_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a model can be saved there: it carries its code. Before Python 3.13, ``chmod`` takes no descriptor there."""
+
+    class Windows:
+        name = "nt"
+
+        def __getattr__(self, name: str) -> Any:
+            if name in ("O_NONBLOCK", "pread"):
+                raise AttributeError(name)
+            return getattr(os, name)
+
+        def open(self, path: Path, flags: int) -> int:
+            if path.is_dir():
+                raise PermissionError(errno.EACCES, "Permission denied")
+            return os.open(path, flags)
+
+        def chmod(self, path: Path, mode: int) -> None:
+            os.chmod(os.fspath(path), mode)
+
+    monkeypatch.setattr(files, "os", Windows())
+    files.write_text(tmp_path / "text", "written")
+    files.sync_tree(tmp_path)
+    assert files.read_small(tmp_path / "text") == b"written"
+    assert texts(tmp_path) == {"text": "written"}
+    with pytest.raises(UsageError, match="on Windows, run this in WSL"), run_lock(tmp_path):
+        pass
 
 
 @pytest.mark.parametrize(("output", "relation"), [("Text", "is"), ("DATA", "holds"), ("data/TEXT/out", "lies in")])

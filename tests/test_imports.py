@@ -1,7 +1,10 @@
 """The direction of imports: each package imports only those before it, in the order of CONTRIBUTING.md."""
 
 import ast
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,6 +89,23 @@ def test_the_equation_imports_no_engine() -> None:
 @pytest.mark.parametrize("path", sorted({path for pattern in LIGHT for path in PACKAGE.glob(pattern)}), ids=str)
 def test_help_imports_no_heavy_library(path: Path) -> None:
     assert not {name.partition(".")[0] for name in imports(path, at_module_level=True)} & HEAVY
+
+
+def test_modules_can_be_imported_on_windows() -> None:
+    """There, models and tokenizers are used and saved, and examples are read and collated."""
+    for path in files():
+        assert not set(imports(path, at_module_level=True)) & {"fcntl", "resource", "termios"}, path.name
+    code = """if True:
+        import os, signal, sys
+        del signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE, os.pread, os.sched_getaffinity
+        import bert_convolutions.environment, bert_convolutions.self_contained, bert_convolutions.data.store_ids
+        from bert_convolutions.signals import SIGNALS, ignore_signals
+        ignore_signals()
+        print(*(number.name for number in SIGNALS))
+    """
+    environment = {**os.environ, "BERT_CONVOLUTIONS_LAZY": "1"}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert run.stdout == "SIGTERM SIGINT\n", run.stderr
 
 
 def test_contributing_shows_every_package_in_order() -> None:

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import resource
 import subprocess
 import sys
 from importlib import metadata
@@ -55,6 +54,8 @@ def memory_held(peak: bool) -> int:
         found = [int(line.split()[1]) * 1024 for line in lines if line.startswith(name)]
         if found:  # some sandboxes lack the peak
             return found[0]
+    import resource  # not on Windows
+
     peak_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak_rss if sys.platform == "darwin" else peak_rss * 1024
 

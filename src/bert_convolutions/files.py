@@ -36,7 +36,9 @@ Inputs = str | Path | Sequence[str] | None
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to disk."""
+    """Flush a file, or the entries of a folder, to disk; on Windows, which can't open folders, do nothing."""
+    if os.name == "nt":
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -72,7 +74,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor
             yield file
             file.flush()
-            _set_default_mode(descriptor)  # mkstemp's files are only for their owner
+            _set_default_mode(temporary)  # mkstemp's files are only for their owner
             os.fsync(descriptor)
         temporary.replace(path)
     finally:
@@ -168,7 +170,7 @@ def read_small(path: Path) -> bytes:
         OSError: it can't be read.
     """
     content, waited = bytearray(), False
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe must not wait for a writer
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # opening a pipe must not wait for a writer
     try:
         may_wait = stat.S_ISFIFO(os.fstat(descriptor).st_mode)
         while len(content) <= _MAX_SMALL_BYTES:
@@ -306,8 +308,10 @@ def run_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
     the lock file is used only in messages. A file system without locks gives a warning.
 
     Raises:
-        UsageError: another running process holds the lock.
+        UsageError: another running process holds the lock, or this is Windows.
     """
+    if os.name == "nt":  # its locks, renames and signals are other ones
+        raise UsageError(f"{folder}: runs and datasets are made on Linux or macOS; on Windows, run this in WSL")
     from bert_convolutions.terminal import say
 
     path = folder / LOCK_NAME
@@ -333,12 +337,12 @@ def run_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
         lock.release()  # does nothing if it is not held
 
 
-def _set_default_mode(file: int | Path) -> None:
+def _set_default_mode(file: Path) -> None:
     """Give a file the mode that the umask allows, except on disks without modes, such as Windows' in WSL."""
     mask = os.umask(0o077)
     os.umask(mask)
     with contextlib.suppress(OSError):
-        os.chmod(file, 0o666 & ~mask)  # noqa: PTH101 - it may be a descriptor
+        file.chmod(0o666 & ~mask)
 
 
 def _is_same(one: Path, other: Path) -> bool:

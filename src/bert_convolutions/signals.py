@@ -15,9 +15,10 @@ from typing import Any
 
 from bert_convolutions.errors import EXIT_INTERRUPTED, CommandError, RunInterrupted
 
-_WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
+_NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
+SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))  # Windows has the first two
+_WARNINGS = SIGNALS[3:]
 """Signals of batch systems before the time limit (``sbatch --signal=USR1@120``, submitit, ``qsub -notify``)."""
-SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, *_WARNINGS)
 _handlers: list[Callable[[int, FrameType | None], None]] = []
 """The nested handlers of ``signal_handlers``."""
 LAUNCHER_ECHO_SECONDS = 2.0

@@ -3,6 +3,7 @@ import os
 import pickle
 import resource
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,6 +41,14 @@ def test_examples_are_whole_pairs_in_any_order_and_process(
         assert np.array_equal(reopened[int(index)], ids)
     with pytest.raises(IndexError):
         store[len(store)]
+
+
+def test_on_windows_a_store_is_read_as_elsewhere(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = [ids.tolist() for ids in map(ArrowStore(folder).__getitem__, (5, 0, 5))]
+    monkeypatch.delattr(os, "pread")
+    monkeypatch.setitem(sys.modules, "resource", None)
+    store = pickle.loads(pickle.dumps(ArrowStore(folder)))
+    assert [store[index].tolist() for index in (5, 0, 5)] == expected
 
 
 def test_another_tokenizer_is_refused(folder: Path, tmp_path: Path, tokenizer_dir: Path) -> None:

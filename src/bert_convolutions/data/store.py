@@ -5,7 +5,6 @@ Stores don't shuffle or batch: see ``data.randomness`` for the order of the exam
 
 import hashlib
 import os
-import resource
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -132,7 +131,7 @@ class WatchedFile:
         Raises:
             UsageError: the content has changed.
         """
-        data = os.pread(self._file.fileno(), count, position)
+        data = self._read(position, count)
         while self._checksum is not None and change_stamp(self._file.fileno()) != self._shard_stamp:
             self._file.close()
             self._open()
@@ -142,10 +141,16 @@ class WatchedFile:
                     f"{self._path}: is damaged: it has changed since it was opened; restore its content, or start anew "
                     "with other data"
                 )
-            data = os.pread(self._file.fileno(), count, position)
+            data = self._read(position, count)
         if len(data) != count:
             raise UsageError(f"{self._path}: ends too early; it is damaged or has changed since it was opened")
         return data
+
+    def _read(self, position: int, count: int) -> bytes:
+        if hasattr(os, "pread"):  # forked workers share the file's own position
+            return os.pread(self._file.fileno(), count, position)
+        self._file.seek(position)  # on Windows, which doesn't fork
+        return self._file.read(count)
 
 
 def change_stamp(file: int | Path) -> tuple[int, ...]:
@@ -315,6 +320,10 @@ def check_tokenizer(path: Path, manifest: DatasetManifest, tokenizer_hash: str) 
 
 
 def _max_open_shards() -> int:
+    try:
+        import resource
+    except ModuleNotFoundError:  # on Windows, where the limit is 8192
+        return _MAX_OPEN_SHARDS
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # usually 1024, on macOS 256
     return _MAX_OPEN_SHARDS if limit == resource.RLIM_INFINITY else min(_MAX_OPEN_SHARDS, limit // 4)
 
