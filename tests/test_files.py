@@ -157,7 +157,7 @@ def test_on_windows_files_are_written_and_read_and_runs_refused(
             return os.open(path, flags)
 
         def chmod(self, path: Path, mode: int) -> None:
-            os.chmod(os.fspath(path), mode)
+            Path(os.fspath(path)).chmod(mode)
 
     monkeypatch.setattr(files, "os", Windows())
     files.write_text(tmp_path / "text", "written")

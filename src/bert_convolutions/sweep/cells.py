@@ -144,7 +144,7 @@ def read_experiment(path: Path, changes: Sequence[str] = ()) -> Experiment:
     for key, names in (("variants", list(experiment.variants)), ("minimal_pairs", cells)):
         folders = [name.lower() for name in names]
         if taken := [name for number, name in enumerate(names) if name.lower() in folders[:number]]:
-            raise UsageError(f"{path}: {key} can't be named {taken[0]}: some disks ignore case, and another has that name")
+            raise UsageError(f"{path}: {key} can't be named {taken[0]}: another is, and some disks ignore case")
     return experiment
 
 
