@@ -1,13 +1,15 @@
 """How well a unigram model explains the accuracies on minimal pairs.
 
     python experiments/cpu/unigrams.py --data_dir data/blimp --text sample/train.txt \
-        --tokenizer sample/tokenizer/spm.model --sweep positions
+        --tokenizer sample/tokenizer/spm.model --sweep positions --output unigrams.csv
 
 prints the accuracy of a unigram model of every fourth line of the text and, for each variant, the correlation between
-its accuracies by paradigm (the mean over its seeds) and those of the unigram model.
+its accuracies by paradigm (the mean over its seeds) and those of the unigram model. All accuracies are written to the
+CSV file.
 """
 
 import argparse
+import csv
 import json
 import math
 from collections import Counter
@@ -24,6 +26,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--tokenizer", required=True, help="the spm.model of the text")
     parser.add_argument("--sweep", type=Path, required=True, help="output folder of bertconv sweep")
+    parser.add_argument("--output", type=Path, required=True, help="CSV file of the accuracies by paradigm")
     given = parser.parse_args()
 
     processor = sentencepiece.SentencePieceProcessor(model_file=given.tokenizer)
@@ -44,12 +47,17 @@ def main() -> None:
         unigrams[path.stem] = np.mean(np.where(np.abs(gaps) < 1e-9, 0.5, gaps > 0))
     names = sorted(unigrams)
     by_frequency = [unigrams[name] for name in names]
+    columns = {"paradigm": names, "unigrams": by_frequency}
     print(f"unigrams: {np.mean(by_frequency):.3f}")
     for variant in sorted({path.parts[-4] for path in given.sweep.glob("*/seed*/blimp/minimal_pairs.json")}):
         files = given.sweep.glob(f"{variant}/seed*/blimp/minimal_pairs.json")
         scores = [json.loads(path.read_text(encoding="utf-8"))["paradigms"] for path in files]
-        mean = [np.mean([score[name]["accuracy"] for score in scores]) for name in names]
+        mean = columns[variant] = [np.mean([score[name]["accuracy"] for score in scores]) for name in names]
         print(f"{variant}: {np.mean(mean):.3f}, correlation {np.corrcoef(mean, by_frequency)[0, 1]:.2f}")
+    with given.output.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows((name, *(f"{value:.4f}" for value in row)) for name, *row in zip(*columns.values(), strict=True))
 
 
 if __name__ == "__main__":
