@@ -106,6 +106,12 @@ def test_a_bad_test_file_is_refused(tmp_path: Path, row: str, message: str):
         read_examples(tmp_path / RTE.tests[0].path, RTE, RTE.tests[0])
 
 
+def test_a_test_file_without_a_header_does_not_lose_its_first_example(tmp_path: Path):
+    write(tmp_path, "RTE/test.tsv", "0\ta\tb\n1\tc\td\n")
+    with pytest.raises(UsageError, match=r"test.tsv: line 1 must be a header, but its index column holds '0'"):
+        read_examples(tmp_path / RTE.tests[0].path, RTE, RTE.tests[0])
+
+
 def test_a_missing_file_is_refused_by_name(tmp_path: Path):
     with pytest.raises(UsageError, match=r"RTE/train\.tsv: no such file; --data_dir"):
         read_examples(tmp_path / RTE.train, RTE)

@@ -185,6 +185,8 @@ def _glue_rows(path: Path, content: bytes, task: Task, test: TestSet | None) -> 
         needed = max(needed, label_column + 1)
         if task.header:
             _refuse_missing_header(path, header, label_column, needed, task)
+    elif (index := first[1].split("\t")[0]).isdecimal():
+        raise UsageError(f"{path}: line 1 must be a header, but its index column holds {index!r}")
     count, short = 0, []
     for number, line in lines:
         cells = line.split("\t")
