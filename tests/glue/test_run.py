@@ -126,6 +126,7 @@ def test_tasks_of_a_composite_model_start_from_its_mnli_encoder(tmp_path: Path, 
     assert json.loads((tmp_path / "STS-B0" / "glue_state.json").read_text())["settings"]["model"].endswith("_subgraph")
     encoder = load_file(tmp_path / "MNLI0" / "transformer_subgraph" / "model.safetensors")
     assert any("convq_param" in name for name in encoder) and not any("classifier" in name for name in encoder)
+    assert not (tmp_path / "STS-B0" / "transformer_subgraph").exists()  # no task starts from it
     for folder in (tmp_path / "MNLI0", tmp_path / "MNLI0" / "transformer_subgraph"):
         assert (folder / "modeling_composite_bert.py").is_file()
 

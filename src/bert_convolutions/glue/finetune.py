@@ -14,7 +14,7 @@ from bert_convolutions.files import sha256, sync_tree
 from bert_convolutions.glue.examples import CountingCollator, EncodedExamples, Layout, ShuffledExamples
 from bert_convolutions.glue.predict import evaluate
 from bert_convolutions.glue.state import ENCODER_FOLDER
-from bert_convolutions.glue.tasks import DevSet, Task
+from bert_convolutions.glue.tasks import MNLI, DevSet, Task
 from bert_convolutions.model.loading import quiet_transformers, set_max_length
 from bert_convolutions.training.resumable import ResumableTrainer
 
@@ -110,7 +110,7 @@ def finetune(
     trained = trainer.accelerator.unwrap_model(trainer.model)
     saved: dict[str, str] = {}
     if trainer.is_world_process_zero():
-        saved = _save(trained, tokenizer, Path(str(trainer.args.output_dir)))
+        saved = _save(trained, tokenizer, Path(str(trainer.args.output_dir)), trainer.task.name == MNLI.name)
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.free_memory()
     if "wandb" in (trainer.args.report_to or ()):  # the only one whose run would go on with the next task
@@ -118,15 +118,21 @@ def finetune(
     return trained, saved
 
 
-def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> dict[str, str]:
-    """Save a model, its tokenizer and, in a subfolder, its encoder; return the SHA-256 of each file by name."""
-    encoder = model.base_model
-    assert isinstance(encoder, PreTrainedModel)  # true for all models of the Auto classes
+def _save(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, with_encoder: bool
+) -> dict[str, str]:
+    """Save a model and its tokenizer, and in a subfolder its encoder if others start from it.
+
+    Returns the SHA-256 of each file by name.
+    """
+    of_tokenizer = [Path(name) for name in set_max_length(model.config, tokenizer).save_pretrained(folder)]
     with quiet_transformers():
         model.save_pretrained(folder)
-        encoder.save_pretrained(folder / ENCODER_FOLDER)
-    of_tokenizer = [Path(name) for name in set_max_length(model.config, tokenizer).save_pretrained(folder)]
-    tokenizer.save_pretrained(folder / ENCODER_FOLDER)
+        if with_encoder:
+            encoder = model.base_model
+            assert isinstance(encoder, PreTrainedModel)  # true for all models of the Auto classes
+            encoder.save_pretrained(folder / ENCODER_FOLDER)
+            tokenizer.save_pretrained(folder / ENCODER_FOLDER)
     sync_tree(folder)
     of_model = [folder / "config.json", *folder.glob("model*.safetensors*")]
     files = {path for path in (*of_model, *of_tokenizer, *(folder / ENCODER_FOLDER).rglob("*")) if path.is_file()}

@@ -16,7 +16,7 @@ from bert_convolutions.training import checkpoints
 
 STATE_FILE = "glue_state.json"
 ENCODER_FOLDER = "transformer_subgraph"
-"""Subfolder of a fine-tuned task with its encoder without the classifier, from which other tasks start."""
+"""Subfolder of a model fine-tuned on MNLI with its encoder, without the classifier, from which other tasks start."""
 _OUTPUT_PATTERNS = (
     *("eval_results_*.txt", "test_results_*.txt", "diverged.json"),
     *("config.json", "model*.safetensors*", CODE_PATTERN, ENCODER_FOLDER),
