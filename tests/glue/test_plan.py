@@ -50,7 +50,7 @@ def test_flags_limit_the_hyperparameters(tmp_path: Path):
     cut = "50 steps of 4 examples (--hyperparams has 16, cut by --per_device_train_batch_size)"
     assert cut in describe_training(job, 9)
     job = plan(tmp_path, "RTE", hyperparams="stable", per_device_train_batch_size=4, gradient_accumulation_steps=2)[0]
-    assert job.settings(128)["batch_size"] == 8
+    assert job.settings()["batch_size"] == 8
 
 
 def test_the_trainers_default_of_8_examples_is_no_limit(tmp_path: Path):

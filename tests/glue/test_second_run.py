@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerFast
 
 from bert_convolutions import files
 from bert_convolutions.errors import RunInterrupted, TrainingDiverged, UsageError
 from bert_convolutions.glue import state
 from bert_convolutions.glue.finetune import GlueTrainer
+from bert_convolutions.glue.options import CompileGlueOptions
 from bert_convolutions.glue.run import run_glue
+from bert_convolutions.glue.submit import compile_glue
 from bert_convolutions.schemas import TaskState
 from tests.glue.helpers import arguments, kill_in_step, options
 from tests.helpers import contents, same_weights
@@ -92,6 +95,47 @@ def test_results_of_the_last_step_are_refused_where_the_best_is_wanted(finished:
 def test_results_of_another_length_are_refused(finished: Path, glue_dir: Path, model_dir: Path):
     with pytest.raises(UsageError, match=r"max_seq_length 32 \(now 16\)"):
         run_glue(options(glue_dir, model_dir, max_seq_length=16), arguments(finished, do_train=True))
+
+
+def test_nothing_is_predicted_at_another_length_or_with_another_tokenizer(
+    finished: Path, glue_dir: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+):
+    """The flags of a later ``--do_predict`` have defaults; another length cuts other examples off."""
+    words = list(tokenizer.get_vocab())
+    swapped = tokenizer.backend_tokenizer.to_str().replace(f'"{words[9]}"', '"?"')
+    tokenizer_file = tmp_path / "other" / "tokenizer.json"
+    tokenizer.save_pretrained(tokenizer_file.parent)
+    tokenizer_file.write_text(swapped)
+    run_glue(options(glue_dir, finished), arguments(finished, do_predict=True))  # done before, so nothing is read
+    (finished / "glue_state.json").write_text((finished / "glue_state.json").read_text().replace('"rte": 7', ""))
+    before = contents(finished)
+    for change, message in (
+        ({"max_seq_length": 128}, r"max_seq_length 32 \(now 128\)"),
+        ({"tokenizer_name": str(tokenizer_file.parent)}, "another tokenizer"),
+    ):
+        with pytest.raises(UsageError, match=f"RTE in .* was fine-tuned with {message}"):
+            run_glue(options(glue_dir, finished, **change), arguments(finished, do_predict=True))
+    assert contents(finished) == before
+    wanted = options(glue_dir, finished, max_seq_length=16, overwrite_output_dir=True)
+    run_glue(wanted, arguments(finished, do_predict=True))
+    assert contents(finished).keys() == before.keys()
+
+
+def test_rounds_of_another_run_are_not_averaged_with_those_of_this_one(
+    tmp_path: Path, glue_dir: Path, model_dir: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Two rounds, then an overwrite of the first with another learning rate."""
+    out, stages = tmp_path / "out", {"do_train": True, "do_eval": True}
+    run_glue(options(glue_dir, model_dir, "MNLI,RTE", rounds=2, hyperparams="electra"), arguments(out, **stages))
+    compiled = CompileGlueOptions(input=str(out), test_dir=str(tmp_path / "submission"))
+    compile_glue(compiled)
+    assert "don't belong together" not in capsys.readouterr().out
+    again = options(glue_dir, model_dir, "MNLI,RTE", rounds=1, hyperparams="stable", overwrite_output_dir=True)
+    run_glue(again, arguments(out, **stages))
+    differ = "MNLI0 and MNLI1 are of different runs, which differ in learning_rate, batch_size"
+    assert f"These scores don't belong together: {differ}" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(UsageError, match=f"--input .*out: {differ}; move the rounds of one of the runs elsewhere"):
+        compile_glue(compiled)
 
 
 def test_the_same_batch_by_accumulation_is_the_same_run(finished: Path, glue_dir: Path, model_dir: Path, capsys):

@@ -189,6 +189,7 @@ def test_a_folder_without_results_is_refused(tmp_path: Path, make: bool):
 
 def test_folders_with_similar_names_are_no_rounds(tmp_path: Path):
     write_round(tmp_path, RTE, 0, 0.5)
+    write_round(tmp_path, RTE, 20, 0.9)  # such as round 0 of a task of one's own called RTE2
     for name in ("RTE", "RTEx", "RTE1.bak", "QNLI2"):
         (tmp_path / name).mkdir()
     scores = collect_scores(tmp_path)

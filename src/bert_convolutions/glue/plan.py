@@ -95,7 +95,7 @@ class Job:
         """The number of optimizer steps of its training on ``num_examples``."""
         return last_step(self.arguments, num_examples)
 
-    def settings(self, max_seq_length: int) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """The flags that affect the result, which are stored with it and compared by a later run."""
         flags = self.arguments.to_dict()
         settings = {name: flags[name] for name in _SETTINGS if name in flags}
@@ -105,7 +105,7 @@ class Job:
             task = self.task
             columns = f"{' + '.join('/'.join(map(str, text)) for text in task.texts)} -> {task.label_column}"
             settings |= {"columns": columns, "labels": list(task.labels), "metric": task.metric}
-        return {**settings, "batch_size": self.batch_size, "max_seq_length": max_seq_length}
+        return {**settings, "batch_size": self.batch_size}
 
 
 def plan_jobs(options: GlueOptions, arguments: TrainingArguments) -> list[Job]:

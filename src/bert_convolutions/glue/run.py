@@ -22,7 +22,7 @@ from bert_convolutions.glue.hyperparameters import DEFAULT, FLAG, TRAINER_FLAGS
 from bert_convolutions.glue.options import GlueOptions
 from bert_convolutions.glue.plan import Job, check_flags, describe_training, plan_jobs, refuse_other_settings
 from bert_convolutions.glue.predict import evaluate, format_predictions, predict_logits
-from bert_convolutions.glue.submit import collect_scores, score_table
+from bert_convolutions.glue.submit import collect_scores, mixed_rounds, score_table
 from bert_convolutions.glue.tasks import TASKS
 from bert_convolutions.schemas import TaskState
 from bert_convolutions.signals import SignalWatch, resume_command
@@ -144,7 +144,10 @@ class _GlueRun:
         self.tokenizer = (
             load_tokenizer(tokenizer_path, self.model_folder, _NEEDS) if tokenizer_path is not None else None
         )
-        if trains and not options.overwrite_output_dir:
+        self.encoding: dict[str, Any] = {"max_seq_length": options.max_seq_length}
+        if self.tokenizer is not None:
+            self.encoding["tokenizer"] = tokenizer_hash(self.tokenizer)
+        if not options.overwrite_output_dir:
             self._refuse_other_settings()
 
     def run(self) -> None:
@@ -179,6 +182,9 @@ class _GlueRun:
         for job in self.jobs:
             if job.state is None or not (job.state.trained or checkpoints.newest_complete(job.folder)):
                 continue
+            if not self.arguments.do_train:  # a score or prediction at another length is not that of the model
+                refuse_other_settings(job, {} if job.finished else self.encoding)
+                continue
             encoder = job.mnli_encoder
             is_pending = encoder is not None and encoder.parent in to_be_trained
             start = encoder if encoder is not None and is_pending else self._start_folder(job)
@@ -189,9 +195,9 @@ class _GlueRun:
         if not is_pending and start not in self._fingerprints:
             self._fingerprints[start] = models.fingerprint(start)
         settings = {
-            **job.settings(self.options.max_seq_length),
+            **job.settings(),
+            **self.encoding,
             "train_data": self.data.train_hash(job.task),
-            "tokenizer": None if self.tokenizer is None else tokenizer_hash(self.tokenizer),
             "weights": "not yet trained" if is_pending else self._fingerprints[start],
             "model": str(self.options.model_name_or_path) if start == self.model_folder else str(start),
         }
@@ -344,7 +350,9 @@ class _GlueRun:
     def _print_scores(self) -> None:
         """Print the dev table of all tasks and rounds in the output folder."""
         folder = self.jobs[0].folder.parent
-        own = {job.task.name: job.task for job in self.jobs if job.task.is_own}
-        scores = {title: column for title, column in collect_scores(folder, (*TASKS, *own.values())).items() if column}
+        tasks = (*TASKS, *{job.task.name: job.task for job in self.jobs if job.task.is_own}.values())
+        scores = {title: column for title, column in collect_scores(folder, tasks).items() if column}
         if scores:
             self.progress.console.print(score_table(scores, f"Dev scores of {folder}, times 100"))
+        if mixed := mixed_rounds(folder, tasks):
+            self.progress.say(f"These scores don't belong together: {mixed}", style="bold red")

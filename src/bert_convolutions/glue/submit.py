@@ -14,7 +14,17 @@ from rich.table import Table
 from bert_convolutions.errors import UsageError
 from bert_convolutions.files import make_folder, whole_file, write_json, write_text
 from bert_convolutions.glue.options import CompileGlueOptions
-from bert_convolutions.glue.tasks import MAX_SCORE, MIN_SCORE, TASKS, DevSet, Task, all_dev_sets, all_test_sets
+from bert_convolutions.glue.state import ENCODER_FOLDER, read_state
+from bert_convolutions.glue.tasks import (
+    MAX_SCORE,
+    MIN_SCORE,
+    ROUND_SEEDS,
+    TASKS,
+    DevSet,
+    Task,
+    all_dev_sets,
+    all_test_sets,
+)
 from bert_convolutions.parsing import parse, read_text
 from bert_convolutions.schemas import AccuracyScore, CorrelationScore
 from bert_convolutions.terminal import make_console, make_table
@@ -47,7 +57,7 @@ def compile_submission(options: CompileGlueOptions) -> str:
         Why the GLUE site will refuse the archive; empty if it won't, or if no archive was written.
 
     Raises:
-        UsageError: the folder holds no results, or a results file is damaged.
+        UsageError: the folder holds no results, a results file is damaged, or rounds of a task have other settings.
     """
     source, target = Path(options.input), Path(options.test_dir)
     if not source.is_dir():
@@ -58,6 +68,8 @@ def compile_submission(options: CompileGlueOptions) -> str:
             f"--input {source}: no <TASK><round>/eval_results_<task>.txt below it; run bertconv glue --do_train "
             "--do_eval with several tasks or rounds first"
         )
+    if mixed := mixed_rounds(source):
+        raise UsageError(f"--input {source}: {mixed}; move the rounds of one of the runs elsewhere")
     chosen, missing = _choose(source, scores)
     files = {name: convert_predictions(path, task) for name, (path, task) in chosen.items()}
     console = make_console()
@@ -87,7 +99,25 @@ def compile_submission(options: CompileGlueOptions) -> str:
 def _rounds(folder: Path, task: Task) -> dict[int, Path]:
     """The ``<TASK><round>`` folders in ``folder`` by round."""
     found = {path.name.removeprefix(task.name): path for path in folder.glob(f"{task.name}*") if path.is_dir()}
-    return {int(number): found[number] for number in sorted(found) if number.isdecimal()}
+    return {number: found[str(number)] for number in range(len(ROUND_SEEDS)) if str(number) in found}
+
+
+def mixed_rounds(folder: Path, tasks: Iterable[Task] = TASKS) -> str:
+    """Two rounds of a task that were fine-tuned with other settings, whose mean says nothing; empty if there are none.
+
+    Seeds differ, of course, and so do the weights of an encoder that was fine-tuned on MNLI in the same round.
+    """
+    for task in tasks:
+        (first, settings), *others = [
+            (place.name, state.settings if (state := read_state(place)) else {})
+            for place in _rounds(folder, task).values()
+        ] or [("", {})]
+        own = {"seed", "model", "weights" if str(settings.get("model")).endswith(ENCODER_FOLDER) else ""}
+        for name, compared in others:
+            differ = [key for key in compared if key not in own and compared[key] != settings.get(key, compared[key])]
+            if differ:
+                return f"{first} and {name} are of different runs, which differ in {', '.join(differ)}"
+    return ""
 
 
 def collect_scores(folder: Path, tasks: Iterable[Task] = TASKS) -> Scores:
@@ -98,9 +128,8 @@ def collect_scores(folder: Path, tasks: Iterable[Task] = TASKS) -> Scores:
     """
     scores: Scores = {}
     for task in tasks:
-        rounds = sorted(_rounds(folder, task).items())
         for dev_set in task.dev:
-            found = {number: read_score(place, dev_set) for number, place in rounds}
+            found = {number: read_score(place, dev_set) for number, place in _rounds(folder, task).items()}
             scores[dev_set.title] = {number: score for number, score in found.items() if score is not None}
     return scores
 
