@@ -51,7 +51,8 @@ def write_run(
         (folder / name).mkdir()
         (folder / name / f"{command}.json").write_text(json.dumps(results))
         (folder / name / f"{command}.csv").write_text("")
-    for dev_set, metrics in {"CoLA": {"mcc": accuracy - 0.5}, "STS-B": {"pearson": accuracy}}.items():
+    metrics_of = {"CoLA": {"mcc": accuracy - 0.5, "eval_loss": 0.6}, "STS-B": {"pearson": accuracy}}
+    for dev_set, metrics in metrics_of.items():
         task = folder / "glue" / dev_set
         task.mkdir(parents=True)
         (task / "glue_state.json").write_text(json.dumps({"task": dev_set, "settings": {}, "dev": {dev_set: metrics}}))
@@ -77,7 +78,8 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (folder / "experiment.json").write_text(experiment.model_dump_json())
     for variant, kernel, fall in (("absolute", "dot_product", 0.5), ("composite", KERNEL, 1.0)):
-        config = CompositeBertConfig(vocab_size=len(tokenizer), embedding_size=8, attention_kernel=kernel, **TINY)
+        sizes = {"embedding_size": 8, "max_position_embeddings": 16, **TINY}  # fewer positions than tokens of the text
+        config = CompositeBertConfig(vocab_size=len(tokenizer), attention_kernel=kernel, **sizes)
         for seed in (1, 2, 3):
             losses = [8 + seed / 100 - fall * number for number in range(4)]
             write_run(folder / variant / f"seed{seed}", tokenizer, config, losses, 0.5 + fall / 4 + seed / 100)
@@ -88,7 +90,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def report(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the report on that sweep, with a sentence."""
     folder = tmp_path_factory.mktemp("report")
-    (folder / "text.txt").write_text(TEXT)
+    (folder / "text.txt").write_text(TEXT + " ".join(TEXT.split()) + "\ncat\n")
     flags = ["--output_dir", str(folder), "--text", str(folder / "text.txt"), "--sentence", SENTENCE]
     assert main(["report", str(sweep), *flags]) == 0
     return folder

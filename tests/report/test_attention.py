@@ -9,7 +9,6 @@ import torch
 from bert_convolutions import CompositeBertConfig, CompositeBertForMaskedLM
 from bert_convolutions.cli.main import main
 from bert_convolutions.probes.run import load_model
-from bert_convolutions.report import page
 from bert_convolutions.report.attention import OFFSETS, attention_of, measure, sentence_values
 from tests.helpers import TINY
 from tests.report.conftest import SENTENCE
@@ -77,17 +76,17 @@ def test_a_model_without_convolution_has_the_dot_product_only() -> None:
     assert measure(model_of("dot_product"), TEXTS).terms == ["qk"]
 
 
-@pytest.mark.parametrize(("flags", "said"), [(["--head", "3"], "the heads 1 to 2"), (["--text", "no.txt"], "no.txt")])
-def test_bad_heads_and_texts_are_refused_before_a_report_is_written(
-    sweep: Path,
-    tmp_path: Path,
-    flags: list[str],
-    said: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--sentence", SENTENCE, "--head", "3"], "--head 3: absolute has the heads 1 to 2"),
+        (["--sentence", 3 * SENTENCE], "--sentence has 41 tokens, and absolute takes at most 16; shorten it"),
+        (["--text", "no.txt"], "no.txt: no such file or folder"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_before_anything_is(
+    sweep: Path, tmp_path: Path, flags: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(page, "save_figure", lambda figure, path: path.write_bytes(b""))  # drawing takes seconds
-    command = ["report", str(sweep), "--output_dir", str(tmp_path), "--sentence", SENTENCE, *flags]
-    assert main(command) == 2
+    assert main(["report", str(sweep), "--output_dir", str(tmp_path / "report"), *flags]) == 2
     assert said in capsys.readouterr().err
-    assert not (tmp_path / "report.html").exists()
+    assert not (tmp_path / "report").exists()

@@ -93,6 +93,41 @@ def test_at_equal_flops_runs_are_compared_at_the_end_of_the_cheapest(sweep: Path
     assert 1 / 6.01 < found[MASKED_ACCURACY]["composite"][1] < 0.76
 
 
+def test_runs_evaluated_only_at_their_end_have_no_values_at_equal_flops(sweep: Path, tmp_path: Path) -> None:
+    results = read_sweep(sweep)
+    ends = [replace(run, flops=run.flops[-1:], losses=run.losses[-1:]) for run in results.runs]
+    assert at_equal_flops(replace(results, runs=ends))[1] == {}
+    page = Page(tmp_path)
+    _add_metrics(page, replace(results, runs=ends))
+    assert "training FLOPs</h3>" not in "".join(page.parts) and "equal FLOPs" not in "".join(page.parts)
+
+
+def test_flops_are_those_of_the_share_of_masked_tokens(sweep: Path, tmp_path: Path) -> None:
+    shutil.copytree(sweep, tmp_path / "sweep")
+    experiment = json.loads((sweep / "experiment.json").read_text())
+    experiment["variants"]["composite"]["mlm_probability"] = 0.6
+    (tmp_path / "sweep" / "experiment.json").write_text(json.dumps(experiment))
+    folders = sweep, tmp_path / "sweep"
+    before, after = ({run.variant: run.flops[-1] for run in read_sweep(folder).runs} for folder in folders)
+    assert after["absolute"] == before["absolute"] and after["composite"] > before["composite"]
+
+
+def test_losses_of_glue_are_in_nats_and_no_percentage_points(report: Path, sweep: Path) -> None:
+    """What a variant loses is not drawn beside what it scores, nor taken for a loss by its name."""
+    assert {row[""] for row in rows_of(report, "glue")} == {"CoLA mcc", "STS-B pearson"}
+    assert "CoLA eval_loss" in read_sweep(sweep).metrics and not larger_is_better("CoLA eval_loss")
+    assert larger_is_better("glosses eval_acc") and larger_is_better("lossless")
+    drawn = "".join(path.read_text() for path in report.glob("score_*.svg"))
+    assert drawn.count("nats per masked token") == 1
+
+
+def test_glue_of_an_earlier_model_is_not_reported(sweep: Path, tmp_path: Path) -> None:
+    shutil.copytree(sweep, tmp_path / "sweep")
+    record = {"command": ["glue"], "seconds": 1.0, "exit_code": 2, "model": "0" * 64}
+    (tmp_path / "sweep" / "composite" / "seed1" / "glue.cell.json").write_text(json.dumps(record))
+    assert read_sweep(tmp_path / "sweep").values("CoLA mcc")["composite"].keys() == {2, 3}
+
+
 class Sources(HTMLParser):
     """Everything that a page loads."""
 
@@ -208,11 +243,12 @@ def test_attention_is_measured_on_the_evaluation_text_of_the_runs_in_any_form(sw
     (tmp_path / "text.txt.gz").write_bytes(gzip.compress(TEXT.encode()))
     results, options = read_sweep(sweep), ReportOptions(sweep)
     tokenizer = load_tokenizer(results.runs[0].folder)
-    assert _texts(results, options, tokenizer) == []
+    assert _texts(results, options, tokenizer, 128) == []
     for given in (tmp_path, tmp_path / "text.txt.gz"):
         base = results.experiment.base | {"eval_data_file": str(given), "line_by_line": True}
         of_text = replace(results, experiment=results.experiment.model_copy(update={"base": base}))
-        assert len(_texts(of_text, options, tokenizer)) == 3
+        assert len(_texts(of_text, options, tokenizer, 128)) == 3
+        assert max(map(len, _texts(of_text, options, tokenizer, 4))) == 4
 
 
 # The report in a real browser, at the widths of a desktop and of a phone

@@ -12,10 +12,12 @@ from transformers import PreTrainedTokenizerBase
 
 from bert_convolutions import files
 from bert_convolutions.data.build.sources import find_sources, text_lines
-from bert_convolutions.data.loading import tokenizer_hash
+from bert_convolutions.data.loading import load_tokenizer, tokenizer_hash
 from bert_convolutions.data.store import MANIFEST_FILE, ArrowStore, read_manifest
 from bert_convolutions.environment import environment
 from bert_convolutions.errors import UsageError
+from bert_convolutions.model.loading import count_positions
+from bert_convolutions.model.presets import load_config
 from bert_convolutions.parsing import read_json
 from bert_convolutions.probes.run import load_model
 from bert_convolutions.report import attention, sweep_figures
@@ -23,6 +25,7 @@ from bert_convolutions.report.kernels import kernel_figure, kernel_rows, read_ke
 from bert_convolutions.report.options import ReportOptions
 from bert_convolutions.report.page import Page, Table
 from bert_convolutions.report.sweep_results import (
+    LOSS,
     Run,
     SweepResults,
     at_equal_flops,
@@ -38,16 +41,17 @@ from bert_convolutions.terminal import duration, say
 _MAX_TEXTS = 64
 """Maximum number of examples on which attention is measured."""
 _MAX_TOKENS = 128
-"""Maximum tokens of these examples."""
+"""Maximum tokens of these examples, where the model takes so many."""
 
 
 def write_report(options: ReportOptions) -> Path:
     """Write ``report.html`` with its figures and tables; return its path.
 
     Raises:
-        UsageError: the folder is not a sweep's, or no run is finished.
+        UsageError: the folder is not a sweep's, no run is finished, or an option doesn't fit the models.
     """
     results = read_sweep(options.sweep)
+    _check_options(options, results)
     folder = options.output_dir or options.sweep / "report"
     files.make_folder(folder, "--output_dir")
     page = Page(folder)
@@ -61,6 +65,20 @@ def write_report(options: ReportOptions) -> Path:
     files.write_json(folder / "runs.json", run_records(results))
     files.write_text(folder / "report.html", page.html(results.experiment.question or "Experiment"))
     return folder / "report.html"
+
+
+def _check_options(options: ReportOptions, results: SweepResults) -> None:
+    """Refuse a head, a sentence or a text of which no figure can be drawn, before any is drawn."""
+    if options.text:
+        find_sources([str(options.text)])
+    for variant, (run, *_) in results.by_variant.items():
+        config, tokenizer = load_config(str(run.folder)), load_tokenizer(run.folder)
+        longest = config.max_position_embeddings
+        if options.head is not None and not 1 <= options.head <= config.num_attention_heads:
+            raise UsageError(f"--head {options.head}: {variant} has the heads 1 to {config.num_attention_heads}")
+        length = len(tokenizer(options.sentence or "", verbose=False)["input_ids"])
+        if length > longest and not config.remove_position_embeddings:
+            raise UsageError(f"--sentence has {length} tokens, and {variant} takes at most {longest}; shorten it")
 
 
 def _progress_note(results: SweepResults, cells: Sequence[Cell]) -> str:
@@ -117,12 +135,11 @@ def _add_metrics(page: Page, results: SweepResults) -> None:
             f"(none below {SEEDS_FOR_TEST} seeds, where it can't reach 0.05). Bold: better than {baseline}, and the "
             "interval of the difference excludes zero, as does Student's interval if there is no test."
         )
-    page.heading(
-        "Scores",
-        f"{note} At equal FLOPs: interpolated on the curves at the total FLOPs of the cheapest run, which a costlier "
-        "run reaches before its learning rate has fallen to 0.",
-    )
     flops, equal = at_equal_flops(results)
+    if equal:
+        note += " At equal FLOPs: interpolated on the curves at the total FLOPs of the cheapest run, which a costlier "
+        note += "run reaches before its learning rate has fallen to 0."
+    page.heading("Scores", note)
     tables = []
     for metric in results.metrics:
         tables.append((metric, metric, results.values(metric)))
@@ -135,13 +152,13 @@ def _add_metrics(page: Page, results: SweepResults) -> None:
         page.heading(title, level=3)
         page.table(table, name, bold)
         if title == metric:
-            unit = f"{metric} (nats per masked token)" if "loss" in metric else metric
+            unit = f"{metric} (nats per masked token)" if metric == LOSS else metric
             figure = sweep_figures.dots(values, compared, results, unit)
             page.figure(figure, name, f"{metric}: mean, 95 % interval over seeds, and single seeds.")
 
 
 def _score_table(metric: str, compared: Mapping[str, Comparison], results: SweepResults) -> tuple[Table, list[bool]]:
-    digits = 3 if "loss" in metric else 4
+    digits = 4 if larger_is_better(metric) else 3
     rows = []
     for variant, summary in compared.items():
         runs = results.by_variant[variant]
@@ -213,7 +230,7 @@ def _add_attention(page: Page, results: SweepResults, options: ReportOptions) ->
             page.figure(figure, f"kernels_{variant}", f"Kernels of {variant}, by layer and head.", table)
         model, tokenizer = load_model(str(run.folder), None)
         model.eval()
-        texts = _texts(results, options, tokenizer)
+        texts = _texts(results, options, tokenizer, min(_MAX_TOKENS, count_positions(model) or _MAX_TOKENS))
         if texts:
             on_text[variant] = attention.measure(model, texts)
             caption = f"Mean attention of {variant} by offset of the key, over {len(texts)} held-out examples."
@@ -237,9 +254,6 @@ def _add_attention(page: Page, results: SweepResults, options: ReportOptions) ->
 
 
 def _add_sentence(page: Page, options: ReportOptions, variant: str, found: attention.SentenceAttention) -> None:
-    heads = found.probabilities.shape[1]
-    if options.head is not None and not 1 <= options.head <= heads:
-        raise UsageError(f"--head {options.head}: {variant} has the heads 1 to {heads}")
     header = ("layer", "query", "key", *found.scores, "sum", "attention")
     page.figure(
         attention.sentence_maps(found, variant, options.head),
@@ -250,18 +264,21 @@ def _add_sentence(page: Page, options: ReportOptions, variant: str, found: atten
     )
 
 
-def _texts(results: SweepResults, options: ReportOptions, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Ids of held-out text: of ``--text``, or of the runs' evaluation data if they still exist."""
+def _texts(
+    results: SweepResults, options: ReportOptions, tokenizer: PreTrainedTokenizerBase, longest: int
+) -> list[list[int]]:
+    """Up to ``longest`` ids of held-out texts: of ``--text``, or of the runs' evaluation data if they still exist."""
     base = results.experiment.base
     paths = [options.text] if options.text else flag_paths(base, "eval_data_file")
     if not options.text:
         if paths and (paths[0] / MANIFEST_FILE).is_file():
             store = ArrowStore(paths[0], tokenizer_hash(tokenizer))
-            return [store[index][:_MAX_TOKENS].tolist() for index in range(min(_MAX_TEXTS, len(store)))]
+            return [store[index][:longest].tolist() for index in range(min(_MAX_TEXTS, len(store)))]
         if not (paths and base.get("line_by_line") and all(path.exists() for path in paths)):
             return []
-    lines = (line for line in text_lines(find_sources([*map(str, paths)])) if len(line.split()) > 1)
-    return [tokenizer(line, verbose=False)["input_ids"][:_MAX_TOKENS] for line in islice(lines, _MAX_TEXTS)]
+    lines = text_lines(find_sources([*map(str, paths)]))
+    encoded = (tokenizer(line, verbose=False)["input_ids"][:longest] for line in lines)
+    return list(islice((ids for ids in encoded if len(ids) > 3), _MAX_TEXTS))  # more than a token between special ones
 
 
 def _add_run_records(page: Page, results: SweepResults, cells: Sequence[Cell]) -> None:

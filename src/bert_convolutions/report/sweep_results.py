@@ -9,12 +9,11 @@ import numpy as np
 
 from bert_convolutions.errors import UsageError
 from bert_convolutions.glue.state import STATE_FILE
-from bert_convolutions.model.flops import count_flops
 from bert_convolutions.model.presets import load_config
 from bert_convolutions.parsing import read_json, read_model
 from bert_convolutions.schemas import Accuracy, Experiment, ProbeResults, TaskState
 from bert_convolutions.sweep.cells import LOCAL_ORDER, MINIMAL_PAIRS, PRETRAIN, Cell, group_by_model, plan_cells
-from bert_convolutions.sweep.estimate import example_length, on_meta_device, training_flops
+from bert_convolutions.sweep.estimate import on_meta_device, training_flops_per_token
 from bert_convolutions.sweep.run import EXPERIMENT_NAME
 from bert_convolutions.sweep.statistics import Interval, ratio_interval, tokens_to_loss
 
@@ -34,7 +33,7 @@ class Run:
         tokens_per_second: measured training speed.
         scores: values by metric.
         probes: results by evaluation.
-        glue: metrics of dev sets, means over rounds; also contained in ``scores``.
+        glue: scores of dev sets, means over rounds; also contained in ``scores``, as are their losses.
     """
 
     variant: str
@@ -88,7 +87,7 @@ class SweepResults:
 
 def larger_is_better(metric: str) -> bool:
     """Whether larger values of a metric are better, which is so for all but losses."""
-    return "loss" not in metric
+    return metric != LOSS and not metric.endswith(" eval_loss")
 
 
 def read_sweep(folder: Path) -> SweepResults:
@@ -126,29 +125,28 @@ def _read_run(cells: Mapping[str, Cell]) -> Run:
         raise UsageError(f"{cell.folder} holds no complete run ({error}); run bertconv sweep again") from error
     model = on_meta_device(load_config(str(cell.folder)))
     tokens = [tokens_per_step * step for step in steps]
-    length = example_length(cell.flags)
-    counter = count_flops(model)
+    flops_per_token = training_flops_per_token(model, cell.flags)
     probes = {}
     for name, other in cells.items():
         if other.command in (MINIMAL_PAIRS, LOCAL_ORDER) and other.is_finished():
             result = f"{other.command.replace('-', '_')}.json"
             probes[name] = read_model(ProbeResults, other.folder / result)
             scores |= _probe_scores(name, other.command, probes[name])
-    glue = _glue_scores(cells["glue"].folder) if "glue" in cells else {}
+    glue = _glue_metrics(cells["glue"].folder) if "glue" in cells and cells["glue"].is_of_this_model() else {}
     return Run(
         cell.variant,
         cell.seed,
         cell.folder,
         steps,
         tokens,
-        [training_flops(counter, seen, length) for seen in tokens],
+        [flops_per_token * seen for seen in tokens],
         losses,
         accuracies,
         sum(parameter.numel() for parameter in model.parameters()),
         speed,
         scores | glue,
         probes,
-        glue,
+        {metric: value for metric, value in glue.items() if larger_is_better(metric)},
     )
 
 
@@ -160,7 +158,7 @@ def _probe_scores(name: str, command: str, results: ProbeResults) -> dict[str, f
     return {name: results.all.accuracy, f"{name}, within word": results.all.accuracy_within_word}
 
 
-def _glue_scores(folder: Path) -> dict[str, float]:
+def _glue_metrics(folder: Path) -> dict[str, float]:
     """Means over rounds of each dev set's metrics."""
     found: dict[str, list[float]] = {}
     for path in sorted(folder.rglob(STATE_FILE)):
@@ -224,11 +222,12 @@ def token_savings(results: SweepResults, variant: str) -> list[Saving]:
 def at_equal_flops(results: SweepResults) -> tuple[float, dict[str, dict[str, dict[int, float]]]]:
     """The total FLOPs of the cheapest run, and all runs' values at these FLOPs by metric, variant and seed.
 
-    Between two evaluations a metric is interpolated linearly in the logarithm of the FLOPs.
+    Between two evaluations a metric is interpolated linearly in the logarithm of the FLOPs. There are no values if a
+    run has used more FLOPs by its first evaluation.
     """
     flops = min(run.flops[-1] for run in results.runs)
     found: dict[str, dict[str, dict[int, float]]] = {}
-    for run in results.runs:
+    for run in results.runs if flops >= max(run.flops[0] for run in results.runs) else ():
         for metric, curve in ((LOSS, run.losses), (MASKED_ACCURACY, run.accuracies)):
             value = float(np.interp(np.log(flops), np.log(run.flops), curve))
             found.setdefault(metric, {}).setdefault(run.variant, {})[run.seed] = value

@@ -101,6 +101,11 @@ class Cell:
         results = self.folder.with_name(PRETRAIN) / "train_results.json"
         return files.sha256(results) if self.command != PRETRAIN and results.is_file() else None
 
+    def is_of_this_model(self) -> bool:
+        """Whether the record of the last run, if any, names no other model than the one to evaluate."""
+        record = self.record()
+        return record is None or record.model in (None, self.model_key())
+
     def is_finished(self) -> bool:
         """Whether the command has succeeded, its results exist, and they are of the current model.
 
@@ -111,7 +116,7 @@ class Cell:
         finished = (self.folder / _RESULTS[self.command]).is_file() if self.command in _RESULTS else record is not None
         if record is None:
             return finished
-        finished = finished and record.exit_code == 0 and record.model in (None, self.model_key())
+        finished = finished and record.exit_code == 0 and self.is_of_this_model()
         if finished or any(self.folder.glob("checkpoint-*")):
             now, before = (set(_effective_words(words)) for words in (self.argv, record.command))
             if now != before:

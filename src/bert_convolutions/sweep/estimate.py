@@ -12,7 +12,7 @@ from bert_convolutions.data.loading import load_tokenizer
 from bert_convolutions.data.store import MANIFEST_FILE, read_manifest
 from bert_convolutions.errors import UsageError
 from bert_convolutions.model import CompositeBertConfig, CompositeBertForMaskedLM
-from bert_convolutions.model.flops import FlopCounter, count_flops
+from bert_convolutions.model.flops import count_flops
 from bert_convolutions.model.presets import load_config
 from bert_convolutions.schemas import Flags
 from bert_convolutions.sweep.cells import Cell, flag_paths
@@ -46,9 +46,8 @@ def estimate(cell: Cell, flops_per_second: float) -> Cost:
         UsageError: the configuration or the tokenizer can't be read.
     """
     model = meta_model(cell.flags)
-    length, share = example_length(cell.flags), float(cell.flags.get("mlm_probability") or 0.15)  # type: ignore[arg-type]
     minutes = cell.flags.get("train_minutes")
-    flops_per_token = training_flops(count_flops(model), 1.0, length, share)
+    flops_per_token = training_flops_per_token(model, cell.flags)
     tokens = float(minutes) * 60 * flops_per_second / flops_per_token if minutes else planned_tokens(cell.flags)  # type: ignore[arg-type]
     flops = tokens * flops_per_token
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -100,9 +99,10 @@ def planned_tokens(flags: Flags) -> float:
     return float(flags["max_steps"]) * batch * example_length(flags)  # type: ignore[arg-type]
 
 
-def training_flops(counter: FlopCounter, tokens: float, length: float, masked_share: float = 0.15) -> float:
-    """FLOPs of training on ``tokens`` tokens in examples of ``length`` tokens."""
-    return counter.training(np.array([length]), length * masked_share) * tokens / length
+def training_flops_per_token(model: PreTrainedModel, flags: Flags) -> float:
+    """FLOPs of training a ``pretrain`` cell's model on a token."""
+    length, masked_share = example_length(flags), float(flags.get("mlm_probability") or 0.15)  # type: ignore[arg-type]
+    return count_flops(model).training(np.array([length]), length * masked_share) / length
 
 
 def measure_flops() -> float:
