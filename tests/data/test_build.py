@@ -186,7 +186,26 @@ def test_paragraphs_are_split_into_sentences(build: Build, encoder: PieceTokeniz
     built = examples(build(text, split_sentences=True, pair_within_documents=True))
     cut = [["Mr. Smith came.", "He saw.", "He won!"], ["Was it so?", "Nobody knows."]]
     assert sorted(built) == sorted(expected_pairs(encoder, cut))
-    assert split_sentences("  ", "en") == []
+    assert split_sentences("  ", "en") == [] == split_sentences("", "en")
+
+
+def test_long_paragraphs_are_split_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One call would take hours for a long Chinese line, and split nothing between two quotation marks far apart."""
+    sentencex = pytest.importorskip("sentencex")
+    sentences = ['"It was late," she said.', *(f"This is sentence {number} of it." for number in range(2000)), '"Oh!"']
+    assert [sentence.strip() for sentence in split_sentences(" ".join(sentences), "en")][-100:] == sentences[-100:]
+    assert len(split_sentences(" ".join(sentences), "en")) > 1900
+    longest, segment = 0, sentencex.segment
+
+    def watched(language: str, text: str) -> list[str]:
+        nonlocal longest
+        longest = max(longest, len(text))
+        return segment(language, text)
+
+    monkeypatch.setattr(sentencex, "segment", watched)
+    chinese = "他说这件事情很重要。我们必须马上去做！" * 9000
+    assert "".join(split_sentences(chinese, "zh")) == chinese and len(split_sentences(chinese, "zh")) == 18000
+    assert longest < 20_000
 
 
 def test_folders_are_read_without_hidden_files_and_byte_order_marks(
