@@ -69,6 +69,15 @@ def test_a_longer_run_interrupted_at_its_end_is_finished_by_the_next(
     assert "the run is finished, 6 of 6 steps" in capsys.readouterr().err
 
 
+def test_an_evaluation_of_the_shorter_run_is_not_kept_beside_the_model_of_the_longer_one(workspace: Workspace) -> None:
+    folder = workspace.folder / "evaluated"
+    assert workspace.run("evaluated", max_steps=2, do_eval="true", eval_data_file=workspace.folder / "eval.ids") == 0
+    evaluation = [folder / "eval_results.json", folder / "eval_results_lm.txt"]
+    assert all(path.is_file() for path in evaluation)
+    assert resume(workspace, "evaluated", max_steps=4) == 0 and steps_of_results(folder) == 4
+    assert not any(path.exists() for path in evaluation)
+
+
 @pytest.mark.parametrize("call", [1, 3, 6])
 def test_results_and_model_are_installed_together(workspace: Workspace, kill: Any, call: int) -> None:
     """Killed while their files are moved in, the next command completes the new model and the new results."""

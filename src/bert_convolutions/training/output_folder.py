@@ -25,10 +25,10 @@ TRAIN_RESULTS_NAME = "train_results.json"
 DIVERGED_NAME = "diverged.json"
 _INSTALLING_NAME = ".installing"
 _SAMPLES_SHOWN = 64
+_EVALUATION_NAMES = ("eval_results.json", "eval_results_lm.txt")
 _OWN_NAMES = (
     TRAIN_RESULTS_NAME,
-    "eval_results.json",
-    "eval_results_lm.txt",
+    *_EVALUATION_NAMES,
     "trainer_state.json",
     "training_args.json",
     DIVERGED_NAME,
@@ -232,7 +232,8 @@ def _finish_install(folder: Path) -> None:
     (folder / DIVERGED_NAME).unlink(missing_ok=True)
     names = sorted((path.name for path in journal.iterdir()), key=lambda name: (name == TRAIN_RESULTS_NAME, name))
     if TRAIN_RESULTS_NAME in names:  # the old results are not those of the new model
-        (folder / TRAIN_RESULTS_NAME).unlink(missing_ok=True)
+        for name in (TRAIN_RESULTS_NAME, *_EVALUATION_NAMES):
+            (folder / name).unlink(missing_ok=True)
     for name in names:
         (journal / name).replace(folder / name)
     files.sync(folder)
