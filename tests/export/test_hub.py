@@ -38,6 +38,10 @@ def trained(folders: dict[str, Path], tmp_path: Path) -> Path:
     write_json(
         folder / "train_results.json", {"steps": 4000, "train_loss": 3.25, "run": {"seed": 7, "block_size": 128}}
     )
+    log = [{"step": 2000, "loss": 4.5}, {"step": 4000, "loss": 2.25}, {"step": 4000, "train_loss": 3.25}]
+    nothing = dict.fromkeys(("epoch", "best_metric", "best_global_step", "best_model_checkpoint"))
+    state = {"global_step": 4000, "max_steps": 4000, "num_input_tokens_seen": 9, "total_flos": 0.0, "log_history": log}
+    write_json(folder / "trainer_state.json", {**nothing, **state, "stateful_callbacks": {}})
     write_json(folder / "eval_results.json", {"eval_loss": 2.0, "eval_perplexity": 7.389})
     (folder / "eval_results_rte.txt").write_text("eval_loss = 0.6\neval_acc = 0.5625\n")
     for name in ("checkpoint-2000", "chck_1M"):
@@ -88,6 +92,7 @@ def test_the_folder_has_all_files_and_the_card_has_the_results(trained: Path, tm
     for said in (
         "| steps | 4,000 |",
         "| seed | 7 |",
+        "| last logged training loss | 2.2500 |",
         "| GLUE RTE, acc | 0.5625 |",
         "qk_convfixed_convq_convk 3",
         "(kernels.png)",
@@ -174,7 +179,10 @@ def test_checkpoints_become_branches(trained: Path, tmp_path: Path, monkeypatch:
         )
         assert not {"optimizer.pt", "train_results.json"} & set(files)
         assert json.loads(files["config.json"])["auto_map"]["AutoModel"] == "modeling_composite_bert.CompositeBertModel"
-    assert b'from_pretrained("someone/small"' in hub.branches["someone/small", "main"]["README.md"]
+    cards = {branch: files["README.md"] for (_, branch), files in hub.branches.items()}
+    assert all(b'from_pretrained("someone/small"' in card for card in cards.values())
+    said = {branch: (b"7.389" in card, b"no records of its training" in card) for branch, card in cards.items()}
+    assert said == {"main": (True, False), "checkpoint-2000": (False, True), "chck_1M": (False, True)}
 
 
 def test_publishing_again_makes_no_further_branches(

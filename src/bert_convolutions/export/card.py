@@ -14,7 +14,7 @@ from bert_convolutions.glue.submit import read_score
 from bert_convolutions.glue.tasks import all_dev_sets
 from bert_convolutions.model.configuration import AUTO_CLASSES
 from bert_convolutions.parsing import read_json, read_model
-from bert_convolutions.schemas import ProbeResults, TrainResults
+from bert_convolutions.schemas import ProbeResults, StoredTrainerState, TrainResults
 from bert_convolutions.terminal import say
 
 _KERNEL_IMAGE = "kernels.png"
@@ -159,11 +159,12 @@ def _training_facts(source: Path) -> list[tuple[str, Any]]:
     path = source / "train_results.json"
     if not path.is_file():
         return []
-    results, everything = read_model(TrainResults, path), read_json(path)
+    results, state = read_model(TrainResults, path), source / "trainer_state.json"
     facts = [("steps", f"{results.steps:,}")]
     facts += [(text, results.run[name]) for name, text in _RUN_FACTS.items() if name in results.run]
-    facts += [("last training loss", f"{everything['train_loss']:.4f}")] if "train_loss" in everything else []
-    return facts
+    log = read_model(StoredTrainerState, state).log_history if state.is_file() else []
+    losses = [entry["loss"] for entry in log if "loss" in entry]  # train_loss in the results is a mean over all steps
+    return [*facts, *(("last logged training loss", f"{loss:.4f}") for loss in losses[-1:])]
 
 
 def _results(source: Path) -> Iterator[EvalResult]:

@@ -11,7 +11,6 @@ from bert_convolutions.data.loading import load_tokenizer
 from bert_convolutions.errors import UsageError, first_line
 from bert_convolutions.export.card import write_card
 from bert_convolutions.export.options import ExportOptions
-from bert_convolutions.files import write_bytes
 from bert_convolutions.model.configuration import AUTO_CLASSES, CompositeBertConfig
 from bert_convolutions.model.loading import load_strictly, set_max_length
 
@@ -79,7 +78,7 @@ def publish(options: ExportOptions) -> None:
         for checkpoint in _checkpoints(options.model_name_or_path) if options.revisions else ():
             with tempfile.TemporaryDirectory() as folder:
                 copy_model(checkpoint, Path(folder))
-                write_bytes(Path(folder, "README.md"), (options.output_dir / "README.md").read_bytes())
+                write_card(checkpoint, Path(folder), options.license, repo)  # its scores are not the last model's
                 api.create_branch(repo, branch=checkpoint.name, exist_ok=True)
                 api.upload_folder(
                     repo_id=repo,
