@@ -46,7 +46,7 @@ install: $(INSTALLED)
 # A virtual environment with the versions of a constraints file. The interpreter is the first that runs, is new enough and
 # can make virtual environments; PYTHON=... chooses another.
 define install_into
-	@for python in $(or $(PYTHON),python3.11 python3.12 python3.13 python3.10 python3 python); do \
+	@for python in $(or $(PYTHON),python3.11 python3.12 python3.13 python3.14 python3.10 python3 python); do \
 		if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then \
 			echo "Installing into $(1) with $$("$$python" --version); the first time takes some minutes."; \
 			exec "$$python" -m venv $(1); \

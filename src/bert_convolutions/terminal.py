@@ -21,7 +21,7 @@ def shows_bars() -> bool:
 
 
 def make_bar(name: str | None, total: int | None, unit: str, shown: bool = True) -> "tqdm[Any]":
-    """A progress bar on standard error, drawn anew every second, or every minute in a log file."""
+    """A progress bar on standard error, drawn anew every second; in a log file every minute, from the first on."""
     from tqdm import tqdm
 
     seconds = 1.0 if shows_bars() else 60.0
@@ -32,6 +32,7 @@ def make_bar(name: str | None, total: int | None, unit: str, shown: bool = True)
         unit_scale=unit == "B",
         mininterval=seconds,
         maxinterval=max(seconds, 10.0),
+        delay=0.0 if shows_bars() else seconds,
         smoothing=0.05,
         disable=not shown,
     )
