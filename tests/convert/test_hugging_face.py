@@ -81,6 +81,20 @@ def test_a_converted_model_equals_its_source_also_with_added_terms(source: str, 
         torch.testing.assert_close(got[name], value, rtol=1e-5, atol=1e-5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("model_class", "config_class"),
+    [(BertForMaskedLM, BertConfig), (ElectraForMaskedLM, ElectraConfig), (MPNetForMaskedLM, MPNetConfig)],
+)
+def test_a_decoder_that_is_not_tied_to_the_embeddings_keeps_its_bias(
+    model_class: Any, config_class: Any, tmp_path: Path
+) -> None:
+    theirs = make_source(model_class, config_class, tmp_path, tie_word_embeddings=False)
+    ids = torch.arange(5, 25).view(2, 10)
+    ours = convert_model(tmp_path, {}).eval()
+    torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, rtol=1e-5, atol=1e-5)
+
+
 def test_added_terms_have_gradients_in_the_first_step(tmp_path: Path) -> None:
     make_source(BertForMaskedLM, BertConfig, tmp_path)
     model = convert_model(tmp_path, {"attention_kernel": KERNEL}).train()

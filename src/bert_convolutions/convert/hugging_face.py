@@ -126,6 +126,8 @@ def convert_model(source: Path, add: Mapping[str, str]) -> PreTrainedModel:
     except Exception as error:
         raise UsageError(f"{source}: the model can't be loaded ({first_line(error)})") from error
     weights = {_rename(name): value for name, value in theirs.state_dict().items()}
+    if "cls.predictions.bias" in weights:  # with untied embeddings, ours has the decoder's apart, as BERT's has
+        weights.setdefault("cls.predictions.decoder.bias", weights["cls.predictions.bias"])
     prefix = "bert." if head else ""
     if isinstance(config, MPNetConfig):
         weights = _mpnet_weights(weights, theirs.base_model, fields, prefix)
@@ -378,7 +380,7 @@ def load_weights(model: PreTrainedModel, weights: Mapping[str, Tensor], source: 
         if value.shape != expected[name].shape:
             shapes = f"{tuple(value.shape)}, config.json says {tuple(expected[name].shape)}"
             raise UsageError(f"{source}: {name} is {shapes}")
-    missing = sorted(expected.keys() - weights.keys() - set(getattr(model, "_tied_weights_keys", None) or {}))
+    missing = sorted(expected.keys() - weights.keys() - model.all_tied_weights_keys.keys())
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UsageError(f"{source} lacks {missing[0]}{more}")
