@@ -143,7 +143,9 @@ class ResumableTrainer(Trainer):
     # Hooks of a training step
 
     def training_begins(self) -> None:
-        """Hook before the first step: apply this run's steps and its folder to a restored state."""
+        """Hook before the first step: apply this run's steps and its folder to a restored state, and seed dropout."""
+        # Processes with the same seed would drop the same elements of their different examples.
+        torch.manual_seed(self.args.seed + self.state.global_step * self.args.world_size + self.args.process_index)
         self.state.compute_steps(self.args, self.state.max_steps)
         best = self.state.best_model_checkpoint
         if best is not None and not Path(best).is_dir():  # the run has been moved
@@ -353,7 +355,6 @@ class ResumableTrainer(Trainer):
             f"{checkpoint} was saved by {saved} processes and is resumed with {self.args.world_size}: "
             f"the data are the same, but dropout differs from an uninterrupted run."
         )
-        torch.manual_seed(self.args.seed + self.state.global_step * self.args.world_size + self.args.process_index)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Restore both, then apply this run's flags: the schedule continues with their peak learning rate."""
