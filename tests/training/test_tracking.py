@@ -40,6 +40,20 @@ def test_kernels_are_drawn_at_each_evaluation(workspace: Workspace) -> None:
     assert {"train/loss", "train/words_seen"} <= set(board.Tags()["scalars"])
 
 
+def test_each_run_has_a_folder_of_events(workspace: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also an evaluation alone, which the Trainer would log to the working folder, and where a variable is set."""
+    pytest.importorskip("tensorboard")
+    monkeypatch.chdir(tmp_path)
+    assert workspace.run("events", max_steps=1) == 0
+    evaluation = {"do_train": None, "do_eval": "true", "eval_data_file": workspace.folder / "eval.ids"}
+    evaluation |= {"config_name": None, "model_name_or_path": workspace.folder / "events", "report_to": "tensorboard"}
+    assert workspace.run("evaluated", **evaluation) == 0
+    assert not list(tmp_path.iterdir()) and len(list((workspace.folder / "evaluated").glob("runs/*/events*"))) == 1
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
+    assert [workspace.run(name, **evaluation) for name in ("evaluated", "again")] == [0, 0]
+    assert {path.parent.name for path in tmp_path.rglob("events*")} == {"evaluated", "again"}
+
+
 def test_a_picture_shows_the_kernels(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     model = make_trainer(tmp_path).model
     for layer in model.bert.encoder.layer:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase, ProgressCallback, TrainerState
 from transformers.integrations import TensorBoardCallback
+from transformers.integrations.integration_utils import default_logdir
 
 from bert_convolutions.attention.composite import CompositeAttention
 from bert_convolutions.attention.terms import TERMS
@@ -225,7 +226,16 @@ class KernelBoard(TensorBoardCallback):
 
     Each column is an offset of the key from the query, from -n to n. A fixed term has a row per head, its weights less
     their mean; a dynamic term has a row per layer, the norm of each offset's vector. The largest value is darkest.
+
+    Args:
+        folder: output folder of the run. The events are in its ``runs``, or below ``TENSORBOARD_LOGGING_DIR`` in a
+            folder of the same path, so that a sweep's cells and a model's tasks stay apart there.
     """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        common = self.logging_dir  # of the environment variable
+        self.logging_dir = str(Path(common, str(folder).lstrip("./")) if common else folder / default_logdir())
 
     def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Write the kernels of the model."""

@@ -118,7 +118,7 @@ class ResumableTrainer(Trainer):
             if self.pop_callback(callback) is not None:
                 self.add_callback(RunProgress(self.progress_note))
         if self.pop_callback(TensorBoardCallback) is not None:
-            self.add_callback(KernelBoard())
+            self.add_callback(KernelBoard(self.output_folder))
         self.add_callback(_HookCallback(self))
 
     def progress_note(self) -> str:
