@@ -174,14 +174,75 @@ def test_a_finished_run_has_no_speed_and_only_the_first_process_prints(
     run(make_trainer(tmp_path, max_steps=2, save_strategy="steps", save_steps=2))
     checkpoint = tmp_path / "checkpoint-2"
     trainer = make_trainer(tmp_path, max_steps=2)
-    trainer.load_finished(str(checkpoint))
+    trainer.load_finished(checkpoint)
+    trainer.finish()
     figures = trainer.throughput_metrics()
     assert figures["real_tokens_per_second"] == 0 < figures["non_padding_tokens_seen"]
     monkeypatch.setattr(trainer, "is_world_process_zero", lambda: False)
     capsys.readouterr()
-    pretrain._train(trainer, Start(checkpoint, step=2, is_finished=True), tmp_path)
+    pretrain._train(trainer, Start(checkpoint, step=2, finished=2), checkpoint)
     trainer.log({"eval_loss": 1.0})
     assert capsys.readouterr() == ("", "")
+
+
+EVALUATED = {
+    "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "max_steps": 6,
+    "load_best_model_at_end": True, "per_device_eval_batch_size": 4, "dropout": 0.0,
+}  # fmt: skip
+BY_LOSS = {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"patience": 0, "threshold": 1.0}}
+
+
+def evaluated(trainer: PretrainingTrainer) -> list[tuple[int, float]]:
+    return [(entry["step"], entry["eval_loss"]) for entry in trainer.state.log_history if "eval_loss" in entry]
+
+
+@pytest.mark.parametrize(
+    ("changes", "event", "step"),
+    [
+        ({}, "on_step_begin", 3),
+        (BY_LOSS, "on_prediction_step", 4),
+        (BY_LOSS, "on_substep_end", 4),  # in the middle of the fifth step, which owes no evaluation
+        ({"lr_scheduler_type": "greedy"}, "on_step_begin", 3),
+        ({"eval_strategy": "epoch", "save_strategy": "epoch", "max_steps": 15}, "on_prediction_step", 13),
+    ],
+)
+def test_an_evaluation_that_a_signal_prevents_is_made_by_the_resumed_run(
+    make_trainer: MakeTrainer, tmp_path: Path, changes: dict[str, Any], event: str, step: int
+) -> None:
+    """Otherwise another checkpoint could be the best, and a schedule that depends on the loss would differ."""
+    flags = {**EVALUATED, **changes}
+    whole = make_trainer(tmp_path / "whole", **flags)
+    run(whole)
+    with pytest.raises(RunInterrupted):
+        run(make_trainer(tmp_path / "parts", **flags), callback=At(event, step, terminate))
+    resumed = make_trainer(tmp_path / "parts", **flags)
+    run(resumed, resume=True)
+    assert evaluated(resumed) == evaluated(whole) and losses(resumed) == losses(whole)
+    assert_same_weights(resumed, whole)
+
+
+def test_the_last_evaluation_may_still_find_the_best_model(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    flags = {**EVALUATED, "learning_rate": 0.1}
+    whole = make_trainer(tmp_path / "whole", **flags)
+    run(whole)
+    assert whole.state.best_global_step == 6
+    with pytest.raises(RunInterrupted):
+        run(make_trainer(tmp_path / "parts", **flags), callback=At("on_prediction_step", 6, terminate))
+    resumed = make_trainer(tmp_path / "parts", **flags)
+    resumed.load_finished(tmp_path / "parts" / "checkpoint-6")
+    resumed.finish()
+    assert evaluated(resumed) == evaluated(whole) and resumed.state.best_global_step == 6
+    assert_same_weights(resumed, whole)
+
+
+def test_a_lower_rate_applies_to_a_schedule_by_the_loss(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    flags = {**EVALUATED, **BY_LOSS}
+    run(make_trainer(tmp_path, **flags))
+    checkpoints.delete(tmp_path / "checkpoint-6")
+    resumed = make_trainer(tmp_path, **flags, learning_rate=1e-3)
+    run(resumed, resume=True)
+    rates = [entry["learning_rate"] for entry in resumed.state.log_history if "learning_rate" in entry]
+    assert rates == pytest.approx([1e-2, 1e-2, 1e-3, 1e-3, 1e-5, 1e-5])  # a tenth of 1e-4 for the rest
 
 
 class Store(list[np.ndarray]):

@@ -110,12 +110,39 @@ def test_the_best_model_of_a_run_that_was_moved_is_found(workspace: Workspace) -
     assert same_weights(moved, moved / "checkpoint-2") and not same_weights(moved, moved / "checkpoint-4")
 
 
+def test_a_finished_run_without_a_checkpoint_of_its_last_step_is_not_trained_again(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With these flags the best checkpoint is the only one that is left; without it, the model is still the best."""
+    flags = {"eval_data_file": workspace.folder / "eval.ids", "eval_strategy": "steps", "eval_steps": 2, "save_steps": 2}
+    flags |= {"metric_for_best_model": "loss", "load_best_model_at_end": "true"}
+    flags |= {"max_steps": 4, "save_total_limit": 1}
+    assert workspace.run("best", **flags) == 0
+    folder = workspace.folder / "best"
+    assert [path.name for path in checkpoints.list_checkpoints(folder)] == ["checkpoint-2"]
+    before = contents(folder)
+    assert resume(workspace, "best", **flags) == 0
+    assert "the run is finished, 4 of 4 steps" in capsys.readouterr().err
+    (folder / "checkpoint-2").rename(folder / "checkpoint-moved")
+    assert resume(workspace, "best", **flags) == 0
+    (folder / "checkpoint-moved").rename(folder / "checkpoint-2")
+    after = contents(folder)
+    assert loss_of(before) == loss_of(after) and before["model.safetensors"] == after["model.safetensors"]
+    assert resume(workspace, "best", **flags | {"max_steps": 6}) == 0
+    assert steps_of_results(folder) == 6
+
+
+def loss_of(files: dict[str, bytes]) -> float:
+    return json.loads(files["eval_results.json"])["eval_loss"]
+
+
 def test_a_resumed_run_uses_new_flags_of_the_optimizer(workspace: Workspace) -> None:
     assert workspace.run("rates", max_steps=6, save_steps=3, learning_rate=0.01) == 0
     shutil.rmtree(workspace.folder / "rates" / "checkpoint-6")
     settings = {"learning_rate": 0.002, "weight_decay": 0.3, "adam_beta2": 0.9, "adam_epsilon": 1e-5}
-    assert resume(workspace, "rates", max_steps=6, save_steps=3, **settings) == 0
     folder = workspace.folder / "rates"
+    resumed = {"resume_from_checkpoint": folder / "checkpoint-3", **settings}
+    assert workspace.run("rates", max_steps=6, save_steps=3, **resumed) == 0
     rates = [entry["learning_rate"] for entry in state_of(folder)["log_history"] if "learning_rate" in entry]
     assert rates == pytest.approx([0.01, 0.01 * 5 / 6, 0.01 * 4 / 6, 0.002 * 3 / 6, 0.002 * 2 / 6, 0.002 / 6])
     groups = torch.load(folder / "checkpoint-6" / "optimizer.pt", weights_only=True)["param_groups"]
@@ -236,6 +263,25 @@ def test_flags_and_data_that_make_another_run_are_refused_on_resume(
     assert resume(workspace, "facts", max_steps=4, optim="sgd") == 2
     assert "--optim" in capsys.readouterr().err
     assert resume(workspace, "facts", max_steps=4, optim="adamw_torch") == 0  # the same optimizer with other kernels
+
+
+def test_another_measure_or_schedule_by_the_loss_is_refused_on_resume(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The best value so far can't be compared with one of another measure; the state of such a schedule holds its own
+    settings, which would be used in place of the flags'."""
+    flags = {"eval_data_file": workspace.folder / "eval.ids", "eval_strategy": "steps", "eval_steps": 2, "max_steps": 2}
+    flags |= {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": '{"patience": 1}'}
+    assert workspace.run("measures", **flags) == 0
+    flags["max_steps"] = 4
+    for name, value in (
+        ("metric_for_best_model", "masked_accuracy"),
+        ("greater_is_better", "true"),
+        ("lr_scheduler_kwargs", '{"patience": 2}'),
+    ):
+        assert resume(workspace, "measures", **flags | {name: value}) == 2
+        assert f"--{name} was" in capsys.readouterr().err
+    assert resume(workspace, "measures", **flags | {"metric_for_best_model": "eval_loss"}) == 0
 
 
 def test_a_model_without_checkpoints_is_not_replaced_by_a_resumed_run(

@@ -268,8 +268,8 @@ def apply_settings(settings: list[dict[str, Any]], optimizer: Any, schedule: Any
         if group["initial_lr"] != given["initial_lr"]:
             group["lr"] *= given["initial_lr"] / group["initial_lr"]
         group.update(given)
-    schedule.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
     if isinstance(schedule, LambdaLR):  # all schedules but those that depend on the loss
+        schedule.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
         for group, factor in zip(optimizer.param_groups, schedule.lr_lambdas, strict=True):
             group["lr"] = group["initial_lr"] * factor(schedule.last_epoch)
     schedule._last_lr = [group["lr"] for group in optimizer.param_groups]

@@ -43,7 +43,7 @@ _FACTS = {
     "fingerprint": "the content of --train_data_file",
     "tokenizer": "the tokenizer (--tokenizer_name)",
     "optimizer": "the optimizer (--optim, --optim_args)",
-    "schedule": "--lr_scheduler_type",
+    "schedule": "--lr_scheduler_type, --lr_scheduler_kwargs",
     "model": "the model (--config_name and the architecture flags)",
 }
 """How messages name the run's facts; a fact that isn't listed is the flag of its name."""
@@ -98,13 +98,13 @@ class Start(NamedTuple):
         source: folder of the weights and the Trainer's state to resume from; None to start anew.
         run: the facts of the run that saved ``source``.
         step: the step of ``source``.
-        is_finished: whether the output folder already holds the model and the results of ``source``.
+        finished: the step of the model and the results in the output folder, if they are of the same run; else 0.
     """
 
     source: Path | None = None
     run: Mapping[str, Any] = {}
     step: int = 0
-    is_finished: bool = False
+    finished: int = 0
 
 
 def find_start(folder: Path, resume: str | None) -> Start:
@@ -127,10 +127,10 @@ def find_start(folder: Path, resume: str | None) -> Start:
         own = checkpoint.resolve().parent == folder.resolve()
         if not own and not checkpoints.list_checkpoints(folder):
             _refuse_to_replace_model(folder)
-        is_finished = own and results is not None and results.steps == step
-        return Start(checkpoint, checkpoints.read_manifest(checkpoint).run, step, is_finished)
+        finished = results.steps if results and own and (resume == "true" or results.steps == step) else 0
+        return Start(checkpoint, checkpoints.read_manifest(checkpoint).run, step, finished)
     if results:
-        return Start(folder, results.run, results.steps, True)
+        return Start(folder, results.run, results.steps, results.steps)
     _refuse_to_replace_model(folder)
     say(f"no valid checkpoint in {folder}: starting from the beginning")
     return Start()

@@ -145,12 +145,14 @@ class _Stopwatch(TrainerCallback):
 def _train(trainer: PretrainingTrainer, start: Start, folder: Path) -> None:
     """Train to the last step and write the model, its tokenizer and the results to ``folder``."""
     last_step = trainer.last_step()
+    if start.finished >= last_step:
+        trainer.load_finished(folder)
+        if trainer.is_world_process_zero():
+            say(f"{folder}: the run is finished, {start.finished} of {last_step} steps")
+        return
     if start.step >= last_step:
-        trainer.load_finished(str(start.source))
-        if start.is_finished:
-            if trainer.is_world_process_zero():
-                say(f"{folder}: the run is finished, {start.step} of {last_step} steps")
-            return
+        trainer.load_finished(Path(str(start.source)))
+        trainer.finish()
         metrics = {}
     else:
         if trainer.is_world_process_zero():

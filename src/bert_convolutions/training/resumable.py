@@ -16,7 +16,14 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Dataset
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerControl
+from transformers import (
+    DefaultFlowCallback,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+)
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.utils import logging
@@ -46,6 +53,7 @@ OVERRIDDEN = {
     "get_train_dataloader": "each step's examples depend on the seed alone, see ``sampling``",
     "get_eval_dataloader": "the same, in the order of the dataset",
     "get_batch_samples": "counts the divisor of the loss over the global batch",
+    "create_optimizer": "notes the peak learning rate for a resumed run",
     "compute_loss": "GLUE: the micro-batch's share of the step's mean",
     "_prepare_input": "copies asynchronously to the device; marks sizes that change for torch.compile",
     "floating_point_ops": "counts the parameters once",
@@ -140,16 +148,37 @@ class ResumableTrainer(Trainer):
         plan = self.train_plan()
         return slices_loader(self.args, dataset, plan, lambda: self.state.global_step // plan.steps_per_epoch, collate)
 
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """The optimizer, whose groups note their peak rate; schedules that depend on the loss don't."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        return optimizer
+
     # Hooks of a training step
 
     def training_begins(self) -> None:
-        """Hook before the first step: apply this run's steps and its folder to a restored state, and seed dropout."""
+        """Hook before the first step: complete a restored state, apply this run's steps and folder, and seed dropout."""
         # Processes with the same seed would drop the same elements of their different examples.
         torch.manual_seed(self.args.seed + self.state.global_step * self.args.world_size + self.args.process_index)
         self.state.compute_steps(self.args, self.state.max_steps)
-        best = self.state.best_model_checkpoint
-        if best is not None and not Path(best).is_dir():  # the run has been moved
-            self.state.best_model_checkpoint = str(self.output_folder / Path(best).name)
+        if self.state.global_step:
+            self._make_owed_evaluation()
+        best = self.output_folder / f"checkpoint-{self.state.best_global_step}"
+        if best.is_dir():  # the run may have been moved
+            self.state.best_model_checkpoint = str(best)
+
+    def _make_owed_evaluation(self) -> None:
+        """Evaluate if the restored state was saved, for a signal, before an evaluation after the same step."""
+        flow, due, step = DefaultFlowCallback(), TrainerControl(), self.state.global_step
+        flow.on_step_end(self.args, self.state, due)
+        if step % self.train_plan().steps_per_epoch == 0 or step >= self.state.max_steps:
+            flow.on_epoch_end(self.args, self.state, due)
+        logged = {name for entry in self.state.log_history if entry["step"] == step for name in entry}
+        if due.should_evaluate and not any(name.startswith("eval_") for name in logged):
+            self._published_step = step  # the state of the random numbers is not restored yet
+            self.control.should_evaluate = True
+            self._maybe_log_save_evaluate(None, None, self.model_wrapped, None, None, None, None)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Train on one micro-batch; record the first step with a bad loss on the device, without synchronizing."""

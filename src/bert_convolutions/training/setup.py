@@ -347,8 +347,10 @@ def run_facts(
     plan = StepPlan.of_training(arguments, len(examples))
     schedule = SchedulerType(arguments.lr_scheduler_type)
     by_loss = schedule in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
-    minutes = options.train_minutes
+    minutes, metric = options.train_minutes, (arguments.metric_for_best_model or "").removeprefix("eval_")
+    best = {"metric_for_best_model": metric, "greater_is_better": arguments.greater_is_better}
     return {
+        **(best if metric else {}),
         **({} if minutes is None else {"train_minutes": minutes, "train_steps": arguments.max_steps}),
         "seed": arguments.seed,
         "data_seed": data_seed(arguments),
@@ -360,6 +362,6 @@ def run_facts(
         "fingerprint": examples.fingerprint,
         "tokenizer": tokenizer_hash(tokenizer),
         "optimizer": [OptimizerNames(arguments.optim).value.removesuffix("_fused"), arguments.optim_args],
-        "schedule": schedule.value if by_loss else "by step",
+        "schedule": [schedule.value, arguments.lr_scheduler_kwargs] if by_loss else "by step",
         "model": {name: value for name, value in model.config.to_dict().items() if name not in _NON_MODEL_KEYS},
     }

@@ -169,14 +169,18 @@ class PretrainingTrainer(ResumableTrainer):
         """The step after which the run is finished."""
         return last_step(self.args, len(self.train_dataset))
 
-    def load_finished(self, checkpoint: str) -> None:
-        """Load model and state from a checkpoint of the last step, after which there is nothing to train."""
-        self.state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+    def load_finished(self, folder: Path) -> None:
+        """Load model and state of the last step, after which there is nothing to train."""
+        self.state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
         self.state.is_world_process_zero = self.is_world_process_zero()  # it was saved by the first process
+        self._load_from_checkpoint(str(folder))
+
+    def finish(self) -> None:
+        """Do what is left after the last step: an evaluation that it lacks, and loading the best model."""
         self.training_begins()
         best = self.state.best_model_checkpoint
-        wants_best = self.args.load_best_model_at_end and best is not None and Path(best).is_dir()
-        self._load_from_checkpoint(best if best and wants_best else checkpoint)
+        if self.args.load_best_model_at_end and best is not None and Path(best).is_dir():
+            self._load_from_checkpoint(best)
 
     # Time and logs
 
