@@ -69,8 +69,9 @@ def test_more_comparisons_need_more_evidence() -> None:
 
 
 def test_an_interval_across_zero_is_no_difference() -> None:
-    compared = compare({"base": seeds(1, 2, 3), "other": seeds(2, 1, 3)}, "base", larger_is_better=True)
-    assert not compared["other"].differs
+    for values in ((2, 1, 3), (2, math.nan, 3)):
+        compared = compare({"base": seeds(1, 2, 3), "other": seeds(*values)}, "base", larger_is_better=True)
+        assert not compared["other"].differs
 
 
 def test_three_differences_of_one_sign_do_not_suffice() -> None:

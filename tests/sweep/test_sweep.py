@@ -114,6 +114,12 @@ def test_results_without_a_record_are_accepted_and_those_of_other_flags_refused(
     )  # flags of speed and saving make no other run
     with pytest.raises(UsageError, match=r"was run with .*--max_steps=2.* now says --max_steps=3"):
         sweep(experiment, folder, set=["max_steps=3"])
+    (folder / "absolute" / "seed2" / "pretrain" / "eval_results.json").unlink()
+    before = (folder / "experiment.json").read_bytes()
+    with pytest.raises(UsageError, match=r"seed1/pretrain was run with .*--max_steps=2"):  # a report reads them all
+        sweep(experiment, folder, set=["max_steps=3"], only=["absolute/seed2/*"])
+    assert (folder / "experiment.json").read_bytes() == before
+    sweep(experiment, folder)
     ran.clear()
     moved = folder.rename(tmp_path / "moved")  # or the same folder under another path
     sweep(experiment, moved)

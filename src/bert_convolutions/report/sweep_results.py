@@ -113,7 +113,8 @@ def _read_run(cells: Mapping[str, Cell]) -> Run:
         state = read_json(cell.folder / "trainer_state.json")
         evaluation = read_json(cell.folder / "eval_results.json")
         training = read_json(cell.folder / "train_results.json")
-        points = {int(entry["step"]): entry for entry in state["log_history"] if "eval_loss" in entry}
+        logged = [entry for entry in state["log_history"] if "eval_loss" in entry and entry["step"]]
+        points = {int(entry["step"]): entry for entry in logged}  # without that of --eval_on_start, before any token
         points[int(state["global_step"])] = evaluation
         steps = sorted(points)
         losses = [float(points[step]["eval_loss"]) for step in steps]

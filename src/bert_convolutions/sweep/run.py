@@ -34,7 +34,8 @@ def run_sweep(options: SweepOptions) -> None:
     """
     experiment = read_experiment(options.experiment, options.set)
     cells = plan_cells(experiment, options.output_dir)
-    missing = [cell for cell in _select(cells, options.only) if not cell.is_finished()]
+    chosen = _select(cells, options.only)
+    missing = [cell for cell in cells if not cell.is_finished() and cell in chosen]  # all are checked, also for a report
     if options.dry_run:
         if options.format == "commands":
             print("\n".join(shlex.join(["bertconv", *cell.argv]) for cell in missing))

@@ -59,7 +59,7 @@ class Comparison:
 
 
 def _excludes_zero(interval: Interval) -> bool:
-    return not interval[0] <= 0 <= interval[1]
+    return interval[0] > 0 or interval[1] < 0  # not for NaN
 
 
 def compare(
