@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import TrainingArguments
@@ -38,6 +39,9 @@ OUT_OF_RANGE = [
 CONTRADICTIONS = {
     "fsdp: fsdp is not supported": {"fsdp": "full_shard"},
     "deepspeed: deepspeed is not supported": {"deepspeed": "zero2.json"},
+    "accelerator_config": {"accelerator_config": {"gradient_accumulation_kwargs": {"num_steps": 4}}},
+    "eval_steps": {"eval_steps": 5},
+    "save_strategy best": {"save_strategy": "best", "metric_for_best_model": "loss"},
     "average_tokens_across_devices": {"average_tokens_across_devices": False},
     "optim lomo": {"optim": "lomo"},
     "optim sgd": {"optim": "sgd", "optim_args": "momentum=-3"},
@@ -106,6 +110,18 @@ def test_runs_of_several_precisions_may_be_prepared_together(tmp_path: Path, mon
     for each in prepared:
         trainer = ResumableTrainer(CompositeBertForMaskedLM(CompositeBertConfig(vocab_size=9, **TINY)), each)
         assert trainer.accelerator.mixed_precision == ("bf16" if each.bf16 else "no")
+
+
+@pytest.mark.parametrize(("precision", "flags"), [("bf16", {}), ("no", {}), ("bf16", {"fp16": True})])
+def test_the_precision_of_a_launcher_is_that_of_a_flag(
+    precision: str, flags: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So a CPU without instructions for it says so, instead of being tens of times slower."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
+    monkeypatch.setattr(arguments, "cpu_has_bf16", lambda: False)
+    found = BertTrainingArguments(output_dir="x", use_cpu=True, **flags)
+    assert not found.bf16 and found.mixed_precision == "no"
+    assert (f"--{next(iter(flags), precision)}" in capsys.readouterr().err) is (precision != "no")
 
 
 def test_a_launcher_that_would_divide_the_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

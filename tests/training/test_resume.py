@@ -203,7 +203,7 @@ def evaluated(trainer: PretrainingTrainer) -> list[tuple[int, float]]:
         (BY_LOSS, "on_prediction_step", 4),
         (BY_LOSS, "on_substep_end", 4),  # in the middle of the fifth step, which owes no evaluation
         ({"lr_scheduler_type": "greedy"}, "on_step_begin", 3),
-        ({"eval_strategy": "epoch", "save_strategy": "epoch", "max_steps": 15}, "on_prediction_step", 13),
+        ({"eval_strategy": "epoch", "eval_steps": None, "save_strategy": "epoch"}, "on_prediction_step", 6),
     ],
 )
 def test_an_evaluation_that_a_signal_prevents_is_made_by_the_resumed_run(
@@ -243,6 +243,17 @@ def test_a_lower_rate_applies_to_a_schedule_by_the_loss(make_trainer: MakeTraine
     run(resumed, resume=True)
     rates = [entry["learning_rate"] for entry in resumed.state.log_history if "learning_rate" in entry]
     assert rates == pytest.approx([1e-2, 1e-2, 1e-3, 1e-3, 1e-5, 1e-5])  # a tenth of 1e-4 for the rest
+
+
+def test_a_run_that_saves_models_only_is_saved_whole_for_a_signal(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    """Also where its step has just been saved."""
+    flags = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "save_only_model": True}
+    run(make_trainer(tmp_path / "whole", **flags))
+    with pytest.raises(RunInterrupted, match="checkpoint-2"):
+        run(make_trainer(tmp_path / "parts", **flags), callback=At("on_save", 2, terminate))
+    resumed = make_trainer(tmp_path / "parts", **flags)
+    run(resumed, resume=True)
+    assert resumed.state.global_step == 4 and not (tmp_path / "parts" / "checkpoint-4" / "optimizer.pt").exists()
 
 
 class Store(list[np.ndarray]):

@@ -114,9 +114,8 @@ def test_a_finished_run_without_a_checkpoint_of_its_last_step_is_not_trained_aga
     workspace: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With these flags the best checkpoint is the only one that is left; without it, the model is still the best."""
-    flags = {"eval_data_file": workspace.folder / "eval.ids", "eval_strategy": "steps", "eval_steps": 2, "save_steps": 2}
-    flags |= {"metric_for_best_model": "loss", "load_best_model_at_end": "true"}
-    flags |= {"max_steps": 4, "save_total_limit": 1}
+    flags = {"eval_data_file": workspace.folder / "eval.ids", "eval_strategy": "steps", "eval_steps": 2, "max_steps": 4}
+    flags |= {"metric_for_best_model": "loss", "load_best_model_at_end": "true", "save_steps": 2, "save_total_limit": 1}
     assert workspace.run("best", **flags) == 0
     folder = workspace.folder / "best"
     assert [path.name for path in checkpoints.list_checkpoints(folder)] == ["checkpoint-2"]
@@ -343,3 +342,20 @@ def test_a_checkpoint_without_its_optimizer_cannot_be_resumed(
     assert resume(workspace, "light", max_steps=4) == 2
     assert "--save_only_model" in capsys.readouterr().err
     assert AutoModelForMaskedLM.from_pretrained(workspace.folder / "light")
+
+
+def test_an_evaluation_replaces_no_results_of_another_model(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluation = {"do_eval": "true", "eval_data_file": workspace.folder / "eval.ids"}
+    assert workspace.run("scored", max_steps=2, save_steps=1, **evaluation) == 0
+    folder = workspace.folder / "scored"
+    before = contents(folder)
+    evaluation |= {"do_train": None, "config_name": None, "tokenizer_name": None}
+    assert workspace.run("scored", model_name_or_path=folder / "checkpoint-1", **evaluation) == 2
+    assert f"--output_dir {folder} holds the results of another model" in capsys.readouterr().err
+    assert contents(folder) == before
+    assert workspace.run("scored-1", model_name_or_path=folder / "checkpoint-1", **evaluation) == 0
+    link = workspace.folder / "scored-link"
+    link.symlink_to(folder)
+    assert workspace.run("scored", model_name_or_path=link, **evaluation) == 0

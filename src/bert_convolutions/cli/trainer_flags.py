@@ -47,7 +47,7 @@ class TrainerFlags:
             return arguments_class(**{name: getattr(parsed, name) for name in names})
         except json.JSONDecodeError as error:
             raise UsageError(f"{error.doc} is not JSON ({error.msg}); in a shell, put it in single quotes") from error
-        except (ValueError, TypeError, ImportError, OSError) as error:  # a JSON flag has a wrong key or names no file
+        except (ValueError, TypeError, ImportError, OSError) as error:  # the Trainer's own checks
             raise UsageError(" ".join(str(error).split())) from error
 
 

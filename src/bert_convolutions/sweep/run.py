@@ -35,7 +35,7 @@ def run_sweep(options: SweepOptions) -> None:
     experiment = read_experiment(options.experiment, options.set)
     cells = plan_cells(experiment, options.output_dir)
     chosen = _select(cells, options.only)
-    missing = [cell for cell in cells if not cell.is_finished() and cell in chosen]  # all are checked, also for a report
+    missing = [cell for cell in cells if not cell.is_finished() and cell in chosen]  # a report reads all
     if options.dry_run:
         if options.format == "commands":
             print("\n".join(shlex.join(["bertconv", *cell.argv]) for cell in missing))

@@ -77,6 +77,10 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "dataloader_multiprocessing_context": (_START_METHODS.__contains__, f"is none of {', '.join(_START_METHODS)}"),
     "ddp_timeout": _COUNT,
     "ddp_bucket_cap_mb": _COUNT,
+    "accelerator_config": (
+        lambda value: not isinstance(value, str | dict),
+        "is not supported: batches are made by the flags of batch size and accumulation alone; leave it out",
+    ),
     "torch_compile_mode": (_COMPILE_MODES.__contains__, f"is none of {', '.join(_COMPILE_MODES)}"),
 }
 """Flags that the Trainer checks late or not at all: a predicate, and the end of the message if it does not hold."""
@@ -134,6 +138,10 @@ class BertTrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if value != only:
                 raise UsageError(f"--{name} {str(value).lower()} {fault}")
+        if self.eval_steps is not None and self.eval_strategy != "steps":
+            raise UsageError("--eval_steps has no effect without --eval_strategy steps; give both or none")
+        if self.save_strategy == "best" and self.eval_strategy == "no":
+            raise UsageError("--save_strategy best saves nothing without --eval_strategy steps or epoch; give one")
         if self.n_gpu > 1:
             logger.warning(f"{self.n_gpu} GPUs are visible but one is used; torchrun --nproc_per_node uses them all.")
             self._n_gpu = 1
@@ -149,6 +157,9 @@ class BertTrainingArguments(TrainingArguments):
             self.disable_tqdm = True
         if self.greater_is_better is None and str(self.metric_for_best_model).endswith("perplexity"):
             self.greater_is_better = False
+        launcher = os.environ.pop("ACCELERATE_MIXED_PRECISION", None)  # a flag like any other
+        if launcher in ("bf16", "fp16") and not (self.bf16 or self.fp16):
+            setattr(self, launcher, True)
         if not torch.accelerator.is_available():
             self.use_cpu = True  # otherwise the Trainer refuses bf16 and sees one process only
         if os.environ.get("WORLD_SIZE", "1") == "1":

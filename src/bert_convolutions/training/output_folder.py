@@ -184,6 +184,19 @@ def refuse_other_run(folder: Path, start: Start, facts: Mapping[str, Any], last_
             )
 
 
+def refuse_other_model(folder: Path, model: str) -> None:
+    """Refuse to replace the results of a run in ``folder`` by those of an evaluation of another model.
+
+    Raises:
+        UsageError: names both.
+    """
+    if (folder / TRAIN_RESULTS_NAME).is_file() and not folder.samefile(model):
+        raise UsageError(
+            f"--output_dir {folder} holds the results of another model than --model_name_or_path {model}; give another "
+            "--output_dir"
+        )
+
+
 def _refuse_to_replace_model(folder: Path) -> None:
     """Refuse to resume in a folder that holds a (finished, converted, fine-tuned) model but no checkpoint."""
     models = [path.name for pattern in ("*.safetensors", "pytorch_model*.bin") for path in folder.glob(pattern)]

@@ -55,6 +55,8 @@ def run_pretraining(options: PretrainOptions, arguments: BertTrainingArguments) 
         config = setup.make_config(options, tokenizer)
         if arguments.do_train:
             collectives.on_first(lambda: output_folder.refuse_if_in_use(folder, resume, options.overwrite_output_dir))
+        else:
+            collectives.on_first(lambda: output_folder.refuse_other_model(folder, str(options.model_name_or_path)))
         if arguments.world_size > 1:  # the first process builds the examples while the others wait
             collectives.on_first(lambda: setup.open_corpus(options, arguments, tokenizer) and None)
         corpus = setup.open_corpus(options, arguments, tokenizer)

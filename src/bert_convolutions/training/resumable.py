@@ -158,7 +158,7 @@ class ResumableTrainer(Trainer):
     # Hooks of a training step
 
     def training_begins(self) -> None:
-        """Hook before the first step: complete a restored state, apply this run's steps and folder, and seed dropout."""
+        """Hook before the first step: complete a restored state, apply this run's flags and folder, seed dropout."""
         # Processes with the same seed would drop the same elements of their different examples.
         torch.manual_seed(self.args.seed + self.state.global_step * self.args.world_size + self.args.process_index)
         self.state.compute_steps(self.args, self.state.max_steps)
@@ -222,6 +222,8 @@ class ResumableTrainer(Trainer):
         if busy and not self._must_stop:
             self._must_stop = self.collectives.any(self.watch.received is not None)
         if self._must_stop:
+            if self.args.save_only_model:  # else the run could not be resumed
+                self.args.save_only_model, self._published_step = False, -1
             self._save_checkpoint(self.model_wrapped, trial=None)
             raise RunInterrupted(
                 f"stopped by {self.watch.cause or 'a signal to another process'} after step {self.state.global_step}, "
