@@ -132,7 +132,7 @@ def test_rounds_of_another_run_are_not_averaged_with_those_of_this_one(
     assert "don't belong together" not in capsys.readouterr().out
     again = options(glue_dir, model_dir, "MNLI,RTE", rounds=1, hyperparams="stable", overwrite_output_dir=True)
     run_glue(again, arguments(out, **stages))
-    differ = "MNLI0 and MNLI1 are of different runs, which differ in learning_rate, batch_size"
+    differ = "MNLI0 and MNLI1 are of different runs, which differ in batch_size, learning_rate"
     assert f"These scores don't belong together: {differ}" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(UsageError, match=f"--input .*out: {differ}; move the rounds of one of the runs elsewhere"):
         compile_glue(compiled)

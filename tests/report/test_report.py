@@ -13,7 +13,7 @@ from torch import Tensor
 from bert_convolutions.attention.terms import TERMS, Term
 from bert_convolutions.errors import UsageError
 from bert_convolutions.report.kernels import plot_kernels, read_kernels
-from bert_convolutions.report.runs import comparison_table, plot_loss_curves, read_loss_history
+from bert_convolutions.report.runs import comparison_table, plot_loss_curves, read_losses
 from bert_convolutions.report.style import line_colors
 
 REACH, HEADS, HEAD_SIZE = 3, 2, 4
@@ -55,24 +55,22 @@ def assert_png(path: Path) -> None:
 
 
 def test_losses_of_a_finished_run_are_read(tmp_path: Path) -> None:
-    history = read_loss_history(write_state(tmp_path / "run", 6.5))
-    assert history.train == [(5, 7.5), (10, 6.5)]
-    assert history.evaluation == [(10, 6.0)]
+    assert read_losses(write_state(tmp_path / "run", 6.5)) == ([(5, 7.5), (10, 6.5)], [(10, 6.0)])
 
 
 def test_losses_of_an_unfinished_run_are_those_of_its_newest_checkpoint(tmp_path: Path) -> None:
     write_state(tmp_path / "checkpoint-9", 6.5)
     write_state(tmp_path / "checkpoint-10", 5.5)
     (tmp_path / "checkpoint-11").mkdir()
-    assert read_loss_history(tmp_path).train[-1] == (10, 5.5)
+    assert read_losses(tmp_path)[0][-1] == (10, 5.5)
 
 
 def test_losses_of_a_folder_without_a_run_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not the output folder of a training run"):
-        read_loss_history(tmp_path)
+        read_losses(tmp_path)
     (tmp_path / "trainer_state.json").write_text('{"log_hist')
     with pytest.raises(UsageError, match=r"trainer_state\.json is not a trainer state"):
-        read_loss_history(tmp_path)
+        read_losses(tmp_path)
 
 
 def test_loss_curves_are_drawn(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from bert_convolutions.glue.submit import read_score
 from bert_convolutions.glue.tasks import all_dev_sets
 from bert_convolutions.model.configuration import AUTO_CLASSES
 from bert_convolutions.parsing import read_json, read_model
-from bert_convolutions.schemas import ProbeResults, StoredTrainerState, TrainResults
+from bert_convolutions.schemas import StoredTrainerState, TrainResults
 from bert_convolutions.terminal import say
 
 _KERNEL_IMAGE = "kernels.png"
@@ -27,7 +27,6 @@ _PIPELINES = {
     "AutoModelForMultipleChoice": "multiple-choice",
 }
 """The Hub's pipeline tag by Auto class; ``feature-extraction`` for the others."""
-_PROBES = {"minimal_pairs.json": "minimal pairs", "local_order.json": "local word order"}
 _RUN_FACTS = {
     "num_examples": "training examples",
     "global_batch_size": "batch size",
@@ -168,7 +167,7 @@ def _training_facts(source: Path) -> list[tuple[str, Any]]:
 
 
 def _results(source: Path) -> Iterator[EvalResult]:
-    """The scores in a folder: on held-out text, GLUE's development sets, minimal pairs and word order."""
+    """The scores in a folder: on held-out text and GLUE's development sets."""
     path = source / "eval_results.json"
     values = read_json(path) if path.is_file() else {}
     if isinstance(values, dict) and isinstance(values.get("eval_perplexity"), float):
@@ -177,11 +176,6 @@ def _results(source: Path) -> Iterator[EvalResult]:
         score = read_score(source, dev_set)
         if score is not None:
             yield _result("text-classification", f"GLUE {dev_set.title}", dev_set.score.removeprefix("eval_"), score)
-    for name, title in _PROBES.items():
-        if (source / name).is_file():
-            overall = read_model(ProbeResults, source / name).all
-            if overall:
-                yield _result("fill-mask", title, "accuracy", overall.accuracy)
 
 
 def _result(task: str, dataset: str, metric: str, value: float) -> EvalResult:

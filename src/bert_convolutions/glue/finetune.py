@@ -110,7 +110,7 @@ def finetune(
     trained = trainer.accelerator.unwrap_model(trainer.model)
     saved: dict[str, str] = {}
     if trainer.is_world_process_zero():
-        saved = _save(trained, tokenizer, Path(str(trainer.args.output_dir)), trainer.task.name == MNLI.name)
+        saved = _save(trained, tokenizer, Path(str(trainer.args.output_dir)), trainer.task)
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.free_memory()
     if "wandb" in (trainer.args.report_to or ()):  # the only one whose run would go on with the next task
@@ -118,17 +118,12 @@ def finetune(
     return trained, saved
 
 
-def _save(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, with_encoder: bool
-) -> dict[str, str]:
-    """Save a model and its tokenizer, and in a subfolder its encoder if others start from it.
-
-    Returns the SHA-256 of each file by name.
-    """
+def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, task: Task) -> dict[str, str]:
+    """Save a model, its tokenizer and MNLI's encoder, in a subfolder; return the SHA-256 of each file by name."""
     of_tokenizer = [Path(name) for name in set_max_length(model.config, tokenizer).save_pretrained(folder)]
     with quiet_transformers():
         model.save_pretrained(folder)
-        if with_encoder:
+        if task.name == MNLI.name:  # no other task is started from
             encoder = model.base_model
             assert isinstance(encoder, PreTrainedModel)  # true for all models of the Auto classes
             encoder.save_pretrained(folder / ENCODER_FOLDER)

@@ -268,6 +268,6 @@ def _difference(key: str, before: dict[str, Any], now: dict[str, Any]) -> str:
 def describe_training(job: Job, num_examples: int) -> str:
     """A description of a job's training for the user."""
     size, wanted = job.batch_size, job.wanted_batch_size
-    cut = f" ({FLAG} has {wanted}, cut by --per_device_train_batch_size)" if wanted and size < wanted else ""
+    cut = f" ({FLAG} has {wanted})" if wanted and size != wanted else ""  # limited by a flag, or by the devices
     rate, seed = job.arguments.learning_rate, job.arguments.seed
     return f"{job.steps(num_examples)} steps of {size} examples{cut}, learning rate {rate:g}, seed {seed}"

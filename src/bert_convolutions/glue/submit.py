@@ -6,6 +6,7 @@ Imports neither PyTorch nor transformers: everything is read from the files that
 import math
 import zipfile
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -105,18 +106,15 @@ def _rounds(folder: Path, task: Task) -> dict[int, Path]:
 def mixed_rounds(folder: Path, tasks: Iterable[Task] = TASKS) -> str:
     """Two rounds of a task that were fine-tuned with other settings, whose mean says nothing; empty if there are none.
 
-    Seeds differ, of course, and so do the weights of an encoder that was fine-tuned on MNLI in the same round.
+    A round has its own seed, and its own weights to start from if they are those of its MNLI encoder.
     """
     for task in tasks:
-        (first, settings), *others = [
-            (place.name, state.settings if (state := read_state(place)) else {})
-            for place in _rounds(folder, task).values()
-        ] or [("", {})]
-        own = {"seed", "model", "weights" if str(settings.get("model")).endswith(ENCODER_FOLDER) else ""}
-        for name, compared in others:
-            differ = [key for key in compared if key not in own and compared[key] != settings.get(key, compared[key])]
-            if differ:
-                return f"{first} and {name} are of different runs, which differ in {', '.join(differ)}"
+        states = [(place.name, state) for place in _rounds(folder, task).values() if (state := read_state(place))]
+        for (first, one), (second, other) in pairwise(states):
+            own = {"seed", "model", "weights" if str(one.settings.get("model")).endswith(ENCODER_FOLDER) else ""}
+            common = one.settings.keys() & other.settings.keys() - own
+            if differ := sorted(key for key in common if one.settings[key] != other.settings[key]):
+                return f"{first} and {second} are of different runs, which differ in {', '.join(differ)}"
     return ""
 
 

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,36 +17,29 @@ from bert_convolutions.training.checkpoints import list_checkpoints
 _STATE = "trainer_state.json"
 
 
-@dataclass(frozen=True)
-class LossHistory:
-    """The logged losses of a run.
-
-    Attributes:
-        train: ``(step, loss)`` in order of steps; the loss is the mean since the previous entry.
-        evaluation: ``(step, loss)`` of each evaluation.
-    """
-
-    train: list[tuple[int, float]] = field(default_factory=list)
-    evaluation: list[tuple[int, float]] = field(default_factory=list)
+Losses = list[tuple[int, float]]
+"""Pairs of step and loss, in order of steps."""
 
 
-def read_loss_history(run_dir: Path) -> LossHistory:
+def read_losses(run_dir: Path) -> tuple[Losses, Losses]:
     """Read the losses of a training run from its ``trainer_state.json`` or, if unfinished, its newest checkpoint's.
+
+    Returns:
+        The training losses, each a mean since the entry before, and the evaluation losses.
 
     Raises:
         UsageError: There is no such file, or it is damaged.
     """
     path = _state_file(run_dir)
-    history = LossHistory()
     try:
-        for entry in json.loads(path.read_bytes())["log_history"]:
-            if "loss" in entry:
-                history.train.append((int(entry["step"]), float(entry["loss"])))
-            if "eval_loss" in entry:
-                history.evaluation.append((int(entry["step"]), float(entry["eval_loss"])))
+        log = json.loads(path.read_bytes())["log_history"]
+        train, evaluation = (
+            [(int(entry["step"]), float(entry[name])) for entry in log if name in entry]
+            for name in ("loss", "eval_loss")
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is not a trainer state that can be read ({error}); is the run damaged?") from error
-    return history
+    return train, evaluation
 
 
 def _state_file(run_dir: Path) -> Path:
@@ -67,12 +59,12 @@ def plot_loss_curves(runs: Mapping[str, Path], output: Path) -> None:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     for (name, run_dir), color in zip(runs.items(), line_colors(len(runs)), strict=True):
-        history = read_loss_history(run_dir)
-        if history.train:
-            axes.plot(*zip(*history.train, strict=True), color=color, linewidth=1, alpha=0.55)
-        if history.evaluation:
-            axes.plot(*zip(*history.evaluation, strict=True), color=color, linewidth=2.2, marker="o", markersize=5)
-            name = f"{name}: {history.evaluation[-1][1]:.2f} at the end"
+        train, evaluation = read_losses(run_dir)
+        if train:
+            axes.plot(*zip(*train, strict=True), color=color, linewidth=1, alpha=0.55)
+        if evaluation:
+            axes.plot(*zip(*evaluation, strict=True), color=color, linewidth=2.2, marker="o", markersize=5)
+            name = f"{name}: {evaluation[-1][1]:.2f} at the end"
         axes.plot([], [], color=color, linewidth=2.2, label=name)
     axes.plot([], [], color="grey", linewidth=1, alpha=0.8, label="training")
     axes.plot([], [], color="grey", linewidth=2.2, marker="o", markersize=5, label="evaluation")
