@@ -153,6 +153,8 @@ class BlockFacts(Stored):
     ends_with_border: bool
 
 
+AddedTokens = RootModel[dict[str, Count]]
+"""``added_tokens.json`` of a tokenizer: the ids of the tokens after its vocabulary."""
 FileFacts = RootModel[list[list[BlockFacts]]]
 """The facts of the blocks of each text file."""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import AddedToken, AutoTokenizer, BertTokenizer, PreTrainedTokenizer
 
+from bert_convolutions.data.build.sentences import as_text_tokenizer, open_text_tokenizer
 from bert_convolutions.data.loading import load_tokenizer, tokenizer_hash
 from bert_convolutions.data.pieces import PieceTokenizer
 from bert_convolutions.data.tokenizer import CompositeBertTokenizer
@@ -94,6 +95,22 @@ def test_added_tokens_survive_saving_pickling_and_copying(tokenizer_dir: Path, t
         assert loaded.get_vocab() == tokenizer.get_vocab()
         assert loaded.all_special_tokens == tokenizer.all_special_tokens
         assert loaded.decode(expected, skip_special_tokens=True) == "the NewTok alone lone union"
+
+
+def test_added_tokens_are_encoded_on_every_road_to_a_dataset(tokenizer_dir: Path, tmp_path: Path) -> None:
+    """A dataset built from the folder must have the ids of the tokenizer that pre-training loads from it."""
+    plain, tokenizer = load_tokenizer(tokenizer_dir), load_tokenizer(tokenizer_dir)
+    tokenizer.add_tokens(["[E1]"])
+    tokenizer.save_pretrained(tmp_path)
+    plain.save_pretrained(tmp_path / "plain")
+    assert isinstance(open_text_tokenizer(tmp_path / "plain"), PieceTokenizer)
+    for opened in (open_text_tokenizer(tmp_path), as_text_tokenizer(load_tokenizer(tmp_path))):
+        assert len(opened) == 1005
+        assert opened.encode_flat(["the [E1] union"])[0].tolist() == tokenizer.encode("the [E1] union")[1:-1]
+        assert opened.hash == tokenizer_hash(tokenizer) != tokenizer_hash(plain)
+    (tmp_path / "added_tokens.json").write_text("[1]")
+    with pytest.raises(UsageError, match=r"added_tokens\.json"):
+        open_text_tokenizer(tmp_path)
 
 
 def test_ids_are_decoded_to_text(tokenizer: CompositeBertTokenizer) -> None:

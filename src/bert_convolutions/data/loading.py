@@ -65,7 +65,7 @@ def _load(path: str | Path, needs: Sequence[str]) -> PreTrainedTokenizerBase:
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """A SHA-256 (hexadecimal) of a tokenizer's vocabulary and rules, independent of its path."""
-    if isinstance(tokenizer, CompositeBertTokenizer):
+    if isinstance(tokenizer, CompositeBertTokenizer) and len(tokenizer) == len(tokenizer.pieces):
         return tokenizer.pieces.hash
     identity: dict[str, Any] = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
     backend = getattr(tokenizer, "backend_tokenizer", None)

@@ -11,8 +11,10 @@ import numpy as np
 
 from bert_convolutions.data.build.arrays import write_arrays
 from bert_convolutions.data.build.sources import Block, read_text, split_lines
-from bert_convolutions.data.pieces import PieceTokenizer, find_model_file, flatten
+from bert_convolutions.data.pieces import APPENDED_TOKENS, PieceTokenizer, find_model_file, flatten
 from bert_convolutions.hub import local_folder
+from bert_convolutions.parsing import read_model
+from bert_convolutions.schemas import AddedTokens
 
 _BATCH_CHARACTERS = 1 << 18
 _PART_CHARACTERS = 1 << 14
@@ -49,13 +51,14 @@ TextTokenizer = PieceTokenizer | HuggingFaceTextTokenizer
 def open_text_tokenizer(path: str | Path) -> TextTokenizer:
     """Open a bare ``spm.model``, a directory with one, or any Hugging Face tokenizer (or its name on the Hub).
 
-    The last needs ``transformers``, and so more memory.
+    The last, and tokens that were added to one of ours, need ``transformers``, and so more memory.
 
     Raises:
         UsageError: the path does not exist or is not a tokenizer.
     """
     path = local_folder(path, "tokenizer")
-    if (model_file := find_model_file(path)) is not None:
+    model_file, added = find_model_file(path), Path(path) / "added_tokens.json"
+    if model_file and not (added.is_file() and read_model(AddedTokens, added).root.keys() - set(APPENDED_TOKENS)):
         return PieceTokenizer(model_file)
     from bert_convolutions.data.loading import load_tokenizer
 
