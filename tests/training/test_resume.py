@@ -189,6 +189,7 @@ EVALUATED = {
     "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "max_steps": 6,
     "load_best_model_at_end": True, "per_device_eval_batch_size": 4, "dropout": 0.0,
 }  # fmt: skip
+BY_EPOCH = {"eval_strategy": "epoch", "eval_steps": None, "save_strategy": "epoch", "max_steps": 15}
 BY_LOSS = {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"patience": 0, "threshold": 1.0}}
 
 
@@ -203,7 +204,7 @@ def evaluated(trainer: PretrainingTrainer) -> list[tuple[int, float]]:
         (BY_LOSS, "on_prediction_step", 4),
         (BY_LOSS, "on_substep_end", 4),  # in the middle of the fifth step, which owes no evaluation
         ({"lr_scheduler_type": "greedy"}, "on_step_begin", 3),
-        ({"eval_strategy": "epoch", "eval_steps": None, "save_strategy": "epoch"}, "on_prediction_step", 6),
+        (BY_EPOCH, "on_prediction_step", 13),
     ],
 )
 def test_an_evaluation_that_a_signal_prevents_is_made_by_the_resumed_run(
