@@ -86,6 +86,22 @@ def test_under_autocast_the_loss_is_float32_and_as_exact_as_pytorchs() -> None:
         assert (got - wanted).norm() <= 1.5 * (reference - wanted).norm() + 1e-3 * wanted.norm()
 
 
+@pytest.mark.usefixtures("device_path")
+def test_in_float16_gradients_are_finite_in_a_large_vocabulary() -> None:
+    generator = torch.Generator().manual_seed(1)
+    words = 100_000  # the sum of so many exponentials, nearly equal as in a new model, is more than float16 can hold
+    hidden = torch.randn(3, 2, generator=generator).half().requires_grad_()
+    decoder, labels = nn.Linear(2, words).half(), torch.tensor([0, 5, words - 1])
+    nn.init.normal_(decoder.weight, std=0.02, generator=generator)
+    nn.init.zeros_(decoder.bias)
+    exact = [hidden.double(), decoder.weight.double(), decoder.bias.double()]
+    loss = functional.cross_entropy(functional.linear(*exact), labels, reduction="sum")
+    wanted = torch.autograd.grad(loss, [hidden, decoder.weight, decoder.bias])
+    got = torch.autograd.grad(linear_cross_entropy(hidden, decoder, labels), [hidden, decoder.weight, decoder.bias])
+    for ours, expected in zip(got, wanted, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=0.01 * float(expected.abs().max()))
+
+
 def test_on_a_gpu_the_loss_takes_few_operators_for_any_batch_and_reads_no_value(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

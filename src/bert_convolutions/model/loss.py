@@ -13,6 +13,7 @@ follow. CPU tiles fit the caches; the GPU version has few kernels, few passes th
 Legend: M masked tokens, m of them in a tile, E embedding size, V vocabulary.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -141,6 +142,7 @@ def _tile_loss_on_gpu(
     hidden_grad, weight_grad, bias_grad = grads
     logits = torch.addmm(bias, hidden, weight.mT)
     largest = logits.amax(1, keepdim=True).to(torch.promote_types(hidden.dtype, torch.float32))
+    largest += max(math.log(logits.shape[1] / 2**15), 0)  # else float16 can't hold the sum in a large vocabulary
     below = logits.gather(1, labels) - largest
     exponentials = torch.exp(logits - largest, out=logits)
     total_per_token = exponentials.sum(1, keepdim=True, dtype=largest.dtype)
