@@ -70,6 +70,11 @@ def test_without_convolutions_a_head_equals_berts(head: str) -> None:
 
 
 @pytest.mark.parametrize("head", HEADS)
+def test_the_loss_of_a_head_in_float64_is_in_float64(head: str) -> None:
+    assert make_head(head).double()(**batch(head)).loss.dtype == torch.float64
+
+
+@pytest.mark.parametrize("head", HEADS)
 def test_a_saved_head_is_loaded_by_its_auto_class(head: str, tmp_path: Path) -> None:
     model = make_head(head, attention_kernel="qk_convfixed_convq_convk 3", remove_position_embeddings=True)
     model.save_pretrained(tmp_path)

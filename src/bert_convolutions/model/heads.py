@@ -6,7 +6,6 @@ Legend: B rows, S sequence, C choices, D hidden, N labels.
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers.modeling_outputs import (
     MultipleChoiceModelOutput,
     NextSentencePredictorOutput,
@@ -18,6 +17,7 @@ from transformers.utils import can_return_tuple
 
 from bert_convolutions.attention.cpu import Dropout
 from bert_convolutions.model.configuration import CompositeBertConfig
+from bert_convolutions.model.loss import cross_entropy
 from bert_convolutions.model.modeling import CompositeBertModel, CompositeBertPreTrainedModel
 
 
@@ -102,7 +102,7 @@ class CompositeBertForTokenClassification(HeadedModel):
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
         )
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
-        loss = None if labels is None else self.loss_function(logits, labels, self.config)
+        loss = None if labels is None else cross_entropy(logits.flatten(0, -2), labels.flatten(), "mean")
         return TokenClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -173,7 +173,7 @@ class CompositeBertForMultipleChoice(HeadedModel):
             *(None if tensor is None else tensor.flatten(0, 1) for tensor in inputs), return_dict=True, **kwargs
         )
         logits = self.classifier(self.dropout(outputs.pooler_output)).view(shaped.shape[:2])
-        loss = None if labels is None else functional.cross_entropy(logits.float(), labels)
+        loss = None if labels is None else cross_entropy(logits, labels, "mean")
         return MultipleChoiceModelOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -203,7 +203,7 @@ class CompositeBertForNextSentencePrediction(HeadedModel):
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
         )
         logits = self.cls["seq_relationship"](outputs.pooler_output)
-        loss = None if labels is None else functional.cross_entropy(logits.float(), labels.view(-1))
+        loss = None if labels is None else cross_entropy(logits, labels.view(-1), "mean")
         return NextSentencePredictorOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

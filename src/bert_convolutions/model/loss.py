@@ -45,8 +45,14 @@ def linear_cross_entropy(hidden: Tensor, decoder: nn.Linear, labels: Tensor) -> 
     """
     is_plain = type(decoder) is nn.Linear and not decoder._forward_pre_hooks
     if not is_plain or not torch.is_grad_enabled() or requires_plain_ops(hidden):
-        return functional.cross_entropy(decoder(hidden).float(), labels, ignore_index=IGNORED, reduction="sum")
+        return cross_entropy(decoder(hidden), labels)
     return _LinearCrossEntropy.apply(hidden.to(product_dtype(hidden)), decoder.weight, decoder.bias, labels)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "sum") -> Tensor:
+    """PyTorch's, in float32 for logits of half precision, for the sums of 30,000 exponentials."""
+    sums = torch.promote_types(logits.dtype, torch.float32)
+    return functional.cross_entropy(logits.to(sums), labels, ignore_index=IGNORED, reduction=reduction)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

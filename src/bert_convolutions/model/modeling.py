@@ -13,7 +13,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, MaskedLMOutput
@@ -26,7 +25,7 @@ from bert_convolutions.attention.segments import Segments
 from bert_convolutions.data.masking import IGNORED
 from bert_convolutions.model.backends import attention_backend, cache_for_backend
 from bert_convolutions.model.configuration import CompositeBertConfig
-from bert_convolutions.model.loss import linear_cross_entropy
+from bert_convolutions.model.loss import cross_entropy, linear_cross_entropy
 from bert_convolutions.model.modules import (
     AttentionInputs,
     BertEmbeddings,
@@ -222,8 +221,8 @@ class _LanguageModel(CompositeBertPreTrainedModel):
         if logits is None:
             total = linear_cross_entropy(head.transform(hidden), head.decoder, labels)
         else:
-            # float32 for sums of 30,000 exponentials; not a mean, so that the loss is 0, not NaN, without any label
-            total = functional.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), reduction="sum")
+            # not a mean, so that the loss is 0, not NaN, without any label
+            total = cross_entropy(logits.flatten(0, -2), labels.flatten())
         return total / items, logits
 
 
@@ -306,7 +305,7 @@ class CompositeBertForPreTraining(_LanguageModel):
         order_logits = self.cls.seq_relationship(outputs.pooler_output)
         if loss is not None and next_sentence_label is not None:
             order_labels = next_sentence_label.view(-1)
-            total = functional.cross_entropy(order_logits.view(-1, 2).float(), order_labels, reduction="sum")
+            total = cross_entropy(order_logits.view(-1, 2), order_labels)
             if num_examples_in_batch is None:
                 total = total / (order_labels != IGNORED).sum().clamp(min=1)
                 if num_items_in_batch is not None and labels is not None:
