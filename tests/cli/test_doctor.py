@@ -7,11 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 
 from bert_convolutions.cli import doctor
 from bert_convolutions.cli.commands import COMMANDS
@@ -79,6 +81,16 @@ def test_doctor_prints_versions_threads_precision_and_disk(
     output = capsys.readouterr().out
     for word in (metadata.version("torch"), "threads", "bf16 on the CPU", "GiB free in", "submitit"):
         assert word in output
+
+
+def test_doctor_runs_on_a_mac(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """There, PyTorch is built without the library that knows whether the CPU has bf16."""
+    monkeypatch.setattr(torch._C, "_has_mkldnn", False)
+    monkeypatch.setattr(torch.ops, "mkldnn", types.SimpleNamespace())
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("mps"))
+    assert main(["doctor"]) == 0
+    output = capsys.readouterr().out
+    assert "no instructions for it" in output and "mps, used by pretrain and glue" in output
 
 
 @pytest.mark.parametrize("case", ["old", "missing"])

@@ -103,8 +103,9 @@ def _devices(torch: Any) -> list[tuple[str, str]]:
         memory = f"{properties.total_memory / 2**30:.0f} GiB"
         rows.append((f"GPU {number}", f"{properties.name}, {memory}, {bf16}, sm_{properties.major}{properties.minor}"))
     if not torch.cuda.is_available():
+        other = torch.accelerator.current_accelerator(check_available=True)
         built = "none found" if torch.version.cuda else "none: this torch is built for the CPU"
-        rows.append(("GPU", built))
+        rows.append(("GPU", f"{other.type}, used by pretrain and glue; not tested" if other else built))
     return rows
 
 
