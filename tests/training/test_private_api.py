@@ -39,6 +39,7 @@ USED = {
     "transformers.PretrainedConfig._attn_implementation": "the backend chosen",
     "accelerate.state.AcceleratorState._reset_state": "runs of several precisions in one process",
     "accelerate.Accelerator._models": "whether autocast is set up yet",
+    "torch.utils.data.dataloader._MultiProcessingDataLoaderIter._shutdown_workers": "workers at exit",
     "torch.optim.lr_scheduler.LambdaLR._last_lr": "the rate that is logged",
     "torch.nn.Module._forward_pre_hooks": "pruning and spectral norm, which make a weight before each forward pass",
     "torch._inductor": "the modes of torch.compile, for --torch_compile_mode",

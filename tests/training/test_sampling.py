@@ -1,9 +1,13 @@
+import multiprocessing
+import signal
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
+from bert_convolutions.signals import SIGNALS
 from bert_convolutions.training.arguments import BertTrainingArguments
 from bert_convolutions.training.sampling import (
     Slice,
@@ -11,6 +15,7 @@ from bert_convolutions.training.sampling import (
     StepPlan,
     StepSlices,
     WithPlaceholder,
+    _end_workers,
     slices_loader,
     start_worker,
 )
@@ -92,6 +97,29 @@ def test_workers_are_started_as_the_flag_says() -> None:
     arguments = BertTrainingArguments(output_dir="x", use_cpu=True, **flags)
     loader = slices_loader(arguments, [1, 2], plan(2, (1, 1, 1)), lambda: 0, list)  # type: ignore[arg-type]
     assert loader.multiprocessing_context.get_start_method() == "forkserver"
+
+
+def test_workers_are_started_beyond_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those to the whole group would end workers that import PyTorch, and the server that "forkserver" forks from."""
+
+    def start_tracker() -> None:  # as until Python 3.12
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+
+    monkeypatch.setattr("multiprocessing.resource_tracker.ensure_running", start_tracker)
+    flags = {"dataloader_num_workers": 1, "dataloader_multiprocessing_context": "fork"}
+    arguments = BertTrainingArguments(output_dir="x", use_cpu=True, **flags)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+    def blocked(batch: object) -> list[int]:
+        return sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ()) - before)
+
+    loader = slices_loader(arguments, [1, 2], plan(2, (1, 1, 1)), lambda: 0, blocked)  # type: ignore[arg-type]
+    batches = iter(loader)
+    assert next(batches) == sorted(SIGNALS)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+    assert multiprocessing.active_children()
+    _end_workers()  # at the exit of a script that ends with an exception, which keeps the loop alive
+    assert not multiprocessing.active_children()
 
 
 def test_a_worker_that_cannot_hand_over_its_batch_ends_the_run() -> None:

@@ -7,9 +7,11 @@ same way: every example is seen once per epoch, and an empty slice becomes a pla
 loss. Resuming needs only the number of the step.
 """
 
+import atexit
 import math
 import multiprocessing.queues
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -22,7 +24,7 @@ from bert_convolutions.data.collate import Feature
 from bert_convolutions.data.masking import IGNORED
 from bert_convolutions.data.randomness import EpochOrder
 from bert_convolutions.data.store import ExampleStore
-from bert_convolutions.signals import ignore_signals
+from bert_convolutions.signals import beyond_signals, ignore_signals
 from bert_convolutions.terminal import say
 
 
@@ -132,6 +134,26 @@ def start_worker(worker: int = 0) -> None:
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(leave)  # type: ignore[attr-defined]
 
 
+class _Loader(DataLoader[Any]):
+    def __iter__(self) -> Any:
+        if not self.num_workers:
+            return super().__iter__()
+        with beyond_signals():
+            batches: Any = super().__iter__()
+        _with_workers.add(batches)
+        return batches
+
+
+_with_workers: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_workers() -> None:
+    """End those whose loop an exception has left: multiprocessing would send them SIGTERM and wait for ever."""
+    for batches in _with_workers:
+        batches._shutdown_workers()
+
+
 def slices_loader(
     arguments: TrainingArguments,
     dataset: Dataset[Any],
@@ -144,7 +166,7 @@ def slices_loader(
     Draws no random numbers.
     """
     workers = arguments.dataloader_num_workers
-    return DataLoader(
+    return _Loader(
         dataset,
         batch_sampler=StepSlices(plan, arguments.process_index, epoch),  # type: ignore[arg-type]
         collate_fn=collate,
