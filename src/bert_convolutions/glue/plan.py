@@ -193,7 +193,9 @@ def _plan_job(
         refuse_foreign_folder(folder, again, "finished tasks" if round_number is None else "all finished tasks")
     train = arguments.do_train and (state is None or not state.trained)
     done = None if train or again else state
-    scored, predicted = (done.dev, done.predicted) if done else ({}, {})
+    dev, predicted = (done.dev, done.predicted) if done else ({}, {})
+    scored = {name: scores for name, scores in dev.items() if (folder / f"eval_results_{name}.txt").is_file()}
+    predicted = {name: rows for name, rows in predicted.items() if (folder / f"test_results_{name}.txt").is_file()}
     return Job(
         task,
         round_number,
