@@ -48,12 +48,11 @@ def test_each_run_has_a_folder_of_events(workspace: Workspace, monkeypatch: pyte
     evaluation = {"do_train": None, "do_eval": "true", "eval_data_file": workspace.folder / "eval.ids"}
     evaluation |= {"config_name": None, "model_name_or_path": workspace.folder / "events", "report_to": "tensorboard"}
     assert workspace.run("events-evaluated", **evaluation) == 0
-    assert (
-        not list(tmp_path.iterdir()) and len(list((workspace.folder / "events-evaluated").glob("runs/*/events*"))) == 1
-    )
+    assert len(list((workspace.folder / "events-evaluated").glob("runs/*/events.out*"))) == 1
+    assert not list(tmp_path.iterdir())
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
     assert [workspace.run(name, **evaluation) for name in ("events-evaluated", "events-again")] == [0, 0]
-    assert {path.parent.name for path in tmp_path.rglob("events*")} == {"events-evaluated", "events-again"}
+    assert {path.parent.name for path in tmp_path.rglob("events.out*")} == {"events-evaluated", "events-again"}
 
 
 def test_a_picture_shows_the_kernels(make_trainer: MakeTrainer, tmp_path: Path) -> None:
