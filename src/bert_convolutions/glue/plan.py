@@ -253,10 +253,9 @@ def refuse_other_settings(job: Job, settings: dict[str, Any]) -> None:
     shown = ", ".join(_difference(key, before, settings) for key in other)
     done = "was fine-tuned" if job.state and job.state.trained else "is in the middle of a run"
     again = "" if job.round_number is None else f" (all tasks; deleting {job.folder} runs this one)"
-    raise UsageError(
-        f"{job.name} in {job.folder} {done} with {shown}: give the same as before, use another --output_dir, or run it "
-        f"again with --overwrite_output_dir{again}"
-    )
+    others = f", use another --output_dir, or run it again with --overwrite_output_dir{again}"
+    advice = f"give the same as before{others if job.arguments.do_train else ''}"
+    raise UsageError(f"{job.name} in {job.folder} {done} with {shown}: {advice}")
 
 
 def _difference(key: str, before: dict[str, Any], now: dict[str, Any]) -> str:
