@@ -197,7 +197,9 @@ def test_inputs_embeds_and_resize_token_embeddings_work():
 def test_initial_weights_are_distributed_as_in_the_original():
     model = CompositeBertForMaskedLM(
         config(
-            hidden_size=256, attention_kernel="qk_convfixed_convq_convk_convolution 8", value_forward="convolution 8 4"
+            hidden_size=256,
+            attention_kernel="qk_convfixed_convq_convk_convqhead_convolution 8",
+            value_forward="convolution 8 4",
         )
     )
     layer = model.bert.encoder.layer[0].attention.self
@@ -205,7 +207,8 @@ def test_initial_weights_are_distributed_as_in_the_original():
     assert layer.query.bias.abs().max() == 0 and layer.convfixed_param.abs().max() == 0
     assert (layer.convolution_scalar == 1).all() and not layer.convolution_scalar.requires_grad
     bound = 17**-0.5
-    assert 0.9 * bound < layer.convq_param.abs().max() <= bound
+    for kernel in (layer.convq_param, layer.convqhead_param):
+        assert 0.9 * bound < kernel.abs().max() <= bound
     reference = nn.Conv1d(256, 256, 17, groups=4).weight
     assert layer.value_conv.weight.std().item() == pytest.approx(reference.std().item(), rel=0.05)
     assert layer.value_conv.bias.abs().max() > 0

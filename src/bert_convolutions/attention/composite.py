@@ -14,7 +14,6 @@ added to it, or the heads of ConvBERT's span-based dynamic convolution (``span``
 Legend: B batch, S sequence, H heads, d head size, D hidden, n reach (a kernel is 2n+1 wide).
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -184,7 +183,8 @@ class CompositeAttention(nn.Module):
             if TERMS[name].initial == "zeros":
                 nn.init.zeros_(parameter)
             else:
-                nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
+                bound = parameter.shape[-1] ** -0.5  # the same for a kernel per head
+                nn.init.uniform_(parameter, -bound, bound)
         if hasattr(self, "convolution_scalar"):
             nn.init.ones_(self.convolution_scalar)
 

@@ -28,7 +28,7 @@ class Term:
         dynamic: whether the weights are that side's projection times the kernel, over sqrt(d); otherwise they are the
             kernel itself, and the projection need not exist.
         shape: (H, d, 2n+1) -> shape of the term's parameter, which is named ``<term>_param``.
-        initial: zeros, or Kaiming-uniform with a = sqrt(5) as in PyTorch's convolutions.
+        initial: zeros, or uniform within 1/sqrt(2n+1): the paper's code takes Kaiming-uniform with a = sqrt(5).
         kernel: parameter -> kernel, (d, 2n+1) or (H, d, 2n+1) if dynamic, else (1, H or 1, 1, 2n+1); by default the
             parameter itself.
     """
