@@ -308,17 +308,20 @@ def test_a_term_uses_the_tensor_that_replaces_its_parameter(change):
         assert torch.allclose(called, output)
 
 
+@pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("attend", [attend_eager, attend_fused])
-def test_torch_func_gives_the_gradients_of_each_example(attend):
-    module = make("qk_convfixed_convq_convk 2")
+def test_torch_func_gives_the_gradients_of_each_example(attend, padded):
+    module = make("qk_convfixed_convq_convk_convolution 2")
     parameters = dict(module.named_parameters())
     hidden = torch.randn(3, 7, 16, dtype=torch.float64)
+    mask = (torch.arange(7) < torch.tensor([[7], [3], [5]])).long() if padded else torch.ones(3, 0)
 
-    def loss(parameters, example):
-        return torch.func.functional_call(module, parameters, (example[None],), {"attend": attend})[0].sin().sum()
+    def loss(parameters, example, mask):
+        inputs = (example[None], mask[None] if padded else None)
+        return torch.func.functional_call(module, parameters, inputs, {"attend": attend})[0].sin().sum()
 
-    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, hidden)
-    module(hidden)[0].sin().sum().backward()
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(parameters, hidden, mask)
+    module(hidden, mask if padded else None)[0].sin().sum().backward()
     for name, parameter in parameters.items():
         assert torch.allclose(each[name].sum(0), parameter.grad), name
 

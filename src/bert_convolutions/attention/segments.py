@@ -95,7 +95,7 @@ class Segments:
             return None
         if allowed.is_floating_point():
             return allowed.to(dtype).clamp(min=lowest)
-        return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, lowest)
+        return torch.where(allowed, allowed.new_zeros((), dtype=dtype), lowest)
 
     def with_mask(self, dtype: torch.dtype) -> "Segments":
         """A copy that caches the score mask, for backends that need a dense one."""
