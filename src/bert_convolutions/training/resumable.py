@@ -16,16 +16,10 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Dataset
-from transformers import (
-    DefaultFlowCallback,
-    PrinterCallback,
-    ProgressCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-)
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerControl
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_callback import DefaultFlowCallback
 from transformers.utils import logging
 
 from bert_convolutions import files
