@@ -86,6 +86,17 @@ def test_a_tracker_that_is_not_installed_is_named(
     assert "pip" not in str(error.value), "a package of that name may be anything"
 
 
+def test_a_tracker_that_fails_is_named(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
+    monkeypatch.delattr(SummaryWriter, "add_text")  # as if transformers and the tracker did not fit together
+    assert workspace.run("unfit", report_to="tensorboard") == 1
+    assert "KernelBoard, a tracker of --report_to, failed: 'SummaryWriter' object has" in capsys.readouterr().err
+
+
 def test_no_tracker_is_imported_without_the_flag(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     trainer: Any = make_trainer(tmp_path)
     assert not [callback for callback in trainer.callback_handler.callbacks if "Board" in type(callback).__name__]

@@ -179,6 +179,13 @@ def _explain_foreign_error(error: BaseException) -> tuple[int, str]:
         return 1, f"out of memory; a smaller --per_device_train_batch_size or --block_size needs less. {text}".rstrip()
     if text.startswith("DataLoader worker"):  # torch's words for one that has ended
         return 1, f"{text}; it needs memory and room in /dev/shm, or else --dataloader_num_workers 0"
+    trackers = [
+        type(frame.f_locals.get("self")).__name__
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+        if frame.f_globals.get("__name__") == "transformers.integrations.integration_utils"
+    ]
+    if trackers:
+        return 1, f"{trackers[0]}, a tracker of --report_to, failed: {text or type(error).__name__}; leave it out"
     if isinstance(error, OSError):
         return 1, text
     report = f"(please report it, with the traceback that {TRACEBACK_VARIABLE}=1 in the environment shows)"

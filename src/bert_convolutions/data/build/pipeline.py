@@ -10,6 +10,7 @@ A run continues where a killed one stopped, since it skips tasks whose files exi
 their own and take about as much space as the result, twice as much while a stage replaces them.
 """
 
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -103,6 +104,10 @@ def _settings(
     sources: list[TextRecord],
     dataset: DatasetRecord | None = None,
 ) -> BuildSettings:
+    if options.split_sentences and not re.fullmatch(r"[a-z]{2,3}(-[a-z]+)*", options.language):
+        raise UsageError(  # sentencex splits text of any other language as English
+            f"--language {options.language} is no language code such as en, de or fr (in YAML, put no into quotes)"
+        )
     return BuildSettings(
         tokenizer_hash=tokenizer.hash,
         vocabulary_size=len(tokenizer),
