@@ -252,6 +252,24 @@ def test_results_that_were_deleted_are_made_again(finished: Path, glue_dir: Path
     assert contents(finished) == before
 
 
+def test_results_of_other_development_and_test_data_are_made_again(
+    tmp_path: Path, data: Path, model_dir: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Whoever corrects a label of a development file wants its new score, of the model that was fine-tuned before."""
+    out, stages = tmp_path / "out", {"do_train": True, "do_eval": True, "do_predict": True}
+    run_glue(options(data, model_dir), arguments(out, **stages))
+    first = contents(out)
+    dev, test = data / "RTE" / "dev.tsv", data / "RTE" / "test.tsv"
+    dev.write_text(dev.read_text().replace("\tnot_entailment\n", "\tentailment\n"))
+    test.write_text("".join(test.read_text().splitlines(keepends=True)[:-1]))
+    run_glue(options(data, model_dir), arguments(out, **stages))
+    second = contents(out)
+    changed = {name for name in first if first[name] != second[name]}
+    assert changed == {"glue_state.json", "eval_results_rte.txt", "test_results_rte.txt"}
+    run_glue(options(data, model_dir), arguments(out, **stages))
+    assert contents(out) == second and "RTE: done before" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
 def test_nothing_is_predicted_with_files_that_changed_after_training(
     finished: Path, glue_dir: Path, model_dir: Path, name: str, capsys

@@ -203,6 +203,11 @@ class GlueData:
             self._hashes[path] = files.sha256(path)
         return self._hashes.get(path)
 
+    def hashes(self, task: Task) -> dict[str, str]:
+        """The SHA-256 of the development and test files of a task that have been read, by path."""
+        paths = [*(dev.path for dev in task.dev), *(test.path for test in task.tests)]
+        return {path: found for path in paths if (found := self._hashes.get(self.root(task) / path))}
+
     def dev(self, tokenizer: PreTrainedTokenizerBase, task: Task) -> dict[DevSet, EncodedExamples]:
         """The development sets of a task."""
         return {dev_set: self.encoded(tokenizer, task, dev_set.path) for dev_set in task.dev}

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import IntervalStrategy, TrainingArguments
 
 from bert_convolutions.errors import UsageError
-from bert_convolutions.files import refuse_overlap
+from bert_convolutions.files import refuse_overlap, sha256
 from bert_convolutions.glue.hyperparameters import (
     DEFAULT,
     FLAG,
@@ -20,7 +20,7 @@ from bert_convolutions.glue.hyperparameters import (
 )
 from bert_convolutions.glue.options import GlueOptions
 from bert_convolutions.glue.state import ENCODER_FOLDER, read_state, refuse_foreign_folder
-from bert_convolutions.glue.tasks import MNLI, ROUND_SEEDS, Task, TestSet, parse_tasks, round_seed
+from bert_convolutions.glue.tasks import MNLI, ROUND_SEEDS, DevSet, Task, TestSet, parse_tasks, round_seed
 from bert_convolutions.schemas import Hyperparameters, TaskState
 from bert_convolutions.training.sampling import StepPlan, last_step
 
@@ -193,17 +193,27 @@ def _plan_job(
         refuse_foreign_folder(folder, again, "finished tasks" if round_number is None else "all finished tasks")
     train = arguments.do_train and (state is None or not state.trained)
     done = None if train or again else state
-    dev, predicted = (done.dev, done.predicted) if done else ({}, {})
-    scored = {name: scores for name, scores in dev.items() if (folder / f"eval_results_{name}.txt").is_file()}
-    predicted = {name: rows for name, rows in predicted.items() if (folder / f"test_results_{name}.txt").is_file()}
+
+    def is_done(part: DevSet | TestSet) -> bool:
+        """Whether the results of ``part`` are there, and of the data that are there now, as far as is known."""
+        if done is None:
+            return False
+        if isinstance(part, DevSet):
+            kind, is_listed = "eval", part.score in done.dev.get(part.name, {})
+        else:
+            kind, is_listed = "test", part.name in done.predicted
+        data = Path(task.root or options.data_dir or "") / part.path
+        is_same = not data.is_file() or done.data.get(part.path) in (None, sha256(data))
+        return is_listed and is_same and (folder / f"{kind}_results_{part.name}.txt").is_file()
+
     return Job(
         task,
         round_number,
         own,
         state,
         train,
-        evaluate=arguments.do_eval and any(dev.score not in scored.get(dev.name, {}) for dev in task.dev),
-        predict=tuple(test for test in task.tests if arguments.do_predict and test.name not in predicted),
+        evaluate=arguments.do_eval and not all(map(is_done, task.dev)),
+        predict=tuple(test for test in task.tests if arguments.do_predict and not is_done(test)),
         wanted_batch_size=hyperparameters.batch_size if hyperparameters else None,
     )
 

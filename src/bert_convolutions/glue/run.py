@@ -344,7 +344,8 @@ class _GlueRun:
         """
         if self.processes.is_main_process:
             before = state.read_state(job.folder) or TaskState(task=job.task.name, settings={}, trained=True)
-            state.write_state(job.folder, before.model_copy(update=changes))
+            data = before.data | self.data.hashes(job.task)
+            state.write_state(job.folder, before.model_copy(update={"data": data, **changes}))
         self.processes.wait_for_everyone()
 
     def _print_scores(self) -> None:
