@@ -87,7 +87,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def cpu_has_bf16() -> bool:
-    """Whether this CPU has bf16 matrix instructions; without them bf16 is tens of times slower than float32."""
+    """Whether bf16 is about as fast as float32 (AVX-512) or faster (bf16 instructions), not many times slower."""
     # PyTorch's own check has no public name; on macOS, it is built without that library.
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
