@@ -1,6 +1,6 @@
 """Writes the model card in the Hub's format from the files in a model's folder."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,7 @@ def write_card(source: Path, folder: Path, license_name: str, name: str) -> None
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     auto = next(auto for auto, name in AUTO_CLASSES.items() if name == config.architectures[0])
     pipeline = _PIPELINES.get(auto, "feature-extraction")
-    results = list(_results(source))
+    results = _results(source)
     drawn = _draw_kernels(folder)
     text = _TEXT.format(
         name=name,
@@ -166,27 +166,21 @@ def _training_facts(source: Path) -> list[tuple[str, Any]]:
     return [*facts, *(("last logged training loss", f"{loss:.4f}") for loss in losses[-1:])]
 
 
-def _results(source: Path) -> Iterator[EvalResult]:
+def _results(source: Path) -> list[EvalResult]:
     """The scores in a folder: on held-out text and GLUE's development sets."""
     path = source / "eval_results.json"
     values = read_json(path) if path.is_file() else {}
+    found: list[tuple[str, str, str, float | None]] = [
+        ("text-classification", f"GLUE {dev.title}", dev.score.removeprefix("eval_"), read_score(source, dev))
+        for _, dev in all_dev_sets()
+    ]
     if isinstance(values, dict) and isinstance(values.get("eval_perplexity"), float):
-        yield _result("fill-mask", "held-out text", "perplexity", values["eval_perplexity"])
-    for _, dev_set in all_dev_sets():
-        score = read_score(source, dev_set)
-        if score is not None:
-            yield _result("text-classification", f"GLUE {dev_set.title}", dev_set.score.removeprefix("eval_"), score)
-
-
-def _result(task: str, dataset: str, metric: str, value: float) -> EvalResult:
-    return EvalResult(
-        task_type=task,
-        dataset_type=dataset.lower().replace(" ", "_"),
-        dataset_name=dataset,
-        metric_type=metric,
-        metric_name=metric,
-        metric_value=value,
-    )
+        found.insert(0, ("fill-mask", "held-out text", "perplexity", values["eval_perplexity"]))
+    return [
+        EvalResult(task, name.lower().replace(" ", "_"), name, metric, value, metric_name=metric)
+        for task, name, metric, value in found
+        if value is not None
+    ]
 
 
 def _table(title: str, rows: list[tuple[str, Any]]) -> str:
