@@ -1,6 +1,5 @@
 """Signals that end a run, and standard streams that can no longer be written to. Imports no PyTorch."""
 
-import multiprocessing.resource_tracker
 import os
 import shlex
 import shutil
@@ -30,22 +29,6 @@ def ignore_signals() -> None:
     """Ignore signals in a worker process, which gets those to a terminal or job too; its parent ends it."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-
-
-@contextmanager
-def beyond_signals() -> Iterator[None]:
-    """Start worker processes beyond the reach of ``SIGNALS`` to the group, also while they import their libraries.
-
-    They inherit this thread's blocked signals, and so does the server that "forkserver" forks them from, without which
-    they would end.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        multiprocessing.resource_tracker.ensure_running()  # which unblocks some, until Python 3.13
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
