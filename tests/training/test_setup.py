@@ -91,6 +91,20 @@ def test_architecture_flags_must_not_contradict_a_model(config_file, tmp_path):
     assert make_model(PretrainOptions(model_name_or_path=model), again, seed=0).config.attention_kernel == "qk_convq 2"
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("sentence_order", [True, False])
+def test_every_trained_parameter_has_a_gradient(config_file, tied, sentence_order):
+    """Several processes would wait for a parameter that has none."""
+    config_file.write_text(json.dumps({**json.loads(config_file.read_text()), "tie_word_embeddings": tied}))
+    options = PretrainOptions(config_name=str(config_file), block_size=32, use_sop_head=sentence_order)
+    model = make_model(options, make_config(options, cast(PreTrainedTokenizerBase, Tokens())), seed=0).train()
+    example = {"epoch": 0, "sample": 0, "input_ids": np.array([CLS, *range(20), SEP, *range(5), SEP])}
+    batch = make_collator(sentence_order=sentence_order)([example])
+    del batch["num_real_tokens"], batch["sample_ids"]
+    model(**batch).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
+
+
 def test_weights_that_do_not_fit_the_configuration_are_refused_by_name(config_file, tmp_path):
     values = json.loads(config_file.read_text())
     config = CompositeBertConfig(**values, vocab_size=100, attention_kernel="qk_convq 2")

@@ -243,11 +243,15 @@ def make_model(options: PretrainOptions, config: CompositeBertConfig, seed: int)
     set_seed(seed)
     if options.model_name_or_path:
         path = options.model_name_or_path
-        return load_strictly(model_class, path, config, new_head=True, dtype=torch.float32, **backend)
-    try:
-        return model_class._from_config(config, **backend)
-    except ValueError as error:  # only the backend's name is unchecked so far
-        raise UsageError(f"--attn_implementation {name}: {error}") from error
+        model: Any = load_strictly(model_class, path, config, new_head=True, dtype=torch.float32, **backend)
+    else:
+        try:
+            model = model_class._from_config(config, **backend)
+        except ValueError as error:  # only the backend's name is unchecked so far
+            raise UsageError(f"--attn_implementation {name}: {error}") from error
+    if not config.tie_word_embeddings:  # the decoder then has another bias, and processes would wait for this one's
+        model.cls.predictions.bias.requires_grad_(False)
+    return model
 
 
 def _config_of_model(options: PretrainOptions) -> CompositeBertConfig:
