@@ -251,6 +251,12 @@ def test_a_mask_of_one_row_applies_to_all_rows():
     assert torch.allclose(module(hidden, mask, attend=attend_triton)[0], module(hidden, mask)[0], atol=1e-5)
 
 
+def test_a_batch_can_be_empty():
+    found = outputs_and_gradients(make(f"{ALL} 2"), inputs(0, 6), None, attend_triton)
+    assert found["output"].shape == (0, 6, 16)
+    assert all(not found[f"{term}_param"].any() for term in ("convfixed", "convq", "convk"))
+
+
 def test_unsupported_inputs_fall_back_to_the_equation():
     hidden = inputs(1, 6)
     pairs = torch.rand(1, 1, 6, 6, device=DEVICE).round().logical_or(torch.eye(6, device=DEVICE))

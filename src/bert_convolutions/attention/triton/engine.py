@@ -297,7 +297,7 @@ def _kernel_gradients(
     """
     heads, positions, _ = grad_weights.shape
     size = 0 if kernel is None else inputs.value.shape[-1]
-    each = -(-positions // (bands.PARTS * bands.TOKENS)) * bands.TOKENS
+    each = max(-(-positions // (bands.PARTS * bands.TOKENS)), 1) * bands.TOKENS
     count = triton.cdiv(positions, each)
     shape = count, heads, size + (fixed is not None), 2 * inputs.shape.reach + 1
     parts = grad_weights.new_empty(shape, dtype=torch.float32)
