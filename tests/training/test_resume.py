@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
 from bert_convolutions.errors import RunInterrupted, TrainingDiverged, UsageError
 from bert_convolutions.training import checkpoints, pretrain
@@ -255,6 +255,21 @@ def test_a_run_that_saves_models_only_is_saved_whole_for_a_signal(make_trainer: 
     resumed = make_trainer(tmp_path / "parts", **flags)
     run(resumed, resume=True)
     assert resumed.state.global_step == 4 and not (tmp_path / "parts" / "checkpoint-4" / "optimizer.pt").exists()
+
+
+def test_the_log_of_a_long_run_is_not_written_by_the_trainer(
+    make_trainer: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would copy and indent it: 5 s for 100,000 entries, at each checkpoint."""
+    lengths, save = [], TrainerState.save_to_json
+    monkeypatch.setattr(
+        TrainerState, "save_to_json", lambda state, path: lengths.append(len(state.log_history)) or save(state, path)
+    )
+    trainer = make_trainer(tmp_path, max_steps=2, save_strategy="steps", save_steps=2)
+    run(trainer)
+    assert lengths == [0] and len(trainer.state.log_history) == 3  # two losses and the summary
+    saved = TrainerState.load_from_json(str(tmp_path / "checkpoint-2" / "trainer_state.json"))
+    assert saved.log_history == trainer.state.log_history[:2] and saved.global_step == 2
 
 
 class Store(list[np.ndarray]):

@@ -5,6 +5,8 @@ code and with the installed transformers, both the version of constraints.txt an
 """
 
 import contextlib
+import dataclasses
+import json
 import math
 import tempfile
 import time
@@ -316,24 +318,26 @@ class ResumableTrainer(Trainer):
     ) -> None:
         if not all(random_states):
             raise OSError("no room for the random state")
-        best_step, self.state.best_global_step = self.state.best_global_step, None  # restored below
+        best_step, self.state.best_global_step = self.state.best_global_step, None  # restored below, as is the log:
+        log, self.state.log_history = self.state.log_history, []  # the Trainer would take 5 s to write 100,000 entries
         try:
             with self._publishing(destination) as staged:
                 self._staging = staged.parent
                 super()._save_checkpoint(model, trial)
-                self.state.best_global_step = best_step
+                self.state.best_global_step, self.state.log_history = best_step, log
                 best = destination.with_name(f"checkpoint-{best_step}")
                 if best == destination or best.is_dir():
                     self.state.best_model_checkpoint = str(best)
                 if self.args.should_save:
-                    self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
+                    entries = {field.name: getattr(self.state, field.name) for field in dataclasses.fields(self.state)}
+                    (staged / TRAINER_STATE_NAME).write_text(json.dumps(entries) + "\n", encoding="utf-8")
                     for process, state in enumerate(random_states):
                         (staged / f"rng_state_{process}.pth").write_bytes(state)
             if self.args.should_save:
                 best = Path(self.state.best_model_checkpoint or destination)
                 checkpoints.rotate(destination.parent, self.args.save_total_limit, keep=destination, best=best)
         finally:
-            self._staging, self.state.best_global_step = None, best_step
+            self._staging, self.state.best_global_step, self.state.log_history = None, best_step, log
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging else super()._get_output_dir(trial)
