@@ -14,7 +14,6 @@ Legend: M masked tokens, m of them in a tile, E embedding size, V vocabulary.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -99,7 +98,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 _Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
-_TileLoss = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, _Gradients], Tensor]
 
 
 def _is_on_gpu(tensor: Tensor) -> bool:

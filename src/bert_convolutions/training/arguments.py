@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.checkpoint import checkpoint
-from transformers import TrainingArguments, get_scheduler
+from transformers import TrainerControl, TrainerState, TrainingArguments, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.trainer_callback import DefaultFlowCallback
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 from transformers.utils import logging
@@ -285,6 +286,16 @@ def apply_settings(settings: list[dict[str, Any]], optimizer: Any, schedule: Any
         for group, factor in zip(optimizer.param_groups, schedule.lr_lambdas, strict=True):
             group["lr"] = group["initial_lr"] * factor(schedule.last_epoch)
     schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
+
+
+def owes_evaluation(arguments: TrainingArguments, state: TrainerState, steps_per_epoch: int) -> bool:
+    """Whether a restored state was saved, for a signal, before an evaluation after the same step."""
+    flow, due, step = DefaultFlowCallback(), TrainerControl(), state.global_step
+    flow.on_step_end(arguments, state, due)
+    if step % steps_per_epoch == 0 or step >= state.max_steps:
+        flow.on_epoch_end(arguments, state, due)
+    logged = {name for entry in state.log_history if entry["step"] == step for name in entry}
+    return due.should_evaluate and not any(name.startswith("eval_") for name in logged)
 
 
 def evaluation_precision(arguments: TrainingArguments) -> contextlib.AbstractContextManager[Any]:

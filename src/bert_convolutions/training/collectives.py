@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 
 from bert_convolutions.errors import CommandError
 
@@ -64,6 +65,16 @@ class Collectives:
         if isinstance(answer, CommandError):
             raise answer
         return answer
+
+    def failure_of(self, write: Callable[[], None]) -> Exception | None:
+        """Call ``write`` on every process, of which the first writes to disk; return an error if any of them failed."""
+        failure: Exception | None = None
+        try:
+            write()
+        except (OSError, RuntimeError, SafetensorError) as error:  # PyTorch and safetensors have their own
+            failure = error
+        failed = self.any(failure is not None)
+        return (failure or OSError("the first process could not write it")) if failed else None
 
     def _reduced(self, values: Sequence[Number], operation: Any) -> list[Number]:
         if not self._several:

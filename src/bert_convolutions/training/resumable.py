@@ -16,19 +16,17 @@ from typing import Any, NoReturn
 
 import torch
 from accelerate.state import AcceleratorState
-from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerControl
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_callback import DefaultFlowCallback
 from transformers.utils import logging
 
 from bert_convolutions import files
 from bert_convolutions.errors import RunInterrupted, UsageError, first_line
 from bert_convolutions.signals import SignalWatch, resume_command
 from bert_convolutions.training import checkpoints
-from bert_convolutions.training.arguments import apply_settings, keep_freed_memory, optimizer_settings
+from bert_convolutions.training.arguments import apply_settings, keep_freed_memory, optimizer_settings, owes_evaluation
 from bert_convolutions.training.collectives import Collectives
 from bert_convolutions.training.output_folder import divergence_error
 from bert_convolutions.training.progress import KernelBoard, RunProgress
@@ -66,8 +64,6 @@ OVERRIDDEN = {
 """Members of ``Trainer`` that the trainers of ``training`` and ``glue`` override or set, and what they do instead."""
 
 _NEVER = 2**62
-_DISK_ERRORS = (OSError, RuntimeError, SafetensorError)
-"""PyTorch and safetensors raise their own errors for a full disk."""
 
 
 class EvaluationAbandonedError(Exception):
@@ -158,23 +154,13 @@ class ResumableTrainer(Trainer):
         # Processes with the same seed would drop the same elements of their different examples.
         torch.manual_seed(self.args.seed + self.state.global_step * self.args.world_size + self.args.process_index)
         self.state.compute_steps(self.args, self.state.max_steps)
-        if self.state.global_step:
-            self._make_owed_evaluation()
+        if self.state.global_step and owes_evaluation(self.args, self.state, self.train_plan().steps_per_epoch):
+            self._published_step = self.state.global_step  # the state of the random numbers is not restored yet
+            self.control.should_evaluate = True
+            self._maybe_log_save_evaluate(None, None, self.model_wrapped, None, None, None, None)
         best = self.output_folder / f"checkpoint-{self.state.best_global_step}"
         if best.is_dir():  # the run may have been moved
             self.state.best_model_checkpoint = str(best)
-
-    def _make_owed_evaluation(self) -> None:
-        """Evaluate if the restored state was saved, for a signal, before an evaluation after the same step."""
-        flow, due, step = DefaultFlowCallback(), TrainerControl(), self.state.global_step
-        flow.on_step_end(self.args, self.state, due)
-        if step % self.train_plan().steps_per_epoch == 0 or step >= self.state.max_steps:
-            flow.on_epoch_end(self.args, self.state, due)
-        logged = {name for entry in self.state.log_history if entry["step"] == step for name in entry}
-        if due.should_evaluate and not any(name.startswith("eval_") for name in logged):
-            self._published_step = step  # the state of the random numbers is not restored yet
-            self.control.should_evaluate = True
-            self._maybe_log_save_evaluate(None, None, self.model_wrapped, None, None, None, None)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Train on one micro-batch; record the first step with a bad loss on the device, without synchronizing."""
@@ -261,7 +247,7 @@ class ResumableTrainer(Trainer):
         self.check_before_saving()
         destination = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         random_states = self._gather_random_states()
-        failure = self._collective_failure(lambda: self._write_checkpoint(model, trial, destination, random_states))
+        failure = self.collectives.failure_of(lambda: self._write_checkpoint(model, trial, destination, random_states))
         self._last_saved = time.monotonic()
         if failure is None:
             self._published_step = self.state.global_step
@@ -287,21 +273,11 @@ class ResumableTrainer(Trainer):
             with self._publishing(destination) as staged:
                 self.save_model(str(staged))
 
-        failure = self._collective_failure(write)
+        failure = self.collectives.failure_of(write)
         if failure is not None:
             raise checkpoints.NotSavedError(
                 f"{destination} could not be written ({failure}); make room there and resume with: {resume_command()}"
             ) from failure
-
-    def _collective_failure(self, write: Callable[[], None]) -> Exception | None:
-        """Call ``write`` on all processes (the first one writes to disk); return an error if any of them failed."""
-        failure: Exception | None = None
-        try:
-            write()
-        except _DISK_ERRORS as error:
-            failure = error
-        failed = self.collectives.any(failure is not None)
-        return (failure or OSError("the first process could not write it")) if failed else None
 
     @contextlib.contextmanager
     def _publishing(self, destination: Path) -> Iterator[Path]:
@@ -400,11 +376,9 @@ class ResumableTrainer(Trainer):
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Refuse a checkpoint with missing or unknown weights; tied weights may be missing."""
-        lacking = set(load_result.missing_keys) - set(self.model.all_tied_weights_keys)
-        if lacking or load_result.unexpected_keys:
-            missing, unknown = (
-                ", ".join(sorted(keys)[:3]) or "none" for keys in (lacking, load_result.unexpected_keys)
-            )
+        differing = set(load_result.missing_keys) - set(self.model.all_tied_weights_keys), load_result.unexpected_keys
+        if any(differing):
+            missing, unknown = (", ".join(sorted(names)[:3]) or "none" for names in differing)
             raise UsageError(
                 f"the checkpoint is of another model (missing: {missing}; unknown: {unknown}); resume with the flags "
                 f"that the run was started with"
