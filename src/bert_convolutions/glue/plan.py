@@ -251,7 +251,7 @@ def _task_arguments(
 def refuse_other_settings(job: Job, settings: dict[str, Any]) -> None:
     """Refuse results or a checkpoint of an earlier run with other flags, data or weights.
 
-    Paths are not compared, nor are settings that an older version did not record.
+    Paths are not compared, nor are settings that were not recorded.
 
     Raises:
         UsageError: names all settings that differ, with both values.

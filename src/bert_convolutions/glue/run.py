@@ -340,7 +340,7 @@ class _GlueRun:
     def _update_state(self, job: Job, **changes: Any) -> None:
         """Change fields of the state in a job's folder; all processes wait for it.
 
-        An older version may have left a trained model without a state.
+        A trained model that was copied there has no state.
         """
         if self.processes.is_main_process:
             before = state.read_state(job.folder) or TaskState(task=job.task.name, settings={}, trained=True)

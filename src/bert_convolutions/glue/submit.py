@@ -16,16 +16,7 @@ from bert_convolutions.errors import UsageError
 from bert_convolutions.files import make_folder, whole_file, write_json, write_text
 from bert_convolutions.glue.options import CompileGlueOptions
 from bert_convolutions.glue.state import ENCODER_FOLDER, read_state
-from bert_convolutions.glue.tasks import (
-    MAX_SCORE,
-    MIN_SCORE,
-    ROUND_SEEDS,
-    TASKS,
-    DevSet,
-    Task,
-    all_dev_sets,
-    all_test_sets,
-)
+from bert_convolutions.glue.tasks import MAX_SCORE, MIN_SCORE, ROUND_SEEDS, TASKS, DevSet, Task, all_test_sets
 from bert_convolutions.parsing import parse, read_text
 from bert_convolutions.schemas import AccuracyScore, CorrelationScore
 from bert_convolutions.terminal import make_console, make_table
@@ -163,9 +154,8 @@ def _choose(source: Path, scores: Scores) -> tuple[dict[str, tuple[Path, Task]],
         if column and absent:
             missing.append(f"dev scores of {title} in round {', '.join(map(str, absent))}")
     chosen = {}
-    titles = {dev_set.name: dev_set.title for _, dev_set in all_dev_sets()}
     for task, test in all_test_sets():
-        column = scores[titles[test.chosen_by]]
+        column = scores[next(dev_set.title for dev_set in task.dev if dev_set.name == test.chosen_by)]
         if not column:
             continue
         path = _rounds(source, task)[best_round(column)] / f"test_results_{test.name}.txt"

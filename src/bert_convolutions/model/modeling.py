@@ -212,16 +212,14 @@ class _LanguageModel(CompositeBertPreTrainedModel):
         if masked_positions is None and labels is not None and self.config.sparse_prediction:
             labelled = (labels.flatten() != IGNORED).nonzero().squeeze(1)
             hidden, labels = hidden.flatten(0, 1).index_select(0, labelled), labels.flatten()[labelled]
-        head, logits = self.cls.predictions, None
-        if not only_loss:
-            logits = head(hidden)
+        head = self.cls.predictions
+        logits = None if only_loss else head(hidden)
         if labels is None:
             return None, logits
         items = (labels != IGNORED).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
         if logits is None:
             total = linear_cross_entropy(head.transform(hidden), head.decoder, labels)
-        else:
-            # not a mean, so that the loss is 0, not NaN, without any label
+        else:  # not a mean, so that the loss is 0, not NaN, without any label
             total = cross_entropy(logits.flatten(0, -2), labels.flatten())
         return total / items, logits
 
@@ -307,12 +305,10 @@ class CompositeBertForPreTraining(_LanguageModel):
             order_labels = next_sentence_label.view(-1)
             total = cross_entropy(order_logits.view(-1, 2), order_labels)
             if num_examples_in_batch is None:
-                total = total / (order_labels != IGNORED).sum().clamp(min=1)
+                num_examples_in_batch = (order_labels != IGNORED).sum().clamp(min=1)
                 if num_items_in_batch is not None and labels is not None:
                     total = total * (labels != IGNORED).sum() / num_items_in_batch
-                loss = loss + total
-            else:
-                loss = loss + total / num_examples_in_batch
+            loss = loss + total / num_examples_in_batch
         else:
             loss = None
         return BertForPreTrainingOutput(

@@ -12,10 +12,7 @@ from bert_convolutions.errors import UsageError
 from bert_convolutions.parsing import read_json
 from bert_convolutions.report.style import line_colors, plain, save_figure
 from bert_convolutions.terminal import make_table
-from bert_convolutions.training.checkpoints import list_checkpoints
-
-_STATE = "trainer_state.json"
-
+from bert_convolutions.training.checkpoints import TRAINER_STATE_NAME, list_checkpoints
 
 Losses = list[tuple[int, float]]
 """Pairs of step and loss, in order of steps."""
@@ -30,7 +27,10 @@ def read_losses(run_dir: Path) -> tuple[Losses, Losses]:
     Raises:
         UsageError: There is no such file, or it is damaged.
     """
-    path = _state_file(run_dir)
+    paths = [folder / TRAINER_STATE_NAME for folder in (run_dir, *reversed(list_checkpoints(run_dir)))]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        raise UsageError(f"{run_dir} holds no {TRAINER_STATE_NAME}: it is not the output folder of a training run")
     try:
         log = json.loads(path.read_bytes())["log_history"]
         train, evaluation = (
@@ -40,14 +40,6 @@ def read_losses(run_dir: Path) -> tuple[Losses, Losses]:
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is not a trainer state that can be read ({error}); is the run damaged?") from error
     return train, evaluation
-
-
-def _state_file(run_dir: Path) -> Path:
-    """The newest trainer state of a run."""
-    for folder in (run_dir, *reversed(list_checkpoints(run_dir))):
-        if (folder / _STATE).is_file():
-            return folder / _STATE
-    raise UsageError(f"{run_dir} holds no {_STATE}: it is not the output folder of a training run")
 
 
 def plot_loss_curves(runs: Mapping[str, Path], output: Path) -> None:

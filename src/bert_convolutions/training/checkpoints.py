@@ -24,7 +24,7 @@ STAGING_NAME = ".saving"
 """Subfolder of the output folder in which a checkpoint is written before it is renamed."""
 _DELETED, _REPLACED = ".deleting-", ".replaced-"
 _NAME = re.compile(r"(?:\.replaced-)?checkpoint-(\d+)")
-_STATE_NAME = "trainer_state.json"
+TRAINER_STATE_NAME = "trainer_state.json"
 
 
 class NotSavedError(CommandError):
@@ -113,12 +113,12 @@ def read_trainer_state(checkpoint: Path) -> StoredTrainerState:
     """
     from transformers import TrainerState
 
-    state = parse(StoredTrainerState, read_json(checkpoint / _STATE_NAME), _STATE_NAME)
+    state = parse(StoredTrainerState, read_json(checkpoint / TRAINER_STATE_NAME), TRAINER_STATE_NAME)
     unknown = set(state.model_extra or ()) - {field.name for field in fields(TrainerState)}
     if unknown:
-        raise UsageError(f"{_STATE_NAME} holds {min(unknown)}, which this version of transformers doesn't know")
+        raise UsageError(f"{TRAINER_STATE_NAME} holds {min(unknown)}, which this version of transformers doesn't know")
     if step_of(checkpoint) not in (-1, state.global_step):
-        raise UsageError(f"{_STATE_NAME} is of step {state.global_step}")
+        raise UsageError(f"{TRAINER_STATE_NAME} is of step {state.global_step}")
     return state
 
 
@@ -133,7 +133,7 @@ def fault_in(checkpoint: Path, *, contents: bool = True) -> str | None:
                 return f"{name} has {size} bytes instead of {expected.size}"
             if contents and sha256(path) != expected.sha256:
                 return f"{name} does not have the checksum it was written with"
-        for name in ("model.safetensors", _STATE_NAME):
+        for name in ("model.safetensors", TRAINER_STATE_NAME):
             if name not in files:
                 return f"{name} is not in its {MANIFEST_NAME}"
         if contents:

@@ -62,7 +62,6 @@ def check_flags(options: PretrainOptions, arguments: TrainingArguments) -> None:
     if options.overwrite_output_dir and arguments.do_train:
         inputs: dict[str, files.Inputs] = {
             "--tokenizer_name": options.tokenizer_name,
-            "--model_name_or_path": options.model_name_or_path,
             "--config_name": None if options.config_name in PRESETS else options.config_name,
             "--train_data_file": options.train_data_file,
             "--eval_data_file": options.eval_data_file,
