@@ -334,12 +334,10 @@ class ResumableTrainer(Trainer):
         """The random state files of all processes, empty where writing failed; an empty list with one process."""
         if self.args.world_size == 1 or self.args.save_only_model:
             return []
-        try:
-            with tempfile.TemporaryDirectory() as scratch:
-                super()._save_rng_state(scratch)
-                own = next(Path(scratch).iterdir()).read_bytes()
-        except (OSError, RuntimeError):
-            own = b""
+        own = b""
+        with contextlib.suppress(OSError, RuntimeError), tempfile.TemporaryDirectory() as scratch:
+            super()._save_rng_state(scratch)
+            own = next(Path(scratch).iterdir()).read_bytes()
         return self.collectives.gather(own)
 
     def _save_rng_state(self, output_dir: str) -> None:
