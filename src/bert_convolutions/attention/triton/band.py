@@ -25,10 +25,10 @@ from torch import Tensor
 
 from bert_convolutions.attention.triton.tiles import LN_2, load_kernel, load_tile, store_by_offset
 
-TILE = 32
-"""Positions per program of ``weigh_keys`` and ``fold``."""
+TILE = {2: 32, 4: 16}
+"""Positions per program of ``weigh_keys`` and ``fold``, by bytes per element: 32 of float32 would spill registers."""
 PARTS, TOKENS = 22, 64
-"""Parts in which a kernel's gradient is summed, and positions per step of a part."""
+"""Parts in which a kernel's gradient is summed, and positions per step of a part; half as many beyond a reach of 31."""
 SPARE = 256
 """Elements after each band and after the last vector that tiles may read, but don't use."""
 

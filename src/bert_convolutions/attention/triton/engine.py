@@ -261,8 +261,9 @@ def _fill_kernels(inputs: Inputs, outputs: Outputs) -> None:
 def _fill_band(inputs: Inputs, outputs: Outputs) -> None:
     """Launch ``band.weigh_keys``, if keys have dynamic terms, and ``band.fold``."""
     value, shape = inputs.value, inputs.shape
-    grid = triton.cdiv(shape.length, bands.TILE), shape.rows * shape.heads
-    options = lambda: {**inputs.constants(), "TILE": bands.TILE}  # noqa: E731
+    tile = bands.TILE[value.dtype.itemsize]
+    grid = triton.cdiv(shape.length, tile), shape.rows * shape.heads
+    options = lambda: {**inputs.constants(), "TILE": tile}  # noqa: E731
     key_weights = None
     if inputs.key is not None and inputs.key_kernel is not None:
         key_weights = shape.new_weights(value)
@@ -301,7 +302,7 @@ def _kernel_gradients(
     count = triton.cdiv(positions, each)
     shape = count, heads, size + (fixed is not None), 2 * inputs.shape.reach + 1
     parts = grad_weights.new_empty(shape, dtype=torch.float32)
-    dynamic = kernel is not None
+    dynamic, wide = kernel is not None, grad_weights.shape[2] > 64  # which takes more registers and shared memory
     launch(
         bands.kernel_gradient,
         (heads, count),
@@ -312,8 +313,8 @@ def _kernel_gradients(
             **inputs.constants(),
             "DYNAMIC": dynamic,
             "FIXED": fixed is not None,
-            "TILE": bands.TOKENS,
-            "num_stages": 3 if grad_weights.shape[2] <= 64 else 1,  # wider ones would not fit into shared memory
+            "TILE": bands.TOKENS // 2 if wide else bands.TOKENS,
+            "num_stages": 2,
         },
     )
     grad_kernel = grad_fixed = parts.new_empty(0)

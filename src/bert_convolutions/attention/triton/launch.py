@@ -31,7 +31,7 @@ class Tile:
 # few registers, so that three or four programs fit on a multiprocessor. The others fit, but have not been timed.
 TILES = {
     (2, 64): (Tile(64, 32, 4, 3, 128), Tile(64, 16, 4, 3, 128), Tile(16, 64, 4, 3, 168)),
-    (2, 128): (Tile(64, 32, 8, 2), Tile(32, 32, 8, 2), Tile(32, 64, 8, 2)),
+    (2, 128): (Tile(64, 32, 8, 2), Tile(16, 32, 4, 2), Tile(32, 32, 8, 2)),
     (4, 64): (Tile(32, 16, 4, 2), Tile(32, 16, 4, 2), Tile(16, 16, 4, 2)),
     (4, 128): (Tile(16, 16, 4, 2), Tile(16, 16, 4, 2), Tile(16, 16, 4, 2)),
 }
