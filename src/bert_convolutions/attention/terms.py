@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 
@@ -43,6 +44,15 @@ class Term:
         """The kernel, (d or H*d, 2n+1) if dynamic, else (H or 1, 2n+1), by key position minus query position."""
         kernel = self.kernel(parameter).flatten(0, -2)
         return kernel if self.side == "query" else kernel.flip(-1)
+
+    def values_to_draw(self, kernel: NDArray[Any]) -> NDArray[Any]:
+        """Of a ``kernel_by_key_offset``: the norm by offset of a dynamic one, or a fixed one's heads less their means.
+
+        Subtracting a constant from a fixed kernel leaves the softmax unchanged.
+        """
+        if self.dynamic:
+            return (kernel**2).sum(0, keepdims=True) ** 0.5
+        return kernel - kernel.mean(1, keepdims=True)
 
 
 TERMS = {

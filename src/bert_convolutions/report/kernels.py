@@ -82,21 +82,11 @@ def kernel_rows(kernels: Kernels) -> list[tuple[object, ...]]:
     rows: list[tuple[object, ...]] = []
     for term, layers in kernels.items():
         for layer, kernel in layers.items():
-            for head, line in enumerate(_values_to_draw(term, kernel), 1):
+            for head, line in enumerate(TERMS[term].values_to_draw(kernel), 1):
                 positions = enumerate(line, -(len(line) // 2))
                 named = "" if TERMS[term].dynamic else head
                 rows += [(term, layer + 1, named, offset, f"{value:.4f}") for offset, value in positions]
     return rows
-
-
-def _values_to_draw(term: str, kernel: np.ndarray) -> np.ndarray:
-    """The norm by offset of a dynamic kernel, or the heads of a fixed one, each less its mean.
-
-    Subtracting a constant from a fixed kernel leaves the softmax unchanged.
-    """
-    if TERMS[term].dynamic:
-        return np.linalg.norm(kernel, axis=0, keepdims=True)
-    return kernel - kernel.mean(1, keepdims=True)
 
 
 def kernel_figure(found: Kernels, name: str) -> Figure | None:
@@ -108,7 +98,7 @@ def kernel_figure(found: Kernels, name: str) -> Figure | None:
     if not found:
         return None
     drawn = {
-        term: {layer: _values_to_draw(term, kernel) for layer, kernel in kernels.items()}
+        term: {layer: TERMS[term].values_to_draw(kernel) for layer, kernel in kernels.items()}
         for term, kernels in sorted(found.items(), key=lambda item: TERMS[item[0]].dynamic)
     }
     heights = [

@@ -254,8 +254,7 @@ def kernel_pictures(model: torch.nn.Module) -> Iterator[tuple[str, NDArray[np.ui
         for attention in attentions:
             if name in attention.kernel.convolution_terms:
                 kernel = term.kernel_by_key_offset(getattr(attention, f"{name}_param").detach()).float().cpu().numpy()
-                norm, centred = np.linalg.norm(kernel, axis=0, keepdims=True), kernel - kernel.mean(1, keepdims=True)
-                rows.append(norm if term.dynamic else centred)
+                rows.append(term.values_to_draw(kernel))
         if rows:
             yield name, _colour_squares(np.concatenate(rows))
 
