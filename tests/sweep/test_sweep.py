@@ -188,6 +188,7 @@ def test_an_interrupted_cell_stops_the_sweep(tmp_path: Path, monkeypatch: pytest
         ({"variants": {"a": {}, "b": {"bf16": True}}}, "variants a and b are the same .* or differ only in speed"),
         ({"variants": {"a": {}, "b": {"pack": False, "attn_implementation": "eager"}}}, "differ only in speed"),
         ({"variants": {"a": {}, "b": {"gradient_checkpointing": True, "log_level": "info"}}}, "differ only in speed"),
+        ({"variants": {"a": {}, "b": {"per_device_train_batch_size": 8}}}, "differ only in speed"),  # the default
         (
             {"variants": {"a": {"per_device_train_batch_size": 8}, "b": {"gradient_accumulation_steps": 1}}},
             "differ only in speed",

@@ -219,14 +219,18 @@ def flag_paths(flags: Flags, name: str) -> list[Path]:
     return [Path(str(path)) for path in (value if isinstance(value, list) else [value])]
 
 
+def batch_size(flags: Mapping[str, Any]) -> float:
+    """The examples of a step of one process."""
+    return float(flags.get(_BATCH[0]) or 8) * float(flags.get(_BATCH[1]) or 1)
+
+
 def effective_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
     """The flags that affect results, in a canonical form, with the batch size as one number."""
     chosen = {name: value for name, value in flags.items() if name not in (*_SPEED_ONLY, *_BATCH)}
     for name, canonical in _CANONICAL.items():
         if chosen.get(name) is not None:
             chosen[name] = canonical(chosen[name])
-    if any(name in flags for name in _BATCH):
-        chosen["batch"] = float(flags.get(_BATCH[0]) or 8) * float(flags.get(_BATCH[1]) or 1)
+    chosen["batch"] = batch_size(flags)
     return {name: value for name, value in chosen.items() if value not in (None, False, "dot_product", "feedforward")}
 
 

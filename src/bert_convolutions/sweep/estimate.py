@@ -15,7 +15,7 @@ from bert_convolutions.model import CompositeBertConfig, CompositeBertForMaskedL
 from bert_convolutions.model.flops import count_flops
 from bert_convolutions.model.presets import load_config
 from bert_convolutions.schemas import Flags
-from bert_convolutions.sweep.cells import Cell, flag_paths
+from bert_convolutions.sweep.cells import Cell, batch_size, flag_paths
 from bert_convolutions.training.options import ARCHITECTURE_FLAGS
 
 _MATMUL_FRACTION = 0.5
@@ -95,8 +95,7 @@ def planned_tokens(flags: Flags) -> float:
             "an experiment's base must give max_steps, so that all variants see the same number of tokens, or "
             "train_minutes, so that all take the same time"
         )
-    batch = float(flags.get("per_device_train_batch_size") or 8) * float(flags.get("gradient_accumulation_steps") or 1)  # type: ignore[arg-type]
-    return float(flags["max_steps"]) * batch * example_length(flags)  # type: ignore[arg-type]
+    return float(flags["max_steps"]) * batch_size(flags) * example_length(flags)  # type: ignore[arg-type]
 
 
 def training_flops_per_token(model: PreTrainedModel, flags: Flags) -> float:
