@@ -24,8 +24,6 @@ from bert_convolutions.glue.tasks import MNLI, ROUND_SEEDS, DevSet, Task, TestSe
 from bert_convolutions.schemas import Hyperparameters, TaskState
 from bert_convolutions.training.sampling import StepPlan, last_step
 
-SHORTEST_PAIR = 5
-"""Length of ``[CLS] a [SEP] b [SEP]`` if both texts have one token."""
 _SETTINGS = (
     *("seed", "data_seed", "learning_rate", "max_steps", "num_train_epochs", "warmup_steps", "warmup_ratio"),
     *("lr_scheduler_type", "lr_scheduler_kwargs", "optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2"),
@@ -148,10 +146,9 @@ def check_flags(options: GlueOptions, arguments: TrainingArguments) -> None:
         raise UsageError("nothing to do: give --do_train, --do_eval or --do_predict")
     if arguments.do_train and options.model_name_or_path is None:
         raise UsageError("--do_train needs --model_name_or_path, the folder of the pre-trained model")
-    if options.max_seq_length < SHORTEST_PAIR:
+    if options.max_seq_length < 5:
         raise UsageError(
-            f"--max_seq_length {options.max_seq_length} leaves no room for a pair: [CLS] a [SEP] b [SEP] needs "
-            f"{SHORTEST_PAIR}"
+            f"--max_seq_length {options.max_seq_length} leaves no room for a pair: [CLS] a [SEP] b [SEP] needs 5"
         )
     if options.save_every_minutes is not None and not options.save_every_minutes > 0:
         raise UsageError(f"--save_every_minutes {options.save_every_minutes} is not above 0")
