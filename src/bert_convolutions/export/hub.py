@@ -1,6 +1,7 @@
 """Writes a model folder for the Hugging Face Hub and publishes it."""
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -20,20 +21,15 @@ _REVISIONS = ("chck_*", "checkpoint-*")
 
 
 def write_folder(options: ExportOptions, folder: Path) -> None:
-    """Write weights, tokenizer, code and model card to a folder.
+    """Write weights, tokenizer, if there is one, code and model card to a folder.
 
     Raises:
         UsageError: the model is not one of ours or can't be read.
     """
-    copy_model(options.model_name_or_path, folder)
+    load_model(options.model_name_or_path).save_pretrained(folder)
+    copy_tokenizer(options.model_name_or_path, folder)
     name = options.push_to_hub or options.output_dir.resolve().name
     write_card(options.model_name_or_path, folder, options.license, name)
-
-
-def copy_model(source: Path, folder: Path) -> None:
-    """Write a model, its tokenizer if it has one, and their code to a folder."""
-    load_model(source).save_pretrained(folder)
-    copy_tokenizer(source, folder)
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
@@ -77,8 +73,7 @@ def publish(options: ExportOptions) -> None:
         api.upload_folder(repo_id=repo, folder_path=options.output_dir, commit_message="Upload model")
         for checkpoint in _checkpoints(options.model_name_or_path) if options.revisions else ():
             with tempfile.TemporaryDirectory() as folder:
-                copy_model(checkpoint, Path(folder))
-                write_card(checkpoint, Path(folder), options.license, repo)  # its scores are not the last model's
+                write_folder(replace(options, model_name_or_path=checkpoint), Path(folder))
                 api.create_branch(repo, branch=checkpoint.name, exist_ok=True)
                 api.upload_folder(
                     repo_id=repo,

@@ -140,7 +140,6 @@ def differences(results: SweepResults, figures_of: Callable[[Run], Mapping[str, 
 
     ``figures_of`` returns a run's fractions by name, if any.
     """
-
     means: dict[str, dict[str, float]] = {}
     for variant, runs in results.by_variant.items():
         found = [figures for run in runs if (figures := figures_of(run))]
