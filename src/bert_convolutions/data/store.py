@@ -105,7 +105,7 @@ class WatchedFile:
     """
 
     def __init__(self, path: Path, checksum: str | None, status: tuple[int, ...]) -> None:
-        self._path, self._checksum, self._shard_stamp = path, checksum, status
+        self._path, self._checksum, self._stamp = path, checksum, status
         self._open()
 
     def _open(self) -> None:
@@ -132,10 +132,10 @@ class WatchedFile:
             UsageError: the content has changed.
         """
         data = self._read(position, count)
-        while self._checksum is not None and change_stamp(self._file.fileno()) != self._shard_stamp:
+        while self._checksum is not None and change_stamp(self._file.fileno()) != self._stamp:
             self._file.close()
             self._open()
-            self._shard_stamp = change_stamp(self._file.fileno())
+            self._stamp = change_stamp(self._file.fileno())
             if sha256(self._path) != self._checksum:
                 raise UsageError(
                     f"{self._path}: is damaged: it has changed since it was opened; restore its content, or start anew "

@@ -223,7 +223,7 @@ class _GlueRun:
         dev = self.data.dev(tokenizer, job.task) if job.reads_dev else {}
         self.progress.start(job.name, f"{describe_training(job, len(train))}, from {settings['model']}")
         longest = self.options.max_seq_length
-        cut = float((train.offsets[1:] - train.offsets[:-1] == longest).mean())
+        cut = float((train.lengths == longest).mean())
         if cut > _NOTED_CUT and not job.task.per_token:  # where the rest of a sentence is another example
             self.progress.say(f"{job.name}: {cut:.0%} of the examples are cut off at --max_seq_length {longest}")
         if job.mnli_encoder not in (None, start):
