@@ -111,7 +111,7 @@ def test_a_card_says_what_is_not_recorded(folders: dict[str, Path], tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "fault", ["no model", "not ours", "damaged weights", "damaged results", "target", "into itself"]
+    "fault", ["no model", "not ours", "own code", "damaged weights", "damaged results", "target", "into itself"]
 )
 def test_models_that_cannot_be_exported_are_refused_and_leave_nothing(
     fault: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -121,6 +121,8 @@ def test_models_that_cannot_be_exported_are_refused_and_leave_nothing(
         (trained / "config.json").unlink()
     elif fault == "not ours":
         write_json(trained / "config.json", {"model_type": "bert"})
+    elif fault == "own code":
+        write_json(trained / "config.json", {"model_type": "other", "auto_map": {"AutoConfig": "code.Config"}})
     elif fault == "damaged weights":
         (trained / "model.safetensors").write_bytes(b"no weights")
     elif fault == "damaged results":
@@ -131,7 +133,8 @@ def test_models_that_cannot_be_exported_are_refused_and_leave_nothing(
     else:
         target = trained / "out"
     assert export(trained, target) == 2
-    said = capsys.readouterr().err
+    printed, said = capsys.readouterr()
+    assert "[y/N]" not in printed, "asks whether to run the code in the folder"
     assert "Traceback" not in said
     assert said.splitlines()[-1].startswith("bertconv: error: ")
     assert not (target / "config.json").exists()

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers import AutoConfig
 
 from bert_convolutions import __version__
 from bert_convolutions.errors import install_command
 from bert_convolutions.glue.submit import read_score
 from bert_convolutions.glue.tasks import all_dev_sets
 from bert_convolutions.model.configuration import AUTO_CLASSES
+from bert_convolutions.model.loading import load_config
 from bert_convolutions.parsing import read_json, read_model
 from bert_convolutions.schemas import StoredTrainerState, TrainResults
 from bert_convolutions.terminal import say
@@ -98,7 +98,7 @@ def write_card(source: Path, folder: Path, license_name: str, name: str) -> None
     Raises:
         UsageError: a results file is damaged.
     """
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config: Any = load_config(folder)
     auto = next(auto for auto, name in AUTO_CLASSES.items() if name == config.architectures[0])
     pipeline = _PIPELINES.get(auto, "feature-extraction")
     results = _results(source)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 import bert_convolutions
 from bert_convolutions.data.loading import load_tokenizer
@@ -13,7 +13,7 @@ from bert_convolutions.errors import UsageError, first_line
 from bert_convolutions.export.card import write_card
 from bert_convolutions.export.options import ExportOptions
 from bert_convolutions.model.configuration import AUTO_CLASSES, CompositeBertConfig
-from bert_convolutions.model.loading import load_strictly, set_max_length
+from bert_convolutions.model.loading import load_config, load_strictly, set_max_length
 
 _TOKENIZER_FILES = ("tokenizer_config.json", "spm.model")
 _REVISIONS = ("chck_*", "checkpoint-*")
@@ -35,8 +35,7 @@ def write_folder(options: ExportOptions, folder: Path) -> None:
 def copy_tokenizer(source: Path, folder: Path) -> None:
     """Write a model's tokenizer, if it has one, to a folder."""
     if any((source / name).is_file() for name in _TOKENIZER_FILES):
-        config = AutoConfig.from_pretrained(source, local_files_only=True)
-        set_max_length(config, load_tokenizer(source)).save_pretrained(folder)
+        set_max_length(load_config(source), load_tokenizer(source)).save_pretrained(folder)
 
 
 def load_model(source: Path) -> PreTrainedModel:
@@ -45,13 +44,9 @@ def load_model(source: Path) -> PreTrainedModel:
     Raises:
         UsageError: the folder holds no such model.
     """
-    config_file = source / "config.json"
-    if not config_file.is_file():
+    if not (source / "config.json").is_file():
         raise UsageError(f"--model_name_or_path {source} has no config.json; give the folder of a model")
-    try:
-        config = AutoConfig.from_pretrained(source, local_files_only=True)
-    except Exception as error:  # of JSON, transformers or ours
-        raise UsageError(f"{config_file}: {first_line(error)}") from error
+    config = load_config(source)
     name = (config.architectures or ["CompositeBertModel"])[0]
     if not isinstance(config, CompositeBertConfig) or name not in AUTO_CLASSES.values():
         raise UsageError(
