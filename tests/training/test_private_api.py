@@ -41,6 +41,7 @@ USED = {
     "accelerate.Accelerator._models": "whether autocast is set up yet",
     "torch.utils.data.dataloader._MultiProcessingDataLoaderIter._shutdown_workers": "workers at exit",
     "torch.optim.lr_scheduler.LambdaLR._last_lr": "the rate that is logged",
+    "torch.nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model": "untied embeddings",
     "torch.nn.Module._forward_pre_hooks": "pruning and spectral norm, which make a weight before each forward pass",
     "torch._inductor": "the modes of torch.compile, for --torch_compile_mode",
     "torch._dynamo": "which sizes change, before a model is compiled for those of its first batch",

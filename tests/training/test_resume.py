@@ -246,6 +246,25 @@ def test_a_lower_rate_applies_to_a_schedule_by_the_loss(make_trainer: MakeTraine
     assert rates == pytest.approx([1e-2, 1e-2, 1e-3, 1e-3, 1e-5, 1e-5])  # a tenth of 1e-4 for the rest
 
 
+def test_a_schedule_by_the_loss_resumes_a_checkpoint_without_peak_rates(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    """Older versions didn't save them."""
+    flags = {**EVALUATED, **BY_LOSS}
+    whole = make_trainer(tmp_path, **flags)
+    run(whole)
+    checkpoints.delete(tmp_path / "checkpoint-6")
+    path = tmp_path / "checkpoint-4" / "optimizer.pt"
+    saved = torch.load(path, weights_only=True)
+    for group in saved["param_groups"]:
+        del group["initial_lr"]
+    torch.save(saved, path)
+    resumed = make_trainer(tmp_path, **flags)
+    with resumed.watch.finish_step_on_signal():
+        resumed.train(resume_from_checkpoint=str(path.parent))
+    assert_same_weights(resumed, whole)
+
+
 def test_a_run_that_saves_models_only_is_saved_whole_for_a_signal(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     """Also where its step has just been saved."""
     flags = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "save_only_model": True}

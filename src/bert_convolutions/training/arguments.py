@@ -278,7 +278,7 @@ def apply_settings(settings: list[dict[str, Any]], optimizer: Any, schedule: Any
     nothing changes, to the last bit.
     """
     for group, given in zip(optimizer.param_groups, settings, strict=True):
-        if group["initial_lr"] != given["initial_lr"]:
+        if group.setdefault("initial_lr", given["initial_lr"]) != given["initial_lr"]:  # older runs' may lack it
             group["lr"] *= given["initial_lr"] / group["initial_lr"]
         group.update(given)
     if isinstance(schedule, LambdaLR):  # all schedules but those that depend on the loss

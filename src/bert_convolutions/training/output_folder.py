@@ -43,7 +43,7 @@ _FACTS = {
     "fingerprint": "the content of --train_data_file",
     "tokenizer": "the tokenizer (--tokenizer_name)",
     "optimizer": "the optimizer (--optim, --optim_args)",
-    "schedule": "--lr_scheduler_type, --lr_scheduler_kwargs",
+    "schedule": "--lr_scheduler_type",
     "model": "the model (--config_name and the architecture flags)",
 }
 """How messages name the run's facts; a fact that isn't listed is the flag of its name."""

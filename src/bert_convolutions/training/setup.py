@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
@@ -249,7 +250,7 @@ def make_model(options: PretrainOptions, config: CompositeBertConfig, seed: int)
         except ValueError as error:  # only the backend's name is unchecked so far
             raise UsageError(f"--attn_implementation {name}: {error}") from error
     if not config.tie_word_embeddings:  # the decoder then has another bias, and processes would wait for this one's
-        model.cls.predictions.bias.requires_grad_(False)
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ["cls.predictions.bias"])
     return model
 
 
@@ -365,6 +366,7 @@ def run_facts(
         "fingerprint": examples.fingerprint,
         "tokenizer": tokenizer_hash(tokenizer),
         "optimizer": [OptimizerNames(arguments.optim).value.removesuffix("_fused"), arguments.optim_args],
-        "schedule": [schedule.value, arguments.lr_scheduler_kwargs] if by_loss else "by step",
+        "schedule": schedule.value if by_loss else "by step",
+        "lr_scheduler_kwargs": arguments.lr_scheduler_kwargs if by_loss else None,
         "model": {name: value for name, value in model.config.to_dict().items() if name not in _NON_MODEL_KEYS},
     }
