@@ -372,6 +372,12 @@ def test_a_mask_of_pairs_of_two_dimensions_is_refused():
         make("qk_convq 2")(torch.randn(2, 7, 16, dtype=torch.float64), torch.ones(7, 7).tril())
 
 
+@pytest.mark.parametrize("rate", [-0.1, 1.0])
+def test_a_dropout_rate_out_of_range_is_refused(rate):
+    with pytest.raises(ValueError, match=f"dropout {rate} is not from 0 to below 1"):
+        make("qk_convq 2", dropout=rate)
+
+
 def test_the_kernel_may_be_its_option_string():
     assert CompositeAttention(16, 2, "qk_convq 3").kernel == parse_kernel("qk_convq 3")
     with pytest.raises(ValueError, match='unknown term "convx"'):

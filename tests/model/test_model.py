@@ -194,6 +194,13 @@ def test_inputs_embeds_and_resize_token_embeddings_work():
     assert model.cls.predictions.decoder.weight is model.get_input_embeddings().weight
 
 
+@pytest.mark.parametrize("kernel", ["qk_convq 2", "qk_convolution 2"])
+def test_a_mask_of_another_length_is_refused(kernel):
+    model, ids = CompositeBertForMaskedLM(config(attention_kernel=kernel)), tokens()
+    with pytest.raises(ValueError, match=r"attention mask has shape \(1, 5\), not \(B, S\) = "):
+        model(ids, attention_mask=torch.ones(1, 5))
+
+
 def test_initial_weights_are_distributed_as_in_the_original():
     model = CompositeBertForMaskedLM(
         config(

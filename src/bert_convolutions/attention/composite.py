@@ -121,11 +121,11 @@ class CompositeAttention(nn.Module):
         head_size: d, by default D/H.
         query_key, value: the projections of queries and keys, and of values.
         remove_query_key: use the hidden states, unprojected, as queries and keys (then H*d must be D).
-        dropout: dropout rate of the attention probabilities, in training.
+        dropout: dropout rate of the attention probabilities, in training; below 1.
         activation: activation inside depthwise-separable projections, by default GELU.
 
     Raises:
-        ValueError: the sizes are inconsistent, or the option string is invalid.
+        ValueError: the sizes are inconsistent, the option string is invalid, or the dropout rate out of range.
 
     Examples:
         >>> attention = CompositeAttention(256, 4, "qk_convfixed_convq_convk 8")
@@ -150,6 +150,8 @@ class CompositeAttention(nn.Module):
         self.head_size = head_size or hidden_size // num_heads
         self.num_heads = num_heads
         size = num_heads * self.head_size
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout {dropout} is not from 0 to below 1")
         if remove_query_key and size != hidden_size:
             raise ValueError(f"remove_query_key needs num_heads x head_size = {size} to be hidden_size {hidden_size}")
         self.kernel = kernel = parse_kernel(kernel) if isinstance(kernel, str) else kernel
@@ -245,13 +247,7 @@ class CompositeAttention(nn.Module):
             ValueError: the mask has other sizes than (B, S), or is one of pairs and there are convolutions over tokens.
         """
         if not isinstance(segments, Segments):
-            size = hidden.shape[:2]
-            if segments is not None and segments.dim() == 2 and segments.shape not in (size, (1, size[1])):
-                raise ValueError(
-                    f"the attention mask has shape {tuple(segments.shape)}, not (B, S) = {tuple(size)}; a mask of "
-                    "pairs is (1, S, S) or (B, S, S)"
-                )
-            segments = Segments.from_mask(segments)
+            segments = Segments.from_mask(segments, size=hidden.shape[:2])
         query, key, value = (self.project(name, hidden, segments) for name in ("query", "key", "value"))
         assert value is not None
         parts = self.score_parts(query, key, segments, value.dtype)

@@ -34,23 +34,32 @@ class Segments:
     cached_spans: Tensor | None = None
 
     @classmethod
-    def from_mask(cls, attention_mask: Tensor | None, examples_per_row: int | None = None) -> "Segments":
+    def from_mask(
+        cls, attention_mask: Tensor | None, examples_per_row: int | None = None, size: tuple[int, ...] | None = None
+    ) -> "Segments":
         """Create segments from an attention mask.
 
         Args:
-            attention_mask: (B, S) of any dtype, the numbers of the examples; or a mask of pairs, (B, S, S) or
-                (B, 1 or H, S, S), as in ``torch.nn.functional.scaled_dot_product_attention``: boolean or integer, 0
-                where a pair may not attend, or floating point, added to the scores whatever its values. Convolutions
+            attention_mask: (1 or B, S) of any dtype, k for the k-th example of the row (convolutions over tokens rely
+                on numbers that increase and are at most S); or a mask of pairs, (1 or B, S, S) or
+                (1 or B, 1 or H, S, S), as in ``torch.nn.functional.scaled_dot_product_attention``: boolean or integer,
+                0 where a pair may not attend, or floating point, added to the scores whatever its values. Convolutions
                 over tokens refuse a mask of pairs.
             examples_per_row: upper bound on the numbers in a mask (B, S), which only convolutions over tokens need. If
                 None, they read it from the device, once per forward pass.
+            size: (B, S) of the tokens; None if it is not to be checked.
 
         Raises:
-            ValueError: the mask has another number of dimensions.
+            ValueError: the mask has another number of dimensions or another size.
         """
         if attention_mask is None:
             return cls()
         if attention_mask.dim() == 2:
+            if size and not torch.jit.is_tracing() and attention_mask.shape not in (size, (1, size[1])):
+                raise ValueError(
+                    f"the attention mask has shape {tuple(attention_mask.shape)}, not (B, S) = {tuple(size)}; a mask "
+                    "of pairs is (1, S, S) or (B, S, S)"
+                )
             return cls(attention_mask.long(), None, 1 if attention_mask.dtype == torch.bool else examples_per_row)
         if attention_mask.dim() not in (3, 4):
             raise ValueError(

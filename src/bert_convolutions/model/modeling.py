@@ -117,8 +117,8 @@ class CompositeBertModel(CompositeBertPreTrainedModel):
         With flat ``output_positions`` (P,) in B*S, the last hidden state is (P, D), for these positions only.
 
         Raises:
-            ValueError: not exactly one of ``input_ids`` and ``inputs_embeds`` is given, or an input for decoders or for
-                masking heads.
+            ValueError: not exactly one of ``input_ids`` and ``inputs_embeds`` is given, or a mask of another size, or
+                an input for decoders or for masking heads.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -132,9 +132,9 @@ class CompositeBertModel(CompositeBertPreTrainedModel):
         if hasattr(self, "embeddings_project"):
             hidden = self.embeddings_project(hidden)
         if self.config.convolves_tokens:
-            segments = Segments.from_mask(attention_mask, examples_per_row).with_count()
+            segments = Segments.from_mask(attention_mask, examples_per_row, hidden.shape[:2]).with_count()
         else:  # without the number, a compiler doesn't recompile when it changes
-            segments = Segments.from_mask(attention_mask)
+            segments = Segments.from_mask(attention_mask, size=hidden.shape[:2])
         # Fused backends don't keep the probabilities; only eager returns them.
         implementation = "eager" if want_attentions else self.config._attn_implementation
         dtype = product_dtype(hidden)
