@@ -17,7 +17,7 @@ from bert_convolutions.glue import state
 from bert_convolutions.glue.finetune import GlueTrainer
 from bert_convolutions.glue.options import CompileGlueOptions
 from bert_convolutions.glue.run import run_glue
-from bert_convolutions.glue.submit import compile_glue
+from bert_convolutions.glue.submit import compile_glue, mixed_rounds
 from bert_convolutions.schemas import TaskState
 from tests.glue.helpers import arguments, kill_in_step, options
 from tests.helpers import contents, same_weights
@@ -135,6 +135,15 @@ def test_rounds_of_another_run_are_not_averaged_with_those_of_this_one(
     assert f"These scores don't belong together: {differ}" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(UsageError, match=f"--input .*out: {differ}; move the rounds of one of the runs elsewhere"):
         compile_glue(compiled)
+
+
+def test_rounds_from_mnli_are_not_averaged_with_others(tmp_path: Path):
+    """As where MNLI was fine-tuned in some of the rounds."""
+    for number, model in enumerate(("MNLI0/transformer_subgraph", "MNLI1/transformer_subgraph", "base")):
+        (tmp_path / f"RTE{number}").mkdir()
+        settings = {"model": model, "weights": f"hash of {model}"}
+        state.write_state(tmp_path / f"RTE{number}", TaskState(task="RTE", settings=settings))
+    assert mixed_rounds(tmp_path) == "RTE1 and RTE2 are of different runs, which differ in weights"
 
 
 def test_the_same_batch_by_accumulation_is_the_same_run(finished: Path, glue_dir: Path, model_dir: Path, capsys):

@@ -97,12 +97,13 @@ def _rounds(folder: Path, task: Task) -> dict[int, Path]:
 def mixed_rounds(folder: Path, tasks: Iterable[Task] = TASKS) -> str:
     """Two rounds of a task that were fine-tuned with other settings, whose mean says nothing; empty if there are none.
 
-    A round has its own seed, and its own weights to start from if they are those of its MNLI encoder.
+    Each has its own seed, and its own weights to start from if all start from the MNLI encoder of their round.
     """
     for task in tasks:
         states = [(place.name, state) for place in _rounds(folder, task).values() if (state := read_state(place))]
         for (first, one), (second, other) in pairwise(states):
-            own = {"seed", "model", "weights" if str(one.settings.get("model")).endswith(ENCODER_FOLDER) else ""}
+            from_mnli = (str(state.settings.get("model")).endswith(ENCODER_FOLDER) for state in (one, other))
+            own = {"seed", "model", *(("weights",) if all(from_mnli) else ())}
             common = one.settings.keys() & other.settings.keys() - own
             if differ := sorted(key for key in common if one.settings[key] != other.settings[key]):
                 return f"{first} and {second} are of different runs, which differ in {', '.join(differ)}"
