@@ -381,7 +381,7 @@ def test_bad_options_are_refused(build: Build, tmp_path: Path) -> None:
         ({"output_dir": None}, "--output_dir is needed"),
         ({"output_format": "ids"}, "needs --output_file"),
         ({"num_proc": 0}, "--num_proc 0"),
-        ({"split_sentences": True, "language": "german"}, "--language german is no language code such as en, de"),
+        ({"split_sentences": True, "language": "german"}, "--language german is no language code in small letters, as"),
         ({"output_dir": str(tmp_path / "full")}, "is not empty"),
         ({"output_dir": str(tmp_path / "text.txt")}, "is a file"),
     ]:
