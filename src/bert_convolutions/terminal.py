@@ -24,7 +24,7 @@ def make_bar(name: str | None, total: int | None, unit: str, shown: bool = True)
     """A progress bar on standard error, drawn anew every second; in a log file every minute, from the first on."""
     from tqdm import tqdm
 
-    seconds = 1.0 if shows_bars() else 60.0
+    seconds, delay = (1.0, 0.0) if shows_bars() else (60.0, 60.0)
     return tqdm(
         total=total,
         desc=name,
@@ -32,7 +32,7 @@ def make_bar(name: str | None, total: int | None, unit: str, shown: bool = True)
         unit_scale=unit == "B",
         mininterval=seconds,
         maxinterval=max(seconds, 10.0),
-        delay=0.0 if shows_bars() else seconds,
+        delay=delay,
         smoothing=0.05,
         disable=not shown,
     )

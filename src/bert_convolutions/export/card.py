@@ -16,6 +16,7 @@ from bert_convolutions.model.loading import load_config
 from bert_convolutions.parsing import read_json, read_model
 from bert_convolutions.schemas import StoredTrainerState, TrainResults
 from bert_convolutions.terminal import say
+from bert_convolutions.training.checkpoints import TRAINER_STATE_NAME
 
 _KERNEL_IMAGE = "kernels.png"
 _PIPELINES = {
@@ -158,7 +159,7 @@ def _training_facts(source: Path) -> list[tuple[str, Any]]:
     path = source / "train_results.json"
     if not path.is_file():
         return []
-    results, state = read_model(TrainResults, path), source / "trainer_state.json"
+    results, state = read_model(TrainResults, path), source / TRAINER_STATE_NAME
     facts = [("steps", f"{results.steps:,}")]
     facts += [(text, results.run[name]) for name, text in _RUN_FACTS.items() if name in results.run]
     log = read_model(StoredTrainerState, state).log_history if state.is_file() else []

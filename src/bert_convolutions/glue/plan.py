@@ -1,6 +1,8 @@
 """Plans the jobs (task, round) of a run: their folders, arguments and unfinished stages."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,8 +131,9 @@ def plan_jobs(options: GlueOptions, arguments: TrainingArguments) -> list[Job]:
         raise UsageError(
             f"{FLAG} {chosen} lacks {', '.join(uncovered)}: give {TRAINER_FLAGS}, or a .yaml file with a default"
         )
+    digest = functools.cache(sha256)  # all rounds of a task have the same files
     return [
-        _plan_job(options, arguments, task, round_number, hyperparameters.get(task.name))
+        _plan_job(options, arguments, task, round_number, hyperparameters.get(task.name), digest)
         for round_number in rounds
         for task in tasks
     ]
@@ -179,6 +182,7 @@ def _plan_job(
     task: Task,
     round_number: int | None,
     hyperparameters: Hyperparameters | None,
+    digest: Callable[[Path], str],
 ) -> Job:
     own = _task_arguments(arguments, task, round_number, hyperparameters)
     folder = Path(str(own.output_dir))
@@ -199,9 +203,10 @@ def _plan_job(
             kind, is_listed = "eval", part.score in done.dev.get(part.name, {})
         else:
             kind, is_listed = "test", part.name in done.predicted
-        data = Path(task.root or options.data_dir or "") / part.path
-        is_same = not data.is_file() or done.data.get(part.path) in (None, sha256(data))
-        return is_listed and is_same and (folder / f"{kind}_results_{part.name}.txt").is_file()
+        if not is_listed or not (folder / f"{kind}_results_{part.name}.txt").is_file():
+            return False
+        data, before = Path(task.root or options.data_dir or "") / part.path, done.data.get(part.path)
+        return before is None or not data.is_file() or before == digest(data)
 
     return Job(
         task,

@@ -72,13 +72,14 @@ def _check_options(options: ReportOptions, results: SweepResults) -> None:
     if options.text:
         find_sources([str(options.text)])
     for variant, (run, *_) in results.by_variant.items():
-        config, tokenizer = load_config(str(run.folder)), load_tokenizer(run.folder)
-        longest = config.max_position_embeddings
+        config = load_config(str(run.folder))
         if options.head is not None and not 1 <= options.head <= config.num_attention_heads:
             raise UsageError(f"--head {options.head}: {variant} has the heads 1 to {config.num_attention_heads}")
-        length = len(tokenizer(options.sentence or "", verbose=False)["input_ids"])
-        if length > longest and not config.remove_position_embeddings:
-            raise UsageError(f"--sentence has {length} tokens, and {variant} takes at most {longest}; shorten it")
+        if options.sentence and not config.remove_position_embeddings:
+            longest = config.max_position_embeddings
+            length = len(load_tokenizer(run.folder)(options.sentence, verbose=False)["input_ids"])
+            if length > longest:
+                raise UsageError(f"--sentence has {length} tokens, and {variant} takes at most {longest}; shorten it")
 
 
 def _progress_note(results: SweepResults, cells: Sequence[Cell]) -> str:

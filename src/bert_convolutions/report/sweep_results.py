@@ -16,6 +16,7 @@ from bert_convolutions.sweep.cells import LOCAL_ORDER, MINIMAL_PAIRS, PRETRAIN, 
 from bert_convolutions.sweep.estimate import on_meta_device, training_flops_per_token
 from bert_convolutions.sweep.run import EXPERIMENT_NAME
 from bert_convolutions.sweep.statistics import Interval, ratio_interval, tokens_to_loss
+from bert_convolutions.training.checkpoints import TRAINER_STATE_NAME
 
 LOSS = "held-out loss"
 MASKED_ACCURACY = "masked tokens right"
@@ -110,7 +111,7 @@ def read_sweep(folder: Path) -> SweepResults:
 def _read_run(cells: Mapping[str, Cell]) -> Run:
     cell = cells[PRETRAIN]
     try:
-        state = read_json(cell.folder / "trainer_state.json")
+        state = read_json(cell.folder / TRAINER_STATE_NAME)
         evaluation = read_json(cell.folder / "eval_results.json")
         training = read_json(cell.folder / "train_results.json")
         logged = [entry for entry in state["log_history"] if "eval_loss" in entry and entry["step"]]

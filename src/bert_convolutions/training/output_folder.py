@@ -29,7 +29,7 @@ _EVALUATION_NAMES = ("eval_results.json", "eval_results_lm.txt")
 _OWN_NAMES = (
     TRAIN_RESULTS_NAME,
     *_EVALUATION_NAMES,
-    "trainer_state.json",
+    checkpoints.TRAINER_STATE_NAME,
     "training_args.json",
     DIVERGED_NAME,
     "config.json",

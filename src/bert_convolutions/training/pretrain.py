@@ -165,7 +165,7 @@ def _train(trainer: PretrainingTrainer, start: Start, folder: Path) -> None:
     staged = folder / checkpoints.STAGING_NAME
     trainer.save_model(str(staged))
     if trainer.args.should_save:
-        trainer.state.save_to_json(str(staged / "trainer_state.json"))
+        trainer.state.save_to_json(str(staged / checkpoints.TRAINER_STATE_NAME))
         results = {"steps": trainer.state.global_step, **metrics, "run": trainer.run_facts}
         files.write_json(staged / output_folder.TRAIN_RESULTS_NAME, results)
         output_folder.install(staged, folder)
