@@ -57,7 +57,9 @@ def main() -> None:
     with given.output.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
-        writer.writerows((name, *(f"{value:.4f}" for value in row)) for name, *row in zip(*columns.values(), strict=True))
+        writer.writerows(
+            (name, *(f"{value:.4f}" for value in row)) for name, *row in zip(*columns.values(), strict=True)
+        )
 
 
 if __name__ == "__main__":

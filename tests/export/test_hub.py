@@ -70,8 +70,11 @@ def test_an_existing_folder_is_filled_and_not_replaced(
     assert "# out\n" in (out / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_folder_has_all_files_and_the_card_has_the_results(trained: Path, tmp_path: Path) -> None:
+def test_the_folder_has_all_files_and_the_card_has_the_results(
+    trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert export(trained, tmp_path / "out", "--license=cc-by-4.0") == 0
+    assert not capfd.readouterr().err, "transformers draws a bar for the one file of the weights"
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         *("README.md", "config.json", "model.safetensors", "kernels.png", "spm.model", "tokenizer_config.json"),
         *("configuration_composite_bert.py", "modeling_composite_bert.py", "tokenization_composite_bert.py"),

@@ -19,7 +19,7 @@ from bert_convolutions.data.pieces import MODEL_FILE
 from bert_convolutions.errors import UsageError, first_line
 from bert_convolutions.hub import local_folder
 from bert_convolutions.model.configuration import CompositeBertConfig
-from bert_convolutions.model.loading import set_max_length
+from bert_convolutions.model.loading import quiet_transformers, set_max_length
 from bert_convolutions.model.presets import read_config
 from bert_convolutions.parsing import read_json, read_model
 from bert_convolutions.schemas import OriginalsConfig
@@ -80,7 +80,8 @@ def convert_checkpoint(
     model.config.architectures = [type(model).__name__]
 
     with files.folder_inside(target, "--output_dir") as temporary:
-        model.save_pretrained(temporary)
+        with quiet_transformers():
+            model.save_pretrained(temporary)
         tokenizer_files = (MODEL_FILE,) if kind == "original" else _TOKENIZERS
         if any((source / name).is_file() for name in tokenizer_files):
             tokenizer = load_tokenizer(source / MODEL_FILE if kind == "original" else source)

@@ -13,7 +13,7 @@ from bert_convolutions.errors import UsageError, first_line
 from bert_convolutions.export.card import write_card
 from bert_convolutions.export.options import ExportOptions
 from bert_convolutions.model.configuration import AUTO_CLASSES, CompositeBertConfig
-from bert_convolutions.model.loading import load_config, load_strictly, set_max_length
+from bert_convolutions.model.loading import load_config, load_strictly, quiet_transformers, set_max_length
 
 _TOKENIZER_FILES = ("tokenizer_config.json", "spm.model")
 _REVISIONS = ("chck_*", "checkpoint-*")
@@ -26,7 +26,9 @@ def write_folder(options: ExportOptions, folder: Path) -> None:
     Raises:
         UsageError: the model is not one of ours or can't be read.
     """
-    load_model(options.model_name_or_path).save_pretrained(folder)
+    model = load_model(options.model_name_or_path)
+    with quiet_transformers():
+        model.save_pretrained(folder)
     copy_tokenizer(options.model_name_or_path, folder)
     name = options.push_to_hub or options.output_dir.resolve().name
     write_card(options.model_name_or_path, folder, options.license, name)
