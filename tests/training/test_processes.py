@@ -84,8 +84,8 @@ def test_a_rank_that_dies_or_gets_a_signal_ends_the_others(
             os.killpg(launcher.pid, signal.SIGKILL)
     assert checkpoints.newest_valid(workspace.folder / output).found is not None
     if code == "died":
-        assert "another process of this run has ended" in said and "exitcode  : -9" in said
+        assert "another process of this run has ended" in said and "exitcode  : -9" in said, said
     else:
-        assert "--resume_from_checkpoint true" in said and "exitcode  : 75" in said
+        assert "--resume_from_checkpoint true" in said and "exitcode  : 75" in said, said
         launcher_words = " ".join([*TORCHRUN, *COMMAND])
         assert f"resume with: {sys.executable} {launcher_words} --" in said
