@@ -14,13 +14,13 @@ import pytest
 
 pytest.importorskip("triton")
 
-SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}  # bytes per block, by CUDA's programming guide
+SHARED_MEMORY = 99 * 1024  # bytes per block of 8.6, 8.9 and 12.0 (RTX 30 to 50, A10, L4); 8.0 and 9.0 have more
 REGISTERS = 255  # per thread
 COMBINATIONS = (2 * 2 + 1) * 8  # element and head sizes, and rows of whole tiles; launches of 7 kernels
 SPILLED = 192  # bytes, by Triton 3.7; on an H200, three programs that spill so much are faster than two without
 
 
-@pytest.mark.parametrize("architecture", SHARED_MEMORY)
+@pytest.mark.parametrize("architecture", [80, 90])
 def test_every_shipped_kernel_fits_the_device(architecture):
     """Every kernel with every tile, and with all that takes registers: terms, segments and dropout."""
     kernels = run_this_file_without_interpreter(str(architecture), "8")
@@ -28,7 +28,7 @@ def test_every_shipped_kernel_fits_the_device(architecture):
     for kernel in kernels:
         assert kernel["spilled"] <= (SPILLED if kernel["limited"] else 0), kernel
         assert kernel["registers"] <= REGISTERS, kernel
-        assert kernel["shared"] <= SHARED_MEMORY[architecture], kernel
+        assert kernel["shared"] <= SHARED_MEMORY, kernel
 
 
 def test_a_second_launch_passes_what_triton_passed_in_the_first():
