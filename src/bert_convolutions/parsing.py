@@ -4,6 +4,7 @@ Errors name the file and the location in one sentence. Imports neither PyTorch n
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,19 @@ from bert_convolutions.errors import UsageError, brief
 from bert_convolutions.files import read_small
 
 ModelT = TypeVar("ModelT", bound=pydantic.BaseModel)
+
+
+class YamlLoader(yaml.SafeLoader):
+    """Reads as in YAML 1.2 what the library reads as in 1.1: ``no``, ``on``, ``010``, ``1:30`` and dates are text."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - of the library
+        first: [(tag, form) for tag, form in forms if tag.rpartition(":")[2] not in ("bool", "int", "timestamp")]
+        for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+YamlLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("(true|True|TRUE|false|False|FALSE)$"), [*"tTfF"])
+YamlLoader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile("-?(0|[1-9][0-9]*)$"), [*"-0123456789"])
 
 
 def read_text(path: Path) -> str:
@@ -57,12 +71,12 @@ def read_yaml(path: Path, where: str) -> Any:
         UsageError: it can't be read or is not YAML.
     """
     try:
-        return yaml.safe_load(read_small(path))
+        return yaml.load(read_small(path), YamlLoader)
     except UsageError:
         raise
     except OSError as error:
         raise UsageError(f"{where} can't be read: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an invalid date
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: the value of a !!tag
         raise UsageError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
 
 

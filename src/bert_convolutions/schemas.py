@@ -322,7 +322,7 @@ Joined = Annotated[list[Column], BeforeValidator(_as_list), Field(min_length=1)]
 
 def _as_label(value: object) -> object:
     if isinstance(value, bool):
-        raise ValueError(f"YAML reads yes, no, on and off as booleans, here {value}; put it in quotes")
+        raise ValueError(f"YAML reads it as a truth value, here {value}; put it in quotes")
     return str(value) if isinstance(value, int) else value
 
 

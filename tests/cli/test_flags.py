@@ -207,7 +207,7 @@ class TestConfigFile:
             ("just text\n", ["flag: value"]),
             ("[a]: b\n", ["line 1"]),
             ("config: other.yaml\n", ["line 1", "another"]),
-            ("name: 2020-99-99\n", ["not valid YAML"]),
+            ("name: !!timestamp 2020-99-99\n", ["not valid YAML"]),
             ("name: !!python/object:os.system x\n", ["not valid YAML"]),
             ("name: \x00\n", ["not valid YAML"]),
         ],

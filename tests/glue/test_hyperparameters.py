@@ -80,7 +80,8 @@ BAD_YAML = {
     "": "must map tasks",
     "RTE: {steps: 1}\nrte: {steps: 2}": "RTE comes twice",
     "RTE: {": "is not YAML",
-    "RTE: {steps: 2020-99-99}": "is not YAML",
+    "RTE: {steps: !!int many}": "is not YAML",
+    "RTE: {steps: 2020-99-99}": "a valid integer, not '2020-99-99'",
     "RTE: {steps: 99999999999}": "less than 2147483648",
     "a: &a [1, 1]\n"
     + "".join(f"{chr(97 + n)}: &{chr(97 + n)} [*{chr(96 + n)}, *{chr(96 + n)}]\n" for n in range(1, 26))

@@ -49,7 +49,7 @@ def classes(folder: Path, suffix: str) -> Path:
         else:
             comma = "," if suffix == ".csv" else "\t"
             path.write_text("".join(comma.join(map(str, row)) + "\n" for row in [kept[0], *(r.values() for r in kept)]))
-    return write_task(folder, "mine", suffix, "text: [a, b], label: y", "labels: ['no', 'yes']\nmetric: matthews")
+    return write_task(folder, "mine", suffix, "text: [a, b], label: y", "labels: [no, yes]\nmetric: matthews")
 
 
 def words(folder: Path, suffix: str) -> Path:
@@ -249,10 +249,7 @@ BAD_YAML = {
     "no dev": (YAML.replace(", dev: t.jsonl", ""), "files.dev: Field required"),
     "no label": (YAML.replace(", label: y", ""), "columns.label: Field required"),
     "metric": (YAML.replace("accuracy", "acuracy"), "metric: Input should be 'accuracy'"),
-    "truth values": (
-        YAML.replace("x, z", "no, yes"),
-        "labels.0: YAML reads yes, no, on and off as booleans",
-    ),
+    "truth values": (YAML.replace("x, z", "true, false"), "labels.0: YAML reads it as a truth value, here True"),
     "twice": (YAML.replace("x, z", "x, x"), "labels: a label occurs twice"),
     "one label": (YAML.replace("x, z", "x"), "labels: give at least two"),
     "neither": (YAML.replace("text: a, ", ""), "columns: give text or tokens"),

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import datetime
 import json
 from collections.abc import Collection
 from pathlib import Path
@@ -14,8 +13,9 @@ from bert_convolutions import files
 from bert_convolutions.cli.flags import CONFIG_FLAG, nearest
 from bert_convolutions.errors import UsageError, brief
 from bert_convolutions.flags import as_argv
+from bert_convolutions.parsing import YamlLoader
 
-_SCALARS = (str, int, float, bool, datetime.date)
+_SCALARS = (str, int, float, bool)
 _MAX_NODES = 10_000
 """Maximum number of values in a configuration file; with aliases, ten lines of YAML can hold billions."""
 
@@ -89,7 +89,7 @@ def read_config_file(path: Path) -> ConfigFile:
             repeats a key.
     """
     try:
-        loader = yaml.SafeLoader(files.read_small(path).decode("utf-8"))
+        loader = YamlLoader(files.read_small(path).decode("utf-8"))
         document = loader.get_single_node()
         if document is not None and _count_nodes(document, {}) > _MAX_NODES:
             raise UsageError(f"{CONFIG_FLAG} {path} has more than {_MAX_NODES:,} values, its *aliases written out")
@@ -101,7 +101,7 @@ def read_config_file(path: Path) -> ConfigFile:
         raise UsageError(f"{CONFIG_FLAG} {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{CONFIG_FLAG} {path} is not UTF-8 text") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an invalid date
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: the value of a !!tag
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark is not None else ""
         problem = str(getattr(error, "problem", None) or error).splitlines()[0]

@@ -22,7 +22,7 @@ from bert_convolutions.flags import as_text
 OptionsT = TypeVar("OptionsT")
 
 CONFIG_FLAG = "--config"
-_TRUE, _FALSE = {"true", "yes", "t", "y", "1"}, {"false", "no", "f", "n", "0"}
+_TRUE, _FALSE = {"true", "yes", "on", "t", "y", "1"}, {"false", "no", "off", "f", "n", "0"}
 
 
 class HelpFormatter(argparse.HelpFormatter):

@@ -16,7 +16,7 @@ from bert_convolutions.attention.spec import parse_kernel, parse_projection
 from bert_convolutions.errors import UsageError
 from bert_convolutions.flags import as_argv, as_text, convert
 from bert_convolutions.glue.options import GlueOptions
-from bert_convolutions.parsing import parse, read_model, read_yaml
+from bert_convolutions.parsing import YamlLoader, parse, read_model, read_yaml
 from bert_convolutions.probes.options import LocalOrderOptions, MinimalPairsOptions
 from bert_convolutions.schemas import CellRecord, Experiment, Flags
 from bert_convolutions.training.options import PretrainOptions
@@ -176,8 +176,8 @@ def _parse_changes(changes: Sequence[str]) -> dict[str, Any]:
         if not equals:
             raise UsageError(f"--set {change} is not flag=value")
         try:
-            parsed[name] = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError) as error:  # ValueError: an invalid date
+            parsed[name] = yaml.load(text, YamlLoader)
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: the value of a !!tag
             raise UsageError(f"--set {change}: {text} is not valid YAML; put quotes around it") from error
     return parsed
 

@@ -106,8 +106,7 @@ def _settings(
 ) -> BuildSettings:
     if options.split_sentences and not re.fullmatch(r"[a-z]{2,3}(-[a-z]+)*", options.language):
         raise UsageError(  # sentencex splits text of any other language as English
-            f"--language {options.language} is no language code in small letters, as en, de or pt are (in YAML, put no "
-            "into quotes)"
+            f"--language {options.language} is no language code in small letters, as en, de or pt are"
         )
     return BuildSettings(
         tokenizer_hash=tokenizer.hash,
