@@ -138,7 +138,7 @@ def test_batches_have_the_examples_that_our_models_get(
     train = GlueTrainer.train
 
     def record_and_train(self, *args, **kwargs):
-        taken.append([self.samples_of_step(step) for step in range(5)])
+        taken.append([self.train_plan().samples_of_step(step) for step in range(5)])
         return train(self, *args, **kwargs)
 
     monkeypatch.setattr(GlueTrainer, "train", record_and_train)

@@ -126,7 +126,11 @@ def test_a_bad_loss_stops_the_run_and_leaves_the_last_good_checkpoint(
         run(trainer, callback=At("on_step_begin", 7, set_nan))
     assert "in step 8 (samples " in str(caught.value) and "checkpoint-4" in str(caught.value)
     facts = json.loads((tmp_path / "diverged.json").read_text())
-    assert facts["step"] == 8 and facts["samples"] == trainer.samples_of_step(7) and len(facts["samples"]) == 4
+    assert (
+        facts["step"] == 8
+        and facts["samples"] == trainer.train_plan().samples_of_step(7)
+        and len(facts["samples"]) == 4
+    )
     assert checkpoints.newest_valid(tmp_path).found == tmp_path / "checkpoint-4"
 
 

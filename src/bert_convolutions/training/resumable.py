@@ -43,6 +43,7 @@ OVERRIDDEN = {
     "_load_optimizer_and_scheduler": "applies the flags of the resumed run over those of the checkpoint",
     "_issue_warnings_after_load": "refuses the weights of another model",
     "_maybe_log_save_evaluate": "saves and stops after the step if a signal was received",
+    "_finalize_training": "keeps the last checkpoint beside the best one",
     "training_step": "checks the loss",
     "get_train_dataloader": "each step's examples depend on the seed alone, see ``sampling``",
     "get_eval_dataloader": "the same, in the order of the dataset",
@@ -101,9 +102,8 @@ class ResumableTrainer(Trainer):
         self.run_facts = dict(run_facts or {})
         self._save_every_seconds = (save_every_minutes or math.inf) * 60
         self._staging: Path | None = None
-        self._published_step = -1
+        self._published_step, self._must_stop = -1, False
         self._last_saved = time.monotonic()
-        self._must_stop = False
         AcceleratorState._reset_state()  # else an earlier trainer's precision would be the only one of this process
         try:
             super().__init__(*args, **kwargs)
@@ -130,10 +130,6 @@ class ResumableTrainer(Trainer):
     def train_plan(self) -> StepPlan:
         """The plan that assigns examples to training steps."""
         return StepPlan.of_training(self.args, len(self.train_dataset))
-
-    def samples_of_step(self, step: int) -> list[int]:
-        """The numbers of the examples of a step (0-based), over all processes."""
-        return self.train_plan().samples_of_step(step)
 
     def train_loader(self, dataset: Dataset[Any], collate: Callable[[Any], Any]) -> DataLoader[Any]:
         """The current epoch's micro-batches of this process, see ``slices_loader``."""
@@ -212,14 +208,18 @@ class ResumableTrainer(Trainer):
                 f"saved as {checkpoints.newest_complete(self.output_folder)}; resume with: {resume_command()}"
             )
 
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        """Without a limit of 1, by which the Trainer would delete the last checkpoint before results are written."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
+
     # Bad losses
 
     def check_before_saving(self) -> None:
-        """Refuse to save weights after a bad loss.
-
-        Raises:
-            TrainingDiverged: on all processes, if any has had a NaN or infinite loss or has such a weight.
-        """
+        """Raise ``TrainingDiverged`` on all processes if any has had a NaN or infinite loss or has such a weight."""
         self.check_losses()
         sums = torch.stack([weights.detach().float().abs().sum() for weights in self.model.parameters()])
         if self.collectives.any(not torch.isfinite(sums).all()):
@@ -236,7 +236,8 @@ class ResumableTrainer(Trainer):
             self._stop_diverged(first, "the loss was NaN or infinite")
 
     def _stop_diverged(self, step: int, what: str) -> NoReturn:
-        raise divergence_error(self.output_folder, what, step, self.samples_of_step(step), self.is_world_process_zero())
+        samples = self.train_plan().samples_of_step(step)
+        raise divergence_error(self.output_folder, what, step, samples, self.is_world_process_zero())
 
     # Saving
 

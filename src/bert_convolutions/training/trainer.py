@@ -110,7 +110,7 @@ class PretrainingTrainer(ResumableTrainer):
             self._unmasked_since = self.state.global_step
         self._log_probability += maskable * self._log_unmasked
         if self._log_probability < _LOG_IMPROBABLE:
-            samples = ", ".join(map(str, self.samples_of_step(self._unmasked_since)[:8]))
+            samples = ", ".join(map(str, self.train_plan().samples_of_step(self._unmasked_since)[:8]))
             raise UsageError(
                 f"from step {self._unmasked_since + 1} on (samples {samples}, ...) no token is masked, so nothing "
                 f"can be learned: --train_data_file is damaged or was changed during training; build it anew "
