@@ -32,6 +32,23 @@ def ignore_signals() -> None:
 
 
 @contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Block the signals in this thread. Processes that are started meanwhile inherit this.
+
+    A signal to the whole group then doesn't end them, not even while they import their libraries.
+    """
+    from multiprocessing import resource_tracker
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        resource_tracker.ensure_running()  # which unblocks some, until Python 3.13
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def exit_on_signal(advice: str) -> Iterator[None]:
     """Exit at once on a signal. For imports, which swallow exceptions, while there is nothing to clean up."""
 

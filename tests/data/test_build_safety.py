@@ -1,5 +1,6 @@
 """What a build refuses, what it keeps of an older dataset, and how it reacts to signals and other builds."""
 
+import functools
 import json
 import os
 import shutil
@@ -16,11 +17,13 @@ import pytest
 
 from bert_convolutions.data.build import pipeline, sources
 from bert_convolutions.data.build.examples import open_examples
+from bert_convolutions.data.build.parallel import run_tasks
 from bert_convolutions.data.build.train_tokenizer import train_tokenizer
 from bert_convolutions.data.loading import load_tokenizer
 from bert_convolutions.data.options import TrainTokenizerOptions
 from bert_convolutions.data.store import ArrowStore
 from bert_convolutions.errors import RunInterrupted, UsageError
+from bert_convolutions.signals import SIGNALS
 from tests.helpers import contents
 
 Build = Callable[..., Path]
@@ -245,6 +248,14 @@ def test_a_signal_ends_a_build_before_training_with_a_message(
             open_examples([text], **arguments)
     assert error.value.exit_code == 75 and signal.getsignal(number) is before
     assert len(open_examples([text], **arguments)) == 2
+
+
+def test_a_signal_to_all_processes_does_not_reach_workers_that_still_import_their_libraries() -> None:
+    """They would print a traceback each; until they ignore signals, these must be blocked."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    for blocked in run_tasks(functools.partial(signal.pthread_sigmask, signal.SIG_BLOCK), [(), ()], 2):
+        assert blocked >= {*SIGNALS}
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
 
 
 def test_a_build_whose_processes_all_get_a_signal_ends_with_a_message_and_resumes(

@@ -10,9 +10,7 @@ loss. Resuming needs only the number of the step.
 import atexit
 import math
 import multiprocessing.queues
-import multiprocessing.resource_tracker
 import os
-import signal
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -26,7 +24,7 @@ from bert_convolutions.data.collate import Feature
 from bert_convolutions.data.masking import IGNORED
 from bert_convolutions.data.randomness import EpochOrder
 from bert_convolutions.data.store import ExampleStore
-from bert_convolutions.signals import SIGNALS, ignore_signals
+from bert_convolutions.signals import ignore_signals, signals_blocked
 from bert_convolutions.terminal import say
 
 
@@ -137,21 +135,13 @@ def start_worker(worker: int = 0) -> None:
 
 
 class _Loader(DataLoader[Any]):
-    """Starts workers that a signal to the whole group doesn't end, also while they import their libraries.
-
-    They inherit this thread's blocked signals, and so does the server from which "forkserver" forks them.
-    """
+    """Starts workers with blocked signals, and so the server from which "forkserver" forks them."""
 
     def __iter__(self) -> Any:
         if not self.num_workers:
             return super().__iter__()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        try:
-            multiprocessing.resource_tracker.ensure_running()  # which unblocks some, until Python 3.13
-            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        with signals_blocked():
             batches: Any = super().__iter__()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         _with_workers.add(batches)
         return batches
 

@@ -12,7 +12,7 @@ import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from bert_convolutions.signals import ignore_signals
+from bert_convolutions.signals import ignore_signals, signals_blocked
 
 TaskT = TypeVar("TaskT")
 ResultT = TypeVar("ResultT")
@@ -48,7 +48,7 @@ def run_tasks(
     try:
         waiting: set[concurrent.futures.Future[ResultT]] = set()
         for task in tasks:
-            with _for_workers():
+            with _for_workers(), signals_blocked():
                 waiting.add(pool.submit(function, task))
             if len(waiting) > num_proc:
                 done, waiting = concurrent.futures.wait(waiting, return_when=concurrent.futures.FIRST_COMPLETED)
