@@ -105,7 +105,7 @@ def run_fine_tuning_job(job: GlueJob, setup: Setup, turns: Turns) -> None:
     )
 
     def work(step: int) -> Work:
-        return _work(examples.lengths[trainer.samples_of_step(step)])
+        return _work(examples.lengths[trainer.train_plan().samples_of_step(step)])
 
     trainer.add_callback(StepClock(turns, work))
     trainer.train()

@@ -1,8 +1,11 @@
 """``bertconv bench`` as a whole with tiny models, in threads and in processes."""
 
 import json
+import multiprocessing
+import signal
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import matplotlib.image
@@ -10,13 +13,17 @@ import pytest
 import torch
 
 from bert_convolutions.bench import run, worker
-from bert_convolutions.bench.corpus import join_sentences
+from bert_convolutions.bench.corpus import Setup, join_sentences
 from bert_convolutions.bench.options import TASK_NAMES, BenchOptions
+from bert_convolutions.bench.plan import Job
 from bert_convolutions.bench.results import SCHEMA
 from bert_convolutions.bench.run import run_bench
 from bert_convolutions.bench.worker import Worker
 from bert_convolutions.cli.main import main
 from bert_convolutions.errors import UsageError
+from bert_convolutions.signals import SIGNALS
+
+JOB = Job("loading", "composite", "float32", 128, 4)
 
 
 class ThreadedWorker(Worker):
@@ -98,6 +105,24 @@ def test_a_failed_contestant_does_not_stop_the_others(
     assert dot_product["failure"] == "MemoryError: no room" and "medians" not in dot_product
     assert composite["medians"]["ms_per_step"] > 0 and composite["ratios"] == {}
     assert "is not measured: MemoryError: no room" in capfd.readouterr().out
+
+
+def test_a_process_whose_bench_has_ended_ends_without_a_word(bench_setup: Setup) -> None:
+    ours, theirs = multiprocessing.Pipe()
+    ours.close()
+    worker.serve(theirs, JOB, bench_setup)
+
+
+def test_a_signal_to_the_whole_group_reaches_no_process_of_a_job(
+    bench_setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would end them while they import their libraries, with a traceback each."""
+    blocked: set[int] = set()
+    start = lambda: blocked.update(signal.pthread_sigmask(signal.SIG_BLOCK, ()))  # noqa: E731
+    context = SimpleNamespace(set_forkserver_preload=len, Process=lambda **given: SimpleNamespace(start=start))
+    monkeypatch.setattr(multiprocessing, "get_context", lambda name: context)
+    Worker(JOB, bench_setup)
+    assert blocked >= {*SIGNALS}
 
 
 def test_a_path_with_brackets_can_be_the_output(

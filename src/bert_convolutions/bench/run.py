@@ -90,9 +90,10 @@ class Bench:
 
     def _measure(self, group: Group, setup: Setup) -> tuple[dict[Job, list[Report]], dict[Job, str]]:
         """Let the jobs of a group take turns; return the reports of those that completed, and the others' failures."""
-        workers = [Worker(job, setup) for job in group.jobs]
+        workers: list[Worker] = []
         reports: dict[Job, list[Report]] = {job: [] for job in group.jobs}
         try:
+            workers.extend(Worker(job, setup) for job in group.jobs)
             with self.console.status("") as status:
                 for worker in workers:
                     status.update(f"{worker.job.name}: starting")

@@ -4,7 +4,6 @@ import contextlib
 import multiprocessing
 import os
 import pkgutil
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from bert_convolutions.bench.corpus import Setup
 from bert_convolutions.bench.plan import Job
 from bert_convolutions.environment import memory_held
 from bert_convolutions.errors import first_line
+from bert_convolutions.signals import signals_blocked
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,8 @@ class Worker:
         context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
         context.set_forkserver_preload(["bert_convolutions.bench.jobs"])
         process = context.Process(target=serve, args=(connection, job, setup), daemon=True)
-        process.start()
+        with signals_blocked():  # the bench handles them and ends this process
+            process.start()
         connection.close()  # or the end of the process would go unnoticed
         return process
 
@@ -159,11 +160,9 @@ class Worker:
 
 def serve(connection: Connection, job: Job, setup: Setup) -> None:
     """Build the job and take its turns; send the error if that fails."""
-    with contextlib.suppress(ValueError):  # not in the main thread
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the bench handles Ctrl-C and ends this process
     try:
         run_job(job, setup, Turns(connection))
-    except EOFError:  # the bench has ended
+    except (EOFError, ConnectionError):  # the bench has ended
         pass
     except Exception as error:
         if os.environ.get("BERTCONV_TRACEBACK"):
