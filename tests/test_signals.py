@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bert_convolutions.errors import RunInterrupted
+from bert_convolutions.errors import CommandError, RunInterrupted, UsageError
 from bert_convolutions.signals import SIGNALS, SignalWatch, interruptible, resume_command
 
 TWICE = """
@@ -99,6 +99,27 @@ def test_with_nothing_to_save_a_signal_ends_the_run_at_once() -> None:
         with watch.interrupt_on_signal("do it again"):
             os.kill(os.getpid(), signal.SIGHUP)
     assert signal.getsignal(signal.SIGHUP) == before
+
+
+@pytest.mark.parametrize("kind", [UsageError, RuntimeError])
+def test_a_signal_stays_one_where_it_is_taken_for_an_error_of_a_file(kind: type[Exception]) -> None:
+    with pytest.raises(RunInterrupted, match="stopped by SIGTERM; do it again"):  # noqa: SIM117
+        with SignalWatch().interrupt_on_signal("do it again"):
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            except Exception as error:
+                raise kind(f"cannot be read ({error})") from error
+
+
+def test_an_error_after_a_signal_that_was_only_noted_keeps_its_message() -> None:
+    watch = SignalWatch()
+    with (
+        pytest.raises(CommandError, match="no room"),
+        watch.interrupt_on_signal("nothing had been trained"),
+        watch.finish_step_on_signal(),
+    ):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise CommandError("the checkpoint could not be written: no room")
 
 
 def test_signals_that_nohup_ignores_stay_ignored() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from bert_convolutions.errors import EXIT_INTERRUPTED, CommandError, RunInterrupted
+from bert_convolutions.errors import EXIT_INTERRUPTED, RunInterrupted
 
 _NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
 SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))  # Windows has the first two
@@ -103,21 +103,25 @@ class SignalWatch:
             RunInterrupted: a signal was received; the message ends with ``advice``, how to go on.
         """
 
+        raised = False
+
         def handle(number: int, frame: FrameType | None) -> None:
+            nonlocal raised
             if os.getpid() != self._process:  # a forked worker, which has nothing to clean up
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
                 return
             self._note(signal.Signals(number))
+            raised = True
             raise RunInterrupted(f"stopped by {self.cause}; {advice}")
 
         with signal_handlers(handle):
             try:
                 yield
             except Exception as error:
-                if self.received is None or isinstance(error, CommandError):
+                if not raised or isinstance(error, RunInterrupted):
                     raise
-                raise RunInterrupted(f"stopped by {self.cause}; {advice}") from error  # a library replaced ours
+                raise RunInterrupted(f"stopped by {self.cause}; {advice}") from error  # ours was taken for another
 
     @contextmanager
     def finish_step_on_signal(self) -> Iterator["SignalWatch"]:
