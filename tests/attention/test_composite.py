@@ -211,8 +211,9 @@ def test_incompatible_sizes_and_backends_are_refused():
         make("dot_product", heads=3)
     with pytest.raises(ValueError, match="remove_query_key"):
         make("dot_product", head_size=4, remove_query_key=True)
-    with pytest.raises(ValueError, match="3 groups"):
-        make("dot_product", value=parse_projection("convolution 1 3", "value_forward"))
+    for groups, head_size in ((3, 8), (3, 12), (4, 3)):  # they divide neither, only H*d, only D
+        with pytest.raises(ValueError, match=f"{groups} groups, which must divide 16 and {2 * head_size} channels"):
+            make("dot_product", head_size=head_size, value=parse_projection(f"convolution 1 {groups}", "value_forward"))
     for name in ("flash_attention_2", "flex_attention"):  # flex_attention takes one bias for all heads only
         with pytest.raises(UsageError, match=name):
             attention_backend(name)

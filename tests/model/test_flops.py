@@ -28,8 +28,8 @@ def test_dot_product_and_electra_have_the_same_counts() -> None:
 
 
 def test_dynamic_terms_are_counted_per_head() -> None:
-    config = CompositeBertConfig(**SIZES, attention_kernel="qk_convfixed_convq_convkhead 2")
-    term = 2 * 8 * 5  # heads x head size x width
+    config = CompositeBertConfig(**SIZES, attention_kernel="qk_convfixed_convq_convkhead 3")
+    term = 2 * 8 * 7  # heads x head size x width
     assert count_flops(CompositeBertForMaskedLM(config)).encoder_weights == 8 * 16 + 3 * (LAYER + 2 * term)
 
 
