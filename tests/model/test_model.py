@@ -461,9 +461,20 @@ def test_an_exported_or_traced_model_takes_any_length(options):
         assert torch.allclose(traced(**batch)[0], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("options", [{}, {"remove_qk": True, "qk": "convolution_depth 2 1"}])
+def test_without_convolutions_over_tokens_the_number_of_examples_is_not_needed(options, no_device_read):
+    model = CompositeBertForMaskedLM(
+        config(**options, attention_kernel="qk_convq 2", attn_implementation="eager")
+    ).eval()
+    with no_device_read:
+        model(tokens(), attention_mask=PACKED["attention_mask"])
+
+
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_a_step_on_packed_rows_reads_no_value_from_the_device(implementation, no_device_read):
-    options = {**OVER_TOKENS, **NO_DROPOUT, "qk": "convolution_depth 2 1"}
+@pytest.mark.parametrize("over_tokens", ["attention_kernel qk_convolution 2", "value_forward convolution 2 1", "qk"])
+def test_a_step_on_packed_rows_reads_no_value_from_the_device(over_tokens, implementation, no_device_read):
+    name, _, value = over_tokens.partition(" ")
+    options = {**NO_DROPOUT, name: value or "convolution_depth 2 1"}
     model = CompositeBertForMaskedLM(config(**options, attn_implementation=implementation)).train()
     ids = tokens()
     with no_device_read:
