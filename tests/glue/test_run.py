@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import weakref
 import zipfile
 from pathlib import Path
 
@@ -47,6 +48,21 @@ def test_every_task_has_its_results(finished: Path):
         assert len(AutoTokenizer.from_pretrained(folder)) == 45
         assert not list(folder.glob("checkpoint-*"))
         assert not list(folder.rglob("*.bin"))
+
+
+def test_a_task_is_trained_without_the_models_of_earlier_ones_in_memory(
+    glue_dir: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    begun: list[weakref.ref] = []
+
+    def training_begins(trainer: finetune.GlueTrainer):
+        assert [earlier() for earlier in begun] == [None] * len(begun)
+        begun.extend([weakref.ref(trainer.model), weakref.ref(trainer.optimizer)])
+
+    monkeypatch.setattr(finetune.GlueTrainer, "training_begins", training_begins)
+    chosen = options(glue_dir, model_dir, "CoLA,WNLI", rounds=1, hyperparams="flags")
+    run_glue(chosen, arguments(tmp_path, do_train=True, max_steps=1))
+    assert len(begun) == 4
 
 
 def test_labels_of_classes_are_smoothed_and_scores_are_not(glue_dir: Path, model_dir: Path, tmp_path: Path):

@@ -165,6 +165,7 @@ class _GlueRun:
             if finetuned is not None:
                 self._evaluate(job, *finetuned)
                 self._predict(job, *finetuned)
+            del finetuned  # the next training needs its memory
         if several:
             self._print_scores()
         if self.skipped:
