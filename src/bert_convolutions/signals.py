@@ -102,7 +102,6 @@ class SignalWatch:
         Raises:
             RunInterrupted: a signal was received; the message ends with ``advice``, how to go on.
         """
-
         raised = False
 
         def handle(number: int, frame: FrameType | None) -> None:
@@ -113,15 +112,15 @@ class SignalWatch:
                 return
             self._note(signal.Signals(number))
             raised = True
-            raise RunInterrupted(f"stopped by {self.cause}; {advice}")
+            raise KeyboardInterrupt  # which code that catches every Exception, or ours, lets pass
 
         with signal_handlers(handle):
             try:
                 yield
-            except Exception as error:
+            except (Exception, KeyboardInterrupt) as error:  # C++ makes another error of it
                 if not raised or isinstance(error, RunInterrupted):
                     raise
-                raise RunInterrupted(f"stopped by {self.cause}; {advice}") from error  # ours was taken for another
+                raise RunInterrupted(f"stopped by {self.cause}; {advice}") from error
 
     @contextmanager
     def finish_step_on_signal(self) -> Iterator["SignalWatch"]:
