@@ -128,7 +128,10 @@ def export(model: PreTrainedModel) -> torch.export.ExportedProgram:
     """The graph of a model, for any batch size and any length that the model supports."""
     inputs = example_inputs(model, 3, 7)
     with torch.no_grad():
-        return torch.export.export(_Graph(model), (), inputs, dynamic_shapes=_dynamic_shapes(model), strict=False)
+        program = torch.export.export(_Graph(model), (), inputs, dynamic_shapes=_dynamic_shapes(model), strict=False)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine, with the user's name, which both formats would keep
+    return program
 
 
 def _dynamic_shapes(model: PreTrainedModel) -> dict[str, dict[int, Any]]:
