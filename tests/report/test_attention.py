@@ -9,7 +9,15 @@ import torch
 from bert_convolutions import CompositeBertConfig, CompositeBertForMaskedLM
 from bert_convolutions.cli.main import main
 from bert_convolutions.probes.run import load_model
-from bert_convolutions.report.attention import OFFSETS, attention_of, measure, sentence_values
+from bert_convolutions.report.attention import (
+    OFFSETS,
+    SentenceAttention,
+    attention_of,
+    measure,
+    sentence_maps,
+    sentence_values,
+)
+from bert_convolutions.report.style import save_figure
 from tests.helpers import TINY
 from tests.report.conftest import SENTENCE
 
@@ -40,6 +48,14 @@ def test_the_terms_add_up_to_the_scores(sweep: Path) -> None:
         np.testing.assert_allclose(sum(terms), total)
         np.testing.assert_allclose(attention.sum(-1), 1, atol=1e-6)
     np.testing.assert_allclose(drawn["attention"], found.probabilities[:, 1])
+
+
+def test_tokens_are_drawn_as_they_are_and_not_as_formulas(tmp_path: Path) -> None:
+    score = np.zeros((1, 1, 2, 2))
+    figure = sentence_maps(SentenceAttention([r"$\no$", "$x$"], {"qk": score}, score), "composite", None)
+    save_figure(figure, tmp_path / "map.svg")
+    text = (tmp_path / "map.svg").read_text()
+    assert text.count(r">$\no$<") == text.count(">$x$<") == 4, "for the queries, and for the keys of three panels"
 
 
 def test_the_term_that_decides_has_the_largest_share_of_variance() -> None:

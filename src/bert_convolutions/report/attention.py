@@ -240,13 +240,13 @@ def sentence_maps(found: SentenceAttention, name: str, head: int | None) -> Figu
             scores = axes.imshow(values[layer], cmap="PuOr", vmin=-limit, vmax=limit)
         probabilities = row[-1].imshow(attention[1][layer], cmap="viridis", vmin=0)
         row[0].set_ylabel(f"layer {layer + 1}", fontsize=10)
-        row[0].set_yticks(positions, found.tokens, fontsize=6)
+        row[0].set_yticks(positions, found.tokens, fontsize=6, parse_math=False)
         for image, axes in ((scores, list(row[:-1])), (probabilities, row[-1])):
             figure.colorbar(image, ax=axes, fraction=0.05, pad=0.01).ax.tick_params(labelsize=7)
     for axes, (column, _) in zip(panels[0], (*columns, attention), strict=True):
         axes.set_title(column, fontsize=10)
     for axes in panels[-1]:
-        axes.set_xticks(positions, found.tokens, fontsize=6, rotation=90)
+        axes.set_xticks(positions, found.tokens, fontsize=6, rotation=90, parse_math=False)
     return figure
 
 
