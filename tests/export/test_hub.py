@@ -24,6 +24,7 @@ from bert_convolutions.export.options import ExportOptions
 from bert_convolutions.export.run import FORMATS
 from bert_convolutions.files import write_json
 from bert_convolutions.hub import local_folder
+from bert_convolutions.report import kernels
 
 
 def export(source: Path, target: Path, *more: str) -> int:
@@ -102,6 +103,16 @@ def test_the_folder_has_all_files_and_the_card_has_the_results(
     ):
         assert said in card.text, said
     assert "Weights: cc-by-4.0" in card.text
+
+
+def test_the_image_of_the_card_names_the_model(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles = []
+    monkeypatch.setattr(kernels, "save_figure", lambda figure, path: titles.append(figure.get_suptitle()))
+    assert export(folders["composite"], tmp_path / "my model") == 0
+    assert main(["plot-kernels", f"--checkpoint={folders['composite']}", f"--output={tmp_path / 'kernels.png'}"]) == 0
+    assert titles == [f"Learned kernels of “qk_convfixed_convq_convk 3” ({name})" for name in ("my model", "composite")]
 
 
 def test_a_card_says_what_is_not_recorded(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -204,11 +215,11 @@ def test_where_the_hub_refuses_the_folder_is_kept_and_the_upload_command_printed
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Hub(monkeypatch, OSError("Invalid user token."))
-    assert export(trained, tmp_path / "out", "--push_to_hub=someone/small") == 2
+    assert export(trained, tmp_path / "my model", "--push_to_hub=someone/small") == 2
     said = capsys.readouterr().err
-    assert f"hf upload someone/small {tmp_path / 'out'}" in said
+    assert f"hf upload someone/small '{tmp_path / 'my model'}'" in said
     assert "Invalid user token" in said
-    assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert (tmp_path / "my model" / "model.safetensors").is_file()
 
 
 def test_revisions_need_push_to_hub(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

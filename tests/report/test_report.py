@@ -89,7 +89,7 @@ def test_kernels_are_read_by_layer(tmp_path: Path) -> None:
     "terms", [("convfixed", "convq", "convk"), ("convfixed",), ("convq",), ("convk",), ("convfixed", "convk")]
 )
 def test_kernels_are_drawn(tmp_path: Path, terms: tuple[str, ...]) -> None:
-    assert plot_kernels(write_model(tmp_path / "model", layers=5, terms=terms), tmp_path / "kernels.png")
+    assert plot_kernels(write_model(tmp_path / "model", layers=5, terms=terms), tmp_path / "kernels.png", "a $model$")
     assert_png(tmp_path / "kernels.png")
 
 
@@ -105,21 +105,21 @@ def test_a_new_term_is_drawn_by_its_declaration(tmp_path: Path, monkeypatch: pyt
     save_file(tensors, tmp_path / "model.safetensors")
     kernel = read_kernels(tmp_path)["mirrored"][0]
     assert kernel.tolist() == [[4, 3, 2, 0, 1, 2, 3], [8, 7, 6, 4, 5, 6, 7]], "over key minus query"
-    assert plot_kernels(tmp_path, tmp_path / "kernels.png")
+    assert plot_kernels(tmp_path, tmp_path / "kernels.png", "a $model$")
     assert_png(tmp_path / "kernels.png")
 
 
 def test_a_model_without_kernels_has_no_plot(tmp_path: Path) -> None:
-    assert not plot_kernels(write_model(tmp_path / "model", terms=()), tmp_path / "kernels.png")
+    assert not plot_kernels(write_model(tmp_path / "model", terms=()), tmp_path / "kernels.png", "a $model$")
     assert not (tmp_path / "kernels.png").exists()
 
 
 def test_kernels_of_a_folder_without_a_model_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not the output folder of a finished run"):
-        plot_kernels(tmp_path, tmp_path / "kernels.png")
+        plot_kernels(tmp_path, tmp_path / "kernels.png", "a $model$")
     (tmp_path / "model.safetensors").write_bytes(b"not a model")
     with pytest.raises(UsageError, match="can't be read"):
-        plot_kernels(tmp_path, tmp_path / "kernels.png")
+        plot_kernels(tmp_path, tmp_path / "kernels.png", "a $model$")
 
 
 def test_colors_are_distinct() -> None:

@@ -306,7 +306,7 @@ class Demo:
         self.say(f"Submission: {self.paths.submission / 'submission.zip'}")
 
     def _draw_kernels(self) -> None:
-        plot_kernels(self.paths.pretrained / COMPOSITE, self.paths.kernels)
+        plot_kernels(self.paths.pretrained / COMPOSITE, self.paths.kernels, COMPOSITE)
         self.say(f"Learned kernels: {self.paths.kernels}")
 
     def _order_table(self) -> Table:

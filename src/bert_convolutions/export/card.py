@@ -103,7 +103,7 @@ def write_card(source: Path, folder: Path, license_name: str, name: str) -> None
     auto = next(auto for auto, name in AUTO_CLASSES.items() if name == config.architectures[0])
     pipeline = _PIPELINES.get(auto, "feature-extraction")
     results = _results(source)
-    drawn = _draw_kernels(folder)
+    drawn = _draw_kernels(folder, name)
     text = _TEXT.format(
         name=name,
         what={"fill-mask": "A masked language model", "feature-extraction": "An encoder"}.get(
@@ -133,14 +133,14 @@ def write_card(source: Path, folder: Path, license_name: str, name: str) -> None
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(folder / "README.md")
 
 
-def _draw_kernels(folder: Path) -> bool:
+def _draw_kernels(folder: Path, name: str) -> bool:
     """Draw the model's kernels, if it has any and matplotlib is installed; return whether it was done."""
     if find_spec("matplotlib") is None:
         say(f"the model card has no image of the kernels, which needs matplotlib: {install_command('matplotlib')}")
         return False
     from bert_convolutions.report.kernels import plot_kernels
 
-    return plot_kernels(folder, folder / _KERNEL_IMAGE)
+    return plot_kernels(folder, folder / _KERNEL_IMAGE, name)
 
 
 def _model_facts(config: Mapping[str, Any]) -> list[tuple[str, Any]]:

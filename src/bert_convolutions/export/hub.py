@@ -1,5 +1,6 @@
 """Writes a model folder for the Hugging Face Hub and publishes it."""
 
+import shlex
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -83,7 +84,7 @@ def publish(options: ExportOptions) -> None:
     except Exception as error:  # huggingface_hub has no common class
         raise UsageError(
             f"--push_to_hub {repo}: {first_line(error)}; the folder is written; log in with hf auth login or "
-            f"go online, then run: hf upload {repo} {options.output_dir}"
+            f"go online, then run: {shlex.join(['hf', 'upload', repo, str(options.output_dir)])}"
         ) from error
 
 

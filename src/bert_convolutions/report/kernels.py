@@ -35,20 +35,20 @@ def run_plot_kernels(options: PlotKernelsOptions) -> Path:
             from bert_convolutions.convert.original import convert_checkpoint
 
             model = convert_checkpoint(model, Path(temporary) / "converted")
-        if not plot_kernels(model, options.output):
+        if not plot_kernels(model, options.output, options.checkpoint.resolve().name):
             raise UsageError(f"{options.checkpoint} has no convolution kernels in its attention: nothing to draw")
     return options.output
 
 
-def plot_kernels(model_dir: Path, output: Path) -> bool:
+def plot_kernels(model_dir: Path, output: Path, name: str) -> bool:
     """Draw the kernels of a model's folder by ``kernel_figure`` to a PNG, SVG or PDF file.
 
-    Returns whether the model has kernels; if not, nothing is written.
+    Returns whether the model, which the figure calls ``name``, has kernels; if not, nothing is written.
 
     Raises:
         UsageError: The folder holds no model.
     """
-    figure = kernel_figure(read_kernels(model_dir), _kernel_name(model_dir))
+    figure = kernel_figure(read_kernels(model_dir), _with_kernel(model_dir, name))
     if figure is not None:
         save_figure(figure, output)
     return figure is not None
@@ -106,7 +106,7 @@ def kernel_figure(found: Kernels, name: str) -> Figure | None:
         for term, layers in drawn.items()
     ]
     figure = Figure(figsize=(8, sum(heights) + 0.6), layout="constrained")
-    figure.suptitle(f"Learned kernels of {name}", fontsize=11)
+    figure.suptitle(f"Learned kernels of {name}", fontsize=11, parse_math=False)
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     for part, (term, layers) in zip(parts, drawn.items(), strict=True):
         if TERMS[term].dynamic:
@@ -120,13 +120,13 @@ def kernel_figure(found: Kernels, name: str) -> Figure | None:
     return figure
 
 
-def _kernel_name(model_dir: Path) -> str:
-    """The attention kernel in the configuration and the folder's name, or only the latter if it can't be read."""
+def _with_kernel(model_dir: Path, name: str) -> str:
+    """The attention kernel in the configuration and the model's name, or only the latter if it can't be read."""
     try:
         config = json.loads((model_dir / "config.json").read_bytes())
-        return f"“{config['attention_kernel']}” ({model_dir.name})"
+        return f"“{config['attention_kernel']}” ({name})"
     except (OSError, ValueError, KeyError):
-        return model_dir.name
+        return name
 
 
 def panels_by_layer(figure: Figure | SubFigure, lines: dict[int, np.ndarray]) -> list[Axes]:
