@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 from safetensors.numpy import save_file
 from torch import Tensor
@@ -14,7 +15,7 @@ from bert_convolutions.attention.terms import TERMS, Term
 from bert_convolutions.errors import UsageError
 from bert_convolutions.report.kernels import plot_kernels, read_kernels
 from bert_convolutions.report.runs import comparison_table, plot_loss_curves, read_losses
-from bert_convolutions.report.style import line_colors
+from bert_convolutions.report.style import line_colors, name_lines
 
 REACH, HEADS, HEAD_SIZE = 3, 2, 4
 
@@ -77,6 +78,21 @@ def test_loss_curves_are_drawn(tmp_path: Path) -> None:
     runs = {name: write_state(tmp_path / name, loss) for name, loss in (("one", 6.5), ("two", 5.5))}
     plot_loss_curves(runs, tmp_path / "plots" / "curves.png")
     assert_png(tmp_path / "plots" / "curves.png")
+
+
+@pytest.mark.parametrize("lines", [7, 8, 40])
+def test_a_long_legend_leaves_the_axes_their_height(lines: int) -> None:
+    figure = Figure(figsize=(5, 3), layout="constrained")
+    axes = figure.add_subplot()
+    for number in range(lines):
+        axes.plot([0, 1], [number, 0], label=f"variant {number}")
+    name_lines(figure)
+    figure.draw_without_rendering()
+    box = axes.get_window_extent()
+    assert 2 * figure.dpi < box.height < 3 * figure.dpi
+    (legend,) = [*figure.legends, axes.get_legend()][:1]
+    found = legend.get_window_extent()
+    assert found.y0 > 0 and found.y1 < (box.y1 if lines == 7 else box.y0)
 
 
 def test_kernels_are_read_by_layer(tmp_path: Path) -> None:

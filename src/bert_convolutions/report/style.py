@@ -15,6 +15,8 @@ from bert_convolutions.errors import UsageError
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 """Okabe and Ito's palette (jfly.uni-koeln.de/color) without its yellow, which is too light for lines."""
 _FORMATS = (".png", ".svg", ".pdf")
+_LEGEND_LINE = 0.22
+"""Height of a line of a legend in inches."""
 
 
 def line_colors(count: int) -> list[str | tuple[float, ...]]:
@@ -28,6 +30,16 @@ def plain(axes: Axes, grid: str = "both") -> None:
     """Draw a light grid, and no frame at the top and right."""
     axes.grid(alpha=0.25, axis=grid)  # type: ignore[arg-type]
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def name_lines(figure: Figure) -> None:
+    """Draw the first axes' legend in them or, of more lines than the palette has colours, below a higher figure."""
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    if len(names) <= len(OKABE_ITO):
+        figure.axes[0].legend(frameon=False)
+    else:
+        figure.set_figheight(figure.get_figheight() + _LEGEND_LINE * len(names))
+        figure.legend(handles, names, loc="outside lower center", frameon=False)
 
 
 def save_figure(figure: Figure, path: Path) -> None:

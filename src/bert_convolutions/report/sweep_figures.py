@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
-from bert_convolutions.report.style import line_colors, plain
+from bert_convolutions.report.style import line_colors, name_lines, plain
 from bert_convolutions.report.sweep_results import Run, Saving, SweepResults
 from bert_convolutions.sweep.statistics import Comparison
 
@@ -42,7 +42,7 @@ def loss_curves(results: SweepResults) -> Figure:
         if label != "steps":
             axes.xaxis.set_major_formatter(EngFormatter())  # 10 M instead of 1.0 and a separate 1e7
         plain(axes)
-    figure.axes[0].legend(frameon=False)
+    name_lines(figure)
     return figure
 
 
@@ -84,7 +84,7 @@ def order_lines(results: SweepResults) -> Figure | None:
     axes.axhline(50, color="grey", linewidth=1, linestyle=":")
     axes.set(xlabel="distance by which a word was moved", ylabel="accuracy (%)")
     plain(axes)
-    axes.legend(frameon=False)
+    name_lines(figure)
     return figure
 
 
@@ -118,7 +118,7 @@ def saving_lines(savings: Mapping[str, Sequence[Saving]], results: SweepResults)
         xlabel="held-out loss (nats per masked token)", ylabel=f"tokens of {results.experiment.baseline} / variant"
     )
     plain(axes)
-    axes.legend(frameon=False)
+    name_lines(figure)
     return figure
 
 
