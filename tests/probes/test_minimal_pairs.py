@@ -82,7 +82,8 @@ def test_the_command_writes_json_and_csv_and_prints_a_table(
         rows = list(csv.DictReader(file))
     assert [row["level"] for row in rows] == [*["paradigm"] * 3, *["phenomenon"] * 2, *["field"] * 2, "all"]
     assert float(rows[-1]["accuracy"]) == pytest.approx(stored["all"]["accuracy"], abs=1e-4)
-    output = capsys.readouterr().out
+    output, errors = capsys.readouterr()
+    assert not errors, "no bar in a log file in the first minute"
     assert "agreement" in output and "all" in output
 
 

@@ -22,7 +22,7 @@ from bert_convolutions.probes.options import LocalOrderOptions, MinimalPairsOpti
 from bert_convolutions.probes.pairs import Paradigm, make_moved_word_pairs, read_paradigms
 from bert_convolutions.probes.scoring import PseudoLikelihood
 from bert_convolutions.schemas import Accuracy, ParadigmAccuracy, ProbeResults
-from bert_convolutions.terminal import make_bar, make_console, make_table, say
+from bert_convolutions.terminal import make_bar, make_console, make_table, say, shows_bars
 
 TIE = 1e-4
 """Scores that differ by less (in nats) are ties: more than the float32 rounding error of a sentence's sum."""
@@ -88,7 +88,7 @@ def _run(options: ProbeOptions, paradigms: Sequence[Paradigm], name: str) -> Pro
             say(f"{folder}: {len(finished)} of {len(paradigms)} paradigms are already done")
         with make_bar(None, sum(len(paradigm.pairs) for paradigm in unfinished), "pair") as bar:
             for paradigm in unfinished:
-                bar.set_description(paradigm.name)
+                bar.set_description(paradigm.name, refresh=shows_bars())
                 finished[paradigm.name] = score_paradigm(score, paradigm)
                 bar.update(len(paradigm.pairs))
                 results = _with_group_means(results, finished)
