@@ -223,6 +223,17 @@ def refuse_overlap(output: str | Path, output_flag: str, inputs: Mapping[str, In
             raise UsageError(f"{output_flag} {output} {relation} the input {flag} {path}; give another output")
 
 
+def refuse_pattern(path: str, flag: str) -> None:
+    """Refuse a local path that the package ``datasets`` would take for a pattern, and find nothing.
+
+    Raises:
+        UsageError: names the flag and the path.
+    """
+    found = Path(path).absolute()
+    if found.exists() and {*"*?["} & {*str(found)}:
+        raise UsageError(f"{flag} {found}: the package datasets can't read a path with *, ? or [; rename it")
+
+
 def set_aside(folder: Path, paths: Iterable[Path]) -> None:
     """Move the files of an overwritten run into ``folder/.replaced``; call ``put_back`` or ``discard_aside`` later.
 

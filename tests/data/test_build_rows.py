@@ -150,11 +150,17 @@ def test_a_data_set_on_the_hub_is_read_at_one_revision(build: Build, tmp_path: P
 
 def test_bad_rows_and_flags_are_refused_with_the_reason(build: Build, tmp_path: Path) -> None:
     path = write_rows(tmp_path, ".jsonl", ["some text", "more of it"])
+    odd = tmp_path / "in [1].jsonl"
+    odd.touch()
     for options, message in (
         ({"dataset": str(path)}, r"no column 'text', but id, body; see --dataset_split and --text_column"),
         ({"dataset": str(path), "text_column": "id"}, "row 0: id has 0, which is not text"),
         ({"dataset": str(path), "text_column": "body", "dataset_split": "tset"}, "tset"),
         ({"dataset": "no/where"}, "--dataset no/where: neither here nor on the Hub"),
+        (
+            {"dataset": str(odd)},
+            r"in \[1\]\.jsonl: the package datasets can't read a path with \*, \? or \[; rename it",
+        ),
         ({}, "either --train_data_file or --dataset"),
         ({"dataset": str(tmp_path), "output_dir": str(tmp_path / "out")}, "lies in the input --dataset"),
     ):

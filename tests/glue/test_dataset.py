@@ -108,6 +108,9 @@ def test_missing_data_are_named(tmp_path: Path, glue_dir: Path, hub_dir: Path, m
         run(task_name="WiC", dataset=str(hub_dir))
     with pytest.raises(UsageError, match=r"--dataset nyu-mll/glue: rte/train can't be read"):
         run(dataset="nyu-mll/glue")  # offline
+    (odd := tmp_path / "glue [1]").mkdir()
+    with pytest.raises(UsageError, match=r"glue \[1\]: the package datasets can't read"):
+        run(dataset=str(odd))
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ModuleNotFoundError, match="datasets"):  # which the command rewrites
         run(dataset=str(hub_dir))

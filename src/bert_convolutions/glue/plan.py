@@ -10,7 +10,7 @@ from typing import Any
 from transformers import IntervalStrategy, TrainingArguments
 
 from bert_convolutions.errors import UsageError
-from bert_convolutions.files import refuse_overlap, sha256
+from bert_convolutions.files import refuse_overlap, refuse_pattern, sha256
 from bert_convolutions.glue.hyperparameters import (
     DEFAULT,
     FLAG,
@@ -161,6 +161,8 @@ def check_flags(options: GlueOptions, arguments: TrainingArguments) -> None:
         )
     if options.data_dir is not None and options.dataset is not None:
         raise UsageError("--data_dir and --dataset both say where the data are: give one")
+    if options.dataset is not None:
+        refuse_pattern(options.dataset, "--dataset")
     inputs: dict[str, str | None] = {"--data_dir": options.data_dir, "--dataset": options.dataset}
     if arguments.do_train:  # otherwise they are not opened, or may lie in the output folder
         inputs |= {"--model_name_or_path": options.model_name_or_path, "--tokenizer_name": options.tokenizer_name}

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 from bert_convolutions.data.options import BuildDatasetOptions
 from bert_convolutions.errors import CommandError, UsageError, brief, first_line
+from bert_convolutions.files import refuse_pattern
 from bert_convolutions.schemas import DatasetRecord, TextRecord
 from bert_convolutions.terminal import make_bar, say
 
@@ -76,6 +77,7 @@ def find_dataset(options: BuildDatasetOptions) -> DatasetRecord | None:
         return None
     from huggingface_hub import HfApi
 
+    refuse_pattern(name, "--dataset")
     try:
         revision = None if Path(name).exists() else HfApi().dataset_info(name).sha
     except Exception as error:  # network errors, invalid names and others
