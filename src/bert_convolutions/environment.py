@@ -1,4 +1,4 @@
-"""The environment of a run for records and reports: versions, commit and machine."""
+"""The environment of a run: versions, commit and machine, for records and reports; and its processes."""
 
 import os
 import platform
@@ -11,6 +11,11 @@ from typing import Any
 from bert_convolutions import __version__
 
 _PACKAGES = ("torch", "transformers", "numpy", "scipy", "sentencepiece")
+
+
+def is_first_process() -> bool:
+    """Whether this is the first of the processes of a launcher, which speaks for all, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def environment() -> dict[str, str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from bert_convolutions.environment import is_first_process
 from bert_convolutions.errors import EXIT_INTERRUPTED, RunInterrupted
 
 _NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
@@ -224,7 +225,7 @@ def signal_handlers(handle: Callable[[int, FrameType | None], None]) -> Iterator
 
 
 def _say(message: str) -> None:
-    if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+    if is_first_process():
         with suppress(OSError):  # the terminal may be closed
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"\nbertconv: {message}\n".encode())
 

@@ -6,13 +6,16 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from bert_convolutions.environment import is_first_process
+
 if TYPE_CHECKING:
     from tqdm import tqdm
 
 
 def say(message: str) -> None:
-    """Print a message that is not a result to standard error."""
-    print(f"bertconv: {message}", file=sys.stderr, flush=True)
+    """Print a message that is not a result to standard error, in the first of several processes."""
+    if is_first_process():
+        print(f"bertconv: {message}", file=sys.stderr, flush=True)
 
 
 def shows_bars() -> bool:

@@ -31,6 +31,7 @@ from bert_convolutions.data.build.sentences import split_sentences
 from bert_convolutions.data.options import BuildDatasetOptions
 from bert_convolutions.data.pieces import PieceTokenizer
 from bert_convolutions.errors import CommandError, RunInterrupted, UsageError
+from bert_convolutions.terminal import say
 from tests.data.conftest import examples
 
 Build = Callable[..., Path]
@@ -266,13 +267,18 @@ def test_the_folder_can_be_read_by_datasets_and_its_manifest_has_the_counts(buil
 
 
 def test_a_finished_build_is_not_repeated_and_not_replaced_without_the_flag(
-    build: Build, capsys: pytest.CaptureFixture[str]
+    build: Build, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = build("the union\nof states\n")
     before = (folder / "manifest.json").stat().st_mtime_ns
     text = folder.parent / "text.txt"
     assert build(text) == folder
     assert "already built" in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        patch.setenv("RANK", "1")
+        assert build(text) == folder
+        say("which the first process says too")
+    assert not "".join(capsys.readouterr()), "all eight processes of a node would repeat it"
     assert (folder / "manifest.json").stat().st_mtime_ns == before
     with pytest.raises(UsageError, match="differs in seed"):
         build(text, seed=7)

@@ -1,6 +1,5 @@
 """Loads models from folders; no weight is silently dropped or left at its random initial value."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,7 +98,7 @@ def load_strictly(
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise UsageError(f"{folder} {fault} {names[0]}{more}; give the configuration that belongs to the weights")
     new = sorted(name for name in report["missing_keys"] if name.startswith("cls."))
-    if new and os.environ.get("RANK", "0") == "0":  # a classifier's are always new; of several processes one speaks
+    if new:  # a classifier's are always new
         say(f"{folder} lacks weights of the pre-training heads ({new[0]}, ...), which start at random values")
     return model
 

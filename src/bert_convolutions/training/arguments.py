@@ -178,7 +178,6 @@ class BertTrainingArguments(TrainingArguments):
             faults.append("--fp16 is for GPUs (of CPUs, some have --bf16)")
         if faults:
             self.mixed_precision = "bf16" if self.bf16 else "no"  # already set, and read by autocast
-        if faults and self.process_index == 0:
             say(f"{'; '.join(faults)}; computing in float32")
 
 

@@ -57,9 +57,9 @@ def run_pretraining(options: PretrainOptions, arguments: BertTrainingArguments) 
             collectives.on_first(lambda: output_folder.refuse_if_in_use(folder, resume, options.overwrite_output_dir))
         else:
             collectives.on_first(lambda: output_folder.refuse_other_model(folder, str(options.model_name_or_path)))
-        if arguments.world_size > 1:  # the first process builds the examples while the others wait
-            collectives.on_first(lambda: setup.open_corpus(options, arguments, tokenizer) and None)
-        corpus = setup.open_corpus(options, arguments, tokenizer)
+        opened: list[setup.Corpus] = []  # by the first process, which builds the examples while the others wait
+        collectives.on_first(lambda: opened.append(setup.open_corpus(options, arguments, tokenizer)))
+        corpus = opened[0] if opened else setup.open_corpus(options, arguments, tokenizer)
         model = setup.make_model(options, config, arguments.seed)
 
         def trial(changed: BertTrainingArguments) -> PretrainingTrainer:
@@ -116,9 +116,8 @@ def count_steps_in(minutes: float, arguments: BertTrainingArguments, make_traine
     spent = time.monotonic() - begun
     steps = max(int((minutes * 60 - spent) / clock.seconds_a_step), 1)
     steps = trainer.collectives.from_first(steps)
-    if trainer.is_world_process_zero():
-        took = f"{clock.seconds_a_step:.3g} s a step, {duration(spent)} of measuring"
-        say(f"--train_minutes {minutes:g}: {steps:,} steps ({took})")
+    took = f"{clock.seconds_a_step:.3g} s a step, {duration(spent)} of measuring"
+    say(f"--train_minutes {minutes:g}: {steps:,} steps ({took})")
     return steps
 
 
@@ -149,8 +148,7 @@ def _train(trainer: PretrainingTrainer, start: Start, folder: Path) -> None:
     last_step = trainer.last_step()
     if start.finished >= last_step:
         trainer.load_finished(folder)
-        if trainer.is_world_process_zero():
-            say(f"{folder}: the run is finished, {start.finished} of {last_step} steps")
+        say(f"{folder}: the run is finished, {start.finished} of {last_step} steps")
         return
     if start.step >= last_step:
         trainer.load_finished(Path(str(start.source)))

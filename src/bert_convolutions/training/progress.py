@@ -149,7 +149,7 @@ class WordCounter:
                 "the flag out"
             )
         late = [destination.name for destination in self.pop_reached() if not destination.is_dir()]
-        if late and state.is_world_process_zero:
+        if late:
             say(f"--save_at_words: the run is at {self.seen:,} words already, too late for {', '.join(late)}")
 
 

@@ -29,7 +29,7 @@ from bert_convolutions.data.build.sentences import TextTokenizer, as_text_tokeni
 from bert_convolutions.data.build.sources import Source, blocks, find_dataset, find_sources, refuse_changed
 from bert_convolutions.data.build.target import Target, identity
 from bert_convolutions.data.options import BuildDatasetOptions
-from bert_convolutions.environment import usable_cores
+from bert_convolutions.environment import is_first_process, usable_cores
 from bert_convolutions.errors import CommandError, UsageError
 from bert_convolutions.files import make_folder, refuse_overlap, run_lock, whole_file, write_json
 from bert_convolutions.parsing import parse, read_model
@@ -127,7 +127,8 @@ def _build(
     """Build the dataset unless it exists; with ``wait``, wait for another process that builds it instead of raising."""
     try:
         if target.is_finished(settings, options.overwrite_output_dir):
-            print(f"{target.result}: already built from the same text with the same settings")
+            if is_first_process():
+                print(f"{target.result}: already built from the same text with the same settings")
             return target.result
         with ExitStack() as stack:
             if wait:
