@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import TrainerControl, TrainerState
 
 from bert_convolutions.cli.main import main
 from bert_convolutions.errors import UsageError
 from bert_convolutions.training import arguments
 from bert_convolutions.training.arguments import BertTrainingArguments
-from bert_convolutions.training.progress import kernel_pictures
+from bert_convolutions.training.progress import RunProgress, kernel_pictures
 from tests.training.conftest import Workspace
 from tests.training.helpers import MakeTrainer
 
@@ -101,3 +102,21 @@ def test_no_tracker_is_imported_without_the_flag(make_trainer: MakeTrainer, tmp_
     trainer: Any = make_trainer(tmp_path)
     assert not [callback for callback in trainer.callback_handler.callbacks if "Board" in type(callback).__name__]
     assert "wandb" not in sys.modules
+
+
+def test_a_log_line_stands_apart_from_bars_and_is_written_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In training and after it; a bar may be on the terminal while the lines go to a file."""
+    progress, training = RunProgress(lambda: ""), BertTrainingArguments(output_dir=str(tmp_path), disable_tqdm=False)
+    state, control = TrainerState(global_step=5, max_steps=9, is_world_process_zero=True), TrainerControl()
+    with (tmp_path / "terminal").open("w+", newline="") as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        monkeypatch.setattr(sys, "stderr", terminal)
+        bars = (progress.on_prediction_step, progress.on_evaluate), (progress.on_train_begin, progress.on_train_end)
+        for begins, ends in bars:
+            begins(training, state, control, eval_dataloader=range(3))
+            progress.on_log(training, state, control, {"eval_loss": 1.5})
+            before, _, after = (tmp_path / "terminal").read_bytes().rpartition(b"step 5")
+            assert before.endswith(b"\r") and after.startswith(b": eval_loss 1.5\n")
+            ends(training, state, control)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, ProgressCallback, TrainerState
 from transformers.integrations import TensorBoardCallback
 from transformers.integrations.integration_utils import default_logdir
@@ -198,9 +199,7 @@ class RunProgress(ProgressCallback):
     def _print(self, state: TrainerState, figures: str) -> None:
         self._last_line = time.monotonic()
         line = f"step {state.global_step:,}{self._time_left(state)}" + (f": {figures}" if figures else "")
-        if self.training_bar is not None:
-            self.training_bar.write(line)
-        else:
+        with tqdm.external_write_mode():  # clears all bars, also that of an evaluation
             print(line, flush=True)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
