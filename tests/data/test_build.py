@@ -27,7 +27,7 @@ from bert_convolutions.data.build import pipeline as build_module
 from bert_convolutions.data.build import shards
 from bert_convolutions.data.build import sources as build_sources
 from bert_convolutions.data.build.parallel import run_tasks
-from bert_convolutions.data.build.sentences import split_sentences
+from bert_convolutions.data.build.sentences import smallest_id_type, split_sentences
 from bert_convolutions.data.options import BuildDatasetOptions
 from bert_convolutions.data.pieces import PieceTokenizer
 from bert_convolutions.errors import CommandError, RunInterrupted, UsageError
@@ -264,6 +264,10 @@ def test_the_folder_can_be_read_by_datasets_and_its_manifest_has_the_counts(buil
     assert manifest["counts"]["bytes"] == len(text.encode())
     assert sum(file.stat().st_size for file in folder.iterdir()) < 1.2 * len(text.encode())
     assert datasets.load_from_disk(str(folder))["input_ids"][:] == built
+
+
+def test_ids_take_two_bytes_where_the_largest_fits() -> None:
+    assert [smallest_id_type(size) for size in (2**16, 2**16 + 1)] == [np.uint16, np.uint32]
 
 
 def test_a_finished_build_is_not_repeated_and_not_replaced_without_the_flag(

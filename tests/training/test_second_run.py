@@ -13,6 +13,7 @@ from transformers import AutoModelForMaskedLM
 from bert_convolutions import files
 from bert_convolutions.errors import EXIT_DIVERGED
 from bert_convolutions.training import checkpoints
+from bert_convolutions.training.output_folder import parse_resume_flag
 from bert_convolutions.training.trainer import PretrainingTrainer
 from tests.helpers import contents, same_weights
 from tests.training.conftest import Workspace
@@ -48,6 +49,11 @@ def kill(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
 
         plan.undo = patch.undo  # type: ignore[attr-defined]
         yield plan
+
+
+@pytest.mark.parametrize("value", [None, False, "false", "False", "none", ""])
+def test_a_run_is_not_resumed_by_other_words_for_no(value: str | bool | None) -> None:
+    assert parse_resume_flag(value) is None and parse_resume_flag(True) == parse_resume_flag("True") == "true"
 
 
 def test_a_longer_run_interrupted_at_its_end_is_finished_by_the_next(

@@ -70,7 +70,7 @@ def refuse_if_in_use(folder: Path, resume: str | None, overwrite: bool) -> None:
 def parse_resume_flag(value: str | bool | None) -> str | None:
     """``--resume_from_checkpoint`` as None (start anew), ``"true"`` (the newest checkpoint) or a path."""
     text = str(value)
-    if value is None or text.lower() in ("false", "none", ""):
+    if text.lower() in ("false", "none", ""):
         return None
     return "true" if text.lower() == "true" else text
 
