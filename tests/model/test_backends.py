@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM
 
+from bert_convolutions.attention.composite import attend_eager
 from bert_convolutions.attention.segments import Segments
 from bert_convolutions.errors import UsageError
 from bert_convolutions.model import backends
@@ -52,6 +53,14 @@ def test_without_triton_its_backend_says_what_to_install(way, tmp_path, monkeypa
     monkeypatch.setattr(backends, "_HAS_KERNELS", False)
     with pytest.raises(UsageError, match=r"pip install .*bert_convolutions\[gpu\]"):
         ways_to_set_it(tmp_path)[way]()
+
+
+@pytest.mark.parametrize("given", [{}, {"attn_implementation": "sdpa"}])
+def test_on_a_cpu_sdpa_which_is_the_default_is_the_fused_function(given, monkeypatch):
+    calls = []
+    monkeypatch.setattr(backends, "attend_fused", lambda *inputs: calls.append(inputs) or attend_eager(*inputs))
+    CompositeBertForMaskedLM(config(**given))(torch.zeros(2, 17, dtype=torch.long), attention_mask=PACKED)
+    assert len(calls) == 2, "once a layer"
 
 
 def test_sdpa_works_without_triton(monkeypatch):
