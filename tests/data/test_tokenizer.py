@@ -35,6 +35,15 @@ def test_batches_equal_single_calls_and_the_base_class(tokenizer: CompositeBertT
     assert [ids[1:-1] for ids in tokenizer(TEXTS)["input_ids"]] == slow
 
 
+def test_a_batch_that_takes_the_slow_road_equals_single_calls(tokenizer: CompositeBertTokenizer) -> None:
+    texts = ["a [MASK] of the union", "states"]
+    literal = tokenizer(texts, split_special_tokens=True)["input_ids"]
+    assert literal == [tokenizer(text, split_special_tokens=True)["input_ids"] for text in texts]
+    assert tokenizer.mask_token_id in tokenizer(texts)["input_ids"][0] and tokenizer.mask_token_id not in literal[0]
+    mixed = tokenizer([("a", "of the union"), "states"])["input_ids"]
+    assert mixed == [tokenizer("a", "of the union")["input_ids"], tokenizer("states")["input_ids"]]
+
+
 def test_batches_are_padded_to_tensors(tokenizer: CompositeBertTokenizer) -> None:
     batch = tokenizer(TEXTS, padding=True, return_tensors="pt", pad_to_multiple_of=8)
     assert batch["input_ids"].shape == batch["attention_mask"].shape
