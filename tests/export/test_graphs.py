@@ -134,9 +134,10 @@ def test_the_exported_folder_can_be_used_by_onnxruntime_and_transformers(folders
         (("--format", "torch", "--quantize", "int8"), "--quantize int8 is for --format onnx"),
         (("--format", "onnx", "--text", "x"), "--text needs --quantize int8, which is measured on it"),
         (("--format", "onnx", "--revisions", "--push_to_hub", "a/b"), "--revisions needs --format hub"),
+        (("--format", "hub", "--push_to_hub", "a/my model"), "--push_to_hub: Repo id must"),
     ],
 )
-def test_flags_without_the_flag_they_need_are_refused(flags, message, tmp_path, capsys):
+def test_flags_that_cannot_be_followed_are_refused_before_anything_is_read(flags, message, tmp_path, capsys):
     argv = ["export", "--model_name_or_path", "model", "--output_dir", str(tmp_path / "out"), *flags]
     assert main(argv) == 2
     assert message in capsys.readouterr().err

@@ -42,6 +42,14 @@ class ExportOptions(Options):
             raise ValueError("--revisions and --private need --push_to_hub USER/NAME")
         if self.revisions and self.format != "hub":
             raise ValueError("--revisions needs --format hub")
+        if self.push_to_hub is not None:
+            from huggingface_hub.errors import HFValidationError  # slow to import
+            from huggingface_hub.utils import validate_repo_id
+
+            try:
+                validate_repo_id(self.push_to_hub)
+            except HFValidationError as error:
+                raise ValueError(f"--push_to_hub: {error}") from error
         if self.quantize and self.format != "onnx":
             raise ValueError("--quantize int8 is for --format onnx")
         if self.text and not self.quantize:
