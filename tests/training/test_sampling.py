@@ -1,8 +1,11 @@
 import multiprocessing
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from accelerate import skip_first_batches
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
@@ -19,7 +22,7 @@ from bert_convolutions.training.sampling import (
     slices_loader,
     start_worker,
 )
-from tests.training.helpers import make_collator
+from tests.training.helpers import MakeTrainer, make_collator
 
 layouts = st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 5))
 
@@ -119,6 +122,16 @@ def test_workers_are_started_beyond_signals(monkeypatch: pytest.MonkeyPatch) -> 
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
     assert multiprocessing.active_children()
     _end_workers()  # at the exit of a script that ends with an exception, which keeps the loop alive
+    assert not multiprocessing.active_children()
+
+
+def test_workers_of_a_resumed_epoch_end_with_a_script_that_fails(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    """The Trainer skips the finished steps by a loader that isn't ours."""
+    trainer = make_trainer(tmp_path, dataloader_num_workers=1, dataloader_multiprocessing_context="fork")
+    batches = iter(skip_first_batches(trainer.get_train_dataloader(), 1))
+    trainer.get_batch_samples(batches, 1, torch.device("cpu"))
+    assert multiprocessing.active_children()
+    _end_workers()
     assert not multiprocessing.active_children()
 
 

@@ -17,6 +17,7 @@ from bert_convolutions.glue.state import ENCODER_FOLDER
 from bert_convolutions.glue.tasks import MNLI, DevSet, Task
 from bert_convolutions.model.loading import quiet_transformers, set_max_length
 from bert_convolutions.training.resumable import ResumableTrainer
+from bert_convolutions.training.sampling import next_batches
 
 
 class GlueTrainer(ResumableTrainer):
@@ -56,7 +57,7 @@ class GlueTrainer(ResumableTrainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], int]:
         """The micro-batches of a step and the number of its examples (or words) over all processes."""
-        batches = [next(epoch_iterator) for _ in range(num_batches)]
+        batches = next_batches(epoch_iterator, num_batches)
         return batches, self.collectives.sum([sum(batch["num_examples"] for batch in batches)])[0]
 
     def compute_loss(

@@ -156,6 +156,13 @@ def _end_workers() -> None:
         batches._shutdown_workers()
 
 
+def next_batches(batches: Iterator[Any], count: int) -> list[Any]:
+    """The next ``count`` of an epoch; notes its workers, as the Trainer makes another loader where it resumes."""
+    if hasattr(batches, "_shutdown_workers"):
+        _with_workers.add(batches)
+    return [next(batches) for _ in range(count)]
+
+
 def slices_loader(
     arguments: TrainingArguments,
     dataset: Dataset[Any],

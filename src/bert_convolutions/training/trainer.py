@@ -22,7 +22,14 @@ from bert_convolutions.errors import UsageError
 from bert_convolutions.training.arguments import evaluation_precision
 from bert_convolutions.training.progress import Throughput, WordCounter
 from bert_convolutions.training.resumable import ResumableTrainer
-from bert_convolutions.training.sampling import SlicedExamples, StepPlan, WithPlaceholder, last_step, slices_loader
+from bert_convolutions.training.sampling import (
+    SlicedExamples,
+    StepPlan,
+    WithPlaceholder,
+    last_step,
+    next_batches,
+    slices_loader,
+)
 
 MASKED_METRICS, ORDER_METRICS = ("loss", "perplexity", "masked_accuracy"), ("sop_loss", "sop_accuracy")
 """Metrics of an evaluation that may select the best model; the second group needs a sentence-order head."""
@@ -86,7 +93,7 @@ class PretrainingTrainer(ResumableTrainer):
         Losses are sums divided by counts over the global batch, so that gradients don't depend on accumulation,
         packing or the number of processes.
         """
-        batches = [next(epoch_iterator) for _ in range(num_batches)]
+        batches = next_batches(epoch_iterator, num_batches)
         words = sum(self.words.count(batch) for batch in batches)
         tokens = sum(int(batch.pop("num_real_tokens")) for batch in batches)
         masked = sum(int((batch["labels"] != IGNORED).sum()) for batch in batches)
