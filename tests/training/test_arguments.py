@@ -38,6 +38,8 @@ OUT_OF_RANGE = [
 ]
 CONTRADICTIONS = {
     "fsdp: fsdp is not supported": {"fsdp": "full_shard"},
+    "fsdp_config fsdp.json is for --fsdp": {"fsdp_config": "fsdp.json"},
+    "optim_target_modules has no effect": {"optim_target_modules": "all-linear"},
     "deepspeed: deepspeed is not supported": {"deepspeed": "zero2.json"},
     "accelerator_config": {"accelerator_config": {"gradient_accumulation_kwargs": {"num_steps": 4}}},
     "eval_steps": {"eval_steps": 5},

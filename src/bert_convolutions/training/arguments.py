@@ -82,6 +82,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: not isinstance(value, str | dict),
         "is not supported: batches are made by the flags of batch size and accumulation alone; leave it out",
     ),
+    "fsdp_config": (lambda value: not isinstance(value, str), "is for --fsdp, which is not supported; leave it out"),
     "torch_compile_mode": (_COMPILE_MODES.__contains__, f"is none of {', '.join(_COMPILE_MODES)}"),
 }
 """Flags that the Trainer checks late or not at all: a predicate, and the end of the message if it does not hold."""
@@ -144,6 +145,8 @@ class BertTrainingArguments(TrainingArguments):
             raise UsageError("--eval_steps has no effect without --eval_strategy steps; give both or none")
         if self.save_strategy == "best" and self.eval_strategy == "no":
             raise UsageError("--save_strategy best saves nothing without --eval_strategy steps or epoch; give one")
+        if self.optim_target_modules and not OptimizerNames(self.optim).value.startswith(("galore", "apollo")):
+            raise UsageError("--optim_target_modules has no effect without --optim galore_... or apollo_...; give one")
         if self.n_gpu > 1:
             logger.warning(f"{self.n_gpu} GPUs are visible but one is used; torchrun --nproc_per_node uses them all.")
             self._n_gpu = 1
