@@ -46,12 +46,14 @@ def test_a_value_in_a_configuration_file_means_what_it_means_on_the_command_line
     """YAML 1.1 reads them as 8, 1000, 90 (sexagesimal), False, True and a date."""
     path = tmp_path / "run.yaml"
     path.write_text(
-        "seed: 010\nsave_steps: 1_000\nrun_name: 1:30\nlanguage: no\nsplit-sentences: on\noutput_dir: 2024-1-1"
+        "seed: 010\nsave_steps: 1_000\nrun_name: 1:30\nlanguage: no\nsplit-sentences: on\noutput_dir: 2024-1-1\n"
+        "hub_revision: 1.10\nlr_scheduler_type: polynomial\nlr_scheduler_kwargs: {lr_end: 1e-5}"
     )
     options, trainer_flags = COMMANDS["pretrain"].read(["--config", str(path)])
     arguments = trainer_flags.parse(BertTrainingArguments)
     assert (arguments.seed, arguments.save_steps, arguments.run_name) == (10, 1000, "1:30")
     assert (options.language, options.split_sentences, arguments.output_dir) == ("no", True, "2024-1-1")
+    assert (arguments.hub_revision, arguments.lr_scheduler_kwargs) == ("1.10", {"lr_end": 1e-5})
 
 
 @pytest.mark.parametrize(
