@@ -169,3 +169,14 @@ def test_bad_rows_and_flags_are_refused_with_the_reason(build: Build, tmp_path: 
         assert not (tmp_path / "dataset" / "manifest.json").exists()
     with pytest.raises(UsageError, match="either --train_data_file or --dataset"):
         build("a\nb\n", dataset=str(path))
+
+
+def test_a_file_with_other_columns_is_named_with_them(
+    build: Build, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, column in (("a", "text"), ("b", "body")):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        parquet.write_table(pa.table({column: ["one line\nanother"]}), tmp_path / "in" / f"{name}.parquet")
+    with pytest.raises(CommandError, match=r"can't be read \(.*body: string .*'text'.* column names don't match\)"):
+        build([], dataset=str(tmp_path / "in"))
+    assert "b.parquet" in caplog.text  # logged by datasets

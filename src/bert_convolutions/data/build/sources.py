@@ -121,7 +121,8 @@ def _rows(record: DatasetRecord, advice: str = "; run again to resume") -> Itera
             **where, name=record.config, split=record.split, revision=record.revision, streaming=True
         )
     except Exception as error:  # of the network, the Hub or a file
-        raise CommandError(f"--dataset {record.path}: can't be read ({first_line(error)}){advice}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CommandError(f"--dataset {record.path}: can't be read ({reason}){advice}") from error
 
 
 def _row_texts(record: DatasetRecord) -> Iterator[bytes]:
