@@ -18,6 +18,11 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def is_one_of_several() -> bool:
+    """Whether a launcher has started several processes, of which this is one."""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
 def environment() -> dict[str, str]:
     """What a result may depend on besides its flags."""
     import torch

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from bert_convolutions.environment import is_first_process
+from bert_convolutions.environment import is_first_process, is_one_of_several
 from bert_convolutions.errors import EXIT_INTERRUPTED, RunInterrupted
 
 _NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
@@ -215,7 +215,7 @@ def signal_handlers(handle: Callable[[int, FrameType | None], None]) -> Iterator
     try:
         yield
     except BaseException:
-        if os.environ.get("WORLD_SIZE", "1") != "1" and before.pop(signal.SIGTERM, None) is not None:
+        if is_one_of_several() and before.pop(signal.SIGTERM, None) is not None:
             signal.signal(signal.SIGTERM, lambda number, frame: None)
         raise
     finally:

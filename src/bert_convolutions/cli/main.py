@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from bert_convolutions import __version__
 from bert_convolutions.cli.commands import COMMANDS
 from bert_convolutions.cli.flags import nearest
+from bert_convolutions.environment import is_one_of_several
 from bert_convolutions.errors import EXIT_USAGE, EXTRAS, CommandError, UsageError, install_command
 
 TRACEBACK_VARIABLE = "BERTCONV_TRACEBACK"
@@ -70,7 +71,7 @@ def leave(code: int) -> int:
     The threads of gloo and NCCL sometimes abort a finished process while its interpreter shuts down, and the launcher
     would report the whole run as failed.
     """
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if is_one_of_several():
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()

@@ -17,6 +17,8 @@ from bert_convolutions.hub import local_folder
 
 OF_PRETRAINING = ("cls_token", "sep_token", "pad_token", "mask_token")
 """Attributes of a tokenizer, the special tokens that pre-training needs."""
+NOTED_CUT = 0.1
+"""Share of the tokens (pre-training) or examples (fine-tuning) from which on it is reported that they are cut off."""
 
 
 def load_tokenizer(

@@ -12,7 +12,7 @@ from accelerate import PartialState
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
-from bert_convolutions.data.loading import load_tokenizer, tokenizer_hash
+from bert_convolutions.data.loading import NOTED_CUT, load_tokenizer, tokenizer_hash
 from bert_convolutions.errors import RunInterrupted, TrainingDiverged, UsageError
 from bert_convolutions.files import ASIDE_NAME, discard_aside, make_folder, refuse_overlap, run_lock, write_text
 from bert_convolutions.glue import models, state
@@ -34,8 +34,6 @@ Finetuned = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 """A fine-tuned model and the tokenizer it was trained with."""
 _NEEDS = ("pad_token",)
 """Of the special tokens, the one without which there are no batches; a tokenizer puts the others where it has them."""
-_NOTED_CUT = 0.1
-"""Share of the training examples from which on it is reported that they are cut off."""
 
 
 def run_glue(options: GlueOptions, arguments: TrainingArguments) -> None:
@@ -225,7 +223,7 @@ class _GlueRun:
         self.progress.start(job.name, f"{describe_training(job, len(train))}, from {settings['model']}")
         longest = self.options.max_seq_length
         cut = float((train.lengths == longest).mean())
-        if cut > _NOTED_CUT and not job.task.per_token:  # where the rest of a sentence is another example
+        if cut > NOTED_CUT and not job.task.per_token:  # where the rest of a sentence is another example
             self.progress.say(f"{job.name}: {cut:.0%} of the examples are cut off at --max_seq_length {longest}")
         if job.mnli_encoder not in (None, start):
             self.progress.say(

@@ -22,6 +22,7 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
+from bert_convolutions.environment import is_one_of_several
 from bert_convolutions.errors import EXTRAS, UsageError, first_line, install_command
 from bert_convolutions.flags import flag
 from bert_convolutions.terminal import say, shows_bars
@@ -167,7 +168,7 @@ class BertTrainingArguments(TrainingArguments):
             setattr(self, launcher, True)
         if not torch.accelerator.is_available():
             self.use_cpu = True  # otherwise the Trainer refuses bf16 and sees one process only
-        if os.environ.get("WORLD_SIZE", "1") == "1":
+        if not is_one_of_several():
             self.ddp_backend = None  # needed by several processes only, and the Trainer would check for it
 
     def _use_float32_if_faster_on_cpu(self) -> None:

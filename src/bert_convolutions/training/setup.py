@@ -16,7 +16,7 @@ from transformers.training_args import OptimizerNames
 from bert_convolutions import files
 from bert_convolutions.data.build.examples import open_examples
 from bert_convolutions.data.collate import PretrainingCollator
-from bert_convolutions.data.loading import load_tokenizer, tokenizer_hash
+from bert_convolutions.data.loading import NOTED_CUT, load_tokenizer, tokenizer_hash
 from bert_convolutions.data.masking import Masking
 from bert_convolutions.data.store import ExampleStore
 from bert_convolutions.errors import UsageError, with_flag_names
@@ -38,8 +38,8 @@ EVALUATION_SEED = 0
 HELD_OUT_SEED = 0
 """Seed that selects the documents of ``--eval_fraction``, independent of ``--seed`` so that runs compare."""
 _SNIFFED_BYTES = 4096
-_INSPECTED_EXAMPLES, _NOTED_CUT, _NOTED_UNKNOWN = 1000, 0.1, 0.02
-"""Of the lost text: the number of examples to judge by, and the shares from which on it is reported."""
+_INSPECTED_EXAMPLES, _NOTED_UNKNOWN = 1000, 0.02
+"""Of the lost text: the number of examples to judge by, and the share of unknown tokens to report."""
 
 WITH_CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
 """Values of ``--torch_compile_mode`` that record a CUDA graph for each number of rows and of masked positions."""
@@ -179,7 +179,7 @@ def report_lost_text(examples: ExampleStore, tokenizer: Any, block_size: int) ->
         ids = examples[number]
         tokens, cut = tokens + len(ids), cut + max(len(ids) - block_size, 0)
         unknown += int((ids == tokenizer.unk_token_id).sum())
-    if cut > _NOTED_CUT * tokens:
+    if cut > NOTED_CUT * tokens:
         say(
             f"--block_size {block_size} cuts off {cut / tokens:.0%} of the tokens of --train_data_file, which are "
             "never seen: an example is a pair of lines; shorten the lines (--split_sentences, or cut them), or raise it"
