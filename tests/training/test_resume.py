@@ -182,6 +182,7 @@ def test_a_finished_run_has_no_speed_and_only_the_first_process_prints(
     trainer.finish()
     figures = trainer.throughput_metrics()
     assert figures["real_tokens_per_second"] == 0 < figures["non_padding_tokens_seen"]
+    monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(trainer, "is_world_process_zero", lambda: False)
     capsys.readouterr()
     pretrain._train(trainer, Start(checkpoint, step=2, finished=2), checkpoint)
