@@ -15,7 +15,10 @@ import torch
 
 from bert_convolutions.attention.terms import TERMS
 from bert_convolutions.cli.main import main
+from bert_convolutions.data.build.pipeline import build_dataset
 from bert_convolutions.data.loading import load_tokenizer
+from bert_convolutions.data.options import BuildDatasetOptions
+from bert_convolutions.data.store import ArrowStore
 from bert_convolutions.errors import UsageError
 from bert_convolutions.report.options import ReportOptions
 from bert_convolutions.report.page import Page
@@ -30,6 +33,7 @@ from bert_convolutions.report.sweep_results import (
     token_savings,
 )
 from bert_convolutions.sweep.statistics import compare
+from bert_convolutions.training.setup import HELD_OUT_SEED
 from tests.report import browser
 from tests.report.conftest import KERNEL, TEXT
 
@@ -249,6 +253,18 @@ def test_attention_is_measured_on_the_evaluation_text_of_the_runs_in_any_form(sw
         of_text = replace(results, experiment=results.experiment.model_copy(update={"base": base}))
         assert len(_texts(of_text, options, tokenizer, 128)) == 3
         assert max(map(len, _texts(of_text, options, tokenizer, 4))) == 4
+
+
+def test_attention_is_measured_on_the_documents_that_the_runs_held_out(sweep: Path, tmp_path: Path) -> None:
+    results, text, folder = read_sweep(sweep), tmp_path / "text.txt", tmp_path / "pairs"
+    text.write_text("the old books\nwere hers\n\n" * 40)
+    tokenizer = load_tokenizer(results.runs[0].folder)
+    build_dataset(BuildDatasetOptions(str(results.runs[0].folder), [str(text)], output_dir=str(folder)))
+    base = results.experiment.base | {"train_data_file": str(folder), "eval_fraction": 0.2}
+    held_out = replace(results, experiment=results.experiment.model_copy(update={"base": base}))
+    _, expected = ArrowStore(folder).split_by_document(0.2, HELD_OUT_SEED)
+    found = _texts(held_out, ReportOptions(sweep), tokenizer, 128)
+    assert found == [expected[number].tolist() for number in range(len(expected))]
 
 
 # The report in a real browser, at the widths of a desktop and of a phone

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from bert_convolutions import files
 from bert_convolutions.data.build.sources import find_sources, text_lines
 from bert_convolutions.data.loading import load_tokenizer, tokenizer_hash
-from bert_convolutions.data.store import MANIFEST_FILE, ArrowStore, read_manifest
+from bert_convolutions.data.store import MANIFEST_FILE, ArrowStore, ExampleStore, read_manifest
 from bert_convolutions.environment import environment
 from bert_convolutions.errors import UsageError
 from bert_convolutions.model.loading import count_positions
@@ -34,9 +34,11 @@ from bert_convolutions.report.sweep_results import (
     run_records,
     token_savings,
 )
+from bert_convolutions.schemas import Flags
 from bert_convolutions.sweep.cells import Cell, flag_paths, plan_cells
 from bert_convolutions.sweep.statistics import SEEDS_FOR_INTERVAL, SEEDS_FOR_TEST, Comparison, Interval, compare
 from bert_convolutions.terminal import duration, say
+from bert_convolutions.training.setup import HELD_OUT_SEED
 
 _MAX_TEXTS = 64
 """Maximum number of examples on which attention is measured."""
@@ -272,14 +274,23 @@ def _texts(
     base = results.experiment.base
     paths = [options.text] if options.text else flag_paths(base, "eval_data_file")
     if not options.text:
-        if paths and (paths[0] / MANIFEST_FILE).is_file():
-            store = ArrowStore(paths[0], tokenizer_hash(tokenizer))
+        if (store := _held_out(base, tokenizer)) is not None:
             return [store[index][:longest].tolist() for index in range(min(_MAX_TEXTS, len(store)))]
         if not (paths and base.get("line_by_line") and all(path.exists() for path in paths)):
             return []
     lines = text_lines(find_sources([*map(str, paths)]))
     encoded = (tokenizer(line, verbose=False)["input_ids"][:longest] for line in lines)
     return list(islice((ids for ids in encoded if len(ids) > 3), _MAX_TEXTS))  # more than a token between special ones
+
+
+def _held_out(base: Flags, tokenizer: PreTrainedTokenizerBase) -> ExampleStore | None:
+    """The runs' evaluation examples, if these are a folder of ``build-dataset`` or a part of one."""
+    fraction = float(str(base.get("eval_fraction") or 0))
+    paths = flag_paths(base, "train_data_file" if fraction else "eval_data_file")
+    if not (paths and (paths[0] / MANIFEST_FILE).is_file()):
+        return None
+    store = ArrowStore(paths[0], tokenizer_hash(tokenizer))
+    return store.split_by_document(fraction, HELD_OUT_SEED)[1] if fraction else store
 
 
 def _add_run_records(page: Page, results: SweepResults, cells: Sequence[Cell]) -> None:
