@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from bert_convolutions.cli.main import main
+from bert_convolutions.errors import RunInterrupted
 from bert_convolutions.training import checkpoints
+from bert_convolutions.training.collectives import Collectives
 from tests.ranks import run_in_two_ranks
 from tests.training.conftest import Workspace
 
@@ -62,6 +64,26 @@ def wait_for(path: Path, seconds: float = 60) -> None:
     while not path.exists():
         assert time.monotonic() < end, f"{path} has not come"
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("fails", "error"), [(True, RunInterrupted), (False, RuntimeError)])
+def test_the_first_process_tells_its_own_error_where_the_others_have_ended(
+    fails: bool, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a signal to all, which ends those that wait before the one that builds the examples."""
+
+    def work() -> None:
+        if fails:
+            raise RunInterrupted("stopped by SIGINT")
+
+    def broken(*given: object, **options: object) -> None:
+        raise RuntimeError("gloo: connection closed by peer")
+
+    for name, value in (("get_rank", 0), ("get_world_size", 2), ("get_backend", "gloo")):
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", broken)
+    with pytest.raises(error):
+        Collectives(2).on_first(work)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, "died"), (signal.SIGTERM, "saved")])

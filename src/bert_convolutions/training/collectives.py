@@ -3,6 +3,7 @@
 They use gloo on CPU, so that they never wait for a GPU. With one process nothing is sent.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -61,7 +62,9 @@ class Collectives:
                 answer = function()
             except CommandError as error:
                 answer = error
-        answer = self.from_first(answer)
+        lost = [RuntimeError] if isinstance(answer, CommandError) else []  # the same signal may have ended the others
+        with contextlib.suppress(*lost):
+            answer = self.from_first(answer)
         if isinstance(answer, CommandError):
             raise answer
         return answer

@@ -45,7 +45,8 @@ def run_pretraining(options: PretrainOptions, arguments: BertTrainingArguments) 
     folder = Path(arguments.output_dir or "")
     resume = output_folder.parse_resume_flag(arguments.resume_from_checkpoint)
     watch = SignalWatch()
-    with watch.interrupt_on_signal("nothing had been trained yet: run the same command again"):
+    nothing_yet = "nothing had been trained yet: run the same command again"
+    with watch.interrupt_on_signal(nothing_yet), _explain_errors(arguments.world_size, folder):
         if options.model_name_or_path:
             model_folder = str(local_folder(options.model_name_or_path))
             options = dataclasses.replace(options, model_name_or_path=model_folder)
@@ -65,7 +66,7 @@ def run_pretraining(options: PretrainOptions, arguments: BertTrainingArguments) 
         def trial(changed: BertTrainingArguments) -> PretrainingTrainer:
             return setup.make_trainer(options, changed, copy.deepcopy(model), tokenizer, corpus, SignalWatch())
 
-        with _explain_errors(arguments.world_size, folder), ExitStack() as stack:
+        with ExitStack() as stack:
             collectives.on_first(lambda: stack.enter_context(output_folder.locked_folder(folder)))
             start, minutes = Start(), options.train_minutes
             if arguments.do_train:
