@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from bert_convolutions.cli.main import main
-from bert_convolutions.errors import RunInterrupted
+from bert_convolutions.errors import CommandError, RunInterrupted
 from bert_convolutions.training import checkpoints
-from bert_convolutions.training.collectives import Collectives
+from bert_convolutions.training.collectives import Collectives, lost_process_explained
 from tests.ranks import run_in_two_ranks
 from tests.training.conftest import Workspace
 
@@ -84,6 +84,16 @@ def test_the_first_process_tells_its_own_error_where_the_others_have_ended(
     monkeypatch.setattr(torch.distributed, "all_gather_object", broken)
     with pytest.raises(error):
         Collectives(2).on_first(work)
+
+
+@pytest.mark.parametrize(("processes", "error"), [("2", CommandError), ("1", RuntimeError)])
+def test_a_lost_connection_is_told_as_the_end_of_another_process(
+    processes: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    told = "another process of this run has ended" if processes == "2" else "^gloo"
+    with pytest.raises(error, match=told), lost_process_explained():
+        raise RuntimeError("gloo: connection closed by peer")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, "died"), (signal.SIGTERM, "saved")])

@@ -28,7 +28,7 @@ from bert_convolutions.schemas import TaskState
 from bert_convolutions.signals import SignalWatch, resume_command
 from bert_convolutions.terminal import duration, make_console
 from bert_convolutions.training import checkpoints
-from bert_convolutions.training.collectives import Collectives
+from bert_convolutions.training.collectives import Collectives, lost_process_explained
 
 Finetuned = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 """A fine-tuned model and the tokenizer it was trained with."""
@@ -48,7 +48,8 @@ def run_glue(options: GlueOptions, arguments: TrainingArguments) -> None:
     _ = arguments.device  # joins the other processes on the requested device
     processes = PartialState()
     check_flags(options, arguments)
-    with SignalWatch().interrupt_on_signal(_advice()):  # except in training, where there is something to save
+    watch = SignalWatch()  # except in training, where there is something to save
+    with watch.interrupt_on_signal(_advice()), lost_process_explained():
         if processes.is_main_process:
             _settle_killed_overwrites(output_dir)
         processes.wait_for_everyone()

@@ -4,17 +4,38 @@ They use gloo on CPU, so that they never wait for a GPU. With one process nothin
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 
-from bert_convolutions.errors import CommandError
+from bert_convolutions.environment import is_one_of_several
+from bert_convolutions.errors import CommandError, first_line
+from bert_convolutions.signals import resume_command
 
 Number = TypeVar("Number", int, float)
 Result = TypeVar("Result")
+
+
+@contextlib.contextmanager
+def lost_process_explained() -> Iterator[None]:
+    """Explain the error of a process whose connection to another one is lost.
+
+    Raises:
+        CommandError: another process of this run has ended.
+    """
+    try:
+        yield
+    except Exception as error:
+        lost = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+        if isinstance(error, CommandError) or not (lost and is_one_of_several()):
+            raise
+        raise CommandError(
+            "another process of this run has ended, so this one stops too; see that process's message above, and "
+            f"resume with: {resume_command()} ({first_line(error)[:200]})"
+        ) from error
 
 
 class Collectives:

@@ -13,13 +13,13 @@ import torch.distributed as dist
 from transformers import TrainerCallback
 
 from bert_convolutions import files
-from bert_convolutions.errors import CommandError, RunInterrupted, UsageError
+from bert_convolutions.errors import CommandError, RunInterrupted, UsageError, first_line
 from bert_convolutions.hub import local_folder
 from bert_convolutions.signals import SignalWatch, resume_command
 from bert_convolutions.terminal import duration, say
 from bert_convolutions.training import checkpoints, output_folder, setup
 from bert_convolutions.training.arguments import BertTrainingArguments
-from bert_convolutions.training.collectives import Collectives
+from bert_convolutions.training.collectives import Collectives, lost_process_explained
 from bert_convolutions.training.options import PretrainOptions
 from bert_convolutions.training.output_folder import Start
 from bert_convolutions.training.progress import checkpoint_name
@@ -46,7 +46,7 @@ def run_pretraining(options: PretrainOptions, arguments: BertTrainingArguments) 
     resume = output_folder.parse_resume_flag(arguments.resume_from_checkpoint)
     watch = SignalWatch()
     nothing_yet = "nothing had been trained yet: run the same command again"
-    with watch.interrupt_on_signal(nothing_yet), _explain_errors(arguments.world_size, folder):
+    with watch.interrupt_on_signal(nothing_yet), lost_process_explained():
         if options.model_name_or_path:
             model_folder = str(local_folder(options.model_name_or_path))
             options = dataclasses.replace(options, model_name_or_path=model_folder)
@@ -77,7 +77,7 @@ def run_pretraining(options: PretrainOptions, arguments: BertTrainingArguments) 
             if arguments.do_train:
                 facts, last_step = trainer.run_facts, trainer.last_step()
                 collectives.on_first(lambda: output_folder.refuse_other_run(folder, start, facts, last_step))
-            with watch.finish_step_on_signal(), _explain_errors(arguments.world_size, folder, watch):
+            with watch.finish_step_on_signal(), _explain_errors(folder, watch), lost_process_explained():
                 if arguments.do_train:
                     overwrites = options.overwrite_output_dir and resume is None and trainer.is_world_process_zero()
                     with output_folder.set_earlier_run_aside(folder) if overwrites else nullcontext():
@@ -189,22 +189,14 @@ def _evaluate(trainer: PretrainingTrainer, folder: Path) -> None:
 
 
 @contextmanager
-def _explain_errors(world_size: int, folder: Path, watch: SignalWatch | None = None) -> Iterator[None]:
-    """Explain a lost connection between processes and an error in a step that a signal interrupted."""
+def _explain_errors(folder: Path, watch: SignalWatch) -> Iterator[None]:
+    """Explain an error in a step that a signal interrupted."""
     try:
         yield
-    except CommandError:
-        raise
     except Exception as error:
-        brief = f"{type(error).__name__}: {str(error).strip()[:200].partition(chr(10))[0]}"
-        lost = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
-        if world_size > 1 and lost:
-            raise CommandError(
-                "another process of this run has ended, so this one stops too; see that process's message above, and "
-                f"resume with: {resume_command()} ({brief})"
-            ) from error
-        if watch is None or watch.received is None:
+        if watch.received is None or isinstance(error, CommandError):
             raise
+        brief = f"{type(error).__name__}: {first_line(error)[:200]}"
         last = checkpoints.newest_complete(folder)
         advice = f"resume with: {resume_command()}" if last else "run the same command again"
         raise RunInterrupted(
