@@ -265,6 +265,8 @@ def test_attention_is_measured_on_the_documents_that_the_runs_held_out(sweep: Pa
     _, expected = ArrowStore(folder).split_by_document(0.2, HELD_OUT_SEED)
     found = _texts(held_out, ReportOptions(sweep), tokenizer, 128)
     assert found == [expected[number].tolist() for number in range(len(expected))]
+    next(folder.glob("*.arrow")).unlink()
+    assert _texts(held_out, ReportOptions(sweep), tokenizer, 128) == [], "the report can do without"
 
 
 # The report in a real browser, at the widths of a desktop and of a phone

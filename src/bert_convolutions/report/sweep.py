@@ -1,5 +1,6 @@
 """``bertconv report``: the results of a sweep as one self-contained HTML file, with its figures and tables as files."""
 
+import contextlib
 import json
 import re
 import shlex
@@ -284,13 +285,15 @@ def _texts(
 
 
 def _held_out(base: Flags, tokenizer: PreTrainedTokenizerBase) -> ExampleStore | None:
-    """The runs' evaluation examples, if these are a folder of ``build-dataset`` or a part of one."""
+    """The runs' evaluation examples, if these are (a part of) a folder of ``build-dataset`` that is still the same."""
     fraction = float(str(base.get("eval_fraction") or 0))
     paths = flag_paths(base, "train_data_file" if fraction else "eval_data_file")
     if not (paths and (paths[0] / MANIFEST_FILE).is_file()):
         return None
-    store = ArrowStore(paths[0], tokenizer_hash(tokenizer))
-    return store.split_by_document(fraction, HELD_OUT_SEED)[1] if fraction else store
+    with contextlib.suppress(UsageError):  # it has been rebuilt or damaged since
+        store = ArrowStore(paths[0], tokenizer_hash(tokenizer))
+        return store.split_by_document(fraction, HELD_OUT_SEED)[1] if fraction else store
+    return None
 
 
 def _add_run_records(page: Page, results: SweepResults, cells: Sequence[Cell]) -> None:
