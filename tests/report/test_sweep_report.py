@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 from dataclasses import replace
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from bert_convolutions.data.store import ArrowStore
 from bert_convolutions.errors import UsageError
 from bert_convolutions.report.options import ReportOptions
 from bert_convolutions.report.page import Page
-from bert_convolutions.report.sweep import _add_metrics, _score_table, _texts
+from bert_convolutions.report.sweep import _add_metrics, _held_out, _score_table, _texts
 from bert_convolutions.report.sweep_figures import differences
 from bert_convolutions.report.sweep_results import (
     LOSS,
@@ -247,12 +248,12 @@ def test_attention_is_measured_on_the_evaluation_text_of_the_runs_in_any_form(sw
     (tmp_path / "text.txt.gz").write_bytes(gzip.compress(TEXT.encode()))
     results, options = read_sweep(sweep), ReportOptions(sweep)
     tokenizer = load_tokenizer(results.runs[0].folder)
-    assert _texts(results, options, tokenizer, 128) == []
+    assert _texts(results, options, tokenizer, 128, partial(_held_out, results.experiment.base)) == []
     for given in (tmp_path, tmp_path / "text.txt.gz"):
         base = results.experiment.base | {"eval_data_file": str(given), "line_by_line": True}
         of_text = replace(results, experiment=results.experiment.model_copy(update={"base": base}))
-        assert len(_texts(of_text, options, tokenizer, 128)) == 3
-        assert max(map(len, _texts(of_text, options, tokenizer, 4))) == 4
+        assert len(_texts(of_text, options, tokenizer, 128, partial(_held_out, base))) == 3
+        assert max(map(len, _texts(of_text, options, tokenizer, 4, partial(_held_out, base)))) == 4
 
 
 def test_attention_is_measured_on_the_documents_that_the_runs_held_out(sweep: Path, tmp_path: Path) -> None:
@@ -263,10 +264,12 @@ def test_attention_is_measured_on_the_documents_that_the_runs_held_out(sweep: Pa
     base = results.experiment.base | {"train_data_file": str(folder), "eval_fraction": 0.2}
     held_out = replace(results, experiment=results.experiment.model_copy(update={"base": base}))
     _, expected = ArrowStore(folder).split_by_document(0.2, HELD_OUT_SEED)
-    found = _texts(held_out, ReportOptions(sweep), tokenizer, 128)
+    found = _texts(held_out, ReportOptions(sweep), tokenizer, 128, partial(_held_out, base))
     assert found == [expected[number].tolist() for number in range(len(expected))]
     next(folder.glob("*.arrow")).unlink()
-    assert _texts(held_out, ReportOptions(sweep), tokenizer, 128) == [], "the report can do without"
+    assert _texts(held_out, ReportOptions(sweep), tokenizer, 128, partial(_held_out, base)) == [], (
+        "the report can do without"
+    )
 
 
 # The report in a real browser, at the widths of a desktop and of a phone

@@ -5,7 +5,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 
@@ -226,6 +226,7 @@ def _add_attention(page: Page, results: SweepResults, options: ReportOptions) ->
     """Add kernels, mean attention and the shares of the terms, for the first run of each variant."""
     page.heading("Attention", "For the first seed of each variant.")
     on_text: dict[str, attention.AttentionOnText] = {}
+    held_out = cache(partial(_held_out, results.experiment.base))  # opening it reads all of it
     for variant, (run, *_) in results.by_variant.items():
         kernels = read_kernels(run.folder)
         figure = kernel_figure(kernels, f"{variant}, seed {run.seed}")
@@ -234,7 +235,8 @@ def _add_attention(page: Page, results: SweepResults, options: ReportOptions) ->
             page.figure(figure, f"kernels_{variant}", f"Kernels of {variant}, by layer and head.", table)
         model, tokenizer = load_model(str(run.folder), None)
         model.eval()
-        texts = _texts(results, options, tokenizer, min(_MAX_TOKENS, count_positions(model) or _MAX_TOKENS))
+        longest = min(_MAX_TOKENS, count_positions(model) or _MAX_TOKENS)
+        texts = _texts(results, options, tokenizer, longest, held_out)
         if texts:
             on_text[variant] = attention.measure(model, texts)
             caption = f"Mean attention of {variant} by offset of the key, over {len(texts)} held-out examples."
@@ -269,13 +271,17 @@ def _add_sentence(page: Page, options: ReportOptions, variant: str, found: atten
 
 
 def _texts(
-    results: SweepResults, options: ReportOptions, tokenizer: PreTrainedTokenizerBase, longest: int
+    results: SweepResults,
+    options: ReportOptions,
+    tokenizer: PreTrainedTokenizerBase,
+    longest: int,
+    held_out: Callable[[str], ExampleStore | None],
 ) -> list[list[int]]:
     """Up to ``longest`` ids of held-out texts: of ``--text``, or of the runs' evaluation data if they still exist."""
     base = results.experiment.base
     paths = [options.text] if options.text else flag_paths(base, "eval_data_file")
     if not options.text:
-        if (store := _held_out(base, tokenizer)) is not None:
+        if (store := held_out(tokenizer_hash(tokenizer))) is not None:
             return [store[index][:longest].tolist() for index in range(min(_MAX_TEXTS, len(store)))]
         if not (paths and base.get("line_by_line") and all(path.exists() for path in paths)):
             return []
@@ -284,14 +290,17 @@ def _texts(
     return list(islice((ids for ids in encoded if len(ids) > 3), _MAX_TEXTS))  # more than a token between special ones
 
 
-def _held_out(base: Flags, tokenizer: PreTrainedTokenizerBase) -> ExampleStore | None:
-    """The runs' evaluation examples, if these are (a part of) a folder of ``build-dataset`` that is still the same."""
+def _held_out(base: Flags, tokenizer: str) -> ExampleStore | None:
+    """The runs' evaluation examples, if these are (a part of) a folder of ``build-dataset`` that is still the same.
+
+    ``tokenizer`` is the hash of the one that it must have been built with.
+    """
     fraction = float(str(base.get("eval_fraction") or 0))
     paths = flag_paths(base, "train_data_file" if fraction else "eval_data_file")
     if not (paths and (paths[0] / MANIFEST_FILE).is_file()):
         return None
     with contextlib.suppress(UsageError):  # it has been rebuilt or damaged since
-        store = ArrowStore(paths[0], tokenizer_hash(tokenizer))
+        store = ArrowStore(paths[0], tokenizer)
         return store.split_by_document(fraction, HELD_OUT_SEED)[1] if fraction else store
     return None
 
