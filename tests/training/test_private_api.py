@@ -52,7 +52,7 @@ LISTED = set(OVERRIDDEN) | {path.rpartition(".")[2] for path in USED}
 
 
 def sources() -> list[tuple[Path, ast.Module]]:
-    paths = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
+    paths = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))] + [ROOT / "cpu.py"]
     return [(path, ast.parse(path.read_text())) for path in paths]
 
 

@@ -3,6 +3,7 @@
 import itertools
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from transformers import (
 from bert_convolutions.bench.corpus import Setup
 from bert_convolutions.bench.plan import CONTESTANTS, ELECTRA, ONNX_INT8, PYTORCH, Job
 from bert_convolutions.bench.worker import Turns, Work
+from bert_convolutions.cpu import fast_float32_products
 from bert_convolutions.data.store import ArrowStore
 from bert_convolutions.export import graphs
 from bert_convolutions.model import CompositeBertConfig
@@ -196,7 +198,8 @@ def run_inference_job(job: Job, setup: Setup, turns: Turns) -> None:
         encoder(**{name: batch[name].to(device) for name in _MODEL_INPUTS if name in batch})
         return run.work(next(steps), training=False)
 
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=job.precision == "bf16"):
+    ours = fast_float32_products() if CONTESTANTS[job.contestant].is_ours else nullcontext()
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=job.precision == "bf16"), ours:
         turns.take(step)
 
 

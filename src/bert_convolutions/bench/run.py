@@ -14,10 +14,10 @@ from bert_convolutions.bench.options import BenchOptions
 from bert_convolutions.bench.plan import CONTESTANTS, START_WORK, Group, Job, make_plan
 from bert_convolutions.bench.results import document, draw, fastest_setting, group_results, group_table
 from bert_convolutions.bench.worker import Report, Worker
+from bert_convolutions.cpu import cpu_has_bf16
 from bert_convolutions.errors import CommandError, UsageError
 from bert_convolutions.model.flops import peak_flops
 from bert_convolutions.terminal import duration, make_console
-from bert_convolutions.training.arguments import cpu_has_bf16
 
 RESULTS, PICTURE = "results.json", "results.png"
 

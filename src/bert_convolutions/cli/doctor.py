@@ -87,7 +87,7 @@ def _unmet_requirements() -> Iterator[str]:
 
 
 def _devices(torch: Any) -> list[tuple[str, str]]:
-    from bert_convolutions.training.arguments import cpu_has_bf16
+    from bert_convolutions.cpu import cpu_has_bf16
 
     threads = f"{torch.get_num_threads()} of {usable_cores()} usable cores"
     if "OMP_NUM_THREADS" in os.environ:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from bert_convolutions.cpu import fast_float32_products
 from bert_convolutions.data.packing import Rows, token_budget_batches
 from bert_convolutions.data.pieces import WORD_START
 from bert_convolutions.model import CompositeBertConfig
@@ -98,6 +99,7 @@ class PseudoLikelihood:
             return _Sentence(ids, positions, np.array(words)[positions])
         return _Sentence(ids, positions, np.array(words_of_pieces(pieces)))
 
+    @fast_float32_products()
     @torch.inference_mode()
     def _log_probabilities(
         self, copies: list[_MaskedCopy], queries: NDArray[np.int64], targets: NDArray[np.int64]

@@ -1,13 +1,12 @@
 """The Trainer's arguments: this project's defaults, their valid ranges, and how they apply to a resumed run."""
 
 import contextlib
-import ctypes
 import dataclasses
 import math
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +21,7 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
+from bert_convolutions.cpu import cpu_has_bf16, fast_float32_products
 from bert_convolutions.environment import is_one_of_several
 from bert_convolutions.errors import EXTRAS, UsageError, first_line, install_command
 from bert_convolutions.flags import flag
@@ -87,12 +87,6 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "torch_compile_mode": (_COMPILE_MODES.__contains__, f"is none of {', '.join(_COMPILE_MODES)}"),
 }
 """Flags that the Trainer checks late or not at all: a predicate, and the end of the message if it does not hold."""
-
-
-def cpu_has_bf16() -> bool:
-    """Whether bf16 is about as fast as float32 (AVX-512) or faster (bf16 instructions), not many times slower."""
-    # PyTorch's own check has no public name; on macOS, it is built without that library.
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @dataclass
@@ -301,20 +295,10 @@ def owes_evaluation(arguments: TrainingArguments, state: TrainerState, steps_per
     return due.should_evaluate and not any(name.startswith("eval_") for name in logged)
 
 
-def evaluation_precision(arguments: TrainingArguments) -> contextlib.AbstractContextManager[Any]:
+@contextlib.contextmanager
+def evaluation_precision(arguments: TrainingArguments) -> Iterator[None]:
     """Autocast in the precision that the training or evaluation flags ask for; the weights keep their dtype."""
     dtype = torch.bfloat16 if arguments.bf16 or arguments.bf16_full_eval else torch.float16
     enabled = arguments.bf16 or arguments.bf16_full_eval or arguments.fp16 or arguments.fp16_full_eval
-    return torch.autocast(arguments.device.type, dtype=dtype, enabled=enabled)
-
-
-def keep_freed_memory() -> None:
-    """Make glibc's malloc, which allocates PyTorch's CPU tensors, keep large freed blocks.
-
-    Page faults on blocks returned to the system cost about 5 % of a training step of ``bert_small``. Peak memory does
-    not change.
-    """
-    with contextlib.suppress(AttributeError):  # only glibc has this function
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD in malloc.h
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+    with fast_float32_products(), torch.autocast(arguments.device.type, dtype=dtype, enabled=enabled):
+        yield

@@ -23,10 +23,11 @@ from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME, TRAINING_AR
 from transformers.utils import logging
 
 from bert_convolutions import files
+from bert_convolutions.cpu import fast_float32_products, keep_freed_memory
 from bert_convolutions.errors import RunInterrupted, UsageError, first_line
 from bert_convolutions.signals import SignalWatch, resume_command
 from bert_convolutions.training import checkpoints
-from bert_convolutions.training.arguments import apply_settings, keep_freed_memory, optimizer_settings, owes_evaluation
+from bert_convolutions.training.arguments import apply_settings, optimizer_settings, owes_evaluation
 from bert_convolutions.training.collectives import Collectives
 from bert_convolutions.training.output_folder import divergence_error
 from bert_convolutions.training.progress import KernelBoard, RunProgress
@@ -158,6 +159,7 @@ class ResumableTrainer(Trainer):
         if best.is_dir():  # the run may have been moved
             self.state.best_model_checkpoint = str(best)
 
+    @fast_float32_products()
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Train on one micro-batch; record the first step with a bad loss on the device, without synchronizing."""
         loss = super().training_step(*args, **kwargs)
@@ -290,20 +292,18 @@ class ResumableTrainer(Trainer):
         with self.watch.removed_on_exit(staging), checkpoints.staged(destination, self.run_facts) as folder:
             yield folder
 
-    def _write_checkpoint(
-        self, model: torch.nn.Module, trial: Any, destination: Path, random_states: list[bytes]
-    ) -> None:
+    def _write_checkpoint(self, model: torch.nn.Module, trial: Any, folder: Path, random_states: list[bytes]) -> None:
         if not all(random_states):
             raise OSError("no room for the random state")
         best_step, self.state.best_global_step = self.state.best_global_step, None  # restored below, as is the log:
         log, self.state.log_history = self.state.log_history, []  # the Trainer would take 5 s to write 100,000 entries
         try:
-            with self._publishing(destination) as staged:
+            with self._publishing(folder) as staged:
                 self._staging = staged.parent
                 super()._save_checkpoint(model, trial)
                 self.state.best_global_step, self.state.log_history = best_step, log
-                best = destination.with_name(f"checkpoint-{best_step}")
-                if best == destination or best.is_dir():
+                best = folder.with_name(f"checkpoint-{best_step}")
+                if best == folder or best.is_dir():
                     self.state.best_model_checkpoint = str(best)
                 if self.args.should_save:
                     entries = {field.name: getattr(self.state, field.name) for field in dataclasses.fields(self.state)}
@@ -311,8 +311,8 @@ class ResumableTrainer(Trainer):
                     for process, state in enumerate(random_states):
                         (staged / f"rng_state_{process}.pth").write_bytes(state)
             if self.args.should_save:
-                best = Path(self.state.best_model_checkpoint or destination)
-                checkpoints.rotate(destination.parent, self.args.save_total_limit, keep=destination, best=best)
+                best = Path(self.state.best_model_checkpoint or folder)
+                checkpoints.rotate(folder.parent, self.args.save_total_limit, keep=folder, best=best)
         finally:
             self._staging, self.state.best_global_step, self.state.log_history = None, best_step, log
 
