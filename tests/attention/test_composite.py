@@ -8,8 +8,9 @@ from torch import nn
 from torch.nn.utils import parametrize, prune
 
 from bert_convolutions.attention.composite import CompositeAttention, attend_eager
+from bert_convolutions.attention.cpu import dropout as cpu_dropout
 from bert_convolutions.attention.cpu import tiles
-from bert_convolutions.attention.cpu.dropout import Dropout, draw_keep_mask
+from bert_convolutions.attention.cpu.dropout import Dropout, draw_keep_mask, random_words
 from bert_convolutions.attention.cpu.fused import attend_fused
 from bert_convolutions.attention.offsets import expand_offsets
 from bert_convolutions.attention.segments import Segments
@@ -258,6 +259,41 @@ def test_dropout_keeps_the_mean_and_its_gradient(rate):
     output.sum().backward()
     assert torch.equal(output, hidden.grad) and output.max().item() == pytest.approx(1 / (1 - rate))
     assert torch.equal(Dropout(rate).eval()(hidden), hidden)
+
+
+def test_random_words_are_the_hash_of_a_counter():
+    """Against the same in Python's integers, with the constants of SplitMix64 and degski64."""
+    torch.manual_seed(3)
+    words = random_words(1000).tolist()
+    torch.manual_seed(3)
+    start = int(torch.randint(2**63 - 1, ()))
+    for number, word in enumerate(words):
+        value = (start + number * 0x9E3779B97F4A7C15) % 2**64
+        for _ in range(2):
+            value = (value ^ value >> 32) * 0xD6E8FEB86659FD93 % 2**64
+        assert word % 2**64 == value ^ value >> 32
+
+
+@pytest.mark.parametrize("elements", [0, 1, 6, 8, 9, 21])
+def test_a_mask_is_drawn_in_parts_of_any_size(elements, monkeypatch):
+    monkeypatch.setattr(cpu_dropout, "_WORDS_AT_ONCE", 2)
+    torch.manual_seed(1)
+    whole = draw_keep_mask(torch.full((elements,), -1.0), 0.5)
+    torch.manual_seed(1)
+    parts = [draw_keep_mask(torch.full((min(8, elements - start),), -1.0), 0.5) for start in range(0, elements, 8)]
+    assert torch.equal(whole, torch.cat(parts)) if parts else not elements
+    assert ((whole == 0) | (whole == 1)).all()
+
+
+def test_masks_of_successive_draws_are_independent():
+    """The largest of all correlations between masks, and within one at any distance, is that of independent draws."""
+    torch.manual_seed(0)
+    masks = torch.stack([draw_keep_mask(torch.empty(2**14), 0.1) for _ in range(100)])
+    standard = (masks - masks.mean()) / masks.std()
+    between = (standard @ standard.T / 2**7).triu(1)
+    within = torch.fft.irfft(torch.fft.rfft(standard).abs() ** 2)[:, 1 : 2**13].sum(0) / (100 * 2**14) ** 0.5
+    assert between.abs().max() < 5 and between[between != 0].std() == pytest.approx(1, abs=0.05)
+    assert within.abs().max() < 5 and within.std() == pytest.approx(1, abs=0.05)
 
 
 def test_the_fused_backend_applies_dropout_to_probabilities():
