@@ -9,8 +9,8 @@ from math import prod
 
 from torch import Tensor
 
-SCORES_AT_ONCE = 2**19
-"""Scores per tile: 2 MiB in float32, about the second-level caches of two cores. Half or twice as many are slower."""
+SCORES_AT_ONCE = 2**20
+"""Scores per tile: 4 MiB in float32. With half as many, attention takes up to 7 % longer (two cores of a Zen 5 EPYC)."""
 
 
 @dataclass(frozen=True)
