@@ -1,8 +1,8 @@
 """Adds the convolution terms to tiles of scores, and collects their gradients from the gradients of the scores.
 
 The terms are given as ``near`` and ``later`` columns (derived in ``fused``). The ``later`` weights are written to all
-scores, and all but the triangle above the diagonal is then zeroed by a bitwise AND, fast in every dtype. The strided
-elements near the diagonal are copied, added and copied back: bfloat16 arithmetic on strides is ten times slower.
+scores, and all but the triangle of distant later keys is then zeroed by a bitwise AND, fast in every dtype. The
+elements near the diagonal are copied: arithmetic on strides or with broadcast bfloat16 is several times slower.
 
 Legend: G = batch x heads matrices of scores, S sequence, d head size, R rows of scores, n reach, w = 2n-1 offsets near.
 """
@@ -47,26 +47,29 @@ def band_of_keys(key_columns: Tensor, near: int) -> Tensor:
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)  # cached for training too, which can't use inference tensors
 def _inside(length: int, columns: int, dtype: torch.dtype) -> Tensor:
-    """(S, 2n): 1 where position plus offset lies in the sequence, and in the last column; else 0."""
+    """(S, 2n): 1 where position plus offset lies in the sequence, else 0."""
     positions = torch.arange(length, device="cpu").unsqueeze(1)
     other = positions + torch.arange(columns, device="cpu") - (columns - 1) // 2
-    inside = ((other >= 0) & (other < length)).to(dtype)
-    inside[:, -1] = 1
-    return inside
+    return ((other >= 0) & (other < length)).to(dtype)
 
 
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)
-def _later_bits(rows: int, dtype: torch.dtype) -> Tensor:
-    """(R, R): all bits set where the key is after the query, else none."""
-    return torch.full((rows, rows), -1, dtype=_BITS[dtype.itemsize], device="cpu").triu_(1)
+def _later_bits(rows: int, columns: int, reach: int, dtype: torch.dtype) -> Tensor:
+    """(R, C): all bits set where the key is n or more, and at least 1, after the query; else none."""
+    return torch.full((rows, columns), -1, dtype=_BITS[dtype.itemsize], device="cpu").triu_(max(reach, 1))
 
 
-def _keep_later(scores: Tensor, out: Tensor) -> Tensor:
-    """Write scores (g, R, R) to ``out``, with zeros where the key is not after the query."""
-    bits = _later_bits(scores.shape[-1], scores.dtype)
+def _keep_later(scores: Tensor, reach: int, out: Tensor) -> Tensor:
+    """Write scores (g, R, C) to ``out``, with zeros where the key is not n or more after the query."""
+    bits = _later_bits(*scores.shape[1:], reach, scores.dtype)
     torch.bitwise_and(scores.view(bits.dtype), bits, out=out.view(bits.dtype))
     return out
+
+
+def _keys_in_reach(tile: Tile, reach: int) -> slice:
+    """The keys from a tile's first query to n after its last; all after these are n or more after all queries."""
+    return slice(tile.rows.start, min(tile.rows.stop + reach, tile.length))
 
 
 class Bias:
@@ -77,19 +80,22 @@ class Bias:
     """
 
     def __init__(self, query_columns: Tensor | None, key_columns: Tensor | None) -> None:
-        self._later_query = self._later_key = None
         columns = key_columns if query_columns is None else query_columns
         assert columns is not None
-        self._near = torch.zeros_like(columns)  # (G, S, 2n), by the query and the offset
+        matrices, length, number = columns.shape
+        self._reach = number // 2
+        # Their product is the sum of both weights: (G, S, 2) with weight, 1 and (G, 2, S) with 1, weight.
+        self._later_query = columns.new_zeros(matrices, length, 2)
+        self._later_key = columns.new_zeros(matrices, 2, length)
+        self._later_query[..., 1] = self._later_key[:, 0] = 1
+        self._near = torch.zeros_like(columns)  # (G, S, 2n), by the query and the offset; the last, n, is later
         if key_columns is not None:
-            self._later_key = key_columns[..., -1].contiguous().unsqueeze(1)  # (G, 1, S)
-            near = columns.shape[-1] - 1
-            self._near[..., :-1].copy_(band_of_keys(key_columns, near))
+            later = self._later_key[:, 1] = key_columns[..., -1]
+            self._near[..., :-1].copy_(band_of_keys(key_columns, number - 1))
+            self._near[:, : length - self._reach, -1] = later[:, self._reach :]
         if query_columns is not None:
-            self._later_query = query_columns[..., -1:].contiguous()  # (G, S, 1)
+            self._later_query[..., 0] = query_columns[..., -1]
             self._near.add_(query_columns)
-        self._near[..., -1].zero_()
-        self._near.mul_(_inside(*self._near.shape[1:], self._near.dtype))
 
     def write(self, scores: Tensor, tile: Tile, mask: Tensor | None) -> None:
         """Write the bias and the mask to the scores of a tile.
@@ -101,26 +107,24 @@ class Bias:
         """
         self._write_later(scores, tile)
         near, number = tile.of_queries(self._near), self._near.shape[-1]
-        first, last = number // 2, max(scores.shape[1] - number // 2, number // 2)
-        for rows in (slice(0, first), slice(first, last), slice(last, None)):  # each addresses an element at most once
-            part = band(scores, tile.rows.start, number)[:, rows]
-            part.copy_(part + near[:, rows])
+        part, inside = band(scores, tile.rows.start, number), _inside(tile.length, number, torch.bool)[tile.rows]
+        first, last = self._reach, max(scores.shape[1] - self._reach, self._reach)
+        for rows in (slice(0, first), slice(last, None)):  # their bands may lead out of the sequence
+            part[:, rows] = torch.where(inside[rows], near[:, rows], part[:, rows])
+        part[:, first:last] = near[:, first:last]
         if mask is not None:
             scores.unflatten(0, (mask.shape[0], -1)).add_(mask)
 
     def _write_later(self, scores: Tensor, tile: Tile) -> None:
-        """Write the ``later`` weights to the scores of later keys, and zeros to the others."""
-        later = [] if self._later_query is None else [tile.of_queries(self._later_query)]
-        if self._later_key is not None:
-            later.append(tile.of_keys(self._later_key))
-        if len(later) == 1:
-            scores.copy_(later[0])
+        """Write the ``later`` weights to the scores of distant later keys, and zeros to the others."""
+        of_queries, of_keys = tile.of_queries(self._later_query), tile.of_keys(self._later_key)
+        if scores.dtype.itemsize < 4:  # broadcast sums of half precision are three times slower
+            torch.bmm(of_queries, of_keys, out=scores)
         else:
-            torch.add(*later, out=scores)
-        square = scores if tile.is_whole else scores[..., tile.rows]
-        _keep_later(square, out=square)
-        if not tile.is_whole:
-            scores[..., : tile.rows.start].zero_()
+            torch.add(of_queries[..., :1], of_keys[:, 1:], out=scores)
+        part = scores[..., _keys_in_reach(tile, self._reach)]
+        _keep_later(part, self._reach, out=part)
+        scores[..., : tile.rows.start].zero_()
 
 
 class BiasGrad:
@@ -134,7 +138,9 @@ class BiasGrad:
 
     def __init__(self, like: Tensor, width: int, with_key: bool) -> None:
         shape = like.shape[:2]
+        self._reach = width // 2
         self._query_columns = like.new_empty(*shape, max(width - 1, 1))
+        self._later_query = like.new_empty(shape)
         self._later_key = like.new_zeros(shape) if with_key else None
 
     def accumulate(self, grad_scores: Tensor, tile: Tile, scratch: Tensor) -> None:
@@ -145,17 +151,17 @@ class BiasGrad:
             tile: the tile.
             scratch: (g, R, S), overwritten.
         """
-        columns = tile.of_queries(self._query_columns)
+        columns, later_query = tile.of_queries(self._query_columns), tile.of_queries(self._later_query)
         columns.copy_(band(grad_scores, tile.rows.start, columns.shape[-1]))
-        square = grad_scores if tile.is_whole else grad_scores[..., tile.rows]  # (g, R, R)
-        triangle = _keep_later(square, out=scratch if tile.is_whole else scratch[..., tile.rows])
-        torch.sum(triangle, -1, out=columns[..., -1])
-        after = slice(tile.rows.stop, None)
+        in_reach = _keys_in_reach(tile, self._reach)
+        triangle = _keep_later(grad_scores[..., in_reach], self._reach, out=scratch[..., in_reach])
+        torch.sum(triangle, -1, out=later_query)
+        after = slice(in_reach.stop, None)
         if not tile.is_whole:
-            columns[..., -1] += grad_scores[..., after].sum(-1)
+            later_query += grad_scores[..., after].sum(-1)
         if self._later_key is not None:
             later_key = tile.of_keys(self._later_key)
-            later_key[..., tile.rows] += triangle.sum(-2)
+            later_key[..., in_reach] += triangle.sum(-2)
             if not tile.is_whole:
                 later_key[..., after] += grad_scores[..., after].sum(-2)
 
@@ -164,6 +170,7 @@ class BiasGrad:
         query_columns = self._query_columns
         _, length, number = query_columns.shape
         query_columns.mul_(_inside(length, number, query_columns.dtype))
+        query_columns[..., -1] = self._later_query
         if self._later_key is None:
             return query_columns, None
         near, margin = number - 1, (number - 1) // 2

@@ -17,16 +17,11 @@ from bert_convolutions.attention.cpu.tiles import empty_with_margin
 @torch.inference_mode(False)  # cached for training too, which can't use inference tensors
 def _basis(side: str, width: int, dtype: torch.dtype) -> Tensor:
     """(2n+1, 2n): the matrix that maps weights by offset (other position minus own position) to columns."""
-    reach, near = width // 2, max(width - 2, 0)
     later, earlier = (width - 1, 0) if side == "query" else (0, width - 1)
-    basis = torch.zeros(width, near + 1, dtype=dtype, device="cpu")
-    for column in range(near):
-        offset = column + 1
-        is_later = offset > reach if side == "query" else offset < reach
-        basis[offset, column] += 1
-        basis[later if is_later else earlier, column] -= 1
-    basis[later, near] += 1
-    basis[earlier, near] -= 1
+    basis = torch.zeros(width, max(width - 1, 1), dtype=dtype, device="cpu")
+    basis[1:-1, :-1].fill_diagonal_(1)
+    basis[later, -1] += 1
+    basis[earlier] -= 1
     return basis
 
 
@@ -90,7 +85,8 @@ class Columns:
             grad_fixed = (sums @ self._basis.mT).sum_to_size(self._fixed_shape)
         if self._dynamic is not None and projection is not None:
             flat = grad_columns.flatten(0, 1)
-            grad_product = (flat.mT @ projection.flatten(0, 1)).mT  # gradient of the dynamic kernels' columns, (d, 2n)
+            # The gradient of the dynamic kernels' columns, (d, 2n); by matrices of scores, for more than one core.
+            grad_product = torch.bmm(grad_columns.mT, projection).sum(0).mT
             if shift is not None:
                 grad_product -= torch.outer(shift, flat.sum(0))
             grad_dynamic = (grad_product @ self._basis.mT).mul_(self._scaling)

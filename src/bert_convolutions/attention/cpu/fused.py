@@ -8,7 +8,9 @@ For one of the G matrices of scores s, with the mask m, probabilities p and drop
 one for all earlier positions. Subtracting its weight for earlier positions leaves 2n columns per position, ``near`` and
 ``later``; these are 16 with the paper's n, as many as a matrix product processes at once:
 
-    bias_ij = near[i, j - i] + (later_i + later_j  if j > i  else  0),    near = 0 where |j - i| >= n
+    bias_ij = near[i, j - i]       if |j - i| < n, the sum of the query's and the key's weight
+              later_i + later_j    if j - i >= n
+              0                    if j - i <= -n
 
 For the queries' terms this changes nothing, since subtracting a constant from a row of scores leaves its softmax
 unchanged. For a fixed kernel of the keys, the subtracted weight is the same for all keys, again a constant. For a
@@ -22,7 +24,7 @@ the key, so it is restored by adding c to all queries: scaling (q_i + c) . k_j.
     ds_ij   = p_ij (dp_ij - sum_l p_il dp_il)
     dq_i    = scaling sum_j ds_ij k_j,    and dc is the sum of dq_i over all positions and matrices
     dk_j    = scaling sum_i ds_ij (q_i + c)
-    dnear[i, r] = ds[i, i + r],    dlater_i = sum_{j > i} ds_ij,    dlater_j = sum_{i < j} ds_ij
+    dnear[i, r] = ds[i, i + r],    dlater_i = sum_{j >= i + n} ds_ij,    dlater_j = sum_{i <= j - n} ds_ij
 
 The gradients of the columns then give those of the kernels and contribute to those of queries and keys (``columns``).
 

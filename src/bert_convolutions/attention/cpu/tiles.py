@@ -10,7 +10,7 @@ from math import prod
 from torch import Tensor
 
 SCORES_AT_ONCE = 2**20
-"""Scores per tile: 4 MiB in float32. With half as many, attention takes up to 7 % longer (two cores of a Zen 5 EPYC)."""
+"""Scores per tile: 4 MiB in float32. With half as many, attention takes up to 7 % longer on two cores of an EPYC."""
 
 
 @dataclass(frozen=True)
