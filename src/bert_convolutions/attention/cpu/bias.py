@@ -34,14 +34,14 @@ def band(scores: Tensor, first_row: int, columns: int) -> Tensor:
     return scores.as_strided((matrices, rows, columns), (rows * length, length + 1, 1), offset)
 
 
-def band_of_keys(key_columns: Tensor, near: int) -> Tensor:
-    """The weights of the pairs in ``band``, without its last column, from the keys' columns (G, S, 2n).
+def band_of_keys(key_columns: Tensor) -> Tensor:
+    """The weights of the pairs in ``band`` from the keys' columns (G, S, 2n), by query and offset.
 
-    This is a strided view: [.., i, r] is column w-1-r of key i + r - (n-1). It needs a margin of n-1 keys.
+    This is a strided view: [.., i, r] is column r of key i + r - (n-1). It needs a margin of n keys.
     """
     matrices, length, columns = key_columns.shape
-    offset = key_columns.storage_offset() - near // 2 * columns + max(near - 1, 0)
-    return key_columns.as_strided((matrices, length, near), (length * columns, columns, columns - 1), offset)
+    offset = key_columns.storage_offset() - (columns - 1) // 2 * columns
+    return key_columns.as_strided((matrices, length, columns), (length * columns, columns, columns + 1), offset)
 
 
 @lru_cache(maxsize=32)
@@ -76,7 +76,7 @@ class Bias:
     """The convolution terms of all scores, minus their weights for earlier keys.
 
     Args:
-        query_columns, key_columns: (G, S, 2n), the latter with a margin of n-1 positions. One of them may be None.
+        query_columns, key_columns: (G, S, 2n), the latter with a margin of n positions. One of them may be None.
     """
 
     def __init__(self, query_columns: Tensor | None, key_columns: Tensor | None) -> None:
@@ -88,11 +88,10 @@ class Bias:
         self._later_query = columns.new_zeros(matrices, length, 2)
         self._later_key = columns.new_zeros(matrices, 2, length)
         self._later_query[..., 1] = self._later_key[:, 0] = 1
-        self._near = torch.zeros_like(columns)  # (G, S, 2n), by the query and the offset; the last, n, is later
+        self._near = torch.zeros_like(columns)  # (G, S, 2n), by the query and the offset; the last is of n, so later
         if key_columns is not None:
-            later = self._later_key[:, 1] = key_columns[..., -1]
-            self._near[..., :-1].copy_(band_of_keys(key_columns, number - 1))
-            self._near[:, : length - self._reach, -1] = later[:, self._reach :]
+            self._later_key[:, 1] = key_columns[..., -1]
+            self._near.copy_(band_of_keys(key_columns))
         if query_columns is not None:
             self._later_query[..., 0] = query_columns[..., -1]
             self._near.add_(query_columns)
@@ -173,11 +172,11 @@ class BiasGrad:
         query_columns[..., -1] = self._later_query
         if self._later_key is None:
             return query_columns, None
-        near, margin = number - 1, (number - 1) // 2
+        margin = number // 2
         key_columns = empty_with_margin(query_columns, query_columns.shape, margin * number)
         if margin:  # weights of the first and the last keys that belong to no query
             key_columns.view(-1, number)[:margin].zero_()
             key_columns.view(-1, number)[-margin:].zero_()
-        band_of_keys(key_columns, near).copy_(query_columns[..., :-1])
+        band_of_keys(key_columns)[..., :-1].copy_(query_columns[..., :-1])
         key_columns[..., -1] = self._later_key
         return query_columns, key_columns

@@ -1,11 +1,12 @@
 """The convolution terms as a few columns of weights per position (derived in ``fused``), and their gradients.
 
-Queries and keys have 2n columns each: 2n-1 ``near``, for the offsets from -(n-1) to n-1, and ``later``.
+Queries and keys have 2n columns each: 2n-1 ``near``, for the offsets from -(n-1) to n-1, and ``later``. Offsets are the
+key's position minus the query's for both. With n = 0 there is one column of zeros.
 
-Legend: B batch, H heads, G = B x H, S sequence, d head size, n reach, w = 2n-1 offsets near.
+Legend: B batch, H heads, G = B x H, S sequence, d head size, n reach.
 """
 
-from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,16 +14,20 @@ from torch import Tensor
 from bert_convolutions.attention.cpu.tiles import empty_with_margin
 
 
-@lru_cache
-@torch.inference_mode(False)  # cached for training too, which can't use inference tensors
-def _basis(side: str, width: int, dtype: torch.dtype) -> Tensor:
-    """(2n+1, 2n): the matrix that maps weights by offset (other position minus own position) to columns."""
-    later, earlier = (width - 1, 0) if side == "query" else (0, width - 1)
-    basis = torch.zeros(width, max(width - 1, 1), dtype=dtype, device="cpu")
-    basis[1:-1, :-1].fill_diagonal_(1)
-    basis[later, -1] += 1
-    basis[earlier] -= 1
-    return basis
+def _to_columns(side: str, weights: Tensor) -> Tensor:
+    """Map weights by offset (other position minus own position), (.., 2n+1), to columns, (.., 2n)."""
+    if weights.shape[-1] == 1:
+        return torch.zeros_like(weights)
+    weights = weights.flip(-1) if side == "key" else weights
+    return weights[..., 1:] - weights[..., :1]
+
+
+def _from_columns(side: str, grad: Tensor, width: int) -> Tensor:
+    """The gradient (.., 2n+1) of the weights from that of the columns."""
+    if width == 1:
+        return torch.zeros_like(grad)
+    grad = torch.cat([-grad.sum(-1, keepdim=True), grad], -1)
+    return grad.flip(-1) if side == "key" else grad
 
 
 class Columns:
@@ -46,18 +51,19 @@ class Columns:
         shape: torch.Size,
         dtype: torch.dtype,
     ) -> None:
-        self._shape, self._scaling = shape, scaling
+        self._side, self._shape, self._scaling = side, shape, scaling
         self._fixed_shape = None if fixed is None else fixed.shape
-        width = next(kernel.shape[-1] for kernel in (dynamic, fixed) if kernel is not None)
-        self._basis = _basis(side, width, dtype)
-        self._dynamic = None if dynamic is None else (dynamic.to(dtype) @ self._basis).mul_(scaling)  # (d, 2n)
-        self._fixed = None if fixed is None else fixed.to(dtype) @ self._basis  # (1, H or 1, 1, 2n)
+        self._width = next(kernel.shape[-1] for kernel in (dynamic, fixed) if kernel is not None)
+        # (d, 2n) and (1, H or 1, 1, 2n)
+        self._dynamic = None if dynamic is None else (_to_columns(side, dynamic) * scaling).to(dtype)
+        self._fixed = None if fixed is None else _to_columns(side, fixed).to(dtype)
 
     def of(self, projection: Tensor | None, shift: Tensor | None = None) -> Tensor:
-        """The columns (G, S, 2n), with a margin of n-1 positions, of projections (G, S, d) minus ``shift`` (d,)."""
+        """The columns (G, S, 2n), with a margin of n positions, of projections (G, S, d) minus ``shift`` (d,)."""
         batch, heads, length, _ = self._shape
-        number = self._basis.shape[1]
-        columns = empty_with_margin(self._basis, (batch * heads, length, number), max(number // 2 - 1, 0) * number)
+        weights: Any = self._fixed if self._dynamic is None else self._dynamic
+        number = weights.shape[-1]
+        columns = empty_with_margin(weights, (batch * heads, length, number), number // 2 * number)
         constant = self._fixed
         if self._dynamic is not None and projection is not None:
             torch.mm(projection.flatten(0, 1), self._dynamic, out=columns.flatten(0, 1))
@@ -82,14 +88,14 @@ class Columns:
         grad_dynamic = grad_fixed = None
         if self._fixed_shape is not None:
             sums = grad_columns.view(*self._shape[:3], -1).sum(0, keepdim=True).sum(2, keepdim=True)
-            grad_fixed = (sums @ self._basis.mT).sum_to_size(self._fixed_shape)
+            grad_fixed = _from_columns(self._side, sums, self._width).sum_to_size(self._fixed_shape)
         if self._dynamic is not None and projection is not None:
             flat = grad_columns.flatten(0, 1)
             # The gradient of the dynamic kernels' columns, (d, 2n); by matrices of scores, for more than one core.
-            grad_product = torch.bmm(grad_columns.mT, projection).sum(0).mT
+            grad_product = torch.bmm(projection.mT, grad_columns).sum(0)
             if shift is not None:
                 grad_product -= torch.outer(shift, flat.sum(0))
-            grad_dynamic = (grad_product @ self._basis.mT).mul_(self._scaling)
+            grad_dynamic = _from_columns(self._side, grad_product, self._width).mul_(self._scaling)
             if grad_projection is None:
                 grad_projection = (flat @ self._dynamic.mT).view_as(projection)
             else:
