@@ -17,6 +17,7 @@ from bert_convolutions.attention.spec import parse_kernel
 from bert_convolutions.bench.corpus import Setup
 from bert_convolutions.bench.plan import COMPOSITE, CONTESTANTS, REACH, Job
 from bert_convolutions.bench.worker import Turns, Work
+from bert_convolutions.cpu import fast_float32_products
 from bert_convolutions.model import CompositeBertConfig
 from bert_convolutions.model.backends import attend_interface, attention_backend, cache_for_backend
 from bert_convolutions.model.flops import FlopCounter
@@ -70,6 +71,7 @@ def packed_rows(rows: int, length: int, device: torch.device) -> tuple[Segments,
     return Segments(examples.to(device)), unique_numbers.flatten().unique_consecutive(return_counts=True)[1]
 
 
+@fast_float32_products()
 def run_attention_job(job: Job, setup: Setup, turns: Turns) -> None:
     """Attend in turns: first as many forward passes as steps, then the steps."""
     run = AttentionRun(job, load_config(setup.configs[job.length]), seed=setup.options.seed)
