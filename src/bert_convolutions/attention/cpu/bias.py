@@ -46,11 +46,11 @@ def band_of_keys(key_columns: Tensor) -> Tensor:
 
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)  # cached for training too, which can't use inference tensors
-def _inside(length: int, columns: int, dtype: torch.dtype) -> Tensor:
-    """(S, 2n): 1 where position plus offset lies in the sequence, else 0."""
+def _outside(length: int, columns: int) -> Tensor:
+    """(S, 2n): whether position plus offset lies outside of the sequence."""
     positions = torch.arange(length, device="cpu").unsqueeze(1)
     other = positions + torch.arange(columns, device="cpu") - (columns - 1) // 2
-    return ((other >= 0) & (other < length)).to(dtype)
+    return (other < 0) | (other >= length)
 
 
 @lru_cache(maxsize=32)
@@ -106,10 +106,10 @@ class Bias:
         """
         self._write_later(scores, tile)
         near, number = tile.of_queries(self._near), self._near.shape[-1]
-        part, inside = band(scores, tile.rows.start, number), _inside(tile.length, number, torch.bool)[tile.rows]
+        part, outside = band(scores, tile.rows.start, number), _outside(tile.length, number)[tile.rows]
         first, last = self._reach, max(scores.shape[1] - self._reach, self._reach)
         for rows in (slice(0, first), slice(last, None)):  # their bands may lead out of the sequence
-            part[:, rows] = torch.where(inside[rows], near[:, rows], part[:, rows])
+            part[:, rows] = torch.where(outside[rows], part[:, rows], near[:, rows])
         part[:, first:last] = near[:, first:last]
         if mask is not None:
             scores.unflatten(0, (mask.shape[0], -1)).add_(mask)
@@ -168,15 +168,14 @@ class BiasGrad:
         """The gradients of the queries' and the keys' columns, (G, S, 2n), after the last tile."""
         query_columns = self._query_columns
         _, length, number = query_columns.shape
-        query_columns.mul_(_inside(length, number, query_columns.dtype))
+        for rows in (slice(0, self._reach), slice(length - self._reach, None)):
+            query_columns[:, rows].masked_fill_(_outside(length, number)[rows], 0)
         query_columns[..., -1] = self._later_query
         if self._later_key is None:
             return query_columns, None
-        margin = number // 2
-        key_columns = empty_with_margin(query_columns, query_columns.shape, margin * number)
-        if margin:  # weights of the first and the last keys that belong to no query
-            key_columns.view(-1, number)[:margin].zero_()
-            key_columns.view(-1, number)[-margin:].zero_()
+        key_columns = empty_with_margin(query_columns, query_columns.shape, self._reach * number)
+        for keys in (slice(0, self._reach), slice(length - self._reach, None)):  # some of their weights have no query
+            key_columns[:, keys].zero_()
         band_of_keys(key_columns)[..., :-1].copy_(query_columns[..., :-1])
         key_columns[..., -1] = self._later_key
         return query_columns, key_columns

@@ -47,18 +47,13 @@ class Tile:
 
 
 def empty_with_margin(like: Tensor, shape: tuple[int, ...], margin: int) -> Tensor:
-    """An uninitialised tensor of ``shape`` with at least ``margin`` zeros before and after it in memory.
+    """An uninitialised tensor of ``shape`` with at least ``margin`` elements before and after it in memory.
 
-    Strided views read and write these elements where an offset leads out of the sequence.
+    Strided views include these elements where an offset leads out of the sequence.
     """
-    if not margin:
-        return like.new_empty(shape)
     size = prod(shape)
     margin = -(-margin // 16) * 16  # keeps the alignment of the allocation
-    flat = like.new_empty(size + 2 * margin)
-    flat[:margin].zero_()
-    flat[margin + size :].zero_()
-    return flat[margin : margin + size].view(shape)
+    return like.new_empty(size + 2 * margin)[margin : margin + size].view(shape)
 
 
 def tiles(batch: int, heads: int, length: int) -> Iterator[Tile]:
