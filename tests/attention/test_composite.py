@@ -113,10 +113,19 @@ def test_a_new_term_is_one_declaration(monkeypatch):
         assert torch.allclose(*outputs) and torch.allclose(*gradients)
 
 
+@pytest.fixture
+def nan_in_new_memory():
+    """NaN in all memory that isn't initialised, as PyTorch does with deterministic algorithms."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(2).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.mark.parametrize("scores_at_once", [50, 600, 3000])
 @pytest.mark.parametrize("reach", [0, 1, 2, 8])
 @pytest.mark.parametrize("subset", ["qk", "convk", "qk_convfixed", "convq_convk", "qk_convfixed_convq_convk"])
-def test_the_size_of_a_tile_changes_no_result(subset, reach, scores_at_once, monkeypatch):
+def test_the_size_of_a_tile_changes_no_result(subset, reach, scores_at_once, monkeypatch, nan_in_new_memory):
     """A tile is a few examples, a few heads of one, or some rows of a matrix; no row is shorter than a kernel."""
     monkeypatch.setattr(tiles, "SCORES_AT_ONCE", scores_at_once)
     module = make(f"{subset} {reach}", hidden_size=12, heads=3)
