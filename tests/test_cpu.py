@@ -41,11 +41,11 @@ def test_full_avx512_units_of_amd_are_recognised(
     monkeypatch.setattr(cpu, "_CPU_INFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
-    assert not cpu._has_full_avx512_without_mkl()  # no such file, as on macOS
+    assert not cpu._is_zen5_with_mkl()  # no such file, as on macOS
     cpu._CPU_INFO.write_text(cpu_info(vendor, family))
-    assert cpu._has_full_avx512_without_mkl() is found
+    assert cpu._is_zen5_with_mkl() is found
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
-    assert not cpu._has_full_avx512_without_mkl()
+    assert not cpu._is_zen5_with_mkl()
 
 
 def test_the_setting_is_undone_and_may_be_nested(faster: None) -> None:

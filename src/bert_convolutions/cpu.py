@@ -51,10 +51,10 @@ def fast_float32_products() -> Iterator[None]:
 
 @functools.cache
 def _onednn_is_faster() -> bool:
-    return _has_full_avx512_without_mkl() and _keeps_float32()
+    return _is_zen5_with_mkl() and _keeps_float32()
 
 
-def _has_full_avx512_without_mkl() -> bool:
+def _is_zen5_with_mkl() -> bool:
     """Whether this is a CPU of AMD from Zen 5 on, and PyTorch uses MKL."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkl.is_available():
         return False

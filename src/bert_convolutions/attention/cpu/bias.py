@@ -4,7 +4,7 @@ The terms are given as ``near`` and ``later`` columns (derived in ``fused``). Th
 scores, and all but the triangle of distant later keys is then zeroed by a bitwise AND, fast in every dtype. The
 elements near the diagonal are copied: arithmetic on strides or with broadcast bfloat16 is several times slower.
 
-Legend: G = batch x heads matrices of scores, S sequence, d head size, R rows of scores, n reach, w = 2n-1 offsets near.
+Legend: G = batch x heads matrices of scores, S sequence, d head size, R rows of scores, n reach.
 """
 
 from functools import lru_cache
@@ -108,7 +108,7 @@ class Bias:
         near, number = tile.of_queries(self._near), self._near.shape[-1]
         part, outside = band(scores, tile.rows.start, number), _outside(tile.length, number)[tile.rows]
         first, last = self._reach, max(scores.shape[1] - self._reach, self._reach)
-        for rows in (slice(0, first), slice(last, None)):  # their bands may lead out of the sequence
+        for rows in (slice(0, first), slice(last, None)):  # may lead out of the sequence, but to no element twice
             part[:, rows] = torch.where(outside[rows], part[:, rows], near[:, rows])
         part[:, first:last] = near[:, first:last]
         if mask is not None:
