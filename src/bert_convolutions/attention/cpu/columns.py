@@ -92,7 +92,7 @@ class Columns:
         if self._dynamic is not None and projection is not None:
             flat = grad_columns.flatten(0, 1)
             # The gradient of the dynamic kernels' columns, (d, 2n); by matrices of scores, for more than one core.
-            grad_product = torch.bmm(projection.mT, grad_columns).sum(0)
+            grad_product = torch.bmm(grad_columns.mT, projection).sum(0).mT
             if shift is not None:
                 grad_product -= torch.outer(shift, flat.sum(0))
             grad_dynamic = _from_columns(self._side, grad_product, self._width).mul_(self._scaling)
