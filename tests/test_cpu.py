@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from bert_convolutions import cpu
 from bert_convolutions.cpu import fast_float32_products
@@ -73,12 +72,23 @@ def test_other_cpus_keep_their_setting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rounded_products_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def rounded(left: Tensor, right: Tensor) -> Tensor:
-        return left.bfloat16().float() @ right.bfloat16().float()
+    exact = torch.mm
+    for dtype, kept in ((torch.bfloat16, False), (torch.float16, False), (torch.float64, True)):
+        monkeypatch.setattr(
+            torch, "mm", lambda *factors, dtype=dtype: exact(*(each.to(dtype) for each in factors)).float()
+        )
+        assert cpu._keeps_float32() is kept
+        assert SETTING.fp32_precision == "none"
 
-    monkeypatch.setattr(torch, "mm", rounded)
-    assert not cpu._keeps_float32()
-    assert SETTING.fp32_precision == "none"
+
+@pytest.mark.parametrize("of_cpu", [False, True])
+@pytest.mark.parametrize("exact", [False, True])
+def test_onednn_is_called_only_where_it_is_fast_and_exact(
+    of_cpu: bool, exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "_is_zen5_with_mkl", lambda: of_cpu)
+    monkeypatch.setattr(cpu, "_keeps_float32", lambda: exact)
+    assert cpu._onednn_is_faster.__wrapped__() is (of_cpu and exact)
 
 
 def test_products_of_a_run_have_all_digits() -> None:
