@@ -270,6 +270,14 @@ def test_dropout_keeps_the_mean_and_its_gradient(rate):
     assert torch.equal(Dropout(rate).eval()(hidden), hidden)
 
 
+def test_dropout_on_a_cpu_draws_fast_random_numbers():
+    torch.manual_seed(5)
+    output = Dropout(0.3)(torch.ones(100))
+    torch.manual_seed(5)
+    assert torch.allclose(output, draw_keep_mask(torch.empty(100), 0.3) / 0.7)
+    assert not Dropout(1.0)(torch.ones(9)).any()
+
+
 def test_random_words_are_the_hash_of_a_counter():
     """Against the same in Python's integers, with the constants of SplitMix64 and degski64."""
     torch.manual_seed(3)
