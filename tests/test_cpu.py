@@ -1,6 +1,7 @@
 """float32 products by oneDNN: on which CPUs, for how long, and with all digits."""
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,18 @@ def test_rounded_products_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         )
         assert cpu._keeps_float32() is kept
         assert SETTING.fp32_precision == "none"
+
+
+@pytest.mark.parametrize("context", [torch.autocast("cpu", torch.bfloat16), torch.device("meta")])
+def test_the_first_use_may_be_in_another_context(
+    context: AbstractContextManager[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under autocast the result had no digits to compare, so rounded products were taken for exact ones."""
+    exact, products = torch.mm, []
+    monkeypatch.setattr(torch, "mm", lambda *factors: products.append(exact(*factors)) or products[-1])
+    with context:
+        cpu._keeps_float32()
+    assert [(product.dtype, product.device.type) for product in products] == [(torch.float32, "cpu")]
 
 
 @pytest.mark.parametrize("of_cpu", [False, True])

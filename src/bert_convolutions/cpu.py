@@ -63,10 +63,11 @@ def _is_zen5_with_mkl() -> bool:
     return family is not None and int(family[1]) >= 26
 
 
+@torch.autocast("cpu", enabled=False)  # the first call may be under autocast, which rounds the product
 def _keeps_float32() -> bool:
     """Whether oneDNN keeps the digits that bfloat16 lacks in a product of float32 matrices."""
     size, element = 64, 1 + 2**-12
-    factor = torch.full((size, size), element)
+    factor = torch.full((size, size), element, dtype=torch.float32, device="cpu")
     setting = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     setting.fp32_precision = "bf16"
     try:
