@@ -276,6 +276,7 @@ def test_dropout_on_a_cpu_draws_fast_random_numbers():
     torch.manual_seed(5)
     assert torch.allclose(output, draw_keep_mask(torch.empty(100), 0.3) / 0.7)
     assert not Dropout(1.0)(torch.ones(9)).any()
+    assert draw_keep_mask(torch.empty(9999), 0.999999).mean() < 0.01
 
 
 def test_random_words_are_the_hash_of_a_counter():

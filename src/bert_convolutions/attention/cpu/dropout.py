@@ -48,7 +48,7 @@ def draw_keep_mask(mask: Tensor, rate: float) -> Tensor:
     """Fill ``mask``, a contiguous CPU tensor, with ones (probability ``1 - rate``) and zeros, and return it."""
     for part in mask.view(-1).split(4 * _WORDS_AT_ONCE):
         bits = random_words((len(part) + 3) // 4).view(torch.int16)
-        torch.ge(bits[: len(part)], round(rate * 65536) - 32768, out=part)
+        torch.ge(bits[: len(part)], min(round(rate * 65536), 65535) - 32768, out=part)
     return mask
 
 
