@@ -13,19 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "bert_convolutions"
 FOUNDATIONS = (
-    *(
-        "errors",
-        "flags",
-        "environment",
-        "cpu",
-        "terminal",
-        "signals",
-        "files",
-        "parsing",
-        "schemas",
-        "self_contained",
-        "hub",
-    ),
+    *("errors", "flags", "environment", "cpu", "terminal", "signals"),
+    *("files", "parsing", "schemas", "self_contained", "hub"),
 )
 """Modules that every package but ``attention`` may use; each imports only those before it."""
 PACKAGES = (

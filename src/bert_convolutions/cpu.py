@@ -38,10 +38,14 @@ def fast_float32_products() -> Iterator[None]:
     fast: 250 GFLOP/s on a core of an EPYC instead of 110. PyTorch calls it for float32 only if it may round the factors
     to bfloat16. Without Intel's AMX, it doesn't round them, which is checked. A precision that the user has set stays.
     """
-    setting = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    if setting.fp32_precision != "none" or not _onednn_is_faster():
+    unset = torch.backends.mkldnn.matmul.fp32_precision == "none"  # type: ignore[attr-defined]
+    with _products_of_onednn() if unset and _onednn_is_faster() else contextlib.nullcontext():
         yield
-        return
+
+
+@contextlib.contextmanager
+def _products_of_onednn() -> Iterator[None]:
+    setting = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     setting.fp32_precision = "bf16"
     try:
         yield
@@ -68,10 +72,6 @@ def _keeps_float32() -> bool:
     """Whether oneDNN keeps the digits that bfloat16 lacks in a product of float32 matrices."""
     size, element = 64, 1 + 2**-12
     factor = torch.full((size, size), element, dtype=torch.float32, device="cpu")
-    setting = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    setting.fp32_precision = "bf16"
-    try:
+    with _products_of_onednn():
         product = torch.mm(factor, factor)
-    finally:
-        setting.fp32_precision = "none"
     return bool((product / (size * element**2) - 1).abs().max() < 1e-6)

@@ -79,9 +79,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=sums, device=hidden.device)
         counts = (labels != IGNORED).unsqueeze(1)  # (M, 1)
         labels = labels.where(labels != IGNORED, 0).unsqueeze(1)
-        number = -(-hidden.shape[0] * weight.shape[0] // tile_logits)
-        tokens_at_once = -(-hidden.shape[0] // max(number, 1))
-        for start in range(0, hidden.shape[0], tokens_at_once or 1):
+        number = math.ceil(hidden.shape[0] * weight.shape[0] / tile_logits)  # of tiles
+        tokens_at_once = math.ceil(hidden.shape[0] / max(number, 1)) or 1
+        for start in range(0, hidden.shape[0], tokens_at_once):
             tile = slice(start, start + tokens_at_once)
             part_grad = None if hidden_grad is None else hidden_grad[tile]
             grads = part_grad, weight_grad, bias_grad

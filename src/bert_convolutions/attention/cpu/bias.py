@@ -72,6 +72,11 @@ def _keys_in_reach(tile: Tile, reach: int) -> slice:
     return slice(tile.rows.start, min(tile.rows.stop + reach, tile.length))
 
 
+def _ends(rows: int, reach: int) -> tuple[slice, slice]:
+    """The first n and the last n of the rows, none of them twice: their bands may lead out of the sequence."""
+    return slice(0, reach), slice(max(rows - reach, reach), None)
+
+
 class Bias:
     """The convolution terms of all scores, minus their weights for earlier keys.
 
@@ -107,10 +112,10 @@ class Bias:
         self._write_later(scores, tile)
         near, number = tile.of_queries(self._near), self._near.shape[-1]
         part, outside = band(scores, tile.rows.start, number), _outside(tile.length, number)[tile.rows]
-        first, last = self._reach, max(scores.shape[1] - self._reach, self._reach)
-        for rows in (slice(0, first), slice(last, None)):  # may lead out of the sequence, but to no element twice
+        first, last = _ends(scores.shape[1], self._reach)
+        for rows in (first, last):  # no element is addressed twice
             part[:, rows] = torch.where(outside[rows], part[:, rows], near[:, rows])
-        part[:, first:last] = near[:, first:last]
+        part[:, first.stop : last.start] = near[:, first.stop : last.start]
         if mask is not None:
             scores.unflatten(0, (mask.shape[0], -1)).add_(mask)
 
@@ -168,13 +173,13 @@ class BiasGrad:
         """The gradients of the queries' and the keys' columns, (G, S, 2n), after the last tile."""
         query_columns = self._query_columns
         _, length, number = query_columns.shape
-        for rows in (slice(0, self._reach), slice(length - self._reach, None)):
+        for rows in _ends(length, self._reach):
             query_columns[:, rows].masked_fill_(_outside(length, number)[rows], 0)
         query_columns[..., -1] = self._later_query
         if self._later_key is None:
             return query_columns, None
         key_columns = empty_with_margin(query_columns, query_columns.shape, self._reach * number)
-        for keys in (slice(0, self._reach), slice(length - self._reach, None)):  # some of their weights have no query
+        for keys in _ends(length, self._reach):  # some of their weights have no query
             key_columns[:, keys].zero_()
         band_of_keys(key_columns)[..., :-1].copy_(query_columns[..., :-1])
         key_columns[..., -1] = self._later_key

@@ -20,22 +20,20 @@ _STEP = -0x61C8864680B583EB
 """2^64 divided by the golden ratio, as a signed number: the step of the counter, as in SplitMix64."""
 _MULTIPLIER = -0x2917014799A6026D
 """Of the hash "degski64" (x ^= x >> 32, then x *= multiplier, twice, and x ^= x >> 32), as a signed number."""
-
-
 _WORDS_AT_ONCE = 2**18
 """Words of 64 bits that are drawn at once: 2 MiB, which stay in the caches."""
 
 
 @cache
 @torch.inference_mode(False)  # cached for training too, which can't use inference tensors
-def _counters() -> Tensor:
-    """The first values of the counter, (_WORDS_AT_ONCE,) int64."""
-    return torch.arange(_WORDS_AT_ONCE, device="cpu") * _STEP
+def _counters(number: int) -> Tensor:
+    """The first values of the counter, (number,) int64."""
+    return torch.arange(number, device="cpu") * _STEP
 
 
 def random_words(number: int) -> Tensor:
     """Random integers of 64 bits, (number,) int64, from the state of PyTorch's generator; at most _WORDS_AT_ONCE."""
-    words = _counters()[:number] + int(torch.randint(2**63 - 1, (), device="cpu"))
+    words = _counters(_WORDS_AT_ONCE)[:number] + int(torch.randint(2**63 - 1, (), device="cpu"))
     low, high = words.view(torch.int32).view(-1, 2).unbind(1)
     for _ in range(2):
         low.bitwise_xor_(high)
