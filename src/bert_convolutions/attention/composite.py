@@ -119,7 +119,8 @@ class CompositeAttention(nn.Module):
         num_heads: H.
         kernel: the terms of the score, their reach, and the convolution beside attention; or its option string.
         head_size: d, by default D/H.
-        query_key, value: the projections of queries and keys, and of values.
+        query_key: the projection of queries and keys.
+        value: the projection of values.
         remove_query_key: use the hidden states, unprojected, as queries and keys (then H*d must be D).
         dropout: dropout rate of the attention probabilities, in training; below 1.
         activation: activation inside depthwise-separable projections, by default GELU.
