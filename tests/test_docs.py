@@ -46,7 +46,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Page]:
     pytest.importorskip("mkdocstrings")
     folder = tmp_path_factory.mktemp("site")
     result = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder],
         cwd=DOCS.parent,
         env={**os.environ, "NO_MKDOCS_2_WARNING": "1", "BERT_CONVOLUTIONS_LAZY": "1"},
         capture_output=True,
