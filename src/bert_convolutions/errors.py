@@ -48,6 +48,10 @@ class UsageError(CommandError, ValueError):
     exit_code = EXIT_USAGE
 
 
+class FolderInUse(UsageError):
+    """Another running process works in a folder."""
+
+
 class TrainingDiverged(CommandError):
     """The loss became NaN or infinite. The message names the step, the samples and the last good checkpoint."""
 

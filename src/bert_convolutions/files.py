@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import filelock
 
-from bert_convolutions.errors import UsageError
+from bert_convolutions.errors import FolderInUse, UsageError
 
 LOCK_NAME = ".bertconv.lock"
 ASIDE_NAME = ".replaced"
@@ -319,7 +319,8 @@ def run_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
     the lock file is used only in messages. A file system without locks gives a warning.
 
     Raises:
-        UsageError: another running process holds the lock, or this is Windows.
+        FolderInUse: another running process holds the lock.
+        UsageError: this is Windows.
     """
     if os.name == "nt":  # its locks, renames and signals are other ones
         raise UsageError(f"{folder}: runs and datasets are made on Linux or macOS; on Windows, run this in WSL")
@@ -333,7 +334,7 @@ def run_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
         except filelock.Timeout as error:
             in_use = f"{folder} is in use by another run ({_describe_holder(path)})"
             if not wait:
-                raise UsageError(f"{in_use}; wait for it, stop it, or use another folder") from error
+                raise FolderInUse(f"{in_use}; wait for it, stop it, or use another folder") from error
             say(f"{in_use}; waiting until it ends")
             lock.acquire()
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(timezone.utc).isoformat()}

@@ -17,8 +17,9 @@ import yaml
 from bert_convolutions.cli.main import main
 from bert_convolutions.cli.trainer_flags import trainer_parser
 from bert_convolutions.errors import CommandError, RunInterrupted, UsageError
+from bert_convolutions.flags import as_argv
 from bert_convolutions.parsing import read_model
-from bert_convolutions.schemas import CellRecord
+from bert_convolutions.schemas import CellRecord, DatasetManifest
 from bert_convolutions.sweep import run
 from bert_convolutions.sweep.cells import Cell, effective_flags, plan_cells, read_experiment
 from bert_convolutions.sweep.options import SweepOptions
@@ -98,6 +99,26 @@ def test_only_missing_cells_are_run(tmp_path: Path, ran: list[str]) -> None:
         sweep(experiment, folder, only=["nothing/*"])
 
 
+def test_two_sweeps_share_the_models_of_a_folder(
+    tmp_path: Path, ran: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment, folder = write(tmp_path / "e.yaml"), tmp_path / "out"
+    run_one = run.run_cell
+
+    def run_cell(cell: Cell) -> CellRecord:
+        if not ran:  # while this sweep runs its first cell, another one does all that this one is not working on
+            ran.append("")
+            sweep(experiment, folder)
+            assert len(ran) == 1 + 9 and not any(label.startswith("absolute/seed1/") for label in ran)
+            assert "left to other processes, which are running them: absolute/seed1" in capsys.readouterr().err
+        return run_one(cell)
+
+    monkeypatch.setattr(run, "run_cell", run_cell)
+    sweep(experiment, folder)
+    assert ran[10:] == ["absolute/seed1/pretrain", "absolute/seed1/blimp", "absolute/seed1/local_order"]
+    assert "left to other" not in capsys.readouterr().err
+
+
 def test_results_without_a_record_are_accepted_and_those_of_other_flags_refused(tmp_path: Path, ran: list[str]) -> None:
     experiment, folder = write(tmp_path / "e.yaml"), tmp_path / "out"
     sweep(experiment, folder)
@@ -162,7 +183,6 @@ def test_a_failed_cell_is_reported_and_does_not_stop_the_others(
         ran.append(cell.label)
         if cell.label != "absolute/seed1/pretrain":
             return finish(cell)
-        cell.log_path.parent.mkdir(parents=True)
         cell.log_path.write_text("something\nbertconv: error: it broke\n")
         return CellRecord(command=cell.argv, seconds=1.0, exit_code=2)
 
@@ -353,6 +373,7 @@ def test_a_signal_while_a_command_is_started_ends_that_command(tmp_path: Path, m
     monkeypatch.setattr(run.subprocess, "Popen", Process)
     monkeypatch.setattr(run, "environment", dict)
     cell = plan_cells(read_experiment(write(tmp_path / "e.yaml")), tmp_path / "out")[0]
+    cell.folder.parent.mkdir(parents=True)
     assert run.run_cell(cell).exit_code == 75 and terminated == [True]
 
 
@@ -441,6 +462,21 @@ def test_costs_are_estimated_from_the_parameters_of_the_model(small_experiment: 
     assert cost.tokens == 10 * 4 * 32
     assert cost.flops > 6 * cost.tokens * (4 * 16 * 16 + 2 * 16 * 32)
     assert cost.seconds == cost.flops / 1e6
+
+
+def test_the_cost_of_passes_over_the_data_follows_from_its_manifest(small_experiment: Path, tmp_path: Path) -> None:
+    from bert_convolutions.sweep.estimate import planned_tokens
+
+    flags = plan_cells(read_experiment(small_experiment / "e.yaml", ["max_steps=-1"]), tmp_path)[0].flags
+    with pytest.raises(UsageError, match="plain text: give --train_data_file a folder of build-dataset"):
+        planned_tokens(flags)
+    given = {"train_data_file": flags["train_data_file"], "tokenizer_name": flags["tokenizer_name"]}
+    pairs = str(tmp_path / "pairs")
+    assert main(["build-dataset", *as_argv({**given, "output_dir": pairs, "num_proc": 1})]) == 0
+    tokens = read_model(DatasetManifest, tmp_path / "pairs" / "manifest.json").counts.tokens
+    flags = {**flags, "train_data_file": pairs}
+    assert planned_tokens({**flags, "num_train_epochs": 2}) == pytest.approx(2 * tokens)
+    assert planned_tokens(flags) == pytest.approx(3 * tokens)  # the Trainer's default
 
 
 @pytest.mark.parametrize(

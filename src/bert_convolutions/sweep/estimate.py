@@ -8,14 +8,16 @@ import torch
 from torch.utils.benchmark import Timer
 from transformers import PreTrainedModel
 
+from bert_convolutions.cpu import fast_float32_products
 from bert_convolutions.data.loading import load_tokenizer
 from bert_convolutions.data.store import MANIFEST_FILE, read_manifest
 from bert_convolutions.errors import UsageError
 from bert_convolutions.model import CompositeBertConfig, CompositeBertForMaskedLM
 from bert_convolutions.model.flops import count_flops
 from bert_convolutions.model.presets import load_config
-from bert_convolutions.schemas import Flags
+from bert_convolutions.schemas import CorpusCounts, Flags
 from bert_convolutions.sweep.cells import Cell, batch_size, flag_paths
+from bert_convolutions.training.arguments import BertTrainingArguments
 from bert_convolutions.training.options import ARCHITECTURE_FLAGS
 
 _MATMUL_FRACTION = 0.5
@@ -77,25 +79,32 @@ def on_meta_device(config: CompositeBertConfig) -> PreTrainedModel:
 def example_length(flags: Flags) -> float:
     """Non-padding tokens per example: the mean in a ``build-dataset`` folder, or half of ``--block_size``."""
     block = float(flags.get("block_size") or 128)  # type: ignore[arg-type]
-    for manifest in (path / MANIFEST_FILE for path in flag_paths(flags, "train_data_file")):
-        if manifest.is_file():
-            counts = read_manifest(manifest).counts
-            return min(counts.tokens / counts.examples, block)
-    return block / 2
+    counts = _built_counts(flags)
+    return min(counts.tokens / counts.examples, block) if counts else block / 2
+
+
+def _built_counts(flags: Flags) -> CorpusCounts | None:
+    """The counts of the text's ``build-dataset`` folder; None for plain text, which is yet to be built."""
+    manifests = (path / MANIFEST_FILE for path in flag_paths(flags, "train_data_file"))
+    return next((read_manifest(manifest).counts for manifest in manifests if manifest.is_file()), None)
 
 
 def planned_tokens(flags: Flags) -> float:
     """Non-padding tokens of all steps.
 
     Raises:
-        UsageError: ``max_steps`` is not given.
+        UsageError: they depend on the number of examples, and the text is not built yet.
     """
-    if not isinstance(flags.get("max_steps"), int):
+    steps, epochs, counts = flags.get("max_steps"), flags.get("num_train_epochs"), _built_counts(flags)
+    if isinstance(steps, int) and steps > 0:
+        return steps * batch_size(flags) * example_length(flags)
+    if counts is None:
         raise UsageError(
-            "an experiment's base must give max_steps, so that all variants see the same number of tokens, or "
-            "train_minutes, so that all take the same time"
+            "the cost of passes over the data can't be estimated from plain text: give --train_data_file a folder of "
+            "build-dataset, or the experiment's base max_steps or train_minutes"
         )
-    return float(flags["max_steps"]) * batch_size(flags) * example_length(flags)  # type: ignore[arg-type]
+    epochs = BertTrainingArguments.num_train_epochs if epochs is None else epochs
+    return float(epochs) * counts.examples * example_length(flags)  # type: ignore[arg-type]
 
 
 def training_flops_per_token(model: PreTrainedModel, flags: Flags) -> float:
@@ -104,9 +113,10 @@ def training_flops_per_token(model: PreTrainedModel, flags: Flags) -> float:
     return count_flops(model).training(np.array([length]), length * masked_share) / length
 
 
-def measure_flops() -> float:
+@fast_float32_products()
+def measure_flops(dtype: torch.dtype) -> float:
     """Estimated training speed of this machine in FLOP/s, from matrix products of a small model's size."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    one, other = torch.randn(2048, 256, device=device), torch.randn(256, 1024, device=device)
+    one, other = (torch.randn(*size, device=device, dtype=dtype) for size in ((2048, 256), (256, 1024)))
     timer = Timer("one @ other", globals={"one": one, "other": other}, num_threads=torch.get_num_threads())
     return _MATMUL_FRACTION * 2 * one.numel() * other.shape[1] / timer.blocked_autorange().median

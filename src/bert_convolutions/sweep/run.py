@@ -13,7 +13,7 @@ from typing import Any
 import bertconv
 from bert_convolutions import files
 from bert_convolutions.environment import environment
-from bert_convolutions.errors import EXIT_INTERRUPTED, CommandError, RunInterrupted, UsageError, first_line
+from bert_convolutions.errors import EXIT_INTERRUPTED, CommandError, FolderInUse, RunInterrupted, UsageError, first_line
 from bert_convolutions.schemas import CellRecord, Experiment
 from bert_convolutions.signals import SIGNALS, signal_handlers
 from bert_convolutions.sweep.cells import PRETRAIN, Cell, group_by_model, plan_cells, read_experiment
@@ -43,13 +43,12 @@ def run_sweep(options: SweepOptions) -> None:
             _print_plan(experiment, cells, missing)
         return
     files.make_folder(options.output_dir, "--output_dir")
-    with files.run_lock(options.output_dir):
-        files.write_text(options.output_dir / EXPERIMENT_NAME, experiment.model_dump_json(indent=2) + "\n")
-        say(f"{len(cells)} cells, {len(missing)} of the chosen ones to run")
-        if options.executor == "here":
-            run_cells(missing)
-        else:
-            _submit(missing, options)
+    files.write_text(options.output_dir / EXPERIMENT_NAME, experiment.model_dump_json(indent=2) + "\n")
+    say(f"{len(cells)} cells, {len(missing)} of the chosen ones to run")
+    if options.executor == "here":
+        run_cells(missing)
+    else:
+        _submit(missing, options)
 
 
 def _select(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:
@@ -60,35 +59,54 @@ def _select(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:
 
 
 def run_cells(cells: Sequence[Cell]) -> None:
-    """Run cells one after the other; continue after failures.
+    """Run the unfinished ones of some cells, one after the other; continue after failures.
+
+    Several processes can share the cells of a folder: each takes the next model that no other is working on.
 
     Raises:
         RunInterrupted: a signal interrupted the sweep or the running command.
         CommandError: some cells failed or had no model to evaluate.
     """
     failed: list[str] = []
+    elsewhere: list[str] = []
     durations: dict[str, list[float]] = {}
-    for number, cell in enumerate(cells):
-        left = _time_left(cells[number:], durations)
-        say(f"[{number + 1}/{len(cells)}] {cell.label}{f', about {duration(left)} left' if left else ''}")
-        if cell.command != PRETRAIN and not (cell.folder.with_name(PRETRAIN) / "config.json").is_file():
-            failed.append(f"{cell.label} (there is no model to evaluate)")
-            continue
-        begun = time.monotonic()
-        record = run_cell(cell)
-        durations.setdefault(cell.name, []).append(time.monotonic() - begun)
-        if record.exit_code == EXIT_INTERRUPTED:
-            raise RunInterrupted(f"stopped in {cell.label}, which is saved; resume with the same command")
-        if record.exit_code:
-            say(f"{cell.label} failed with exit code {record.exit_code}: {_last_line(cell.log_path)}")
-            failed.append(f"{cell.label} (see {cell.log_path})")
+    for group in group_by_model(cells):
+        folder = group[0].folder.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with files.run_lock(folder):
+                for cell in group:
+                    if not cell.is_finished():  # by another process, meanwhile
+                        left = cells[cells.index(cell) :]
+                        seconds = _time_left(left, durations)
+                        about = f", about {duration(seconds)} left" if seconds else ""
+                        say(f"[{len(cells) - len(left) + 1}/{len(cells)}] {cell.label}{about}")
+                        failed += _try_cell(cell, durations)
+        except FolderInUse:
+            elsewhere.append(f"{group[0].variant}/seed{group[0].seed}")
+    if elsewhere:
+        say(f"left to other processes, which are running them: {', '.join(elsewhere)}")
     if failed:
-        raise CommandError(f"{len(failed)} of {len(cells)} cells failed, the others are done: {', '.join(failed)}")
+        raise CommandError(f"{len(failed)} of {len(cells)} cells failed: {', '.join(failed)}")
+
+
+def _try_cell(cell: Cell, durations: dict[str, list[float]]) -> list[str]:
+    """Run a cell and add its duration to those of its name; return its label, with the reason, if it failed."""
+    if cell.command != PRETRAIN and not (cell.folder.with_name(PRETRAIN) / "config.json").is_file():
+        return [f"{cell.label} (there is no model to evaluate)"]
+    begun = time.monotonic()
+    record = run_cell(cell)
+    durations.setdefault(cell.name, []).append(time.monotonic() - begun)
+    if record.exit_code == EXIT_INTERRUPTED:
+        raise RunInterrupted(f"stopped in {cell.label}, which is saved; resume with the same command")
+    if record.exit_code:
+        say(f"{cell.label} failed with exit code {record.exit_code}: {_last_line(cell.log_path)}")
+        return [f"{cell.label} (see {cell.log_path})"]
+    return []
 
 
 def run_cell(cell: Cell) -> CellRecord:
     """Run one command with its output in its log, and write its record; signals end the command, not the sweep."""
-    cell.folder.parent.mkdir(parents=True, exist_ok=True)
     earlier, start = cell.record(), time.monotonic()
     record = CellRecord(
         command=cell.argv,
@@ -144,7 +162,7 @@ class _Job:
     """Runs cells in order; submitit requeues it after a time-limit warning or preemption."""
 
     def __call__(self, cells: Sequence[Cell]) -> None:
-        run_cells([cell for cell in cells if not cell.is_finished()])
+        run_cells(cells)
 
     def checkpoint(self, cells: Sequence[Cell]) -> Any:
         """The job to submit again."""
@@ -175,10 +193,12 @@ def _submit(cells: Sequence[Cell], options: SweepOptions) -> None:
 
 def _print_plan(experiment: Experiment, cells: Sequence[Cell], missing: Sequence[Cell]) -> None:
     """Print the cost of each variant and the missing commands."""
+    import torch
+
     from bert_convolutions.sweep.estimate import estimate, measure_flops
 
     console = make_console()
-    speed = measure_flops()
+    speed = measure_flops(torch.bfloat16 if experiment.base.get("bf16") else torch.float32)
     headings = ("parameters", "tokens per run", "training FLOPs per run", "time per run", "missing runs")
     table = make_table(experiment.question, "variant", *headings)
     total = 0.0
