@@ -5,6 +5,7 @@ import shutil
 import signal
 import weakref
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bert_convolutions.errors import RunInterrupted, TrainingDiverged, UsageError
-from bert_convolutions.glue import finetune
+from bert_convolutions.glue import finetune, models
 from bert_convolutions.glue.options import CompileGlueOptions
 from bert_convolutions.glue.run import run_glue
 from bert_convolutions.glue.submit import compile_submission
@@ -126,13 +127,57 @@ def test_finished_tasks_are_not_run_again(finished: Path, glue_dir: Path, model_
     run_glue(chosen, arguments(folder, **stages, per_device_train_batch_size=99999))
     after = modified(folder)
     changed = {path for path in before if before[path] != after[path]}
-    assert {path.relative_to(folder).parts[0] for path in changed} == {"WNLI0", ".bertconv.lock"}
+    assert {path.relative_to(folder).parts[0] for path in changed} == {"WNLI0"}
     assert "RTE0: done before" in capsys.readouterr().out
     with pytest.raises(
         UsageError, match=r"MNLI0 in .* was fine-tuned with .*max_steps 2 \(now 3\), batch_size 128 \(now 8\)"
     ):
         run_glue(chosen, arguments(folder, **stages, max_steps=3, per_device_train_batch_size=8))
     assert modified(folder) == after
+
+
+@pytest.fixture
+def second_run(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], None]:
+    """Sets a function that is called when the first task is being run."""
+    load = models.load_pretrained
+
+    def set_up(run: Callable[[], None]) -> None:
+        def load_pretrained(*given):
+            monkeypatch.setattr(models, "load_pretrained", load)
+            run()
+            return load(*given)
+
+        monkeypatch.setattr(models, "load_pretrained", load_pretrained)
+
+    return set_up
+
+
+def test_two_runs_share_the_tasks_of_a_folder(tmp_path: Path, glue_dir: Path, model_dir: Path, capsys, second_run):
+    chosen = options(glue_dir, model_dir, "MNLI,CoLA,RTE", rounds=1)
+    given = arguments(tmp_path, do_train=True, do_eval=True, do_predict=True)
+    said = []
+
+    def second():
+        run_glue(chosen, given)
+        said.append(capsys.readouterr().out)
+        with pytest.raises(UsageError, match=r"MNLI0 is in use by another run"):
+            run_glue(options(glue_dir, model_dir, "MNLI,CoLA,RTE", rounds=1, overwrite_output_dir=True), given)
+
+    second_run(second)
+    run_glue(chosen, given)
+    printed = capsys.readouterr().out
+    assert "CoLA0: trained" in said[0] and "Left to other processes: MNLI0, RTE0\n" in said[0]
+    assert "CoLA0: done by another process" in printed and "[2/2] RTE0" in printed and "Left to" not in printed
+    assert json.loads((tmp_path / "RTE0" / "glue_state.json").read_text())["settings"]["model"].endswith("_subgraph")
+
+
+def test_what_another_run_did_meanwhile_with_other_flags_is_refused(
+    tmp_path: Path, glue_dir: Path, model_dir: Path, second_run
+):
+    chosen = options(glue_dir, model_dir, "SST-2,CoLA", rounds=1, hyperparams="flags")
+    second_run(lambda: run_glue(chosen, arguments(tmp_path, do_train=True, weight_decay=0.5)))
+    with pytest.raises(UsageError, match=r"SST-20 in .* was fine-tuned with weight_decay 0.5 \(now 0.0\)"):
+        run_glue(chosen, arguments(tmp_path, do_train=True))
 
 
 def test_tasks_of_a_composite_model_start_from_its_mnli_encoder(tmp_path: Path, glue_dir: Path, composite_dir: Path):

@@ -10,7 +10,7 @@ import pytest
 from bert_convolutions.cli.main import main
 from bert_convolutions.errors import UsageError
 from bert_convolutions.glue.options import CompileGlueOptions
-from bert_convolutions.glue.run import Progress
+from bert_convolutions.glue.progress import Progress
 from bert_convolutions.glue.submit import (
     best_round,
     check_files,

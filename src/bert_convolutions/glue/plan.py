@@ -133,7 +133,14 @@ def plan_jobs(options: GlueOptions, arguments: TrainingArguments) -> list[Job]:
         )
     digest = functools.cache(sha256)  # all rounds of a task have the same files
     return [
-        _plan_job(options, arguments, task, round_number, hyperparameters.get(task.name), digest)
+        _plan_job(
+            options,
+            task,
+            round_number,
+            _task_arguments(arguments, task, round_number, hyperparameters.get(task.name)),
+            hyperparameters[task.name].batch_size if task.name in hyperparameters else None,
+            digest,
+        )
         for round_number in rounds
         for task in tasks
     ]
@@ -178,16 +185,21 @@ def _rounds(options: GlueOptions, several: bool) -> list[int] | list[None]:
     return list(range(rounds)) if several or rounds > 1 else [None]
 
 
+def plan_again(job: Job, options: GlueOptions) -> Job:
+    """The job with the stages that are unfinished now."""
+    return _plan_job(options, job.task, job.round_number, job.arguments, job.wanted_batch_size, sha256)
+
+
 def _plan_job(
     options: GlueOptions,
-    arguments: TrainingArguments,
     task: Task,
     round_number: int | None,
-    hyperparameters: Hyperparameters | None,
+    arguments: TrainingArguments,
+    wanted_batch_size: int | None,
     digest: Callable[[Path], str],
 ) -> Job:
-    own = _task_arguments(arguments, task, round_number, hyperparameters)
-    folder = Path(str(own.output_dir))
+    """A job with its own ``arguments``."""
+    folder = Path(str(arguments.output_dir))
     again = options.overwrite_output_dir
     state = None if again and arguments.do_train else read_state(folder)
     if state is not None and state.task != task.name:
@@ -213,12 +225,12 @@ def _plan_job(
     return Job(
         task,
         round_number,
-        own,
+        arguments,
         state,
         train,
         evaluate=arguments.do_eval and not all(map(is_done, task.dev)),
         predict=tuple(test for test in task.tests if arguments.do_predict and not is_done(test)),
-        wanted_batch_size=hyperparameters.batch_size if hyperparameters else None,
+        wanted_batch_size=wanted_batch_size,
     )
 
 

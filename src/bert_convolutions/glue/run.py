@@ -3,30 +3,36 @@
 import contextlib
 import json
 import math
-import time
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from bert_convolutions.data.loading import NOTED_CUT, load_tokenizer, tokenizer_hash
-from bert_convolutions.errors import RunInterrupted, TrainingDiverged, UsageError
+from bert_convolutions.errors import FolderInUse, RunInterrupted, TrainingDiverged, UsageError
 from bert_convolutions.files import ASIDE_NAME, discard_aside, make_folder, refuse_overlap, run_lock, write_text
 from bert_convolutions.glue import models, state
 from bert_convolutions.glue.examples import GlueData, layout_for
 from bert_convolutions.glue.finetune import GlueTrainer, finetune
 from bert_convolutions.glue.hyperparameters import DEFAULT, FLAG, TRAINER_FLAGS
 from bert_convolutions.glue.options import GlueOptions
-from bert_convolutions.glue.plan import Job, check_flags, describe_training, plan_jobs, refuse_other_settings
+from bert_convolutions.glue.plan import (
+    Job,
+    check_flags,
+    describe_training,
+    plan_again,
+    plan_jobs,
+    refuse_other_settings,
+)
 from bert_convolutions.glue.predict import evaluate, format_predictions, predict_logits
+from bert_convolutions.glue.progress import Progress
 from bert_convolutions.glue.submit import collect_scores, mixed_rounds, score_table
 from bert_convolutions.glue.tasks import TASKS
 from bert_convolutions.schemas import TaskState
 from bert_convolutions.signals import SignalWatch, resume_command
-from bert_convolutions.terminal import duration, make_console
+from bert_convolutions.terminal import make_console
 from bert_convolutions.training import checkpoints
 from bert_convolutions.training.collectives import Collectives, lost_process_explained
 
@@ -59,10 +65,11 @@ def run_glue(options: GlueOptions, arguments: TrainingArguments) -> None:
         refuse_overlap(output_dir, "--output_dir", {"--model_name_or_path": run.model_folder})  # a Hub name's folder
         if processes.is_main_process:
             make_folder(output_dir, "--output_dir")
-            with run_lock(output_dir):
-                run.run()
-        else:
-            run.run()
+            if options.overwrite_output_dir:  # another process would take old results for new ones, or lose its own
+                for folder in {job.folder for job in jobs if job.folder.is_dir()}:
+                    with run_lock(folder):
+                        pass
+        run.run()
 
 
 def _advice() -> str:
@@ -71,52 +78,14 @@ def _advice() -> str:
 
 def _settle_killed_overwrites(output_dir: Path) -> None:
     """Complete or undo overwrites that were killed, in the output folder and its tasks' folders."""
-    folders = [path for path in (output_dir, *output_dir.glob("*")) if (path / ASIDE_NAME).is_dir()]
-    if folders:
-        with run_lock(output_dir):
-            for folder in folders:
+    for folder in (output_dir, *output_dir.glob("*")):
+        if (folder / ASIDE_NAME).is_dir():
+            with contextlib.suppress(FolderInUse), run_lock(folder):
                 state.settle_overwrite(folder)
 
 
-class Progress:
-    """Counts the jobs and estimates the time left from the ``work`` (steps times batch size) of those to train."""
-
-    def __init__(self, console: Console, work: Mapping[str, int], total: int) -> None:
-        self.console, self.work, self.total = console, work, total
-        self._started, self._begun = 0, 0.0
-        self._seconds: dict[str, float] = {}
-
-    def say(self, line: str, style: str = "") -> None:
-        """Print a line."""
-        self.console.print(line, style=style)
-
-    def start(self, name: str, what: str) -> None:
-        """Announce a job."""
-        self._started, self._begun = self._started + 1, time.monotonic()
-        left = self.time_left()
-        self.say(f"[{self._started}/{self.total}] {name}: {what}" + (f"; about {left} left" if left else ""), "bold")
-
-    def end_training(self, name: str) -> str:
-        """Record that the current job's training has ended; return its duration."""
-        self._seconds[name] = time.monotonic() - self._begun
-        return duration(self._seconds[name])
-
-    def time_left(self) -> str:
-        """The estimated time for the jobs not yet trained; empty before the first has ended.
-
-        A task is expected to take as long as in another round (``RTE4`` as ``RTE3``), a new one in proportion to its
-        examples.
-        """
-        if not self._seconds:
-            return ""
-        per_example = sum(self._seconds.values()) / sum(self.work[name] for name in self._seconds)
-        by_task = {name[:-1]: seconds / self.work[name] for name, seconds in self._seconds.items()}
-        waiting = [name for name in self.work if name not in self._seconds]
-        return duration(sum(self.work[name] * by_task.get(name[:-1], per_example) for name in waiting))
-
-
 class _GlueRun:
-    """Runs the jobs of one command one after the other.
+    """Runs the jobs of one command one after the other, except those that another command is working on.
 
     All files and the tokenizer are read, and earlier results are compared, before anything is written.
 
@@ -126,12 +95,10 @@ class _GlueRun:
 
     def __init__(self, options: GlueOptions, jobs: list[Job], processes: PartialState) -> None:
         self.options, self.jobs, self.processes = options, jobs, processes
-        self.arguments = jobs[0].arguments
+        self.arguments, self.collectives = jobs[0].arguments, Collectives(processes.num_processes)
         self.data = GlueData(Path(options.data_dir) if options.data_dir else None, options.max_seq_length)
         self.skipped: list[str] = []
         self.damaged: list[str] = []
-        former = [(job.state, {test.name for test in job.predict}) for job in jobs]
-        self.has_predictions = any(before.predicted.keys() - names for before, names in former if before)
         self._fingerprints: dict[Path, str] = {}
         unfinished = [job for job in jobs if not job.finished]
         counts = self.data.check(unfinished)
@@ -146,8 +113,9 @@ class _GlueRun:
         self.encoding: dict[str, Any] = {"max_seq_length": options.max_seq_length}
         if self.tokenizer is not None:
             self.encoding["tokenizer"] = tokenizer_hash(self.tokenizer)
-        if not options.overwrite_output_dir:
-            self._refuse_other_settings()
+        to_be_trained = {job.folder for job in jobs if job.train}
+        for job in jobs:
+            self._refuse_other_settings(job, to_be_trained)
 
     def run(self) -> None:
         """Run every unfinished job and print the dev table."""
@@ -156,39 +124,89 @@ class _GlueRun:
             self.progress.say(
                 f"{FLAG} {DEFAULT}: the default for several tasks or rounds ({FLAG} {TRAINER_FLAGS}: the Trainer's)"
             )
-        for job in self.jobs:
-            if job.finished:
-                self.progress.say(f"{job.name}: done before")
-                continue
-            finetuned = self._train(job) if job.train else self._load(job)
-            if finetuned is not None:
-                self._evaluate(job, *finetuned)
-                self._predict(job, *finetuned)
-            del finetuned  # the next training needs its memory
+        waiting, left = self.jobs, len(self.jobs) + 1
+        while len(waiting) < left:  # others may have become free meanwhile
+            left = len(waiting)
+            waiting = [job for job in waiting if not self._run(job)]
         if several:
             self._print_scores()
         if self.skipped:
             self.progress.say(f"Left out: {', '.join(self.skipped)}")
+        if waiting:
+            self.progress.say(f"Left to other processes: {', '.join(job.name for job in waiting)}")
         if self.damaged:
             raise UsageError(f"{'; '.join(self.damaged)}: fine-tune it again, or restore the files")
-        if self.arguments.do_predict and not self.has_predictions:
+        if self.arguments.do_predict and not waiting and not self._has_predictions():
             raise UsageError(
                 f"nothing could be predicted: {', '.join(self.skipped)}; fine-tune first (--do_train), and check "
                 "--output_dir and --data_dir"
             )
 
-    def _refuse_other_settings(self) -> None:
-        to_be_trained = {job.folder for job in self.jobs if job.train}
-        for job in self.jobs:
-            if job.state is None or not (job.state.trained or checkpoints.newest_complete(job.folder)):
-                continue
-            if not self.arguments.do_train:  # a score or prediction at another length is not that of the model
-                refuse_other_settings(job, {} if job.finished else self.encoding)
-                continue
-            encoder = job.mnli_encoder
-            is_pending = encoder is not None and encoder.parent in to_be_trained
-            start = encoder if encoder is not None and is_pending else self._start_folder(job)
-            refuse_other_settings(job, self._settings(job, start, is_pending))
+    def _has_predictions(self) -> bool:
+        return any(found.predicted for job in self.jobs if (found := state.read_state(job.folder)))
+
+    def _run(self, planned: Job) -> bool:
+        """Run a job, if it isn't finished; return False if another process is working on it or its MNLI encoder."""
+        if planned.finished:
+            self.progress.say(f"{planned.name}: done before")
+            return True
+        with self._claim(planned) as job:
+            if job is None:
+                return False
+            if job.finished:
+                self.progress.say(f"{job.name}: done by another process")
+                self.progress.drop(job.name)
+                return True
+            finetuned = self._train(job) if job.train else self._load(job)
+            if finetuned is not None:
+                self._evaluate(job, *finetuned)
+                self._predict(job, *finetuned)
+        return True
+
+    @contextlib.contextmanager
+    def _claim(self, job: Job) -> Iterator[Job | None]:
+        """Lock a job's folder; yield the job with what other processes have left to do, or None if it isn't free."""
+        with contextlib.ExitStack() as stack:
+            is_free = not self.processes.is_main_process or self._lock(job, stack)
+            if not self.collectives.from_first(is_free):
+                yield None
+                return
+            now = plan_again(job, self.options)
+            self._refuse_other_settings(now, set())
+            self.processes.wait_for_everyone()  # all have read the folder before one writes to it
+            yield now
+
+    def _lock(self, job: Job, stack: contextlib.ExitStack) -> bool:
+        """Lock a job's folder until ``stack`` is closed; return False if it, or its MNLI encoder, is another's."""
+        encoder = job.mnli_encoder
+        if job.train and encoder is not None and encoder.parent in {other.folder for other in self.jobs}:
+            mnli = state.read_state(encoder.parent)
+            if mnli is None or not mnli.trained:
+                return False
+        if job.train:
+            make_folder(job.folder, "--output_dir")
+        try:
+            if job.folder.is_dir():
+                stack.enter_context(run_lock(job.folder))
+        except FolderInUse:
+            if job.round_number is None:
+                raise
+            return False
+        return True
+
+    def _refuse_other_settings(self, job: Job, to_be_trained: Collection[Path]) -> None:
+        """Refuse what an earlier run, or another process, has left with other settings."""
+        before = job.state
+        is_begun = before is not None and (before.trained or checkpoints.newest_complete(job.folder))
+        if self.options.overwrite_output_dir or not is_begun:
+            return
+        if not self.arguments.do_train:  # a score or prediction at another length is not that of the model
+            refuse_other_settings(job, {} if job.finished else self.encoding)
+            return
+        encoder = job.mnli_encoder
+        is_pending = encoder is not None and encoder.parent in to_be_trained
+        start = encoder if encoder is not None and is_pending else self._start_folder(job)
+        refuse_other_settings(job, self._settings(job, start, is_pending))
 
     def _settings(self, job: Job, start: Path, is_pending: bool = False) -> dict[str, Any]:
         """JSON values that a job's result depends on; ``is_pending`` if the model in ``start`` is not yet trained."""
@@ -265,7 +283,6 @@ class _GlueRun:
         """The checkpoint of an interrupted run with the same settings; otherwise None, after starting anew."""
         checkpoint = None
         if self.processes.is_main_process:
-            make_folder(job.folder, "--output_dir")
             if job.state is not None:
                 checkpoints.clean_up(job.folder)
                 checkpoint, skipped = checkpoints.newest_valid(job.folder)
@@ -277,7 +294,7 @@ class _GlueRun:
                 refuse_other_settings(job, settings)
                 checkpoints.refuse_unsafe_files(checkpoint)
                 self.progress.say(f"{job.name}: resuming from {checkpoint}")
-        found: Path | None = Collectives(self.processes.num_processes).from_first(checkpoint)
+        found: Path | None = self.collectives.from_first(checkpoint)
         return found
 
     def _load(self, job: Job) -> Finetuned | None:
@@ -334,7 +351,6 @@ class _GlueRun:
                 write_text(path, format_predictions(logits, examples, model, job.task))
             predicted[test.name] = len(examples.indices or ())
             self._update_state(job, predicted=dict(predicted))
-            self.has_predictions = True
             self.progress.say(f"{job.name}: {predicted[test.name]} predictions in {path}")
 
     def _update_state(self, job: Job, **changes: Any) -> None:
