@@ -25,11 +25,13 @@ def code_lines() -> list[str]:
 
 
 def commands() -> list[str]:
-    """The lines that run a sub-command, from its name on."""
+    """The lines that run a sub-command, from its name up to a redirection."""
     return [
         match.group(1)
         for line in code_lines()
-        if (match := re.search(r"(?:^|\s)(?:bertconv|-m\s+bert_convolutions) ([a-z].*)", line))
+        if (
+            match := re.search(r"(?:^|\s)(?:bertconv|-m\s+bert_convolutions) ([a-z][^>]*)", line)
+        )  # without redirections
         and not line.startswith("#")
     ]
 

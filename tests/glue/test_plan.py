@@ -65,6 +65,17 @@ def test_one_task_runs_once_unless_rounds_are_given(tmp_path: Path):
     assert [job.folder.name for job in plan(tmp_path, "rte", 3)] == ["RTE0", "RTE1", "RTE2"]
 
 
+def test_the_rounds_that_are_there_are_predicted(tmp_path: Path):
+    for name in ("RTE0", "RTE2", "CoLA0"):
+        (tmp_path / name).mkdir()
+    flags = {"do_train": False, "do_predict": True}
+    assert [job.name for job in plan(tmp_path, "RTE,CoLA", **flags)] == ["CoLA0", "RTE0", "CoLA2", "RTE2"]
+    assert [job.name for job in plan(tmp_path, "RTE", **flags)] == ["RTE0", "RTE2"]
+    assert [job.name for job in plan(tmp_path, "RTE,CoLA", 1, **flags)] == ["CoLA0", "RTE0"]
+    (tmp_path / "config.json").touch()  # a task that ran once
+    assert [job.name for job in plan(tmp_path, "RTE", **flags)] == ["RTE"]
+
+
 SEVERAL = {
     "all": ["--task_name", "ALL"],
     "a list": ["--task_name=CoLA,RTE"],

@@ -41,7 +41,9 @@ class GlueOptions(Options):
         "Default: electra for several tasks or rounds, flags for one task run once",
     )
     rounds: int | None = flag(
-        None, "how often each task runs, at most 10, each time with another seed; default: 10, or 1 for one task"
+        None,
+        "how often each task runs, at most 10, each time with another seed; default: 10, or 1 for one task; without "
+        "--do_train those that are there",
     )
     save_every_minutes: float | None = flag(
         None, "save a checkpoint to resume from when this much time has passed since the last one"

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,7 +123,7 @@ def plan_jobs(options: GlueOptions, arguments: TrainingArguments) -> list[Job]:
                 refuse_overlap(str(arguments.output_dir), "--output_dir", {f"{task.name}: files:": task.root / path})
     if arguments.do_predict and not any(task.tests for task in tasks):
         raise UsageError(f"--do_predict: the .yaml file of {tasks[0].name} names no test file; add test: to its files")
-    rounds = _rounds(options, several=len(tasks) > 1)
+    rounds = _rounds(options, arguments, tasks)
     chosen = options.hyperparams or (TRAINER_FLAGS if rounds == [None] else DEFAULT)
     hyperparameters = load_hyperparameters(chosen, tasks)
     uncovered = [task.name for task in tasks if task.name not in hyperparameters]
@@ -177,12 +177,23 @@ def check_flags(options: GlueOptions, arguments: TrainingArguments) -> None:
     refuse_overlap(str(arguments.output_dir), "--output_dir", inputs)
 
 
-def _rounds(options: GlueOptions, several: bool) -> list[int] | list[None]:
-    """The numbers of the rounds, or ``[None]`` for a task that runs once, directly in the output folder."""
+def _rounds(
+    options: GlueOptions, arguments: TrainingArguments, tasks: Sequence[Task]
+) -> Sequence[int] | Sequence[None]:
+    """The numbers of the rounds, or ``[None]`` for a task that runs once, directly in the output folder.
+
+    To score or predict, the default is the rounds that are there.
+    """
+    output, several = Path(str(arguments.output_dir)), len(tasks) > 1
     rounds = options.rounds if options.rounds is not None else (len(ROUND_SEEDS) if several else 1)
     if not 1 <= rounds <= len(ROUND_SEEDS):
         raise UsageError(f"--rounds must be from 1 to {len(ROUND_SEEDS)} (each round has its own seed), not {rounds}")
-    return list(range(rounds)) if several or rounds > 1 else [None]
+    if options.rounds is None and not arguments.do_train and (several or not (output / "config.json").is_file()):
+        numbers = range(len(ROUND_SEEDS))
+        found = [n for n in numbers if any((output / f"{task.name}{n}").is_dir() for task in tasks)]
+        if found:
+            return found
+    return range(rounds) if several or rounds > 1 else [None]
 
 
 def plan_again(job: Job, options: GlueOptions) -> Job:

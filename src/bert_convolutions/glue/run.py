@@ -299,7 +299,8 @@ class _GlueRun:
 
     def _load(self, job: Job) -> Finetuned | None:
         """Load a fine-tuned model; report it and return None if that fails."""
-        self.progress.start(job.name, "score and predict" if job.evaluate else "predict")
+        stages = [name for name, wanted in (("score", job.evaluate), ("predict", job.predict)) if wanted]
+        self.progress.start(job.name, " and ".join(stages))
         try:
             if job.state is not None and not job.state.trained:
                 raise UsageError(f"{job.folder} was not trained to the end: run it again with --do_train")
