@@ -1,5 +1,6 @@
 """A second run in the same folder: what is skipped, resumed, refused, or replaces the first run."""
 
+import csv
 import json
 import os
 import shutil
@@ -144,6 +145,26 @@ def test_rounds_from_mnli_are_not_averaged_with_others(tmp_path: Path):
         settings = {"model": model, "weights": f"hash of {model}"}
         state.write_state(tmp_path / f"RTE{number}", TaskState(task="RTE", settings=settings))
     assert mixed_rounds(tmp_path) == "RTE1 and RTE2 are of different runs, which differ in weights"
+
+
+def test_tasks_of_different_models_are_named(tmp_path: Path, glue_dir: Path, model_dir: Path, model: Path, capsys):
+    """As where --output_dir was not changed with the model; tasks that start from MNLI's encoder are of its model."""
+    out, stages = tmp_path / "out", {"do_train": True, "do_eval": True}
+    run_glue(options(glue_dir, model_dir, "MNLI,RTE", rounds=1), arguments(out, **stages))
+    assert "different models" not in capsys.readouterr().out
+    change_weights(model)
+    run_glue(options(glue_dir, model, "WNLI", rounds=2), arguments(out, **stages))
+    message = f"Tasks started from different models: MNLI0 from {model_dir}, WNLI0 from {model}"
+    assert message in " ".join(capsys.readouterr().out.split())
+    compile_glue(CompileGlueOptions(input=str(out), test_dir=str(tmp_path / "submission")))
+    assert message in " ".join(capsys.readouterr().out.split())
+    with (out / "dev_scores.csv").open() as file:
+        values = {tuple(row.values())[:4]: float(row["value"]) for row in csv.DictReader(file)}
+    assert len(values) == 4 + 2 + 2 * 2
+    for number in ("0", "1"):
+        saved = state.read_state(out / f"WNLI{number}").dev["wnli"]
+        assert saved == {f"eval_{name}": values["WNLI", number, "wnli", name] for name in ("loss", "acc")}
+    assert ("MNLI", "0", "mnli-mm", "acc") in values
 
 
 def test_the_same_batch_by_accumulation_is_the_same_run(finished: Path, glue_dir: Path, model_dir: Path, capsys):

@@ -28,7 +28,14 @@ from bert_convolutions.glue.plan import (
 )
 from bert_convolutions.glue.predict import evaluate, format_predictions, predict_logits
 from bert_convolutions.glue.progress import Progress
-from bert_convolutions.glue.submit import collect_scores, mixed_rounds, score_table
+from bert_convolutions.glue.submit import (
+    METRICS_FILE,
+    collect_scores,
+    different_models,
+    mixed_rounds,
+    score_table,
+    write_metrics,
+)
 from bert_convolutions.glue.tasks import TASKS
 from bert_convolutions.schemas import TaskState
 from bert_convolutions.signals import SignalWatch, resume_command
@@ -366,11 +373,16 @@ class _GlueRun:
         self.processes.wait_for_everyone()
 
     def _print_scores(self) -> None:
-        """Print the dev table of all tasks and rounds in the output folder."""
+        """Print the dev table of all tasks and rounds in the output folder, and write all metrics."""
         folder = self.jobs[0].folder.parent
         tasks = (*TASKS, *{job.task.name: job.task for job in self.jobs if job.task.is_own}.values())
         scores = {title: column for title, column in collect_scores(folder, tasks).items() if column}
         if scores:
             self.progress.console.print(score_table(scores, f"Dev scores of {folder}, times 100"))
+            if self.processes.is_main_process:
+                write_metrics(folder)
+            self.progress.say(f"All metrics: {folder / METRICS_FILE}")
+        if several := different_models(folder):
+            self.progress.say(several, style="bold red")
         if mixed := mixed_rounds(folder, tasks):
             self.progress.say(f"These scores don't belong together: {mixed}", style="bold red")

@@ -5,23 +5,25 @@ Imports neither PyTorch nor transformers: everything is read from the files that
 
 import math
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.table import Table
 
 from bert_convolutions.errors import UsageError
-from bert_convolutions.files import make_folder, whole_file, write_json, write_text
+from bert_convolutions.files import make_folder, whole_file, write_csv, write_json, write_text
 from bert_convolutions.glue.options import CompileGlueOptions
-from bert_convolutions.glue.state import ENCODER_FOLDER, read_state
+from bert_convolutions.glue.state import ENCODER_FOLDER, STATE_FILE, read_state
 from bert_convolutions.glue.tasks import MAX_SCORE, MIN_SCORE, ROUND_SEEDS, TASKS, DevSet, Task, all_test_sets
 from bert_convolutions.parsing import parse, read_text
-from bert_convolutions.schemas import AccuracyScore, CorrelationScore
+from bert_convolutions.schemas import AccuracyScore, CorrelationScore, TaskState
 from bert_convolutions.terminal import make_console, make_table
 
 SCORES_FILE = "dev_scores.json"
+METRICS_FILE = "dev_scores.csv"
 ARCHIVE = "submission.zip"
 HEADER = "index\tprediction"
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)
@@ -57,8 +59,8 @@ def compile_submission(options: CompileGlueOptions) -> str:
     scores = collect_scores(source)
     if not any(scores.values()):
         raise UsageError(
-            f"--input {source}: no <TASK><round>/eval_results_<task>.txt below it; run bertconv glue --do_train "
-            "--do_eval with several tasks or rounds first"
+            f"--input {source}: no <TASK><round>/eval_results_<task>.txt of GLUE below it; run bertconv glue "
+            "--do_train --do_eval with several tasks or rounds first"
         )
     if mixed := mixed_rounds(source):
         raise UsageError(f"--input {source}: {mixed}; move the rounds of one of the runs elsewhere")
@@ -66,6 +68,8 @@ def compile_submission(options: CompileGlueOptions) -> str:
     files = {name: convert_predictions(path, task) for name, (path, task) in chosen.items()}
     console = make_console()
     console.print(score_table(scores, f"Dev scores of {source}, times 100"))
+    if several := different_models(source):
+        console.print(several, style="bold red")
     for sentence in missing:
         console.print(f"missing: {sentence}")
     make_folder(target, "--test_dir")
@@ -108,6 +112,36 @@ def mixed_rounds(folder: Path, tasks: Iterable[Task] = TASKS) -> str:
             if differ := sorted(key for key in common if one.settings[key] != other.settings[key]):
                 return f"{first} and {second} are of different runs, which differ in {', '.join(differ)}"
     return ""
+
+
+def _states(folder: Path) -> Iterator[tuple[int, TaskState]]:
+    """The round and the state of each task that ``bertconv glue`` ran in ``folder``, also of tasks of one's own."""
+    for path in sorted(folder.glob(f"*/{STATE_FILE}")):
+        state = read_state(path.parent)
+        number = path.parent.name.removeprefix(state.task) if state else ""
+        if state and number in map(str, range(len(ROUND_SEEDS))):
+            yield int(number), state
+
+
+def different_models(folder: Path) -> str:
+    """The models that tasks started from, if they are several, apart from encoders fine-tuned on MNLI; else empty."""
+    found: dict[Any, str] = {}
+    for number, state in _states(folder):
+        model, weights = str(state.settings.get("model")), state.settings.get("weights")
+        if weights and not model.endswith(ENCODER_FOLDER):
+            found.setdefault(weights, f"{state.task}{number} from {model}")
+    return f"Tasks started from different models: {', '.join(found.values())}" if len(found) > 1 else ""
+
+
+def write_metrics(folder: Path) -> None:
+    """Write every metric of each task and round in ``folder`` to ``dev_scores.csv``, a row each."""
+    rows = [
+        (state.task, number, name, metric.removeprefix("eval_").removeprefix(f"{name}/"), value)
+        for number, state in _states(folder)
+        for name, metrics in state.dev.items()
+        for metric, value in metrics.items()
+    ]
+    write_csv(folder / METRICS_FILE, [("task", "round", "dev_set", "metric", "value"), *rows])
 
 
 def collect_scores(folder: Path, tasks: Iterable[Task] = TASKS) -> Scores:
