@@ -45,7 +45,7 @@ def write(path: Path, **changes: Any) -> Path:
 def finish(cell: Cell) -> CellRecord:
     """Write what a cell writes."""
     cell.folder.mkdir(parents=True, exist_ok=True)
-    for name in ("config.json", "eval_results.json", "minimal_pairs.csv", "local_order.csv"):
+    for name in ("config.json", "eval_results.json", "minimal_pairs.csv", "local_order.csv", "glue_state.json"):
         (cell.folder / name).write_text("{}")
     record = CellRecord(command=cell.argv, seconds=1.0, exit_code=0)
     cell.record_path.write_text(record.model_dump_json())
@@ -161,6 +161,30 @@ def test_evaluations_of_a_model_that_was_replaced_are_run_again(tmp_path: Path, 
     assert ran == ["absolute/seed1/blimp"]
 
 
+def test_the_same_values_written_in_another_way_make_no_other_run(tmp_path: Path, ran: list[str]) -> None:
+    experiment, folder = write(tmp_path / "e.yaml"), tmp_path / "out"
+    sweep(experiment, folder, set=["learning_rate=1e-3", "per_device_train_batch_size=16"])
+    ran.clear()
+    same = ["learning_rate=0.001", "train_data_file=[text]", "weight_decay=null"]
+    same += ["per_device_train_batch_size=4", "gradient_accumulation_steps=4"]  # what fits into a smaller memory
+    sweep(experiment, folder, set=same)
+    assert ran == []
+    with pytest.raises(UsageError, match=r"was run with --per_device_train_batch_size=16, .* says .*=4;"):
+        sweep(experiment, folder, set=["learning_rate=1e-3", "per_device_train_batch_size=4"])
+
+
+def test_glue_is_run_again_where_its_folder_was_removed(tmp_path: Path, ran: list[str]) -> None:
+    evaluate = {"glue": {"task_name": "RTE", "data_dir": "glue"}}
+    experiment, folder = write(tmp_path / "e.yaml", evaluate=evaluate, seeds=[1]), tmp_path / "out"
+    sweep(experiment, folder)
+    ran.clear()
+    sweep(experiment, folder)
+    assert ran == []
+    shutil.rmtree(folder / "composite" / "seed1" / "glue")
+    sweep(experiment, folder)
+    assert ran == ["composite/seed1/glue"]
+
+
 def test_an_unfinished_cell_is_not_resumed_with_other_flags(tmp_path: Path, ran: list[str]) -> None:
     experiment, folder = write(tmp_path / "e.yaml"), tmp_path / "out"
     cell = plan_cells(read_experiment(experiment), folder)[0]
@@ -217,6 +241,7 @@ def test_an_interrupted_cell_stops_the_sweep(tmp_path: Path, monkeypatch: pytest
             {"variants": {"a": {"attention_kernel": "qk_convq 8"}, "b": {"attention_kernel": "convq_qk 8"}}},
             "differ only in speed",
         ),
+        ({"variants": {"a": {"learning_rate": 0.001}, "b": {"learning_rate": "1e-3"}}}, "differ only in speed"),
         ({"variants": {"a": {"atention_kernel": "qk 8"}}}, "a: there is no flag atention_kernel, did you mean"),
         ({"variants": {"a": {"seed": 3}}}, "a sets seed"),
         ({"variants": {"a/b": {}}}, r"variants\.a/b"),

@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import itertools
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,9 @@ _RESULTS = {
     PRETRAIN: "eval_results.json",
     MINIMAL_PAIRS: "minimal_pairs.csv",
     LOCAL_ORDER: "local_order.csv",
+    GLUE: "**/glue_state.json",
 }
-"""The file that a command writes last."""
+"""The file that a command writes last; for GLUE, that of each task and round."""
 
 _SWEEP_FLAGS = ("seed", "output_dir", "resume_from_checkpoint", "overwrite_output_dir", "model_name_or_path")
 _BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
@@ -46,7 +47,7 @@ _SPEED_ONLY = {
 """Flags that affect only the speed, logging or saving of a run, not its result."""
 _MAX_DEPTH = 8
 """Maximum depth of files that extend one another."""
-_CANONICAL: dict[str, Any] = {
+_CANONICAL: dict[str, Callable[[str], str]] = {
     "attention_kernel": lambda value: str(parse_kernel(value)),
     "value_forward": lambda value: str(parse_projection(value, "value_forward")),
     "qk": lambda value: str(parse_projection(value, "qk")),
@@ -113,12 +114,12 @@ class Cell:
             UsageError: results or checkpoints exist, but of a command with other flags.
         """
         record = self.record()
-        finished = (self.folder / _RESULTS[self.command]).is_file() if self.command in _RESULTS else record is not None
+        finished = any(self.folder.glob(_RESULTS[self.command]))
         if record is None:
-            return finished
+            return finished and self.command != GLUE  # of which other tasks may be missing
         finished = finished and record.exit_code == 0 and self.is_of_this_model()
         if finished or any(self.folder.glob("checkpoint-*")):
-            now, before = (set(_effective_words(words)) for words in (self.argv, record.command))
+            now, before = map(_effective_words, (self.argv, record.command))
             if now != before:
                 raise UsageError(
                     f"{self.folder} was run with {' '.join(sorted(before - now)) or 'fewer flags'}, but the experiment "
@@ -224,18 +225,26 @@ def batch_size(flags: Mapping[str, Any]) -> float:
     return float(flags.get(_BATCH[0]) or 8) * float(flags.get(_BATCH[1]) or 1)
 
 
-def effective_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags that affect results, in a canonical form, with the batch size as one number."""
-    chosen = {name: value for name, value in flags.items() if name not in (*_SPEED_ONLY, *_BATCH)}
-    for name, canonical in _CANONICAL.items():
-        if chosen.get(name) is not None:
-            chosen[name] = canonical(chosen[name])
-    chosen["batch"] = batch_size(flags)
-    return {name: value for name, value in chosen.items() if value not in (None, False, "dot_product", "feedforward")}
+def effective_flags(flags: Mapping[str, Any], command: str = PRETRAIN) -> dict[str, str]:
+    """The flags that affect results, as canonical text: 1e-3 is 0.001; ``pretrain`` has one batch size."""
+    chosen = {name: _canonical_text(name, value) for name, value in flags.items() if name not in _SPEED_ONLY}
+    if command == PRETRAIN:
+        chosen = {**chosen, _BATCH[0]: f"{batch_size(flags):g}", _BATCH[1]: ""}
+    return {name: text for name, text in chosen.items() if text not in ("", "false", "dot_product", "feedforward")}
+
+
+def _canonical_text(name: str, value: Any) -> str:
+    text = "" if value is None else as_text(value)
+    if name in _CANONICAL and text:
+        return _CANONICAL[name](text)
+    try:
+        return f"{float(text):.12g}"
+    except ValueError:
+        return text
 
 
 def _refuse_equal_variants(path: Path, experiment: Experiment) -> None:
-    seen: list[tuple[str, dict[str, Any]]] = []
+    seen: list[tuple[str, dict[str, str]]] = []
     for name, flags in experiment.variants.items():
         try:
             effective = effective_flags({**experiment.base, **flags})
@@ -286,12 +295,14 @@ def _flag_types(options: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(options)}
 
 
-def _effective_words(argv: Sequence[str]) -> Iterable[str]:
-    """The arguments without speed-only flags and without paths in the sweep's folder, which may have been moved."""
-    others = {*_SPEED_ONLY, *_SWEEP_FLAGS} - {"seed"}
-    matters = True
-    for word in argv:
-        if word.startswith("--"):  # list items follow their flag
-            matters = word.removeprefix("--").partition("=")[0] not in others
-        if matters:
-            yield word
+def _effective_words(argv: Sequence[str]) -> set[str]:
+    """The arguments that affect results, without paths in the sweep's folder, which may have been moved."""
+    command, *words = argv
+    flags: dict[str, str] = {}
+    for word in words:
+        if word.startswith("--"):
+            name, _, flags[name] = word.removeprefix("--").partition("=")
+        else:  # an item of a list
+            flags[name] = f"{flags[name]} {word}".strip()
+    paths = {*_SWEEP_FLAGS} - {"seed"}
+    return {f"--{name}={text}" for name, text in effective_flags(flags, command).items() if name not in paths}

@@ -85,7 +85,8 @@ def run_cells(cells: Sequence[Cell]) -> None:
         except FolderInUse:
             elsewhere.append(f"{group[0].variant}/seed{group[0].seed}")
     if elsewhere:
-        say(f"left to other processes, which are running them: {', '.join(elsewhere)}")
+        running = ", ".join(elsewhere)
+        say(f"left to other processes, which are running them: {running}; if one is stopped, give the command again")
     if failed:
         raise CommandError(f"{len(failed)} of {len(cells)} cells failed: {', '.join(failed)}")
 
