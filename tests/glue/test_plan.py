@@ -65,6 +65,14 @@ def test_one_task_runs_once_unless_rounds_are_given(tmp_path: Path):
     assert [job.folder.name for job in plan(tmp_path, "rte", 3)] == ["RTE0", "RTE1", "RTE2"]
 
 
+def test_the_best_step_can_be_that_of_each_tasks_score(tmp_path: Path):
+    best = {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch"}
+    jobs = plan(tmp_path, "MNLI,CoLA,MRPC", 1, metric_for_best_model="score", **best)
+    chosen = [(job.arguments.metric_for_best_model, job.arguments.greater_is_better) for job in jobs]
+    assert chosen == [("eval_mnli/acc", True), ("eval_mcc", True), ("eval_acc_and_f1", True)]
+    assert plan(tmp_path, "RTE", **best)[0].arguments.metric_for_best_model == "loss"
+
+
 def test_the_rounds_that_are_there_are_predicted(tmp_path: Path):
     for name in ("RTE0", "RTE2", "CoLA0"):
         (tmp_path / name).mkdir()

@@ -26,6 +26,8 @@ from bert_convolutions.glue.tasks import MNLI, ROUND_SEEDS, DevSet, Task, TestSe
 from bert_convolutions.schemas import Hyperparameters, TaskState
 from bert_convolutions.training.sampling import StepPlan, last_step
 
+SCORE = "score"
+"""The value of ``--metric_for_best_model`` for the score of each task, by which its rounds are compared too."""
 _SETTINGS = (
     *("seed", "data_seed", "learning_rate", "max_steps", "num_train_epochs", "warmup_steps", "warmup_ratio"),
     *("lr_scheduler_type", "lr_scheduler_kwargs", "optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2"),
@@ -250,9 +252,12 @@ def _task_arguments(
 ) -> TrainingArguments:
     """The Trainer's arguments for one task and round.
 
-    ``hyperparameters`` replace learning rate, batch size, steps (limited by ``--max_steps``) and warm-up.
+    ``hyperparameters`` replace learning rate, batch size, steps (limited by ``--max_steps``) and warm-up; the
+    task's score, for MNLI that of the matched set, replaces ``SCORE``.
     """
     changes: dict[str, Any] = {}
+    if arguments.metric_for_best_model == SCORE:
+        changes["metric_for_best_model"] = task.dev[0].score
     if round_number is not None:
         changes["output_dir"] = str(Path(str(arguments.output_dir)) / f"{task.name}{round_number}")
         changes["seed"] = round_seed(round_number, arguments.seed)
