@@ -185,6 +185,17 @@ def test_glue_is_run_again_where_its_folder_was_removed(tmp_path: Path, ran: lis
     assert ran == ["composite/seed1/glue"]
 
 
+def test_tasks_and_rounds_can_be_added_to_glue(tmp_path: Path, ran: list[str]) -> None:
+    glue, folder = {"task_name": "RTE,CoLA", "data_dir": "glue", "rounds": 1}, tmp_path / "out"
+    sweep(write(tmp_path / "e.yaml", evaluate={"glue": glue}, seeds=[1]), folder)
+    ran.clear()
+    more = {**glue, "task_name": "RTE,CoLA,MRPC", "rounds": 3}
+    sweep(write(tmp_path / "e.yaml", evaluate={"glue": more}, seeds=[1]), folder)
+    assert ran == ["absolute/seed1/glue", "composite/seed1/glue"]
+    with pytest.raises(UsageError, match=r"now says --max_seq_length=64"):
+        sweep(write(tmp_path / "e.yaml", evaluate={"glue": {**more, "max_seq_length": 64}}, seeds=[1]), folder)
+
+
 def test_an_unfinished_cell_is_not_resumed_with_other_flags(tmp_path: Path, ran: list[str]) -> None:
     experiment, folder = write(tmp_path / "e.yaml"), tmp_path / "out"
     cell = plan_cells(read_experiment(experiment), folder)[0]

@@ -45,6 +45,8 @@ _SPEED_ONLY = {
     *("save_steps", "save_strategy", "save_total_limit"),
 }
 """Flags that affect only the speed, logging or saving of a run, not its result."""
+_MORE_OF_GLUE = ("--task_name=", "--rounds=")
+"""Flags of GLUE that can change later: tasks and rounds that are done are not run again."""
 _MAX_DEPTH = 8
 """Maximum depth of files that extend one another."""
 _CANONICAL: dict[str, Callable[[str], str]] = {
@@ -120,6 +122,8 @@ class Cell:
         finished = finished and record.exit_code == 0 and self.is_of_this_model()
         if finished or any(self.folder.glob("checkpoint-*")):
             now, before = map(_effective_words, (self.argv, record.command))
+            if now != before and all(word.startswith(_MORE_OF_GLUE) for word in now ^ before):
+                return False
             if now != before:
                 raise UsageError(
                     f"{self.folder} was run with {' '.join(sorted(before - now)) or 'fewer flags'}, but the experiment "
