@@ -11,6 +11,7 @@ from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -24,7 +25,7 @@ from bert_convolutions.errors import UsageError
 from bert_convolutions.report.options import ReportOptions
 from bert_convolutions.report.page import Page
 from bert_convolutions.report.sweep import _add_metrics, _held_out, _score_table, _texts
-from bert_convolutions.report.sweep_figures import differences
+from bert_convolutions.report.sweep_figures import difference_map, differences
 from bert_convolutions.report.sweep_results import (
     LOSS,
     MASKED_ACCURACY,
@@ -78,6 +79,35 @@ def test_differences_are_of_the_tasks_that_all_runs_have(sweep: Path) -> None:
     found = differences(part, lambda run: run.glue)
     assert found is not None and found[0] == ["CoLA mcc"]
     assert found[2].item() == pytest.approx(100 * (0.5 / 4))
+
+
+def test_differences_are_over_common_seeds(sweep: Path) -> None:
+    """As in the tables: the seeds alone make a difference of a point."""
+    results = read_sweep(sweep)
+    part = [run for run in results.runs if (run.variant, run.seed) not in (("absolute", 1), ("composite", 3))]
+    found = differences(replace(results, runs=part), lambda run: run.glue)
+    assert found is not None and found[2].ravel() == pytest.approx([100 * (0.5 / 4)] * 2)
+    assert differences(replace(results, runs=[part[0], part[2]]), lambda run: run.glue) is None
+
+
+def test_where_a_group_has_no_difference_nothing_is_written_on_the_map() -> None:
+    figure = difference_map((["a", "b"], ["one", "two"], np.array([[1.0, 2.0], [3.0, np.nan]])), "base")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["+1.0", "+2.0", "+3.0", ""]
+
+
+def test_tables_have_the_same_names_in_a_later_report(sweep: Path, tmp_path: Path) -> None:
+    results = read_sweep(sweep)
+    for times in (1, 2):
+        of_loss = [
+            {"scores": {LOSS: run.scores[LOSS]}, "flops": [times * flops for flops in run.flops]}
+            for run in results.runs
+        ]
+        runs = [replace(run, **changes) for run, changes in zip(results.runs, of_loss, strict=True)]
+        _add_metrics(Page(tmp_path), replace(results, runs=runs))
+    assert sorted(path.name for path in tmp_path.glob("*.csv")) == [
+        "score_held_out_loss.csv",
+        "score_held_out_loss_at_equal_FLOPs.csv",
+    ]
 
 
 def test_without_a_baseline_nothing_is_compared(sweep: Path, tmp_path: Path) -> None:
@@ -164,7 +194,7 @@ def test_the_report_is_one_page_that_loads_nothing(report: Path) -> None:
         assert (report / f"{name}.svg").read_text().startswith("<?xml")
         assert name == "token_factors" or rows_of(report, name), "its table is token_savings.csv"
     assert not (report / "kernels_absolute.png").exists()
-    with (report / "score_0_held_out_loss.csv").open() as file:
+    with (report / "score_held_out_loss.csv").open() as file:
         rows = {row["variant"]: row for row in csv.DictReader(file)}
     assert set(rows) == {"absolute", "composite"}
     assert rows["composite"]["mean ± sd"] == "5.020 ± 0.010"

@@ -146,13 +146,14 @@ def _add_metrics(page: Page, results: SweepResults) -> None:
     page.heading("Scores", note)
     tables = []
     for metric in results.metrics:
-        tables.append((metric, metric, results.values(metric)))
+        tables.append((metric, metric, f"score_{metric}", results.values(metric)))
         if metric in equal:
-            tables.append((metric, f"{metric} at {flops:.3g} training FLOPs", equal[metric]))
-    for number, (metric, title, values) in enumerate(tables):
+            title = f"{metric} at {flops:.3g} training FLOPs"
+            tables.append((metric, title, f"score_{metric}_at_equal_FLOPs", equal[metric]))
+    for metric, title, name, values in tables:
         compared = compare(values, baseline, larger_is_better(metric))
         table, bold = _score_table(metric, compared, results)
-        name = re.sub(r"\W", "_", f"score_{number}_{title}").strip("_")
+        name = re.sub(r"\W", "_", name)  # the same in a later report, with other metrics or FLOPs
         page.heading(title, level=3)
         page.table(table, name, bold)
         if title == metric:
@@ -181,7 +182,7 @@ def _score_table(metric: str, compared: Mapping[str, Comparison], results: Sweep
                 _interval(summary.difference_interval, digits) or few,
                 p_value,
                 f"{runs[0].parameters / 1e6:.2f} M",
-                f"{runs[0].flops[-1]:.3g}",
+                f"{sum(run.flops[-1] for run in runs) / len(runs):.3g}",
                 f"{sum(run.tokens_per_second for run in runs) / len(runs):,.0f}",
             )
         )
@@ -197,9 +198,9 @@ def _score_table(metric: str, compared: Mapping[str, Comparison], results: Sweep
 def _add_probes(page: Page, results: SweepResults) -> None:
     baseline = results.experiment.baseline or ""
     for name in results.experiment.evaluate.minimal_pairs:
-        caption = f"{name}: difference of mean accuracy to {baseline}, by phenomenon."
+        caption = f"{name}: mean difference of accuracy to {baseline} over common seeds, by phenomenon."
         _add_differences(page, results, name, partial(Run.by_phenomenon, probe=name), caption)
-    caption = f"GLUE: difference of mean dev scores to {baseline}, times 100."
+    caption = f"GLUE: mean difference of dev scores to {baseline} over common seeds, times 100."
     _add_differences(page, results, "glue", lambda run: run.glue, caption)
     figure = sweep_figures.order_lines(results)
     if figure is not None:

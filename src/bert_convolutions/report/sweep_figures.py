@@ -136,23 +136,22 @@ Differences = tuple[list[str], list[str], NDArray[np.float64]]
 
 
 def differences(results: SweepResults, figures_of: Callable[[Run], Mapping[str, float]]) -> Differences | None:
-    """Mean differences to the baseline over seeds; None if there is nothing to compare.
+    """Mean paired differences to the baseline over common seeds, NaN without; None if there is nothing to compare.
 
     ``figures_of`` returns a run's fractions by name, if any.
     """
-    means: dict[str, dict[str, float]] = {}
-    for variant, runs in results.by_variant.items():
-        found = [figures for run in runs if (figures := figures_of(run))]
-        names = dict.fromkeys(name for figures in found for name in figures)  # evaluations may be unfinished
-        if names:
-            of_runs = {name: [figures[name] for figures in found if name in figures] for name in names}
-            means[variant] = {name: float(np.mean(accuracies)) for name, accuracies in of_runs.items()}
-    base = means.pop(results.experiment.baseline or "", {})
-    rows = [row for row in base if any(row in found for found in means.values())]
-    if not rows:
-        return None
-    table = [[100 * (found.get(row, np.nan) - base[row]) for found in means.values()] for row in rows]
-    return [row.replace("_", " ") for row in rows], list(means), np.array(table)
+    runs = results.by_variant
+    reference = {run.seed: figures_of(run) for run in runs.pop(results.experiment.baseline or "", [])}
+    found: dict[tuple[str, str], list[float]] = {}
+    for variant, of_variant in runs.items():
+        for run in of_variant:
+            base, figures = reference.get(run.seed, {}), figures_of(run)
+            for name in base:
+                if name in figures:  # evaluations may be unfinished
+                    found.setdefault((name, variant), []).append(100 * (figures[name] - base[name]))
+    names, variants = (list(dict.fromkeys(keys)) for keys in zip(*found, strict=True)) if found else ([], [])
+    table = [[np.mean(found.get((name, variant), np.nan)) for variant in variants] for name in names]
+    return ([name.replace("_", " ") for name in names], variants, np.array(table)) if found else None
 
 
 def difference_map(found: Differences, baseline: str) -> Figure:
@@ -166,6 +165,7 @@ def difference_map(found: Differences, baseline: str) -> Figure:
     axes.set_yticks(range(len(rows)), rows, fontsize=9)
     for row, column in np.ndindex(*table.shape):
         shade = "white" if abs(table[row, column]) > 0.65 * limit else "black"
-        axes.text(column, row, f"{table[row, column]:+.1f}", ha="center", va="center", fontsize=8, color=shade)
+        text = "" if np.isnan(table[row, column]) else f"{table[row, column]:+.1f}"
+        axes.text(column, row, text, ha="center", va="center", fontsize=8, color=shade)
     figure.colorbar(image, label=f"percentage points against {baseline}", location="bottom")
     return figure
