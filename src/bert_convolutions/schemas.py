@@ -385,7 +385,7 @@ class TaskState(Stored):
         saved: SHA-256 of the model's and tokenizer's files, by path relative to the folder.
         dev: scores by dev set, once evaluated.
         predicted: number of rows by test set, once written.
-        data: SHA-256 of the files that were scored and predicted, by path relative to the root of the task's files.
+        data: SHA-256 of the files that were scored and predicted, by the name of the file with their results.
     """
 
     task: str

@@ -91,6 +91,20 @@ def test_the_development_file_can_be_the_test_file_too(tmp_path: Path, model_dir
     assert len((tmp_path / "out" / "test_results_mine.txt").read_text().splitlines()) == 1 + len(TEXTS)
 
 
+def test_other_files_that_the_task_names_later_are_scored_and_predicted(tmp_path: Path, model_dir: Path):
+    path, out = classes(tmp_path, ".csv"), tmp_path / "out"
+    (tmp_path / "new.csv").write_text("a,b,y\nw1,w2,no\n")
+    first = options(tmp_path, model_dir, str(path), data_dir=None)
+    run_glue(first, arguments(out, do_train=True, do_eval=True, do_predict=True))
+    scores = (out / "eval_results_mine.txt").read_text()
+    yaml = path.read_text().replace("dev: dev", "dev: new")
+    for test, rows in (("new", 1), ("dev", len(TEXTS)), ("new", 1), ("test", len(TEXTS))):
+        path.write_text(yaml.replace("test: test", f"test: {test}"))
+        run_glue(first, arguments(out, do_eval=True, do_predict=True))
+        assert len((out / "test_results_mine.txt").read_text().splitlines()) == 1 + rows
+    assert (out / "eval_results_mine.txt").read_text() != scores
+
+
 @pytest.mark.parametrize("suffix", [".conll", ".tsv", ".jsonl", ".parquet"])
 def test_words_are_read_from_every_format(tmp_path: Path, suffix: str):
     examples = read(find_task(str(words(tmp_path, suffix))))

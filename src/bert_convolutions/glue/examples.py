@@ -204,9 +204,9 @@ class GlueData:
         return self._hashes.get(path)
 
     def hashes(self, task: Task) -> dict[str, str]:
-        """The SHA-256 of the development and test files of a task that have been read, by path."""
-        paths = [*(dev.path for dev in task.dev), *(test.path for test in task.tests)]
-        return {path: found for path in paths if (found := self._hashes.get(self.root(task) / path))}
+        """The SHA-256 of the development and test files of a task that have been read, by the name of their results."""
+        parts: tuple[DevSet | TestSet, ...] = (*task.dev, *task.tests)
+        return {part.results: found for part in parts if (found := self._hashes.get(self.root(task) / part.path))}
 
     def dev(self, tokenizer: PreTrainedTokenizerBase, task: Task) -> dict[DevSet, EncodedExamples]:
         """The development sets of a task."""

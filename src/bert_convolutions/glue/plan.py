@@ -227,13 +227,14 @@ def _plan_job(
         if done is None:
             return False
         if isinstance(part, DevSet):
-            kind, is_listed = "eval", part.score in done.dev.get(part.name, {})
+            is_listed = part.score in done.dev.get(part.name, {})
         else:
-            kind, is_listed = "test", part.name in done.predicted
-        if not is_listed or not (folder / f"{kind}_results_{part.name}.txt").is_file():
+            is_listed = part.name in done.predicted
+        if not is_listed or not (folder / part.results).is_file():
             return False
-        data, before = Path(task.root or options.data_dir or "") / part.path, done.data.get(part.path)
-        return before is None or not data.is_file() or before == digest(data)
+        data = Path(task.root or options.data_dir or "") / part.path
+        before = done.data.get(part.results, done.data.get(part.path))  # earlier versions noted the path
+        return not done.data or not data.is_file() or before == digest(data)
 
     return Job(
         task,

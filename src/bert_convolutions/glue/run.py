@@ -354,7 +354,7 @@ class _GlueRun:
                 continue
             examples = self.data.encoded(tokenizer, job.task, test.path, test)
             logits = predict_logits(model, examples, layout, job.arguments)
-            path = job.folder / f"test_results_{test.name}.txt"
+            path = job.folder / test.results
             if self.processes.is_main_process:
                 write_text(path, format_predictions(logits, examples, model, job.task))
             predicted[test.name] = len(examples.indices or ())

@@ -164,7 +164,7 @@ def read_score(folder: Path, dev_set: DevSet) -> float | None:
     Raises:
         UsageError: the file is not text, or lacks the score, or the score is not a number in range.
     """
-    path = folder / f"eval_results_{dev_set.name}.txt"
+    path = folder / dev_set.results
     if not path.exists():
         return None
     for line in read_text(path).split("\n"):
@@ -193,7 +193,7 @@ def _choose(source: Path, scores: Scores) -> tuple[dict[str, tuple[Path, Task]],
         column = scores[next(dev_set.title for dev_set in task.dev if dev_set.name == test.chosen_by)]
         if not column:
             continue
-        path = _rounds(source, task)[best_round(column)] / f"test_results_{test.name}.txt"
+        path = _rounds(source, task)[best_round(column)] / test.results
         if path.is_file():
             chosen[test.submission] = (path, task)
         else:

@@ -29,10 +29,10 @@ class DevSet:
     """A labelled development file of a task.
 
     Attributes:
-        name: name in ``eval_results_<name>.txt``.
+        name: name in :attr:`results`.
         title: column title in the dev table.
         path: path relative to the root of the task's files.
-        score: the entry of ``eval_results_<name>.txt`` by which rounds are compared.
+        score: the entry of :attr:`results` by which rounds are compared.
     """
 
     name: str
@@ -40,13 +40,18 @@ class DevSet:
     path: str
     score: str
 
+    @property
+    def results(self) -> str:
+        """The name of the file with the scores."""
+        return f"eval_results_{self.name}.txt"
+
 
 @dataclass(frozen=True)
 class TestSet:
     """An unlabelled file of the benchmark and its file in the submission.
 
     Attributes:
-        name: name in ``test_results_<name>.txt``.
+        name: name in :attr:`results`.
         path: path relative to the root of the task's files.
         texts: columns of its texts.
         submission: file name that the GLUE site expects.
@@ -60,6 +65,11 @@ class TestSet:
     submission: str
     rows: int
     chosen_by: str
+
+    @property
+    def results(self) -> str:
+        """The name of the file with the predictions."""
+        return f"test_results_{self.name}.txt"
 
 
 @dataclass(frozen=True)
