@@ -24,7 +24,7 @@ from bert_convolutions.data.store import ArrowStore
 from bert_convolutions.errors import UsageError
 from bert_convolutions.report.options import ReportOptions
 from bert_convolutions.report.page import Page
-from bert_convolutions.report.sweep import _add_metrics, _held_out, _score_table, _texts
+from bert_convolutions.report.sweep import _add_metrics, _held_out, _progress_note, _score_table, _texts
 from bert_convolutions.report.sweep_figures import difference_map, differences
 from bert_convolutions.report.sweep_results import (
     LOSS,
@@ -34,6 +34,8 @@ from bert_convolutions.report.sweep_results import (
     read_sweep,
     token_savings,
 )
+from bert_convolutions.schemas import CellRecord
+from bert_convolutions.sweep.cells import plan_cells
 from bert_convolutions.sweep.statistics import compare
 from bert_convolutions.training.setup import HELD_OUT_SEED
 from tests.report import browser
@@ -161,6 +163,23 @@ def test_glue_of_an_earlier_model_is_not_reported(sweep: Path, tmp_path: Path) -
     record = {"command": ["glue"], "seconds": 1.0, "exit_code": 2, "model": "0" * 64}
     (tmp_path / "sweep" / "composite" / "seed1" / "glue.cell.json").write_text(json.dumps(record))
     assert read_sweep(tmp_path / "sweep").values("CoLA mcc")["composite"].keys() == {2, 3}
+
+
+def test_cells_that_failed_are_named(sweep: Path, tmp_path: Path) -> None:
+    shutil.copytree(sweep, tmp_path / "sweep")
+    results = read_sweep(tmp_path / "sweep")
+    cells = {cell.label: cell for cell in plan_cells(results.experiment, tmp_path / "sweep")}
+    assert "Failed" not in _progress_note(results, list(cells.values()))
+    for label, code in (
+        ("unfinished/seed1/pretrain", 3),
+        ("unfinished/seed2/pretrain", 75),
+        ("absolute/seed1/glue", 2),
+    ):
+        cells[label].folder.parent.mkdir(parents=True, exist_ok=True)
+        record = CellRecord(command=cells[label].argv, seconds=1.0, exit_code=code)
+        cells[label].record_path.write_text(record.model_dump_json())
+    note = _progress_note(results, list(cells.values()))
+    assert note.endswith(" Failed: absolute/seed1/glue, unfinished/seed1/pretrain.")
 
 
 class Sources(HTMLParser):

@@ -16,7 +16,7 @@ from bert_convolutions.data.build.sources import find_sources, text_lines
 from bert_convolutions.data.loading import load_tokenizer, tokenizer_hash
 from bert_convolutions.data.store import MANIFEST_FILE, ArrowStore, ExampleStore, read_manifest
 from bert_convolutions.environment import environment
-from bert_convolutions.errors import UsageError
+from bert_convolutions.errors import EXIT_INTERRUPTED, UsageError
 from bert_convolutions.model.loading import count_positions
 from bert_convolutions.model.presets import load_config
 from bert_convolutions.parsing import read_json
@@ -86,10 +86,13 @@ def _check_options(options: ReportOptions, results: SweepResults) -> None:
 
 
 def _progress_note(results: SweepResults, cells: Sequence[Cell]) -> str:
-    """The progress of the experiment."""
-    finished = sum(cell.is_finished() for cell in cells)
+    """The progress of the experiment, with the cells that failed."""
+    missing = [cell for cell in cells if not cell.is_finished()]
     seeds = ", ".join(f"{variant} {len(runs)}" for variant, runs in results.by_variant.items())
-    return f"{finished} of {len(cells)} cells are finished. Seeds of each variant: {seeds}."
+    note = f"{len(cells) - len(missing)} of {len(cells)} cells are finished. Seeds of each variant: {seeds}."
+    records = {cell.label: cell.record() for cell in missing}
+    failed = [label for label, record in records.items() if record and record.exit_code not in (0, EXIT_INTERRUPTED)]
+    return note + (f" Failed: {', '.join(failed)}." if failed else "")
 
 
 def _add_curves(page: Page, results: SweepResults) -> None:
