@@ -25,7 +25,7 @@ from bert_convolutions.errors import UsageError
 from bert_convolutions.report.options import ReportOptions
 from bert_convolutions.report.page import Page
 from bert_convolutions.report.sweep import _add_metrics, _held_out, _progress_note, _score_table, _texts
-from bert_convolutions.report.sweep_figures import difference_map, differences
+from bert_convolutions.report.sweep_figures import difference_map, differences, loss_curves
 from bert_convolutions.report.sweep_results import (
     LOSS,
     MASKED_ACCURACY,
@@ -90,6 +90,16 @@ def test_differences_are_over_common_seeds(sweep: Path) -> None:
     found = differences(replace(results, runs=part), lambda run: run.glue)
     assert found is not None and found[2].ravel() == pytest.approx([100 * (0.5 / 4)] * 2)
     assert differences(replace(results, runs=[part[0], part[2]]), lambda run: run.glue) is None
+
+
+def test_the_curve_of_runs_of_different_lengths_ends_at_the_mean_of_their_ends(sweep: Path) -> None:
+    """Runs of ``--train_minutes``: one is evaluated at steps 10, 20 and 24, the others at 10, 20, 30 and 40."""
+    results = read_sweep(sweep)
+    one, two, three = results.by_variant["absolute"]
+    short = replace(three, steps=[10, 20, 24], tokens=[1e4, 2e4, 2.4e4], flops=three.flops[:3], losses=[8.0, 7.5, 7.4])
+    line = loss_curves(replace(results, runs=[one, two, short])).axes[0].lines[0]
+    assert list(line.get_xdata()) == pytest.approx([10, 20, (40 + 40 + 24) / 3])
+    assert list(line.get_ydata())[2] == pytest.approx((one.losses[-1] + two.losses[-1] + 7.4) / 3)
 
 
 def test_where_a_group_has_no_difference_nothing_is_written_on_the_map() -> None:

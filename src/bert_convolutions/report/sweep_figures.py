@@ -27,14 +27,18 @@ def colors(results: SweepResults) -> dict[str, object]:
 
 
 def loss_curves(results: SweepResults) -> Figure:
-    """Held-out loss against steps, tokens and FLOPs: mean over seeds, with a band from minimum to maximum."""
+    """Held-out loss against steps, tokens and FLOPs: mean over seeds, with a band from minimum to maximum.
+
+    Runs of different lengths, as with ``--train_minutes``, share the steps at which all were evaluated, and their ends.
+    """
     figure = Figure(figsize=(5, 10), layout="constrained")
     color = colors(results)
     for axes, (label, horizontal) in zip(figure.subplots(len(_HORIZONTAL_AXES), 1), _HORIZONTAL_AXES, strict=True):
         for variant, runs in results.by_variant.items():
-            count = min(len(run.steps) for run in runs)
-            losses = np.array([run.losses[:count] for run in runs])
-            xs = np.mean([horizontal(run)[:count] for run in runs], axis=0)
+            common = set.intersection(*(set(run.steps[:-1]) for run in runs))
+            points = [(run, [*(run.steps.index(step) for step in sorted(common)), -1]) for run in runs]
+            losses = np.array([np.take(run.losses, indices) for run, indices in points])
+            xs = np.mean([np.take(horizontal(run), indices) for run, indices in points], axis=0)
             name = f"{variant} ({len(runs)} seed{'s' if len(runs) > 1 else ''})"
             axes.plot(xs, losses.mean(axis=0), color=color[variant], marker="o", markersize=3, label=name)
             axes.fill_between(xs, losses.min(axis=0), losses.max(axis=0), color=color[variant], alpha=0.2, linewidth=0)
