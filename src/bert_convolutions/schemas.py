@@ -202,10 +202,15 @@ class StoredTrainerState(Foreign):
 
 
 class TrainResults(Foreign):
-    """``train_results.json``: the step of the model beside it, and the facts that a resumed run must agree with."""
+    """``train_results.json``: the step of the model beside it, and the facts that a resumed run must agree with.
+
+    Attributes:
+        model_name_or_path: the model whose weights the run started from, if any.
+    """
 
     steps: int = Field(ge=0, strict=True)
     run: dict[str, Any]
+    model_name_or_path: str | None = None
 
 
 # Probes: minimal pairs and local order

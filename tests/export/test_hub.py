@@ -37,7 +37,8 @@ def trained(folders: dict[str, Path], tmp_path: Path) -> Path:
     folder = tmp_path / "trained"
     shutil.copytree(folders["composite"], folder)
     write_json(
-        folder / "train_results.json", {"steps": 4000, "train_loss": 3.25, "run": {"seed": 7, "block_size": 128}}
+        folder / "train_results.json",
+        {"steps": 4000, "train_loss": 3.25, "model_name_or_path": "m1", "run": {"seed": 7, "block_size": 128}},
     )
     log = [{"step": 2000, "loss": 4.5}, {"step": 4000, "loss": 2.25}, {"step": 4000, "train_loss": 3.25}]
     nothing = dict.fromkeys(("epoch", "best_metric", "best_global_step", "best_model_checkpoint"))
@@ -94,6 +95,7 @@ def test_the_folder_has_all_files_and_the_card_has_the_results(
     scores = {(result.dataset_name, result.metric_type): result.metric_value for result in card.data.eval_results}
     assert scores == {("held-out text", "perplexity"): 7.389, ("GLUE RTE", "acc"): 0.5625}
     for said in (
+        "| start | the weights of m1 |",
         "| steps | 4,000 |",
         "| seed | 7 |",
         "| last logged training loss | 2.2500 |",

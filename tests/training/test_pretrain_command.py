@@ -86,7 +86,10 @@ def test_a_run_writes_model_and_results_and_a_finished_one_is_recognised(
     assert (folder / "model.safetensors").read_bytes() == before and (folder / "train_results.json").exists()
 
     assert workspace.run("next", config_name=None, tokenizer_name=None, model_name_or_path=folder, max_steps=2) == 0
-    assert json.loads((workspace.folder / "next" / "train_results.json").read_text())["steps"] == 2
+    after = json.loads((workspace.folder / "next" / "train_results.json").read_text())
+    assert after["steps"] == 2
+    assert (results["model_name_or_path"], after["model_name_or_path"]) == (None, str(folder))
+    assert results["train_data_file"] == after["train_data_file"] != []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -81,7 +81,7 @@ def run_pretraining(options: PretrainOptions, arguments: BertTrainingArguments) 
                 if arguments.do_train:
                     overwrites = options.overwrite_output_dir and resume is None and trainer.is_world_process_zero()
                     with output_folder.set_earlier_run_aside(folder) if overwrites else nullcontext():
-                        _train(trainer, start, folder)
+                        _train(trainer, start, folder, options)
                 if arguments.do_eval:
                     _evaluate(trainer, folder)
     if dist.is_initialized():
@@ -144,7 +144,7 @@ class _Stopwatch(TrainerCallback):
         control.should_training_stop = self.trainer.collectives.from_first(enough)
 
 
-def _train(trainer: PretrainingTrainer, start: Start, folder: Path) -> None:
+def _train(trainer: PretrainingTrainer, start: Start, folder: Path, options: PretrainOptions) -> None:
     """Train to the last step and write the model, its tokenizer and the results to ``folder``."""
     last_step = trainer.last_step()
     if start.finished >= last_step:
@@ -165,7 +165,8 @@ def _train(trainer: PretrainingTrainer, start: Start, folder: Path) -> None:
     trainer.save_model(str(staged))
     if trainer.args.should_save:
         trainer.state.save_to_json(str(staged / checkpoints.TRAINER_STATE_NAME))
-        results = {"steps": trainer.state.global_step, **metrics, "run": trainer.run_facts}
+        inputs = {name: getattr(options, name) for name in ("model_name_or_path", "train_data_file")}
+        results = {"steps": trainer.state.global_step, **metrics, **inputs, "run": trainer.run_facts}
         files.write_json(staged / output_folder.TRAIN_RESULTS_NAME, results)
         output_folder.install(staged, folder)
         rate = metrics["real_tokens_per_second"]
