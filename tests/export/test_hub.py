@@ -38,7 +38,7 @@ def trained(folders: dict[str, Path], tmp_path: Path) -> Path:
     shutil.copytree(folders["composite"], folder)
     write_json(
         folder / "train_results.json",
-        {"steps": 4000, "train_loss": 3.25, "model_name_or_path": "m1", "run": {"seed": 7, "block_size": 128}},
+        {"steps": 4000, "train_loss": 3.25, "model_name_or_path": "/home/me/m1", "run": {"seed": 7, "block_size": 128}},
     )
     log = [{"step": 2000, "loss": 4.5}, {"step": 4000, "loss": 2.25}, {"step": 4000, "train_loss": 3.25}]
     nothing = dict.fromkeys(("epoch", "best_metric", "best_global_step", "best_model_checkpoint"))

@@ -160,7 +160,8 @@ def _training_facts(source: Path) -> list[tuple[str, Any]]:
     if not path.is_file():
         return []
     results, state = read_model(TrainResults, path), source / TRAINER_STATE_NAME
-    start = results.model_name_or_path
+    start = results.model_name_or_path or ""
+    start = Path(start).name if Path(start).is_absolute() else start  # a published file holds no path of the machine
     facts = [*([("start", f"the weights of {start}")] if start else []), ("steps", f"{results.steps:,}")]
     facts += [(text, results.run[name]) for name, text in _RUN_FACTS.items() if name in results.run]
     log = read_model(StoredTrainerState, state).log_history if state.is_file() else []
