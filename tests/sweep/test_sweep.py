@@ -156,9 +156,11 @@ def test_evaluations_of_a_model_that_was_replaced_are_run_again(tmp_path: Path, 
     blimp.record_path.write_text(finish(blimp).model_copy(update={"model": blimp.model_key()}).model_dump_json())
     assert blimp.is_finished()
     (pretrain.folder / "train_results.json").write_text('{"train_runtime": 1.5}')
+    old = blimp.folder / "minimal_pairs.json"  # which minimal-pairs wouldn't overwrite with those of another model
+    old.touch()
     ran.clear()
     sweep(experiment, folder)
-    assert ran == ["absolute/seed1/blimp"]
+    assert ran == ["absolute/seed1/blimp"] and not old.exists()
 
 
 def test_the_same_values_written_in_another_way_make_no_other_run(tmp_path: Path, ran: list[str]) -> None:

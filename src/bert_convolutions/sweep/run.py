@@ -2,6 +2,7 @@
 
 import fnmatch
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -95,6 +96,9 @@ def _try_cell(cell: Cell, durations: dict[str, list[float]]) -> list[str]:
     """Run a cell and add its duration to those of its name; return its label, with the reason, if it failed."""
     if cell.command != PRETRAIN and not (cell.folder.with_name(PRETRAIN) / "config.json").is_file():
         return [f"{cell.label} (there is no model to evaluate)"]
+    if not cell.is_of_this_model() and cell.folder.is_dir():  # which the command refuses to mix with those of this one
+        say(f"{cell.folder}: removing the results of an earlier model")
+        shutil.rmtree(cell.folder)
     begun = time.monotonic()
     record = run_cell(cell)
     durations.setdefault(cell.name, []).append(time.monotonic() - begun)
