@@ -249,6 +249,8 @@ def test_a_used_folder_is_kept_resumed_or_replaced(workspace: Workspace, capsys:
     assert "used holds the input --model_name_or_path" in capsys.readouterr().err and source.exists()
     assert workspace.run("from", remove_position_embeddings="true", **start) == 2
     assert "--remove_position_embeddings True contradicts" in capsys.readouterr().err
+    assert workspace.run("from", block_size=65, **start) == 2  # a table of positions can't be enlarged by a flag
+    assert capsys.readouterr().err.endswith("checkpoint-4 has positions, 64; lower it\n")
     pieces = (workspace.folder / "spm.model").read_bytes()
     longest = max((piece for piece in load_tokenizer(source).get_vocab() if piece[0] == "▁"), key=len).encode()
     (workspace.folder / "other.model").write_bytes(pieces.replace(longest, longest.swapcase()))

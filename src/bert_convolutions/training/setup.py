@@ -227,10 +227,10 @@ def make_config(options: PretrainOptions, tokenizer: PreTrainedTokenizerBase) ->
     if not options.model_name_or_path and options.config_name in PRESETS:  # presets grow as needed
         config.max_position_embeddings = max(config.max_position_embeddings, options.block_size)
     if not config.remove_position_embeddings and options.block_size > config.max_position_embeddings:
+        more = ", raise max_position_embeddings there, or give --remove_position_embeddings"
         raise UsageError(
             f"--block_size {options.block_size} is more than {source} has positions, "
-            f"{config.max_position_embeddings}; lower it, raise max_position_embeddings there, or give "
-            f"--remove_position_embeddings"
+            f"{config.max_position_embeddings}; lower it" + ("" if options.model_name_or_path else more)
         )
     return config
 
