@@ -192,6 +192,19 @@ def test_cells_that_failed_are_named(sweep: Path, tmp_path: Path) -> None:
     assert note.endswith(" Failed: absolute/seed1/glue, unfinished/seed1/pretrain.")
 
 
+def test_a_single_task_is_not_counted_again_beside_its_rounds(sweep: Path, tmp_path: Path) -> None:
+    """Glue writes a single task into its output folder, and several tasks or rounds, added later, below it."""
+    shutil.copytree(sweep, tmp_path / "sweep")
+    glue = tmp_path / "sweep" / "composite" / "seed1" / "glue"
+    state = {"task": "CoLA", "settings": {}, "dev": {"CoLA": {"mcc": -1.0}}}
+    (glue / "glue_state.json").write_text(json.dumps(state))
+    results, before = (read_sweep(folder).values("CoLA mcc")["composite"] for folder in (tmp_path / "sweep", sweep))
+    assert results == before
+    shutil.rmtree(glue / "CoLA")
+    shutil.rmtree(glue / "STS-B")
+    assert read_sweep(tmp_path / "sweep").values("CoLA mcc")["composite"][1] == -1.0
+
+
 class Sources(HTMLParser):
     """Everything that a page loads."""
 

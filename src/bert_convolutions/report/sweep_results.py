@@ -161,9 +161,9 @@ def _probe_scores(name: str, command: str, results: ProbeResults) -> dict[str, f
 
 
 def _glue_metrics(folder: Path) -> dict[str, float]:
-    """Means over rounds of each dev set's metrics."""
+    """Means over rounds of each dev set's metrics; without that of a single task before others or rounds were added."""
     found: dict[str, list[float]] = {}
-    for path in sorted(folder.rglob(STATE_FILE)):
+    for path in sorted(folder.glob(f"*/{STATE_FILE}")) or folder.glob(STATE_FILE):
         for dev_set, metrics in read_model(TaskState, path).dev.items():
             for metric, value in metrics.items():
                 found.setdefault(f"{dev_set} {metric}", []).append(value)
