@@ -138,6 +138,8 @@ def test_at_equal_flops_runs_are_compared_at_the_end_of_the_cheapest(sweep: Path
     assert losses["absolute"][1] == pytest.approx(6.51)
     assert 5.01 < losses["composite"][1] < 5.2  # its convolutions cost FLOPs, so it is compared before its end
     assert 1 / 6.01 < found[MASKED_ACCURACY]["composite"][1] < 0.76
+    added_later = replace(results, runs=sorted(results.runs, key=lambda run: run.variant, reverse=True))
+    assert list(at_equal_flops(added_later)[1][LOSS]) == ["absolute", "composite"], "as in the other tables"
 
 
 def test_runs_evaluated_only_at_their_end_have_no_values_at_equal_flops(sweep: Path, tmp_path: Path) -> None:
@@ -236,6 +238,10 @@ def test_the_report_is_one_page_that_loads_nothing(report: Path) -> None:
         assert (report / f"{name}.svg").read_text().startswith("<?xml")
         assert name == "token_factors" or rows_of(report, name), "its table is token_savings.csv"
     assert not (report / "kernels_absolute.png").exists()
+    savings = rows_of(report, "token_savings")
+    assert [row["absolute: million tokens"] for row in savings][::4] == ["0.0101", "0.0398"], (
+        "three digits of small runs"
+    )
     with (report / "score_held_out_loss.csv").open() as file:
         rows = {row["variant"]: row for row in csv.DictReader(file)}
     assert set(rows) == {"absolute", "composite"}

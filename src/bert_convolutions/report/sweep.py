@@ -9,6 +9,7 @@ from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from bert_convolutions import files
@@ -119,7 +120,7 @@ def _add_curves(page: Page, results: SweepResults) -> None:
     for variant, levels in savings.items():
         for saving in levels:
             factor = "not reached" if saving.factor is None else f"{'≥ ' if saving.at_least else ''}{saving.factor:.2f}"
-            needed = [f"{tokens / 1e6:.2f}" if tokens else "" for tokens in saving.tokens]
+            needed = [_significant(tokens / 1e6) if tokens else "" for tokens in saving.tokens]
             hours = "" if saving.time_factor is None else f"{saving.time_factor:.2f}"
             ends = _interval(saving.interval, 2) or ("too few seeds" if saving.factor else "")
             rows.append((variant, f"{saving.level:.2f}", *needed, factor, ends, hours, str(saving.seeds)))
@@ -138,9 +139,10 @@ def _add_metrics(page: Page, results: SweepResults) -> None:
     note += f"(none below {SEEDS_FOR_INTERVAL})."
     if baseline:
         note += (
-            f" Paired difference to {baseline}; p-value of the exact permutation test of signs, corrected by Holm "
-            f"(none below {SEEDS_FOR_TEST} seeds, where it can't reach 0.05). Bold: better than {baseline}, and the "
-            "interval of the difference excludes zero, as does Student's interval if there is no test."
+            f" Paired difference to {baseline} over common seeds; p-value of the exact permutation test of signs, "
+            f"corrected by Holm (none below {SEEDS_FOR_TEST} seeds, where it can't reach 0.05). Bold: better than "
+            f"{baseline}, and the interval of the difference excludes zero, as does Student's interval if there is no "
+            "test."
         )
     flops, equal = at_equal_flops(results)
     if equal:
@@ -351,6 +353,11 @@ def _data_hashes(results: SweepResults) -> str:
                 shards = ", ".join(shard.sha256[:16] for shard in read_manifest(manifest).shards)
                 found.append(f"{flag} {manifest.parent} (SHA-256 {shards})")
     return "; ".join(found) or "no folder of build-dataset is available"
+
+
+def _significant(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    return np.format_float_positional(value, precision=3, unique=False, fractional=False, trim="-")
 
 
 def _interval(interval: Interval | None, digits: int) -> str:

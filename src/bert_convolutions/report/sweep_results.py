@@ -229,7 +229,8 @@ def at_equal_flops(results: SweepResults) -> tuple[float, dict[str, dict[str, di
     """
     flops = min(run.flops[-1] for run in results.runs)
     found: dict[str, dict[str, dict[int, float]]] = {}
-    for run in results.runs if flops >= max(run.flops[0] for run in results.runs) else ():
+    in_order = [run for runs in results.by_variant.values() for run in runs]
+    for run in in_order if flops >= max(run.flops[0] for run in in_order) else ():
         for metric, curve in ((LOSS, run.losses), (MASKED_ACCURACY, run.accuracies)):
             value = float(np.interp(np.log(flops), np.log(run.flops), curve))
             found.setdefault(metric, {}).setdefault(run.variant, {})[run.seed] = value
