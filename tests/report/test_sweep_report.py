@@ -107,6 +107,14 @@ def test_where_a_group_has_no_difference_nothing_is_written_on_the_map() -> None
     assert [text.get_text() for text in figure.axes[0].texts] == ["+1.0", "+2.0", "+3.0", ""]
 
 
+def test_the_label_of_a_narrow_map_is_within_the_figure() -> None:
+    """One variant beside the baseline, and a phenomenon of BLiMP with a long name."""
+    figure = difference_map((["determiner noun agreement"], ["composite"], np.array([[1.0]])), "composite_absolute")
+    figure.draw_without_rendering()
+    label = figure.axes[1].xaxis.label.get_window_extent()
+    assert label.x0 >= 0 and label.x1 <= figure.bbox.x1
+
+
 def test_tables_have_the_same_names_in_a_later_report(sweep: Path, tmp_path: Path) -> None:
     results = read_sweep(sweep)
     for times in (1, 2):

@@ -171,5 +171,5 @@ def difference_map(found: Differences, baseline: str) -> Figure:
         shade = "white" if abs(table[row, column]) > 0.65 * limit else "black"
         text = "" if np.isnan(table[row, column]) else f"{table[row, column]:+.1f}"
         axes.text(column, row, text, ha="center", va="center", fontsize=8, color=shade)
-    figure.colorbar(image, label=f"percentage points against {baseline}", location="bottom")
+    figure.colorbar(image, label=f"percentage points\nagainst {baseline}", location="bottom")
     return figure
