@@ -24,7 +24,7 @@ from bert_convolutions.data.store import ArrowStore
 from bert_convolutions.errors import UsageError
 from bert_convolutions.report.options import ReportOptions
 from bert_convolutions.report.page import Page
-from bert_convolutions.report.sweep import _add_metrics, _held_out, _progress_note, _score_table, _texts
+from bert_convolutions.report.sweep import _add_metrics, _data_hashes, _held_out, _progress_note, _score_table, _texts
 from bert_convolutions.report.sweep_figures import difference_map, differences, loss_curves
 from bert_convolutions.report.sweep_results import (
     LOSS,
@@ -352,6 +352,9 @@ def test_attention_is_measured_on_the_documents_that_the_runs_held_out(sweep: Pa
     _, expected = ArrowStore(folder).split_by_document(0.2, HELD_OUT_SEED)
     found = _texts(held_out, ReportOptions(sweep), tokenizer, 128, partial(_held_out, base))
     assert found == [expected[number].tolist() for number in range(len(expected))]
+    variants = {"absolute": {}, "composite": {"train_data_file": [str(folder)]}}
+    of_variants = replace(results, experiment=results.experiment.model_copy(update={"variants": variants}))
+    assert f"train_data_file {folder} (SHA-256 " in _data_hashes(of_variants), "also of the text of one variant"
     next(folder.glob("*.arrow")).unlink()
     assert _texts(held_out, ReportOptions(sweep), tokenizer, 128, partial(_held_out, base)) == [], (
         "the report can do without"

@@ -345,13 +345,19 @@ def _all_options(results: SweepResults) -> Table:
 
 
 def _data_hashes(results: SweepResults) -> str:
-    """The hashes of the shards in the manifests of build-dataset folders."""
+    """The hashes of the shards in the manifests of the build-dataset folders of all variants."""
+    parts = (results.experiment.base, *results.experiment.variants.values())
+    data = [
+        (flag, path)
+        for flag in ("train_data_file", "eval_data_file")
+        for part in parts
+        for path in flag_paths(part, flag)
+    ]
     found = []
-    for flag in ("train_data_file", "eval_data_file"):
-        for manifest in (path / MANIFEST_FILE for path in flag_paths(results.experiment.base, flag)):
-            if manifest.is_file():
-                shards = ", ".join(shard.sha256[:16] for shard in read_manifest(manifest).shards)
-                found.append(f"{flag} {manifest.parent} (SHA-256 {shards})")
+    for flag, path in dict.fromkeys(data):
+        if (path / MANIFEST_FILE).is_file():
+            shards = ", ".join(shard.sha256[:16] for shard in read_manifest(path / MANIFEST_FILE).shards)
+            found.append(f"{flag} {path} (SHA-256 {shards})")
     return "; ".join(found) or "no folder of build-dataset is available"
 
 
