@@ -218,10 +218,10 @@ def make_config(options: PretrainOptions, tokenizer: PreTrainedTokenizerBase) ->
     source = options.model_name_or_path or options.config_name
     if stated is not None and stated != len(tokenizer):
         tokenizer_path = options.tokenizer_name or options.model_name_or_path
+        change = "enlarge it by resize_token_embeddings" if options.model_name_or_path else "set vocab_size there"
         raise UsageError(
             f"{source} has a vocabulary of {stated} and the tokenizer {tokenizer_path} one of {len(tokenizer)}; "
-            f"give the tokenizer that belongs to it"
-            + ("" if options.model_name_or_path else f", or set vocab_size to {len(tokenizer)} there")
+            f"give the tokenizer that belongs to it, or {change} to {len(tokenizer)}"
         )
     config.vocab_size, config.pad_token_id = len(tokenizer), tokenizer.pad_token_id
     if not options.model_name_or_path and options.config_name in PRESETS:  # presets grow as needed
