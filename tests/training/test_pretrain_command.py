@@ -262,7 +262,7 @@ def test_a_used_folder_is_kept_resumed_or_replaced(workspace: Workspace, capsys:
     tokenizer.add_tokens(["newword"])
     tokenizer.save_pretrained(longer)
     assert workspace.run("from", **start | {"tokenizer_name": None, "model_name_or_path": longer}) == 2
-    assert f"or enlarge it by resize_token_embeddings to {len(tokenizer)}\n" in capsys.readouterr().err
+    assert f"or resize it by resize_token_embeddings to {len(tokenizer)}\n" in capsys.readouterr().err
     assert workspace.run("used", overwrite_output_dir="true", max_steps=3, seed=7) == 0
     left = checkpoints.list_checkpoints(workspace.folder / "used")
     assert [checkpoints.step_of(path) for path in left] == [3]

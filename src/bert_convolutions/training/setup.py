@@ -218,7 +218,7 @@ def make_config(options: PretrainOptions, tokenizer: PreTrainedTokenizerBase) ->
     source = options.model_name_or_path or options.config_name
     if stated is not None and stated != len(tokenizer):
         tokenizer_path = options.tokenizer_name or options.model_name_or_path
-        change = "enlarge it by resize_token_embeddings" if options.model_name_or_path else "set vocab_size there"
+        change = "resize it by resize_token_embeddings" if options.model_name_or_path else "set vocab_size there"
         raise UsageError(
             f"{source} has a vocabulary of {stated} and the tokenizer {tokenizer_path} one of {len(tokenizer)}; "
             f"give the tokenizer that belongs to it, or {change} to {len(tokenizer)}"
