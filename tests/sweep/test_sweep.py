@@ -147,7 +147,9 @@ def test_results_without_a_record_are_accepted_and_those_of_other_flags_refused(
     assert ran == []
 
 
-def test_evaluations_of_a_model_that_was_replaced_are_run_again(tmp_path: Path, ran: list[str]) -> None:
+def test_evaluations_of_a_model_that_was_replaced_are_run_again(
+    tmp_path: Path, ran: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     experiment, folder = write(tmp_path / "e.yaml"), tmp_path / "out"
     cells = {cell.label: cell for cell in plan_cells(read_experiment(experiment), folder)}
     pretrain, blimp = (cells[f"absolute/seed1/{name}"] for name in ("pretrain", "blimp"))
@@ -161,6 +163,18 @@ def test_evaluations_of_a_model_that_was_replaced_are_run_again(tmp_path: Path, 
     ran.clear()
     sweep(experiment, folder)
     assert ran == ["absolute/seed1/blimp"] and not old.exists()
+    (pretrain.folder / "train_results.json").write_text('{"train_runtime": 2.5}')
+    blimp.record_path.write_text(finish(blimp).model_copy(update={"model": "of the model before"}).model_dump_json())
+    old.touch()
+    kept = blimp.folder.with_name("blimp.earlier_model")
+    blimp.log_path.touch()
+    failed = CellRecord(command=blimp.argv, seconds=1.0, exit_code=1)
+    with monkeypatch.context() as patch, pytest.raises(CommandError, match="blimp"):
+        patch.setattr(run, "run_cell", lambda cell: failed)
+        sweep(experiment, folder)
+    assert (kept / old.name).exists() and not blimp.folder.exists()  # until there are new results
+    sweep(experiment, folder)
+    assert blimp.is_finished() and not kept.exists()
 
 
 def test_the_same_values_written_in_another_way_make_no_other_run(tmp_path: Path, ran: list[str]) -> None:

@@ -96,11 +96,17 @@ def _try_cell(cell: Cell, durations: dict[str, list[float]]) -> list[str]:
     """Run a cell and add its duration to those of its name; return its label, with the reason, if it failed."""
     if cell.command != PRETRAIN and not (cell.folder.with_name(PRETRAIN) / "config.json").is_file():
         return [f"{cell.label} (there is no model to evaluate)"]
-    if not cell.is_of_this_model() and cell.folder.is_dir():  # which the command refuses to mix with those of this one
-        say(f"{cell.folder}: removing the results of an earlier model")
-        shutil.rmtree(cell.folder)
+    earlier = cell.folder.with_name(f"{cell.name}.earlier_model")
+    if not cell.is_of_this_model() and cell.folder.is_dir():  # the command refuses to mix them with those of this model
+        if earlier.is_dir():  # these here are unfinished
+            shutil.rmtree(cell.folder)
+        else:
+            cell.folder.rename(earlier)
+        say(f"{cell.label}: results of an earlier model are kept in {earlier} until there are new ones")
     begun = time.monotonic()
     record = run_cell(cell)
+    if record.exit_code == 0:
+        shutil.rmtree(earlier, ignore_errors=True)
     durations.setdefault(cell.name, []).append(time.monotonic() - begun)
     if record.exit_code == EXIT_INTERRUPTED:
         raise RunInterrupted(f"stopped in {cell.label}, which is saved; resume with the same command")
