@@ -14,6 +14,7 @@ from transformers import TrainerCallback, TrainerState
 
 from bert_convolutions.errors import RunInterrupted, TrainingDiverged, UsageError
 from bert_convolutions.training import checkpoints, pretrain
+from bert_convolutions.training.options import PretrainOptions
 from bert_convolutions.training.output_folder import Start
 from bert_convolutions.training.trainer import PretrainingTrainer
 from tests.training.helpers import CLS, SEP, MakeTrainer, assert_same_weights, losses
@@ -185,7 +186,7 @@ def test_a_finished_run_has_no_speed_and_only_the_first_process_prints(
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(trainer, "is_world_process_zero", lambda: False)
     capsys.readouterr()
-    pretrain._train(trainer, Start(checkpoint, step=2, finished=2), checkpoint)
+    pretrain._train(trainer, Start(checkpoint, step=2, finished=2), checkpoint, PretrainOptions())
     trainer.log({"eval_loss": 1.0})
     assert capsys.readouterr() == ("", "")
 
