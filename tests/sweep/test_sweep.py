@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from bert_convolutions.cli.main import main
@@ -529,6 +530,26 @@ def test_the_cost_of_passes_over_the_data_follows_from_its_manifest(small_experi
     flags = {**flags, "train_data_file": pairs}
     assert planned_tokens({**flags, "num_train_epochs": 2}) == pytest.approx(2 * tokens)
     assert planned_tokens(flags) == pytest.approx(3 * tokens)  # the Trainer's default
+
+
+@pytest.mark.parametrize("has_bf16", [False, True])
+def test_the_speed_is_measured_in_the_precision_that_training_uses(
+    has_bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bert_convolutions.sweep import estimate
+
+    class Timer:
+        def __init__(self, statement: str, globals: dict[str, torch.Tensor], num_threads: int) -> None:
+            self.median = 2.0 if globals["one"].dtype == torch.bfloat16 else 1.0
+
+        def blocked_autorange(self) -> "Timer":
+            return self
+
+    monkeypatch.setattr(estimate, "Timer", Timer)
+    monkeypatch.setattr(estimate, "cpu_has_bf16", lambda: has_bf16)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    ratio = estimate.measure_flops(bf16=False) / estimate.measure_flops(bf16=True)
+    assert ratio == (2 if has_bf16 else 1)  # without bf16 instructions, --bf16 trains in float32
 
 
 @pytest.mark.parametrize(

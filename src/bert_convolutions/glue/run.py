@@ -335,9 +335,9 @@ class _GlueRun:
             if not all(math.isfinite(value) for value in scores.values()):
                 raise TrainingDiverged(f"{job.name}: its scores on {name} are not finite: {scores}; run it again")
         if self.processes.is_main_process:
-            for name, scores in results.items():
-                lines = "".join(f"{score} = {value}\n" for score, value in scores.items())
-                write_text(job.folder / f"eval_results_{name}.txt", lines)
+            for dev_set in job.task.dev:
+                lines = "".join(f"{score} = {value}\n" for score, value in results[dev_set.name].items())
+                write_text(job.folder / dev_set.results, lines)
         self._update_state(job, dev=results)
         for scores in results.values():
             self.progress.say(f"{job.name}: " + ", ".join(f"{name} = {value:.4f}" for name, value in scores.items()))

@@ -8,7 +8,7 @@ import torch
 from torch.utils.benchmark import Timer
 from transformers import PreTrainedModel
 
-from bert_convolutions.cpu import fast_float32_products
+from bert_convolutions.cpu import cpu_has_bf16, fast_float32_products
 from bert_convolutions.data.loading import load_tokenizer
 from bert_convolutions.data.store import MANIFEST_FILE, read_manifest
 from bert_convolutions.errors import UsageError
@@ -114,9 +114,11 @@ def training_flops_per_token(model: PreTrainedModel, flags: Flags) -> float:
 
 
 @fast_float32_products()
-def measure_flops(dtype: torch.dtype) -> float:
+def measure_flops(bf16: bool) -> float:
     """Estimated training speed of this machine in FLOP/s, from matrix products of a small model's size."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    in_bf16 = bf16 and (device == "cuda" or cpu_has_bf16())  # other CPUs train in float32
+    dtype = torch.bfloat16 if in_bf16 else torch.float32
     one, other = (torch.randn(*size, device=device, dtype=dtype) for size in ((2048, 256), (256, 1024)))
     timer = Timer("one @ other", globals={"one": one, "other": other}, num_threads=torch.get_num_threads())
     return _MATMUL_FRACTION * 2 * one.numel() * other.shape[1] / timer.blocked_autorange().median

@@ -204,12 +204,10 @@ def _submit(cells: Sequence[Cell], options: SweepOptions) -> None:
 
 def _print_plan(experiment: Experiment, cells: Sequence[Cell], missing: Sequence[Cell]) -> None:
     """Print the cost of each variant and the missing commands."""
-    import torch
-
     from bert_convolutions.sweep.estimate import estimate, measure_flops
 
     console = make_console()
-    speed = measure_flops(torch.bfloat16 if experiment.base.get("bf16") else torch.float32)
+    speed = measure_flops(bf16=bool(experiment.base.get("bf16")))
     headings = ("parameters", "tokens per run", "training FLOPs per run", "time per run", "missing runs")
     table = make_table(experiment.question, "variant", *headings)
     total = 0.0
