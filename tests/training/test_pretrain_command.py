@@ -257,11 +257,11 @@ def test_a_used_folder_is_kept_resumed_or_replaced(workspace: Workspace, capsys:
     (workspace.folder / "other.model").write_bytes(pieces.replace(longest, longest.swapcase()))
     assert workspace.run("from", tokenizer_name=workspace.folder / "other.model", **start) == 2
     assert "other.model has other tokens than the tokenizer saved in" in capsys.readouterr().err
-    longer = shutil.copytree(source, workspace.folder / "longer")
-    tokenizer = load_tokenizer(longer)
+    extended = shutil.copytree(source, workspace.folder / "extended")
+    tokenizer = load_tokenizer(extended)
     tokenizer.add_tokens(["newword"])
-    tokenizer.save_pretrained(longer)
-    assert workspace.run("from", **start | {"tokenizer_name": None, "model_name_or_path": longer}) == 2
+    tokenizer.save_pretrained(extended)
+    assert workspace.run("from", **start | {"tokenizer_name": None, "model_name_or_path": extended}) == 2
     assert f"or resize it by resize_token_embeddings to {len(tokenizer)}\n" in capsys.readouterr().err
     assert workspace.run("used", overwrite_output_dir="true", max_steps=3, seed=7) == 0
     left = checkpoints.list_checkpoints(workspace.folder / "used")
